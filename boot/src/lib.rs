@@ -1,0 +1,1 @@
+//! Builds the guest, boots it in QEMU and is the other end of its cable.

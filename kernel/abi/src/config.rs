@@ -1,0 +1,404 @@
+//! The guest's configuration: `key=value` words separated by white space, as
+//! on a kernel command line.
+//!
+//! The guest reads them from the PVH command line, else from QEMU's fw_cfg
+//! file [`FW_CFG_FILE`], else takes [`Config::default`]. A word that cannot be
+//! understood is reported and leaves the default in place.
+
+use core::fmt;
+use core::net::{Ipv4Addr, SocketAddrV4};
+use core::str::FromStr;
+
+use alloc::string::String;
+
+/// Name of the fw_cfg file that holds the configuration when there is no
+/// command line (`-fw_cfg name=opt/kickpath/config,string=...`).
+pub const FW_CFG_FILE: &str = "opt/kickpath/config";
+
+/// An IPv4 address with its prefix length, 0 to 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv4Cidr {
+    /// The address of the interface.
+    pub address: Ipv4Addr,
+    /// Length of the network prefix in bits, 0 to 32.
+    pub prefix: u8,
+}
+
+/// Where the guest's IPv4 address comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipv4Config {
+    /// DHCP, with [`Ipv4Config::FALLBACK`] when no server answers.
+    Dhcp,
+    /// This address; the gateway is the key `gateway`.
+    Static(Ipv4Cidr),
+}
+
+impl Ipv4Config {
+    /// The address taken when DHCP gets no answer: what QEMU's user network
+    /// would have given.
+    pub const FALLBACK: Ipv4Cidr = Ipv4Cidr {
+        address: Ipv4Addr::new(10, 0, 2, 15),
+        prefix: 24,
+    };
+}
+
+/// Generates an enumeration whose variants have one word each, with `FromStr`
+/// and `Display` that agree.
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$vmeta])* $variant,)+ }
+
+        impl $name {
+            /// Every value, in the order of preference.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The word that stands for this value.
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ();
+            fn from_str(word: &str) -> Result<Self, ()> {
+                match word { $($word => Ok(Self::$variant),)+ _ => Err(()) }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.word())
+            }
+        }
+    };
+}
+
+words! {
+    /// How the guest reaches the device's registers.
+    Transport {
+        /// Legacy port I/O where the device offers it, else what it has.
+        Auto = "auto",
+        /// virtio-pci, legacy interface (specification 4.1.4.8): port I/O.
+        Legacy = "legacy",
+        /// virtio-pci, modern interface (specification 4.1).
+        Modern = "modern",
+        /// virtio-mmio (specification 4.2).
+        Mmio = "mmio",
+    }
+}
+
+words! {
+    /// Which rung of the interrupt ladder to take (Linux `vp_find_vqs`).
+    Irq {
+        /// The first rung that works, from the top.
+        Auto = "auto",
+        /// MSI-X, a vector a queue.
+        Msix = "msix",
+        /// MSI-X, one vector for all queues.
+        MsixShared = "msix-shared",
+        /// The INTx line.
+        Intx = "intx",
+        /// No interrupt: the guest polls.
+        Poll = "poll",
+    }
+}
+
+words! {
+    /// How much the guest prints.
+    LogLevel {
+        /// Nothing.
+        Off = "off",
+        /// What failed.
+        Error = "error",
+        /// What is likely to be wrong.
+        Warn = "warn",
+        /// The story of the boot.
+        Info = "info",
+        /// Every decision.
+        Debug = "debug",
+        /// Every packet.
+        Trace = "trace",
+    }
+}
+
+words! {
+    /// A measurement that the guest makes alone, instead of serving.
+    Bench {
+        /// None: serve the network.
+        Off = "off",
+        /// The driver's transmit path alone: prebuilt frames, 64 outstanding.
+        Tx = "tx",
+    }
+}
+
+words! {
+    /// A deliberate fault (or another driver over our transport), so that a
+    /// test can see how the guest reports it.
+    SelfTest {
+        /// None.
+        Off = "off",
+        /// `panic!`.
+        Panic = "panic",
+        /// A read of an address that is not mapped.
+        PageFault = "page-fault",
+        /// Recursion until the guard page under the stack is hit.
+        StackOverflow = "stack-overflow",
+        /// A write to the kernel's code.
+        WriteCode = "write-code",
+        /// A jump into the kernel's data.
+        ExecuteData = "execute-data",
+        /// An undefined instruction (`ud2`).
+        InvalidOpcode = "invalid-opcode",
+        /// An endless loop with interrupts off: the runner must notice.
+        Hang = "hang",
+        /// `virtio-drivers`' entropy driver over `LegacyPciTransport`.
+        Entropy = "entropy",
+        /// `virtio-drivers`' block driver over `LegacyPciTransport`.
+        Block = "block",
+    }
+}
+
+/// The whole configuration, one field a key. The doc comment of a field starts
+/// with its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `log=LEVEL`
+    pub log: LogLevel,
+    /// `ip=dhcp|ADDRESS/PREFIX`
+    pub ipv4: Ipv4Config,
+    /// `gateway=ADDRESS`: the default IPv4 route, with a static address.
+    pub gateway: Option<Ipv4Addr>,
+    /// `transport=auto|legacy|modern|mmio`
+    pub transport: Transport,
+    /// `irq=auto|msix|msix-shared|intx|poll`
+    pub irq: Irq,
+    /// `features=-name,...`: virtio features not to accept, by the
+    /// specification's name in lower case without prefix (`-event_idx`).
+    pub features_off: String,
+    /// `bench=off|tx`
+    pub bench: Bench,
+    /// `selftest=NAME`
+    pub selftest: SelfTest,
+    /// `trace=on|off`: record the tracepoints of the kick path.
+    pub trace: bool,
+    /// `netconsole=ADDRESS:PORT`: send the log there by UDP as well.
+    pub netconsole: Option<SocketAddrV4>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            log: LogLevel::Info,
+            ipv4: Ipv4Config::Dhcp,
+            gateway: None,
+            transport: Transport::Auto,
+            irq: Irq::Auto,
+            features_off: String::new(),
+            bench: Bench::Off,
+            selftest: SelfTest::Off,
+            trace: false,
+            netconsole: None,
+        }
+    }
+}
+
+/// Why a word of the configuration was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigError<'a> {
+    /// The key is not one of [`Config`]'s.
+    UnknownKey(&'a str),
+    /// The key's value is not one that it can have.
+    BadValue {
+        /// The key.
+        key: &'a str,
+        /// The value that was given.
+        value: &'a str,
+        /// What could have been given.
+        expected: &'static str,
+    },
+}
+
+impl fmt::Display for ConfigError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownKey(word) => write!(f, "unknown configuration key in '{word}'"),
+            Self::BadValue {
+                key,
+                value,
+                expected,
+            } => {
+                write!(f, "configuration {key}='{value}': expected {expected}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for ConfigError<'_> {}
+
+impl Config {
+    /// Reads the words of `text`; `report` is told of each that is not taken.
+    /// When a key comes twice the last good value counts.
+    pub fn parse<'a>(text: &'a str, mut report: impl FnMut(ConfigError<'a>)) -> Self {
+        let mut config = Self::default();
+        for word in text.split_ascii_whitespace() {
+            if let Err(error) = config.set(word) {
+                report(error);
+            }
+        }
+        config
+    }
+
+    fn set<'a>(&mut self, word: &'a str) -> Result<(), ConfigError<'a>> {
+        let Some((key, value)) = word.split_once('=') else {
+            return Err(ConfigError::UnknownKey(word));
+        };
+        let bad = |expected| ConfigError::BadValue {
+            key,
+            value,
+            expected,
+        };
+        match key {
+            "log" => {
+                self.log = value
+                    .parse()
+                    .map_err(|()| bad("off, error, warn, info, debug or trace"))?
+            }
+            "ip" => {
+                self.ipv4 = parse_ipv4(value).ok_or(bad("dhcp or ADDRESS/PREFIX"))?;
+            }
+            "gateway" => {
+                self.gateway = Some(value.parse().map_err(|_| bad("an IPv4 address"))?);
+            }
+            "transport" => {
+                self.transport = value
+                    .parse()
+                    .map_err(|()| bad("auto, legacy, modern or mmio"))?;
+            }
+            "irq" => {
+                self.irq = value
+                    .parse()
+                    .map_err(|()| bad("auto, msix, msix-shared, intx or poll"))?;
+            }
+            "features" => {
+                if !value.split(',').all(|f| f.len() > 1 && f.starts_with('-')) {
+                    return Err(bad("-NAME,-NAME,..."));
+                }
+                self.features_off = value.replace('-', "");
+            }
+            "bench" => self.bench = value.parse().map_err(|()| bad("off or tx"))?,
+            "selftest" => {
+                self.selftest = value.parse().map_err(|()| bad("the name of a self-test"))?;
+            }
+            "trace" => {
+                self.trace = match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(bad("on or off")),
+                };
+            }
+            "netconsole" => {
+                self.netconsole = Some(value.parse().map_err(|_| bad("ADDRESS:PORT"))?);
+            }
+            _ => return Err(ConfigError::UnknownKey(word)),
+        }
+        Ok(())
+    }
+}
+
+/// Reads `dhcp` or `ADDRESS/PREFIX`.
+pub fn parse_ipv4(value: &str) -> Option<Ipv4Config> {
+    if value == "dhcp" {
+        return Some(Ipv4Config::Dhcp);
+    }
+    let (address, prefix) = value.split_once('/')?;
+    let address: Ipv4Addr = address.parse().ok()?;
+    let prefix: u8 = prefix.parse().ok()?;
+    let usable = prefix <= 32
+        && !address.is_unspecified()
+        && !address.is_multicast()
+        && !address.is_broadcast();
+    usable.then_some(Ipv4Config::Static(Ipv4Cidr { address, prefix }))
+}
+
+/// Writes the words that [`Config::parse`] reads back to the same value;
+/// keys at their default are left out.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let default = Self::default();
+        let mut separator = "";
+        let mut word = |key: &str, value: fmt::Arguments<'_>| {
+            write!(f, "{separator}{key}={value}")?;
+            separator = " ";
+            Ok(())
+        };
+        if self.log != default.log {
+            word("log", format_args!("{}", self.log))?;
+        }
+        if let Ipv4Config::Static(Ipv4Cidr { address, prefix }) = self.ipv4 {
+            word("ip", format_args!("{address}/{prefix}"))?;
+        }
+        if let Some(gateway) = self.gateway {
+            word("gateway", format_args!("{gateway}"))?;
+        }
+        if self.transport != default.transport {
+            word("transport", format_args!("{}", self.transport))?;
+        }
+        if self.irq != default.irq {
+            word("irq", format_args!("{}", self.irq))?;
+        }
+        if !self.features_off.is_empty() {
+            word(
+                "features",
+                format_args!("-{}", self.features_off.replace(',', ",-")),
+            )?;
+        }
+        if self.bench != default.bench {
+            word("bench", format_args!("{}", self.bench))?;
+        }
+        if self.selftest != default.selftest {
+            word("selftest", format_args!("{}", self.selftest))?;
+        }
+        if self.trace {
+            word("trace", format_args!("on"))?;
+        }
+        if let Some(netconsole) = self.netconsole {
+            word("netconsole", format_args!("{netconsole}"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+    use alloc::vec::Vec;
+
+    fn parse(text: &str) -> (Config, Vec<String>) {
+        let mut errors = Vec::new();
+        let config = Config::parse(text, |e| errors.push(e.to_string()));
+        (config, errors)
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let text = "log=debug ip=192.0.2.7/28 gateway=192.0.2.1 transport=legacy irq=intx \
+                    features=-event_idx,-mac bench=tx selftest=panic trace=on netconsole=192.0.2.1:6666";
+        let (config, errors) = parse(text);
+        assert_eq!(errors, Vec::<String>::new());
+        assert_eq!(config.to_string(), text);
+        assert_eq!(parse(&config.to_string()).0, config);
+        assert_eq!(Config::default().to_string(), "");
+    }
+
+    #[test]
+    fn a_bad_word_is_reported_and_the_default_stays() {
+        let (config, errors) =
+            parse("colour=red log=loud ip=10.0.0.1/33 ip=224.0.0.1/4 irq features=mac");
+        assert_eq!(config, Config::default());
+        assert_eq!(errors.len(), 6);
+        assert!(errors[1].contains("log='loud'"), "{}", errors[1]);
+    }
+}

@@ -1,0 +1,182 @@
+//! The guest's report on itself, as `/stats.json` serves it and the runner
+//! reads it back. Fields are only ever added.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+/// The whole report.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the guest's kernel.
+    pub version: String,
+    /// How the guest came up.
+    pub boot: Boot,
+    /// The network device and what was agreed with it.
+    pub device: Device,
+    /// The interrupt ladder (Linux `vp_find_vqs`).
+    pub interrupts: Interrupts,
+    /// The virtqueues as the driver sees them now.
+    pub queues: Vec<Queue>,
+    /// The IP configuration.
+    pub network: Network,
+    /// What has been counted since [`Device`] was opened.
+    pub counters: Counters,
+    /// What the CPU has done since boot.
+    pub cpu: Cpu,
+}
+
+/// How the guest came up.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Boot {
+    /// `PVH`, `BIOS` or `UEFI`.
+    pub protocol: String,
+    /// The hypervisor's CPUID signature (leaf 0x4000_0000), such as `KVMKVMKVM`
+    /// or `TCGTCGTCGTCG`; empty when there is none.
+    pub hypervisor: String,
+    /// The configuration words that were in force.
+    pub configuration: String,
+    /// Stages in the order in which they ended.
+    pub stages: Vec<Stage>,
+    /// Frequency of the time stamp counter in Hz.
+    pub tsc_hz: u64,
+    /// What told the frequency, such as `KVM leaf` or `PIT`.
+    pub tsc_source: String,
+    /// Bytes of usable memory in the firmware's map.
+    pub memory_bytes: u64,
+}
+
+/// A stage of the boot.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    /// What was done.
+    pub name: String,
+    /// When it ended, in microseconds since the kernel's first instruction.
+    pub end_us: u64,
+}
+
+/// The network device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    /// Where it was found, such as `PCI 00:02.0`.
+    pub location: String,
+    /// Vendor and device id, such as `1af4:1000`.
+    pub id: String,
+    /// `legacy`, `modern` or `mmio` (the words of `transport=`).
+    pub transport: String,
+    /// Other transports that the device offers.
+    pub transport_alternatives: Vec<String>,
+    /// The one access that a kick of the transmit queue is, such as
+    /// `outw 1 -> port 0xc010`.
+    pub doorbell: String,
+    /// Hardware address, `xx:xx:xx:xx:xx:xx`.
+    pub mac: String,
+    /// Largest IP packet in bytes.
+    pub mtu: u32,
+    /// Whether the link is up; `true` when the device cannot tell.
+    pub link_up: bool,
+    /// Names of the features that the device offers.
+    pub features_offered: Vec<String>,
+    /// Names of the features that driver and device agreed on.
+    pub features_negotiated: Vec<String>,
+}
+
+/// The interrupt ladder.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Interrupts {
+    /// The rung taken: a word of `irq=`.
+    pub rung: String,
+    /// Every rung that was tried, in order, the one taken last.
+    pub attempts: Vec<Attempt>,
+}
+
+/// A rung that was tried.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// A word of `irq=`.
+    pub rung: String,
+    /// `taken`, or why it failed.
+    pub outcome: String,
+}
+
+/// A virtqueue as the driver sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Queue {
+    /// `receive` or `transmit`.
+    pub name: String,
+    /// Index of the queue at the device.
+    pub index: u16,
+    /// Number of descriptors.
+    pub size: u16,
+    /// The driver's free-running index of the available ring.
+    pub avail_idx: u16,
+    /// The device's free-running index of the used ring.
+    pub used_idx: u16,
+    /// How far the driver has consumed the used ring.
+    pub last_used_idx: u16,
+    /// Descriptors not in use.
+    pub free: u16,
+}
+
+/// The IP configuration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Network {
+    /// IPv4 addresses with prefix.
+    pub ipv4: Vec<String>,
+    /// IPv6 addresses with prefix.
+    pub ipv6: Vec<String>,
+    /// Default IPv4 gateway, empty when none.
+    pub gateway: String,
+    /// Where the IPv4 address came from: `static`, `dhcp`, `fallback`.
+    pub ipv4_source: String,
+}
+
+/// What has been counted. All counters start at 0 and never go back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Frames received and handed to the network stack.
+    pub rx_packets: u64,
+    /// Bytes of those frames, Ethernet header included, checksum not.
+    pub rx_bytes: u64,
+    /// Frames that the device gave us and we did not take.
+    pub rx_dropped: u64,
+    /// Used buffers with an impossible id or length.
+    pub rx_errors: u64,
+    /// Frames put into the transmit queue.
+    pub tx_packets: u64,
+    /// Bytes of those frames, Ethernet header included, checksum not.
+    pub tx_bytes: u64,
+    /// Frames that waited because the transmit queue was full.
+    pub tx_waited: u64,
+    /// Used transmit buffers with an impossible id.
+    pub tx_errors: u64,
+    /// Kicks: doorbell writes, each one VM exit.
+    pub kicks: u64,
+    /// Kicks that `kick_prepare` found unnecessary.
+    pub kicks_suppressed: u64,
+    /// Interrupts taken.
+    pub interrupts: u64,
+    /// Interrupts that found no work.
+    pub interrupts_spurious: u64,
+    /// Accesses to device registers since boot, kicks included.
+    pub register_accesses: u64,
+}
+
+/// What the CPU has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cpu {
+    /// Microseconds since the kernel's first instruction.
+    pub uptime_us: u64,
+    /// TSC cycles since the kernel's first instruction.
+    pub cycles: u64,
+    /// Of those, cycles spent waiting for an interrupt in `hlt`. Under QEMU's
+    /// `-icount shift=0` the difference is the number of instructions executed.
+    pub idle_cycles: u64,
+    /// Heap allocations since boot.
+    pub heap_allocations: u64,
+    /// Bytes of heap in use.
+    pub heap_used: u64,
+    /// Bytes of heap in all.
+    pub heap_size: u64,
+}
