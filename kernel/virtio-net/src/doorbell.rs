@@ -1,0 +1,97 @@
+//! The notify hook of a virtqueue: one precomputed write (Linux `vq->notify`).
+
+use core::fmt;
+use core::ptr::NonNull;
+
+/// How the device is told that a queue has new buffers. Computed once, when
+/// the queue is set up; ringing it is a single store, and that store is the
+/// VM exit.
+///
+/// Linux: `vq->notify`, which `setup_vq` points at `vp_notify`.
+#[derive(Clone, Copy, Debug)]
+#[doc(alias = "vp_notify")]
+pub enum Doorbell {
+    /// A 16-bit port write of the queue's index: the legacy interface's
+    /// QUEUE_NOTIFY register (specification 4.1.4.8).
+    Port {
+        /// Port address of the register.
+        port: u16,
+        /// The queue's index.
+        queue: u16,
+    },
+    /// A 16-bit memory write of the queue's index: virtio-pci's notification
+    /// structure (specification 4.1.4.4).
+    Mmio16 {
+        /// Mapped address of the register, 2-byte aligned.
+        register: NonNull<u16>,
+        /// The queue's index.
+        queue: u16,
+    },
+    /// A 32-bit memory write of the queue's index: virtio-mmio's QueueNotify
+    /// (specification 4.2.2).
+    Mmio32 {
+        /// Mapped address of the register, 4-byte aligned.
+        register: NonNull<u32>,
+        /// The queue's index.
+        queue: u16,
+    },
+    /// A function of the embedder, for transports with a way of their own.
+    Call {
+        /// Called with the queue's index.
+        function: fn(u16),
+        /// The queue's index.
+        queue: u16,
+    },
+}
+
+// SAFETY: it is an address of a device register and a value to write there;
+// the device accepts the write from any CPU.
+unsafe impl Send for Doorbell {}
+
+impl Doorbell {
+    /// Tells the device. This is the instruction on which the VM exits.
+    #[inline]
+    pub fn ring(self) {
+        match self {
+            Self::Port { port, queue } => {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: whoever built this doorbell knows `port` for the
+                // QUEUE_NOTIFY register of a device that the driver owns;
+                // writing it makes the device read the queue, nothing else.
+                // Not `nomem`: the ring's stores stay before it.
+                unsafe {
+                    core::arch::asm!(
+                        "out dx, ax",
+                        in("dx") port,
+                        in("ax") queue,
+                        options(nostack, preserves_flags),
+                    );
+                }
+                #[cfg(not(target_arch = "x86_64"))]
+                let _ = (port, queue);
+            }
+            // SAFETY: whoever built this doorbell mapped the register of a
+            // device that the driver owns.
+            Self::Mmio16 { register, queue } => unsafe {
+                register.write_volatile(queue.to_le());
+            },
+            // SAFETY: as above.
+            Self::Mmio32 { register, queue } => unsafe {
+                register.write_volatile(u32::from(queue).to_le());
+            },
+            Self::Call { function, queue } => function(queue),
+        }
+    }
+}
+
+/// The access in one line, such as `outw 1 -> port 0xc010`.
+impl fmt::Display for Doorbell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port { port, queue } => write!(f, "outw {queue} -> port {port:#x}"),
+            Self::Mmio16 { register, queue } => write!(f, "movw {queue} -> {register:p}"),
+            Self::Mmio32 { register, queue } => write!(f, "movl {queue} -> {register:p}"),
+            Self::Call { queue, .. } => write!(f, "call of the transport for queue {queue}"),
+        }
+    }
+}

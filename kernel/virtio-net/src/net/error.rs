@@ -1,0 +1,85 @@
+//! What can go wrong with the network device.
+
+use core::fmt;
+
+use crate::queue::QueueError;
+use crate::transport::TransportError;
+use crate::vectors::FindVqsError;
+
+/// Why the network device cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetError {
+    /// The device is not a network device.
+    NotNetwork {
+        /// What it is.
+        device_type: virtio_drivers::transport::DeviceType,
+    },
+    /// A register did not do what it must.
+    Transport(TransportError),
+    /// No rung of the interrupt ladder could be taken, not even polling.
+    FindVqs(FindVqsError),
+    /// A queue refused or broke.
+    Queue(QueueError),
+    /// There was no memory for frame buffers.
+    NoBuffers {
+        /// Index of the queue.
+        queue: u16,
+        /// Buffers of 2048 bytes that were needed.
+        count: u16,
+    },
+    /// The device's configuration could not be read.
+    Config {
+        /// Offset of the field in bytes.
+        offset: usize,
+    },
+    /// The device asked to be reset (`DEVICE_NEEDS_RESET`, specification
+    /// 2.1.2).
+    NeedsReset,
+    /// The device is not open.
+    NotOpen,
+}
+
+impl fmt::Display for NetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotNetwork { device_type } => {
+                write!(
+                    f,
+                    "the device is of type {device_type:?}, not a network device"
+                )
+            }
+            Self::Transport(error) => error.fmt(f),
+            Self::FindVqs(error) => error.fmt(f),
+            Self::Queue(error) => error.fmt(f),
+            Self::NoBuffers { queue, count } => {
+                write!(f, "queue {queue}: no memory for {count} frame buffers")
+            }
+            Self::Config { offset } => write!(
+                f,
+                "the device's configuration cannot be read at offset {offset}"
+            ),
+            Self::NeedsReset => f.write_str("the device asks to be reset"),
+            Self::NotOpen => f.write_str("the device is not open"),
+        }
+    }
+}
+
+impl core::error::Error for NetError {}
+
+impl From<TransportError> for NetError {
+    fn from(error: TransportError) -> Self {
+        Self::Transport(error)
+    }
+}
+
+impl From<FindVqsError> for NetError {
+    fn from(error: FindVqsError) -> Self {
+        Self::FindVqs(error)
+    }
+}
+
+impl From<QueueError> for NetError {
+    fn from(error: QueueError) -> Self {
+        Self::Queue(error)
+    }
+}

@@ -1,0 +1,155 @@
+//! Feature bits of the network device, by name.
+
+use core::fmt;
+
+bitflags::bitflags! {
+    /// Feature bits (specification 5.1.3 and 6).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Features: u64 {
+        /// Device checksums what the driver sends.
+        const CSUM = 1 << 0;
+        /// Driver takes frames with a partial checksum.
+        const GUEST_CSUM = 1 << 1;
+        /// Offloads can be changed while running.
+        const CTRL_GUEST_OFFLOADS = 1 << 2;
+        /// Device tells its largest packet.
+        const MTU = 1 << 3;
+        /// Device has a hardware address.
+        const MAC = 1 << 5;
+        /// Legacy: any segmentation.
+        const GSO = 1 << 6;
+        /// Driver takes TCP over IPv4 in large pieces.
+        const GUEST_TSO4 = 1 << 7;
+        /// Driver takes TCP over IPv6 in large pieces.
+        const GUEST_TSO6 = 1 << 8;
+        /// Driver takes TCP with ECN in large pieces.
+        const GUEST_ECN = 1 << 9;
+        /// Driver takes UDP in large pieces.
+        const GUEST_UFO = 1 << 10;
+        /// Device segments TCP over IPv4.
+        const HOST_TSO4 = 1 << 11;
+        /// Device segments TCP over IPv6.
+        const HOST_TSO6 = 1 << 12;
+        /// Device segments TCP with ECN.
+        const HOST_ECN = 1 << 13;
+        /// Device segments UDP.
+        const HOST_UFO = 1 << 14;
+        /// A received frame may lie in several buffers.
+        const MRG_RXBUF = 1 << 15;
+        /// Device tells whether the link is up.
+        const STATUS = 1 << 16;
+        /// There is a control queue.
+        const CTRL_VQ = 1 << 17;
+        /// Receive modes by the control queue.
+        const CTRL_RX = 1 << 18;
+        /// VLAN filter by the control queue.
+        const CTRL_VLAN = 1 << 19;
+        /// More receive modes by the control queue.
+        const CTRL_RX_EXTRA = 1 << 20;
+        /// Driver can announce itself.
+        const GUEST_ANNOUNCE = 1 << 21;
+        /// Several queue pairs.
+        const MQ = 1 << 22;
+        /// Hardware address by the control queue.
+        const CTRL_MAC_ADDR = 1 << 23;
+        /// Legacy: interrupt when a queue runs empty, even if masked.
+        const NOTIFY_ON_EMPTY = 1 << 24;
+        /// Device takes buffers in any layout.
+        const ANY_LAYOUT = 1 << 27;
+        /// Descriptors may lie in a table of their own.
+        const INDIRECT_DESC = 1 << 28;
+        /// Both sides name the index at which they want to hear.
+        const EVENT_IDX = 1 << 29;
+        /// QEMU's mark of a transitional device that must not be negotiated
+        /// (`VIRTIO_F_BAD_FEATURE`).
+        const BAD_FEATURE = 1 << 30;
+        /// The device follows version 1 of the specification.
+        const VERSION_1 = 1 << 32;
+        /// The device's memory accesses are translated or restricted.
+        const ACCESS_PLATFORM = 1 << 33;
+        /// Packed virtqueues.
+        const RING_PACKED = 1 << 34;
+        /// Buffers are used in order.
+        const IN_ORDER = 1 << 35;
+        /// Device orders memory as the platform does.
+        const ORDER_PLATFORM = 1 << 36;
+        /// Single root I/O virtualization.
+        const SR_IOV = 1 << 37;
+        /// Notifications carry data.
+        const NOTIFICATION_DATA = 1 << 38;
+        /// A queue can be reset alone.
+        const RING_RESET = 1 << 40;
+        /// Device reports hashes.
+        const HASH_REPORT = 1 << 57;
+        /// Device knows the exact header length.
+        const GUEST_HDRLEN = 1 << 59;
+        /// Receive-side scaling.
+        const RSS = 1 << 60;
+        /// Standby for another device.
+        const STANDBY = 1 << 62;
+        /// Device tells speed and duplex.
+        const SPEED_DUPLEX = 1 << 63;
+    }
+}
+
+impl Features {
+    /// What this driver implements; no other bit is ever acknowledged.
+    pub const IMPLEMENTED: Self = Self::MAC
+        .union(Self::MTU)
+        .union(Self::STATUS)
+        .union(Self::ANY_LAYOUT)
+        .union(Self::EVENT_IDX);
+
+    /// The feature with this name: the specification's without its prefix, in
+    /// either case (`event_idx`).
+    pub fn by_name(name: &str) -> Option<Self> {
+        <Self as bitflags::Flags>::FLAGS
+            .iter()
+            .find(|flag| flag.name().eq_ignore_ascii_case(name))
+            .map(|flag| *flag.value())
+    }
+
+    /// The specification's names of the bits that are set, without prefix;
+    /// unknown bits are left out.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        <Self as bitflags::Flags>::FLAGS
+            .iter()
+            .filter(move |flag| self.contains(*flag.value()))
+            .map(|flag| flag.name())
+    }
+}
+
+/// The names with spaces between, and unknown bits as `bit N`.
+impl fmt::Display for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for name in self.names() {
+            write!(f, "{separator}{name}")?;
+            separator = " ";
+        }
+        let unknown = self.bits() & !Self::all().bits();
+        for bit in (0..64).filter(|bit| unknown >> bit & 1 != 0) {
+            write!(f, "{separator}bit {bit}")?;
+            separator = " ";
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate alloc;
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn names_read_back() {
+        for flag in <Features as bitflags::Flags>::FLAGS {
+            assert_eq!(Features::by_name(flag.name()), Some(*flag.value()));
+        }
+        assert_eq!(Features::by_name("event_idx"), Some(Features::EVENT_IDX));
+        assert_eq!(Features::by_name("colour"), None);
+        let features = Features::from_bits_retain(1 << 29 | 1 << 45 | 1 << 5);
+        assert_eq!(features.to_string(), "MAC EVENT_IDX bit 45");
+    }
+}

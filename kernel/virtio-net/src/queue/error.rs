@@ -1,0 +1,133 @@
+//! What can go wrong on a virtqueue.
+
+use core::fmt;
+
+/// Why a virtqueue operation did not do what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueError {
+    /// The queue size is not a power of two from 1 to 32768 (specification
+    /// 2.6).
+    BadSize {
+        /// Index of the queue.
+        queue: u16,
+        /// The size that the device gave.
+        size: u32,
+    },
+    /// There was no memory for the ring.
+    NoMemory {
+        /// Index of the queue.
+        queue: u16,
+        /// Pages of 4096 bytes that were needed.
+        pages: usize,
+    },
+    /// The chain is longer than the free descriptors.
+    Full {
+        /// Index of the queue.
+        queue: u16,
+        /// Descriptors wanted.
+        wanted: u16,
+        /// Descriptors free.
+        free: u16,
+    },
+    /// A chain of no buffers.
+    EmptyChain {
+        /// Index of the queue.
+        queue: u16,
+    },
+    /// The device broke the protocol; the queue stays unusable until the
+    /// device is reset.
+    Broken {
+        /// Index of the queue.
+        queue: u16,
+        /// What the device did.
+        reason: BrokenReason,
+    },
+}
+
+/// What the device did to a virtqueue that it may not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BrokenReason {
+    /// The used index moved past what is outstanding.
+    UsedIndex {
+        /// The device's index.
+        used_idx: u16,
+        /// How far the driver had consumed.
+        last_used_idx: u16,
+        /// Chains that were outstanding.
+        outstanding: u16,
+    },
+    /// The used id is not a descriptor of this queue.
+    IdOutOfRange {
+        /// The id.
+        id: u32,
+        /// Number of descriptors.
+        size: u16,
+    },
+    /// The used id is not the head of an outstanding chain.
+    IdNotOutstanding {
+        /// The id.
+        id: u16,
+    },
+    /// The device says that it wrote more than it was given room for.
+    LengthTooLong {
+        /// The id.
+        id: u16,
+        /// Bytes that the device says it wrote.
+        length: u32,
+        /// Bytes that it could write.
+        writable: u32,
+    },
+}
+
+impl fmt::Display for QueueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::BadSize { queue, size } => write!(
+                f,
+                "queue {queue}: size {size} is not a power of two from 1 to 32768"
+            ),
+            Self::NoMemory { queue, pages } => {
+                write!(f, "queue {queue}: no memory for a ring of {pages} pages")
+            }
+            Self::Full {
+                queue,
+                wanted,
+                free,
+            } => write!(
+                f,
+                "queue {queue}: full, {wanted} descriptors wanted, {free} free"
+            ),
+            Self::EmptyChain { queue } => write!(f, "queue {queue}: a chain of no buffers"),
+            Self::Broken { queue, reason } => write!(f, "queue {queue} is broken: {reason}"),
+        }
+    }
+}
+
+impl fmt::Display for BrokenReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::UsedIndex {
+                used_idx,
+                last_used_idx,
+                outstanding,
+            } => write!(
+                f,
+                "used index {used_idx} is past {last_used_idx} + {outstanding} outstanding"
+            ),
+            Self::IdOutOfRange { id, size } => {
+                write!(f, "used id {id} is out of range 0..{size}")
+            }
+            Self::IdNotOutstanding { id } => write!(f, "used id {id} is not outstanding"),
+            Self::LengthTooLong {
+                id,
+                length,
+                writable,
+            } => write!(
+                f,
+                "used id {id}: length {length}, but only {writable} bytes were writable"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for QueueError {}

@@ -1,0 +1,484 @@
+//! virtio-pci by its legacy interface: one port-I/O BAR (specification
+//! 4.1.4.8; Linux `virtio_pci_legacy.c`).
+//!
+//! ```text
+//! BAR 0     31           16 15            0
+//!  0x00    | HOST_FEATURES (read)          |  what the device offers
+//!  0x04    | GUEST_FEATURES                |  what the driver takes
+//!  0x08    | QUEUE_PFN                     |  ring's page frame number; 0 = none
+//!  0x0c    | QUEUE_SEL     | QUEUE_NUM (r) |  the queue meant; its size
+//!  0x10    | ISR | STATUS  | QUEUE_NOTIFY  |  reading ISR acknowledges it
+//!  0x14    | QUEUE_VECTOR  | CONFIG_VECTOR |  only while MSI-X is on
+//!  0x14/18 | the device's own configuration|  behind the vectors
+//! ```
+//!
+//! A write of the queue's index to QUEUE_NOTIFY is the kick. The device
+//! dictates each queue's size. It has no FEATURES_OK: what is written to
+//! GUEST_FEATURES is agreed.
+
+use core::cell::Cell;
+use core::fmt;
+
+use virtio_drivers::transport::pci::bus::{
+    BarInfo, Command, ConfigurationAccess, DeviceFunction, PciRoot,
+};
+use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
+use virtio_drivers::{Error, Hal, PAGE_SIZE, PhysAddr};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::msix::Msix;
+use super::ports::{Ports, X86Ports};
+use super::{BarProblem, ConfigOps, MsiMessage, RingAddresses, TransportError};
+use crate::doorbell::Doorbell;
+use crate::interrupt::IsrRegister;
+
+/// Offsets of the registers from the start of BAR 0, in bytes.
+mod register {
+    pub const HOST_FEATURES: u16 = 0x00;
+    pub const GUEST_FEATURES: u16 = 0x04;
+    pub const QUEUE_PFN: u16 = 0x08;
+    pub const QUEUE_NUM: u16 = 0x0c;
+    pub const QUEUE_SEL: u16 = 0x0e;
+    pub const QUEUE_NOTIFY: u16 = 0x10;
+    pub const STATUS: u16 = 0x12;
+    pub const ISR: u16 = 0x13;
+    pub const CONFIG_VECTOR: u16 = 0x14;
+    pub const QUEUE_VECTOR: u16 = 0x16;
+    /// The device's configuration, while MSI-X is off.
+    pub const CONFIG: u16 = 0x14;
+    /// The device's configuration, while MSI-X is on.
+    pub const CONFIG_MSIX: u16 = 0x18;
+}
+
+/// `VIRTIO_MSI_NO_VECTOR`: what a vector register reads when the device could
+/// not take the vector.
+const NO_VECTOR: u16 = 0xffff;
+
+/// PCI vendor id of virtio devices.
+const VENDOR_VIRTIO: u16 = 0x1af4;
+
+/// Status reads until a reset counts as failed. A legacy device resets within
+/// the write; each read is an exit of a microsecond or more.
+const RESET_READS: u32 = 1000;
+
+/// A legacy or transitional virtio-pci device, driven by port I/O.
+pub struct LegacyPciTransport<H: Hal, C: ConfigurationAccess, P: Ports = X86Ports> {
+    root: PciRoot<C>,
+    access: C,
+    function: DeviceFunction,
+    device_type: DeviceType,
+    ports: P,
+    base: u16,
+    size: u16,
+    msix: Option<Msix<H>>,
+    msix_on: bool,
+    accesses: Cell<u64>,
+}
+
+impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
+    /// Takes the device at `function`, turning on its port decoding and bus
+    /// mastering. The device is not reset yet.
+    ///
+    /// A broken MSI-X capability is reported to the log and treated as none.
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError::NotThisTransport`] when it is no legacy or
+    /// transitional virtio device (1af4:1000 to :103f, revision 0),
+    /// [`TransportError::UnusableBar`], [`TransportError::UnknownDeviceType`].
+    pub fn new(access: C, ports: P, function: DeviceFunction) -> Result<Self, TransportError> {
+        let id = access.read_word(function, 0x00);
+        let (vendor, device) = (id as u16, (id >> 16) as u16);
+        // Specification 4.1.2.3: a transitional device has revision 0.
+        let revision = access.read_word(function, 0x08) as u8;
+        if vendor != VENDOR_VIRTIO || !(0x1000..=0x103f).contains(&device) || revision != 0 {
+            return Err(TransportError::NotThisTransport { vendor, device });
+        }
+        // Specification 4.1.3.1: the subsystem id is the kind of device.
+        let subsystem = (access.read_word(function, 0x2c) >> 16) as u16;
+        let device_type = DeviceType::try_from(subsystem)
+            .map_err(|_| TransportError::UnknownDeviceType { id: subsystem })?;
+
+        // SAFETY: this transport is the only user of the device; the clone
+        // only sizes its BARs and reads its capabilities.
+        let mut root = PciRoot::new(unsafe { access.unsafe_clone() });
+        let unusable = |problem| TransportError::UnusableBar { bar: 0, problem };
+        let (address, size) = match root.bar_info(function, 0) {
+            Ok(Some(BarInfo::IO { address, size })) => (address, size),
+            Ok(Some(BarInfo::Memory { .. })) => return Err(unusable(BarProblem::WrongKind)),
+            Ok(None) => return Err(unusable(BarProblem::Missing)),
+            Err(_) => return Err(unusable(BarProblem::Unreadable)),
+        };
+        if address == 0 {
+            return Err(unusable(BarProblem::Unassigned));
+        }
+        if size < u32::from(register::CONFIG_MSIX) {
+            return Err(unusable(BarProblem::TooSmall {
+                size: u64::from(size),
+                needed: u64::from(register::CONFIG_MSIX),
+            }));
+        }
+        let (Ok(base), Ok(size)) = (u16::try_from(address), u16::try_from(size)) else {
+            return Err(unusable(BarProblem::OutOfRange {
+                address: u64::from(address),
+            }));
+        };
+        if base.checked_add(size - 1).is_none() {
+            return Err(unusable(BarProblem::OutOfRange {
+                address: u64::from(address),
+            }));
+        }
+        let msix = Msix::find(&mut root, &access, function).unwrap_or_else(|problem| {
+            log::warn!("{function}: {problem}; going on without MSI-X");
+            None
+        });
+        let (_, command) = root.get_status_command(function);
+        root.set_command(
+            function,
+            command | Command::IO_SPACE | Command::MEMORY_SPACE | Command::BUS_MASTER,
+        );
+        Ok(Self {
+            root,
+            access,
+            function,
+            device_type,
+            ports,
+            base,
+            size,
+            msix,
+            msix_on: false,
+            accesses: Cell::new(0),
+        })
+    }
+
+    /// Address of the first port.
+    pub fn port_base(&self) -> u16 {
+        self.base
+    }
+
+    /// Place of the device on its bus.
+    pub fn function(&self) -> DeviceFunction {
+        self.function
+    }
+
+    /// Port of a register, and one more access counted.
+    fn port(&self, offset: u16) -> u16 {
+        self.accesses.set(self.accesses.get() + 1);
+        self.base + offset
+    }
+
+    fn select(&mut self, queue: u16) {
+        let port = self.port(register::QUEUE_SEL);
+        self.ports.write16(port, queue);
+    }
+
+    /// Specification 4.1.4.8: the device's configuration moves behind the
+    /// vector registers when MSI-X is turned on.
+    fn config_base(&self) -> u16 {
+        if self.msix_on {
+            register::CONFIG_MSIX
+        } else {
+            register::CONFIG
+        }
+    }
+
+    /// Offset in the BAR of `length` bytes at `offset` of the configuration.
+    fn config_offset(&self, offset: usize, length: usize) -> Result<u16, Error> {
+        let start = usize::from(self.config_base()).saturating_add(offset);
+        let end = start.saturating_add(length);
+        if end > usize::from(self.size) {
+            return Err(Error::ConfigSpaceTooSmall);
+        }
+        u16::try_from(start).map_err(|_| Error::ConfigSpaceTooSmall)
+    }
+}
+
+impl<H: Hal, C: ConfigurationAccess, P: Ports> Transport for LegacyPciTransport<H, C, P> {
+    fn device_type(&self) -> DeviceType {
+        self.device_type
+    }
+
+    /// The legacy interface has 32 feature bits.
+    #[doc(alias = "vp_get_features")]
+    fn read_device_features(&mut self) -> u64 {
+        let port = self.port(register::HOST_FEATURES);
+        u64::from(self.ports.read32(port))
+    }
+
+    fn write_driver_features(&mut self, driver_features: u64) {
+        let port = self.port(register::GUEST_FEATURES);
+        self.ports.write32(port, driver_features as u32);
+    }
+
+    fn max_queue_size(&mut self, queue: u16) -> u32 {
+        self.select(queue);
+        let port = self.port(register::QUEUE_NUM);
+        u32::from(self.ports.read16(port))
+    }
+
+    fn notify(&mut self, queue: u16) {
+        let port = self.port(register::QUEUE_NOTIFY);
+        self.ports.write16(port, queue);
+    }
+
+    #[doc(alias = "vp_get_status")]
+    fn get_status(&self) -> DeviceStatus {
+        let port = self.port(register::STATUS);
+        DeviceStatus::from_bits_retain(u32::from(self.ports.read8(port)))
+    }
+
+    #[doc(alias = "vp_set_status")]
+    fn set_status(&mut self, status: DeviceStatus) {
+        // FEATURES_OK does not exist here (specification 3.1.2).
+        let status = status - DeviceStatus::FEATURES_OK;
+        let port = self.port(register::STATUS);
+        self.ports.write8(port, status.bits() as u8);
+    }
+
+    fn set_guest_page_size(&mut self, _guest_page_size: u32) {
+        // Fixed at 4096 for PCI (specification 4.1.5.1.3.1).
+    }
+
+    fn requires_legacy_layout(&self) -> bool {
+        true
+    }
+
+    /// As [`ConfigOps::setup_queue`], which also says what went wrong.
+    fn queue_set(
+        &mut self,
+        queue: u16,
+        size: u32,
+        descriptors: PhysAddr,
+        driver_area: PhysAddr,
+        device_area: PhysAddr,
+    ) {
+        let rings = RingAddresses {
+            size: u16::try_from(size).unwrap_or(0),
+            descriptors,
+            driver: driver_area,
+            device: device_area,
+        };
+        if let Err(error) = self.setup_queue(queue, rings) {
+            log::error!("{}: {error}", self.function);
+        }
+    }
+
+    #[doc(alias = "vp_del_vq")]
+    fn queue_unset(&mut self, queue: u16) {
+        self.select(queue);
+        let port = self.port(register::QUEUE_PFN);
+        // QEMU resets the whole device at this; the interface has no way to
+        // take a single queue back.
+        self.ports.write32(port, 0);
+    }
+
+    fn queue_used(&mut self, queue: u16) -> bool {
+        self.select(queue);
+        let port = self.port(register::QUEUE_PFN);
+        self.ports.read32(port) != 0
+    }
+
+    fn ack_interrupt(&mut self) -> InterruptStatus {
+        let port = self.port(register::ISR);
+        InterruptStatus::from_bits_truncate(u32::from(self.ports.read8(port)))
+    }
+
+    fn read_config_generation(&self) -> u32 {
+        // The legacy interface has none (specification 2.5.3).
+        0
+    }
+
+    #[doc(alias = "vp_get")]
+    fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T, Error> {
+        let mut value = T::new_zeroed();
+        let bytes = value.as_mut_bytes();
+        let mut at = self.config_offset(offset, bytes.len())?;
+        // A field is read by one access of its width (specification 4.1.3.1),
+        // which keeps what the device changes meanwhile in one piece.
+        match bytes.len() {
+            2 => bytes.copy_from_slice(&self.ports.read16(self.port(at)).to_le_bytes()),
+            4 => bytes.copy_from_slice(&self.ports.read32(self.port(at)).to_le_bytes()),
+            _ => {
+                for byte in bytes {
+                    *byte = self.ports.read8(self.port(at));
+                    at += 1;
+                }
+            }
+        }
+        Ok(value)
+    }
+
+    #[doc(alias = "vp_set")]
+    fn write_config_space<T: IntoBytes + Immutable>(
+        &mut self,
+        offset: usize,
+        value: T,
+    ) -> Result<(), Error> {
+        let bytes = value.as_bytes();
+        let mut at = self.config_offset(offset, bytes.len())?;
+        match *bytes {
+            [a, b] => {
+                let port = self.port(at);
+                self.ports.write16(port, u16::from_le_bytes([a, b]));
+            }
+            [a, b, c, d] => {
+                let port = self.port(at);
+                self.ports.write32(port, u32::from_le_bytes([a, b, c, d]));
+            }
+            ref bytes => {
+                for &byte in bytes {
+                    let port = self.port(at);
+                    self.ports.write8(port, byte);
+                    at += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<H, C, P> {
+    fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PCI {}", self.function)
+    }
+
+    fn reset(&mut self) -> Result<(), TransportError> {
+        self.set_status(DeviceStatus::empty());
+        // Reading it back flushes the write out and waits for devices that
+        // take their time (Linux `vp_reset`).
+        let mut status = self.get_status();
+        for _ in 0..RESET_READS {
+            if status.is_empty() {
+                return Ok(());
+            }
+            core::hint::spin_loop();
+            status = self.get_status();
+        }
+        Err(TransportError::ResetTimeout {
+            status: status.bits(),
+        })
+    }
+
+    fn finalize_features(&mut self, features: u64) -> Result<(), TransportError> {
+        if features > u64::from(u32::MAX) {
+            return Err(TransportError::FeaturesRefused { features });
+        }
+        self.write_driver_features(features);
+        Ok(())
+    }
+
+    fn setup_queue(
+        &mut self,
+        queue: u16,
+        rings: RingAddresses,
+    ) -> Result<Doorbell, TransportError> {
+        self.select(queue);
+        let port = self.port(register::QUEUE_NUM);
+        let size = self.ports.read16(port);
+        // The size is the device's to choose; a ring of another would be laid
+        // out elsewhere than the device looks for it.
+        if size == 0 || size != rings.size {
+            return Err(TransportError::NoSuchQueue { queue });
+        }
+        let port = self.port(register::QUEUE_PFN);
+        if self.ports.read32(port) != 0 {
+            return Err(TransportError::QueueInUse { queue });
+        }
+        let frame = rings.descriptors / PAGE_SIZE as u64;
+        let wrote = match u32::try_from(frame) {
+            Ok(frame) if rings.descriptors.is_multiple_of(PAGE_SIZE as u64) => frame,
+            _ => {
+                return Err(TransportError::AddressTooHigh {
+                    queue,
+                    address: rings.descriptors,
+                });
+            }
+        };
+        let port = self.port(register::QUEUE_PFN);
+        self.ports.write32(port, wrote);
+        let port = self.port(register::QUEUE_PFN);
+        let read = self.ports.read32(port);
+        if read != wrote {
+            return Err(TransportError::QueueNotTaken { queue, wrote, read });
+        }
+        Ok(Doorbell::Port {
+            port: self.base + register::QUEUE_NOTIFY,
+            queue,
+        })
+    }
+
+    fn msix_entries(&self) -> u16 {
+        self.msix.as_ref().map_or(0, Msix::entries)
+    }
+
+    fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError> {
+        let Some(msix) = &mut self.msix else {
+            return Err(TransportError::TooFewVectors {
+                needed: u16::try_from(messages.len()).unwrap_or(u16::MAX),
+                available: 0,
+            });
+        };
+        let accesses = msix.enable(&mut self.access, messages)?;
+        self.accesses.set(self.accesses.get() + accesses);
+        self.msix_on = true;
+        Ok(())
+    }
+
+    fn msix_disable(&mut self) {
+        if let (true, Some(msix)) = (self.msix_on, &mut self.msix) {
+            msix.disable(&mut self.access);
+        }
+        self.msix_on = false;
+    }
+
+    fn set_config_vector(&mut self, entry: u16) -> Result<(), TransportError> {
+        let port = self.port(register::CONFIG_VECTOR);
+        self.ports.write16(port, entry);
+        let port = self.port(register::CONFIG_VECTOR);
+        let read = self.ports.read16(port);
+        vector_taken(None, entry, read)
+    }
+
+    fn set_queue_vector(&mut self, queue: u16, entry: u16) -> Result<(), TransportError> {
+        self.select(queue);
+        let port = self.port(register::QUEUE_VECTOR);
+        self.ports.write16(port, entry);
+        let port = self.port(register::QUEUE_VECTOR);
+        let read = self.ports.read16(port);
+        vector_taken(Some(queue), entry, read)
+    }
+
+    fn intx_enable(&mut self, enable: bool) {
+        let (_, mut command) = self.root.get_status_command(self.function);
+        command.set(Command::INTERRUPT_DISABLE, !enable);
+        self.root.set_command(self.function, command);
+    }
+
+    fn isr(&self) -> Option<IsrRegister> {
+        Some(IsrRegister::Port(self.base + register::ISR))
+    }
+
+    fn register_accesses(&self) -> u64 {
+        self.accesses.get()
+    }
+}
+
+/// Specification 4.1.5.1.2: the driver verifies that the vector was taken by
+/// reading it back.
+fn vector_taken(queue: Option<u16>, wrote: u16, read: u16) -> Result<(), TransportError> {
+    if read == wrote && read != NO_VECTOR {
+        Ok(())
+    } else {
+        Err(TransportError::VectorNotTaken { queue, wrote, read })
+    }
+}
+
+impl<H: Hal, C: ConfigurationAccess, P: Ports> Drop for LegacyPciTransport<H, C, P> {
+    fn drop(&mut self) {
+        // The device must not touch memory that its driver gives back.
+        if let Err(error) = self.reset() {
+            log::error!("{}: {error}", self.function);
+        }
+        self.msix_disable();
+    }
+}

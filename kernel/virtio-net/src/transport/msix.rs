@@ -1,0 +1,179 @@
+//! The MSI-X capability of a PCI function (PCI Local Bus 3.0, 6.8.2).
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+
+use virtio_drivers::Hal;
+use virtio_drivers::transport::pci::bus::{BarInfo, ConfigurationAccess, DeviceFunction, PciRoot};
+
+use super::{MsiMessage, TransportError};
+
+/// PCI capability id of MSI-X.
+const CAPABILITY_ID: u8 = 0x11;
+/// In the message control word: MSI-X is on.
+const CONTROL_ENABLE: u32 = 1 << 31;
+/// In the message control word: all entries are masked.
+const CONTROL_FUNCTION_MASK: u32 = 1 << 30;
+/// Words of 32 bits an entry: address low, address high, data, control.
+const ENTRY_WORDS: usize = 4;
+/// In an entry's control word: it is masked.
+const ENTRY_MASKED: u32 = 1;
+
+/// The MSI-X table of a function, with every entry masked while MSI-X is off.
+pub struct Msix<H> {
+    function: DeviceFunction,
+    capability: u8,
+    table: NonNull<u32>,
+    entries: u16,
+    hal: PhantomData<H>,
+}
+
+// SAFETY: it is the address of a table in a device's BAR, owned by this value.
+unsafe impl<H> Send for Msix<H> {}
+
+/// Why a function's MSI-X capability cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MsixUnusable {
+    /// The BAR that it names is missing, of ports, or has no address.
+    Bar {
+        /// Index of the BAR as the capability gives it, 0 to 7.
+        bar: u8,
+    },
+    /// The table reaches beyond its BAR.
+    TableOutsideBar {
+        /// Offset of the table in bytes.
+        offset: u32,
+        /// Number of entries.
+        entries: u16,
+        /// Size of the BAR in bytes.
+        size: u64,
+    },
+}
+
+impl fmt::Display for MsixUnusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Bar { bar } => write!(f, "the MSI-X table's BAR {bar} is unusable"),
+            Self::TableOutsideBar {
+                offset,
+                entries,
+                size,
+            } => write!(
+                f,
+                "the MSI-X table ({entries} entries at {offset:#x}) is outside its BAR of {size} bytes"
+            ),
+        }
+    }
+}
+
+impl<H: Hal> Msix<H> {
+    /// Finds the capability and maps its table. `Ok(None)` when the function
+    /// has no MSI-X.
+    ///
+    /// # Errors
+    ///
+    /// [`MsixUnusable`] when the capability cannot be true.
+    pub fn find<C: ConfigurationAccess>(
+        root: &mut PciRoot<C>,
+        access: &C,
+        function: DeviceFunction,
+    ) -> Result<Option<Self>, MsixUnusable> {
+        // The list has at most 48 members in 192 bytes; more is a loop.
+        let Some(capability) = root
+            .capabilities(function)
+            .take(48)
+            .find(|capability| capability.id == CAPABILITY_ID)
+        else {
+            return Ok(None);
+        };
+        // Message control: table size - 1 in bits 0 to 10.
+        let entries = (capability.private_header & 0x7ff) + 1;
+        let location = access.read_word(function, capability.offset + 4);
+        let (bar, offset) = ((location & 7) as u8, location & !7);
+        let (address, size) = match (bar < 6).then(|| root.bar_info(function, bar)) {
+            Some(Ok(Some(BarInfo::Memory { address, size, .. }))) if address != 0 => {
+                (address, size)
+            }
+            _ => return Err(MsixUnusable::Bar { bar }),
+        };
+        let bytes = usize::from(entries) * ENTRY_WORDS * 4;
+        if u64::from(offset) + bytes as u64 > size {
+            return Err(MsixUnusable::TableOutsideBar {
+                offset,
+                entries,
+                size,
+            });
+        }
+        // SAFETY: the range was checked to lie within a memory BAR that has
+        // an address.
+        let table = unsafe { H::mmio_phys_to_virt(address + u64::from(offset), bytes) };
+        Ok(Some(Self {
+            function,
+            capability: capability.offset,
+            table: table.cast(),
+            entries,
+            hal: PhantomData,
+        }))
+    }
+
+    /// Number of entries, 1 to 2048.
+    pub fn entries(&self) -> u16 {
+        self.entries
+    }
+
+    /// Writes the messages into the first entries, masks the others and turns
+    /// MSI-X on. Returns the number of accesses to the table.
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError::TooFewVectors`]; nothing has changed then.
+    pub fn enable<C: ConfigurationAccess>(
+        &mut self,
+        access: &mut C,
+        messages: &[MsiMessage],
+    ) -> Result<u64, TransportError> {
+        if messages.len() > usize::from(self.entries) {
+            return Err(TransportError::TooFewVectors {
+                needed: u16::try_from(messages.len()).unwrap_or(u16::MAX),
+                available: self.entries,
+            });
+        }
+        // The table may be written only while MSI-X is on (some devices
+        // forget it otherwise), so it is turned on with everything masked.
+        self.control(access, CONTROL_ENABLE | CONTROL_FUNCTION_MASK);
+        for entry in 0..self.entries {
+            let message = messages.get(usize::from(entry));
+            if let Some(message) = message {
+                self.write(entry, 0, message.address as u32);
+                self.write(entry, 1, (message.address >> 32) as u32);
+                self.write(entry, 2, message.data);
+            }
+            let masked = if message.is_some() { 0 } else { ENTRY_MASKED };
+            self.write(entry, 3, masked);
+        }
+        self.control(access, CONTROL_ENABLE);
+        Ok(u64::from(self.entries) + 3 * messages.len() as u64)
+    }
+
+    /// Turns MSI-X off.
+    pub fn disable<C: ConfigurationAccess>(&mut self, access: &mut C) {
+        self.control(access, 0);
+    }
+
+    fn control<C: ConfigurationAccess>(&mut self, access: &mut C, bits: u32) {
+        let word = access.read_word(self.function, self.capability);
+        let word = word & !(CONTROL_ENABLE | CONTROL_FUNCTION_MASK) | bits;
+        access.write_word(self.function, self.capability, word);
+    }
+
+    fn write(&mut self, entry: u16, word: usize, value: u32) {
+        debug_assert!(entry < self.entries && word < ENTRY_WORDS);
+        // SAFETY: `find` mapped `entries` entries of four words each.
+        unsafe {
+            self.table
+                .add(usize::from(entry) * ENTRY_WORDS + word)
+                .write_volatile(value.to_le());
+        }
+    }
+}

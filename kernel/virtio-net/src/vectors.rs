@@ -1,0 +1,347 @@
+//! The interrupt ladder (Linux `vp_find_vqs`): MSI-X with a vector a queue,
+//! else MSI-X with one vector for all queues, else INTx, else polling.
+//!
+//! Each rung is tried from a reset device, and a rung that fails leaves
+//! nothing behind: the device is reset, MSI-X off, vectors and rings given
+//! back. (A legacy device leaves no choice: taking a single queue back resets
+//! it whole.)
+
+extern crate alloc;
+
+use core::fmt;
+
+use alloc::vec::Vec;
+use virtio_drivers::Hal;
+
+use crate::doorbell::Doorbell;
+use crate::interrupt::IsrRegister;
+use crate::queue::split::{EventMode, SplitRing};
+use crate::queue::{QueueError, Virtqueue};
+use crate::transport::{ConfigOps, MsiMessage, RingAddresses, TransportError};
+
+/// A rung of the ladder, from the top.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rung {
+    /// MSI-X: one vector for configuration changes, one a queue.
+    MsixPerQueue,
+    /// MSI-X: one vector for configuration changes, one for all queues.
+    MsixShared,
+    /// The INTx line.
+    Intx,
+    /// No interrupts; the driver must be polled.
+    Polling,
+}
+
+impl Rung {
+    /// All rungs, from the top.
+    pub const LADDER: [Self; 4] = [
+        Self::MsixPerQueue,
+        Self::MsixShared,
+        Self::Intx,
+        Self::Polling,
+    ];
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::MsixPerQueue => "MSI-X, a vector a queue",
+            Self::MsixShared => "MSI-X, one shared vector",
+            Self::Intx => "INTx",
+            Self::Polling => "polling",
+        })
+    }
+}
+
+/// Whom an MSI-X vector serves, and so which handler it wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VectorUse {
+    /// Configuration changes: [`vp_config_changed`].
+    ///
+    /// [`vp_config_changed`]: crate::interrupt::InterruptState::vp_config_changed
+    Config,
+    /// One queue: [`vring_interrupt`].
+    ///
+    /// [`vring_interrupt`]: crate::interrupt::InterruptState::vring_interrupt
+    Queue(u16),
+    /// Every queue: [`vp_vring_interrupt`].
+    ///
+    /// [`vp_vring_interrupt`]: crate::interrupt::InterruptState::vp_vring_interrupt
+    AllQueues,
+}
+
+/// The embedder's interrupt controller did not do what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterruptUnavailable {
+    /// There is no vector left.
+    NoVector,
+    /// It is not known where the device's INTx line leads.
+    NoRoute,
+    /// The platform has no such interrupts at all.
+    Unsupported,
+}
+
+impl fmt::Display for InterruptUnavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoVector => "no interrupt vector is left",
+            Self::NoRoute => "it is not known where the INTx line leads",
+            Self::Unsupported => "the platform has no such interrupts",
+        })
+    }
+}
+
+/// What the driver needs of the embedder's interrupt controller.
+pub trait InterruptController {
+    /// Connects a handler for `purpose` and returns the message that calls
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// [`InterruptUnavailable`]; nothing is connected then.
+    fn attach_msi(&mut self, purpose: VectorUse) -> Result<MsiMessage, InterruptUnavailable>;
+
+    /// Disconnects and frees every handler that [`Self::attach_msi`]
+    /// connected for this device.
+    fn detach_msi(&mut self);
+
+    /// Connects the device's INTx line to a handler that calls
+    /// [`vp_interrupt`] with `isr`.
+    ///
+    /// [`vp_interrupt`]: crate::interrupt::InterruptState::vp_interrupt
+    ///
+    /// # Errors
+    ///
+    /// [`InterruptUnavailable`]; nothing is connected then.
+    fn attach_intx(&mut self, isr: IsrRegister) -> Result<(), InterruptUnavailable>;
+
+    /// Disconnects what [`Self::attach_intx`] connected.
+    fn detach_intx(&mut self);
+}
+
+/// Why a rung was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FindVqsError {
+    /// The device did not cooperate.
+    Transport(TransportError),
+    /// A ring could not be made.
+    Queue(QueueError),
+    /// The platform could not deliver such interrupts.
+    Interrupt(InterruptUnavailable),
+}
+
+impl fmt::Display for FindVqsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transport(error) => error.fmt(f),
+            Self::Queue(error) => error.fmt(f),
+            Self::Interrupt(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for FindVqsError {}
+
+impl From<TransportError> for FindVqsError {
+    fn from(error: TransportError) -> Self {
+        Self::Transport(error)
+    }
+}
+
+impl From<QueueError> for FindVqsError {
+    fn from(error: QueueError) -> Self {
+        Self::Queue(error)
+    }
+}
+
+impl From<InterruptUnavailable> for FindVqsError {
+    fn from(error: InterruptUnavailable) -> Self {
+        Self::Interrupt(error)
+    }
+}
+
+/// One rung that was tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The rung.
+    pub rung: Rung,
+    /// Why it was not taken, if it was not.
+    pub result: Result<(), FindVqsError>,
+}
+
+/// What [`find_vqs`] found.
+pub struct Vqs<H: Hal> {
+    /// The queues, in the order of their index.
+    pub queues: Vec<Virtqueue<H>>,
+    /// The rung that was taken.
+    pub rung: Rung,
+}
+
+/// Sets up queues `0..count` with the best interrupts that work, beginning at
+/// rung `top` (Linux `vp_find_vqs`).
+///
+/// `negotiate` brings the device from reset to the point where queues may be
+/// set up, and says how rings tell of events; it is called once a rung.
+/// `attempts` receives every rung that was tried.
+///
+/// # Errors
+///
+/// That of the last rung, when even polling failed: the device is unusable,
+/// reset, and owns nothing.
+#[doc(alias = "vp_find_vqs")]
+pub fn find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
+    transport: &mut T,
+    controller: &mut I,
+    count: u16,
+    top: Rung,
+    mut negotiate: impl FnMut(&mut T) -> Result<EventMode, TransportError>,
+    attempts: &mut Vec<Attempt>,
+) -> Result<Vqs<H>, FindVqsError> {
+    attempts.clear();
+    let mut last = FindVqsError::Interrupt(InterruptUnavailable::Unsupported);
+    for rung in Rung::LADDER.into_iter().filter(|rung| *rung >= top) {
+        match try_find_vqs(transport, controller, count, rung, &mut negotiate) {
+            Ok(queues) => {
+                attempts.push(Attempt {
+                    rung,
+                    result: Ok(()),
+                });
+                return Ok(Vqs { queues, rung });
+            }
+            Err(error) => {
+                attempts.push(Attempt {
+                    rung,
+                    result: Err(error),
+                });
+                last = error;
+            }
+        }
+    }
+    Err(last)
+}
+
+/// Tries one rung (Linux `vp_try_to_find_vqs`).
+#[doc(alias = "vp_try_to_find_vqs")]
+fn try_find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
+    transport: &mut T,
+    controller: &mut I,
+    count: u16,
+    rung: Rung,
+    negotiate: &mut impl FnMut(&mut T) -> Result<EventMode, TransportError>,
+) -> Result<Vec<Virtqueue<H>>, FindVqsError> {
+    // The rings live outside of the attempt, so that the reset in `del_vqs`
+    // comes before their memory is given back.
+    let mut queues = Vec::with_capacity(usize::from(count));
+    let result = (|| {
+        let mode = negotiate(transport)?;
+        request_vectors(transport, controller, count, rung)?;
+        for index in 0..count {
+            let queue = setup_queue(transport, index, mode)?;
+            queues.push(queue);
+            match rung {
+                Rung::MsixPerQueue => transport.set_queue_vector(index, 1 + index)?,
+                Rung::MsixShared => transport.set_queue_vector(index, 1)?,
+                Rung::Intx | Rung::Polling => (),
+            }
+        }
+        Ok(())
+    })();
+    match result {
+        Ok(()) => Ok(queues),
+        Err(error) => {
+            del_vqs(transport, controller, queues);
+            Err(error)
+        }
+    }
+}
+
+/// Prepares the interrupts of a rung (Linux `vp_request_msix_vectors` and
+/// `vp_request_intx`). MSI-X entry 0 is for configuration changes.
+fn request_vectors<T: ConfigOps, I: InterruptController>(
+    transport: &mut T,
+    controller: &mut I,
+    count: u16,
+    rung: Rung,
+) -> Result<(), FindVqsError> {
+    let needed = match rung {
+        Rung::MsixPerQueue => 1 + count,
+        Rung::MsixShared => 2,
+        Rung::Intx => {
+            let isr = transport.isr().ok_or(InterruptUnavailable::Unsupported)?;
+            controller.attach_intx(isr)?;
+            transport.intx_enable(true);
+            return Ok(());
+        }
+        Rung::Polling => {
+            transport.intx_enable(false);
+            return Ok(());
+        }
+    };
+    let available = transport.msix_entries();
+    if available < needed {
+        return Err(TransportError::TooFewVectors { needed, available }.into());
+    }
+    let mut messages = Vec::with_capacity(usize::from(needed));
+    messages.push(controller.attach_msi(VectorUse::Config)?);
+    if rung == Rung::MsixShared {
+        messages.push(controller.attach_msi(VectorUse::AllQueues)?);
+    } else {
+        for queue in 0..count {
+            messages.push(controller.attach_msi(VectorUse::Queue(queue))?);
+        }
+    }
+    transport.msix_enable(&messages)?;
+    transport.set_config_vector(0)?;
+    Ok(())
+}
+
+/// Makes a ring of the device's size, tells the device of it and attaches the
+/// notify hook (Linux `setup_vq`).
+#[doc(alias = "setup_vq")]
+fn setup_queue<H: Hal, T: ConfigOps>(
+    transport: &mut T,
+    index: u16,
+    mode: EventMode,
+) -> Result<Virtqueue<H>, FindVqsError> {
+    let size = transport.max_queue_size(index);
+    if size == 0 {
+        return Err(TransportError::NoSuchQueue { queue: index }.into());
+    }
+    let ring = SplitRing::<H>::new(index, size, mode)?;
+    let doorbell: Doorbell = transport.setup_queue(
+        index,
+        RingAddresses {
+            size: ring.size(),
+            descriptors: ring.descriptor_area(),
+            driver: ring.driver_area(),
+            device: ring.device_area(),
+        },
+    )?;
+    Ok(Virtqueue::new(ring, doorbell))
+}
+
+/// Takes the queues and interrupts back (Linux `vp_del_vqs`): first the
+/// device is reset, so that it no longer touches the rings, then they are
+/// freed.
+///
+/// A device that does not finish its reset keeps its rings: their memory is
+/// leaked, which is reported to the log, because it could still be written.
+/// Returns whether the reset was finished.
+#[doc(alias = "vp_del_vqs")]
+pub fn del_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
+    transport: &mut T,
+    controller: &mut I,
+    queues: Vec<Virtqueue<H>>,
+) -> bool {
+    let reset = transport.reset();
+    transport.msix_disable();
+    transport.intx_enable(false);
+    controller.detach_msi();
+    controller.detach_intx();
+    if let Err(error) = reset {
+        log::error!("{error}; the memory of its queues is not used again");
+        core::mem::forget(queues);
+        return false;
+    }
+    true
+}
