@@ -1,0 +1,487 @@
+//! Gets the programs that a task needs: says what is missing and why, installs
+//! it where that is allowed and possible, and otherwise gives the exact command.
+//!
+//! Only apt, as root, installs by itself; of every other package manager the
+//! command is printed. Nothing that is installed is taken away without need:
+//! the transaction is simulated first, and one that would remove anything but
+//! QEMU's own packages (which replace each other) is refused.
+
+mod apt;
+
+use std::env;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::command::{CommandError, Progress, Sink};
+
+/// Whether anything may be installed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// Install what is missing, where possible.
+    #[default]
+    Install,
+    /// Install nothing (`--no-install`): say what is missing.
+    Forbid,
+}
+
+/// How to tell that a requirement is met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// A program on the path.
+    Program(&'static str),
+    /// One of these files.
+    AnyFile(&'static [&'static str]),
+}
+
+/// A program or file that a task needs, and the packages that bring it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requirement {
+    /// How to tell that it is there.
+    pub check: Check,
+    /// What it is good for, to complete "... is needed to".
+    pub purpose: &'static str,
+    /// Its package on Debian and Ubuntu.
+    pub apt: &'static str,
+    /// Its package on Fedora.
+    pub dnf: &'static str,
+    /// Its package on Arch.
+    pub pacman: &'static str,
+    /// Its package on openSUSE.
+    pub zypper: &'static str,
+    /// Its package in Homebrew; empty where there is none.
+    pub brew: &'static str,
+}
+
+/// Generates the requirements, a line each.
+macro_rules! requirements {
+    ($($(#[$meta:meta])* $name:ident = $check:expr, $purpose:literal,
+        $apt:literal $dnf:literal $pacman:literal $zypper:literal $brew:literal;)+) => {
+        $($(#[$meta])* pub const $name: Requirement = Requirement {
+            check: $check, purpose: $purpose,
+            apt: $apt, dnf: $dnf, pacman: $pacman, zypper: $zypper, brew: $brew,
+        };)+
+    };
+}
+
+requirements! {
+    /// The emulator.
+    QEMU = Check::Program("qemu-system-x86_64"), "boot the guest",
+        "qemu-system-x86" "qemu-system-x86-core" "qemu-system-x86" "qemu-x86" "qemu";
+    /// UEFI firmware for QEMU.
+    OVMF = Check::AnyFile(OVMF_FILES), "boot a UEFI image in QEMU",
+        "ovmf" "edk2-ovmf" "edk2-ovmf" "qemu-ovmf-x86_64" "qemu";
+    /// Ping of a real network stack.
+    PING = Check::Program("ping"), "ping the guest from Linux",
+        "iputils-ping" "iputils" "iputils" "iputils" "";
+    /// An HTTP client.
+    CURL = Check::Program("curl"), "fetch the guest's pages from Linux",
+        "curl" "curl" "curl" "curl" "curl";
+    /// A TCP load generator.
+    IPERF3 = Check::Program("iperf3"), "load the guest's TCP from Linux",
+        "iperf3" "iperf3" "iperf3" "iperf" "iperf3";
+    /// Linux's network configuration.
+    IPROUTE2 = Check::Program("ip"), "make a network namespace with a tap device",
+        "iproute2" "iproute" "iproute2" "iproute2" "";
+    /// A packet sniffer.
+    TCPDUMP = Check::Program("tcpdump"), "read captured packets",
+        "tcpdump" "tcpdump" "tcpdump" "tcpdump" "tcpdump";
+    /// Offload settings of a network device.
+    ETHTOOL = Check::Program("ethtool"), "set the offloads of a tap device",
+        "ethtool" "ethtool" "ethtool" "ethtool" "";
+}
+
+/// Where distributions put the firmware image of OVMF (code only, or both).
+pub const OVMF_FILES: &[&str] = &[
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/OVMF/OVMF_CODE.fd",
+    "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
+    "/usr/share/edk2/ovmf/OVMF_CODE.fd",
+    "/usr/share/qemu/ovmf-x86_64-code.bin",
+    "/usr/share/ovmf/OVMF.fd",
+    "/opt/homebrew/share/qemu/edk2-x86_64-code.fd",
+    "/usr/local/share/qemu/edk2-x86_64-code.fd",
+];
+
+/// A program that installs packages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Manager {
+    /// Debian, Ubuntu.
+    Apt,
+    /// Fedora.
+    Dnf,
+    /// Arch.
+    Pacman,
+    /// openSUSE.
+    Zypper,
+    /// Homebrew.
+    Brew,
+}
+
+impl Manager {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Apt, "apt-get"),
+        (Self::Dnf, "dnf"),
+        (Self::Pacman, "pacman"),
+        (Self::Zypper, "zypper"),
+        (Self::Brew, "brew"),
+    ];
+
+    /// The name of the package that meets `requirement`, if there is one.
+    fn package(self, requirement: &Requirement) -> Option<&'static str> {
+        let name = match self {
+            Self::Apt => requirement.apt,
+            Self::Dnf => requirement.dnf,
+            Self::Pacman => requirement.pacman,
+            Self::Zypper => requirement.zypper,
+            Self::Brew => requirement.brew,
+        };
+        (!name.is_empty()).then_some(name)
+    }
+
+    /// The command that installs `packages`, for a person to paste.
+    fn command(self, packages: &[&str], root: bool) -> String {
+        let sudo = if root { "" } else { "sudo " };
+        let list = packages.join(" ");
+        match self {
+            Self::Apt => format!(
+                "{sudo}apt-get update && {sudo}apt-get install --no-install-recommends {list}"
+            ),
+            Self::Dnf => format!("{sudo}dnf install {list}"),
+            Self::Pacman => format!("{sudo}pacman -S --needed {list}"),
+            Self::Zypper => format!("{sudo}zypper install {list}"),
+            // Homebrew refuses to run as root.
+            Self::Brew => format!("brew install {list}"),
+        }
+    }
+}
+
+/// Why something that is needed could not be had.
+#[derive(Debug, Error)]
+pub enum InstallError {
+    /// Installing is forbidden.
+    #[error(
+        "missing: {missing}\n--no-install forbids installing; to do it yourself:\n    {command}"
+    )]
+    Forbidden {
+        /// What is missing, and what for.
+        missing: String,
+        /// The command that would bring it.
+        command: String,
+    },
+    /// Only root may install, and we are not.
+    #[error("missing: {missing}\nInstalling needs root; run this, then try again:\n    {command}")]
+    NotRoot {
+        /// What is missing, and what for.
+        missing: String,
+        /// The command that would bring it.
+        command: String,
+    },
+    /// A package manager that we leave to its owner.
+    #[error("missing: {missing}\nInstall it with this, then try again:\n    {command}")]
+    ByHand {
+        /// What is missing, and what for.
+        missing: String,
+        /// The command that would bring it.
+        command: String,
+    },
+    /// No package manager that we know, or none that has it.
+    #[error("missing: {missing}\nNo package manager known to Kickpath offers it on this machine")]
+    NoPackage {
+        /// What is missing, and what for.
+        missing: String,
+    },
+    /// The transaction would remove packages that have nothing to do with it.
+    #[error(
+        "installing {packages} would remove {removed}; that is not for Kickpath to decide. \
+         If you agree, run this, then try again:\n    {command}"
+    )]
+    WouldRemove {
+        /// What was to be installed.
+        packages: String,
+        /// What would go.
+        removed: String,
+        /// The command that does it.
+        command: String,
+    },
+    /// The package manager failed.
+    #[error("cannot install {packages}: {source}\nTo try it yourself:\n    {command}")]
+    Failed {
+        /// What was to be installed.
+        packages: String,
+        /// What the package manager said.
+        source: CommandError,
+        /// The command to try by hand.
+        command: String,
+    },
+    /// The package is there, but what it should bring is not.
+    #[error("{packages} installed without an error, but still missing: {missing}")]
+    StillMissing {
+        /// What was installed.
+        packages: String,
+        /// What is missing.
+        missing: String,
+    },
+    /// Another Kickpath has been installing for too long.
+    #[error("another process has been installing for {} s (lock {})", waited.as_secs(), path.display())]
+    Busy {
+        /// The lock file.
+        path: PathBuf,
+        /// How long we waited.
+        waited: Duration,
+    },
+    /// The lock file cannot be used.
+    #[error("cannot lock {}: {source}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+/// The machine as the installer sees it: everything that a test replaces.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Directories that are searched for programs, in order.
+    pub search_path: Vec<PathBuf>,
+    /// Put before every absolute path that is looked at; `/` but in tests.
+    pub prefix: PathBuf,
+    /// Whether we may write to the system.
+    pub root: bool,
+    /// How long to wait for another installer to finish.
+    pub patience: Duration,
+}
+
+impl Host {
+    /// This machine: `PATH` and the usual directories of system programs.
+    pub fn detect() -> Self {
+        let mut search_path: Vec<_> = env::var_os("PATH")
+            .map(|path| env::split_paths(&path).collect())
+            .unwrap_or_default();
+        // An ordinary user's path often lacks those with `ip` and `ethtool`.
+        for directory in ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"] {
+            let directory = PathBuf::from(directory);
+            if !search_path.contains(&directory) {
+                search_path.push(directory);
+            }
+        }
+        Self {
+            search_path,
+            prefix: PathBuf::from("/"),
+            root: nix::unistd::geteuid().is_root(),
+            patience: Duration::from_secs(600),
+        }
+    }
+
+    /// The first executable file called `program` on the search path.
+    pub fn find_program(&self, program: &str) -> Option<PathBuf> {
+        self.search_path
+            .iter()
+            .map(|directory| directory.join(program))
+            .find(|path| is_executable(path))
+    }
+
+    /// `path`, an absolute one, below the prefix.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.prefix.join(path.trim_start_matches('/'))
+    }
+
+    /// The file or program that meets `requirement`.
+    pub fn find(&self, requirement: &Requirement) -> Option<PathBuf> {
+        match requirement.check {
+            Check::Program(program) => self.find_program(program),
+            Check::AnyFile(files) => files
+                .iter()
+                .map(|file| self.path(file))
+                .find(|path| path.is_file()),
+        }
+    }
+
+    /// The package manager of this machine and its program.
+    pub fn manager(&self) -> Option<(Manager, PathBuf)> {
+        Manager::ALL
+            .iter()
+            .find_map(|&(manager, program)| Some((manager, self.find_program(program)?)))
+    }
+
+    /// The command that brings `requirements`, or `None` where no package
+    /// manager offers them.
+    pub fn command(&self, requirements: &[Requirement]) -> Option<String> {
+        let (manager, _) = self.manager()?;
+        let packages = packages(manager, requirements)?;
+        Some(manager.command(&packages, self.root))
+    }
+
+    /// Makes sure that every one of `requirements` is met, installing what is
+    /// missing where `policy` and the machine permit it.
+    ///
+    /// # Errors
+    /// [`InstallError`]; its text says what is missing and the exact command
+    /// that brings it.
+    pub fn ensure(
+        &self,
+        requirements: &[Requirement],
+        policy: Policy,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), InstallError> {
+        if self.missing(requirements).is_empty() {
+            return Ok(());
+        }
+        let missing = self.missing(requirements);
+        let Some((manager, program)) = self.manager() else {
+            return Err(InstallError::NoPackage {
+                missing: describe(&missing),
+            });
+        };
+        let Some(packages) = packages(manager, &missing) else {
+            return Err(InstallError::NoPackage {
+                missing: describe(&missing),
+            });
+        };
+        let command = manager.command(&packages, self.root);
+        let text = describe(&missing);
+        match (policy, manager, self.root) {
+            (Policy::Forbid, ..) => Err(InstallError::Forbidden {
+                missing: text,
+                command,
+            }),
+            (_, Manager::Apt, true) => self.install_by_apt(&program, requirements, sink),
+            (_, Manager::Apt, false) => Err(InstallError::NotRoot {
+                missing: text,
+                command,
+            }),
+            _ => Err(InstallError::ByHand {
+                missing: text,
+                command,
+            }),
+        }
+    }
+
+    fn install_by_apt(
+        &self,
+        program: &Path,
+        requirements: &[Requirement],
+        sink: &mut Sink<'_>,
+    ) -> Result<(), InstallError> {
+        let _lock = self.lock(sink)?;
+        // Another process may have installed it while we waited.
+        let missing = self.missing(requirements);
+        let Some(packages) = packages(Manager::Apt, &missing).filter(|list| !list.is_empty())
+        else {
+            return Ok(());
+        };
+        sink(Progress::Step(&format!(
+            "Installing {} by apt-get ({})",
+            packages.join(" "),
+            describe(&missing)
+        )));
+        apt::Apt::new(program, self).install(&packages, sink)?;
+        let missing = self.missing(requirements);
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(InstallError::StillMissing {
+                packages: packages.join(" "),
+                missing: describe(&missing),
+            })
+        }
+    }
+
+    /// The requirements that are not met.
+    fn missing(&self, requirements: &[Requirement]) -> Vec<Requirement> {
+        requirements
+            .iter()
+            .filter(|requirement| self.find(requirement).is_none())
+            .copied()
+            .collect()
+    }
+
+    /// Waits, within its patience, until no other Kickpath is installing: tests
+    /// run in several processes, and apt's own lock does not cover `update`.
+    fn lock(&self, sink: &mut Sink<'_>) -> Result<File, InstallError> {
+        let path = self.path("/var/lock/kickpath-install.lock");
+        let failed = |source| InstallError::Lock {
+            path: path.clone(),
+            source,
+        };
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(failed)?;
+        let started = Instant::now();
+        let mut told = false;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(fs::TryLockError::WouldBlock) => {}
+                Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
+            }
+            let waited = started.elapsed();
+            if waited >= self.patience {
+                return Err(InstallError::Busy { path, waited });
+            }
+            if !told {
+                sink(Progress::Step(
+                    "Waiting for another Kickpath that is installing",
+                ));
+                told = true;
+            }
+            thread::sleep(Duration::from_millis(200).min(self.patience));
+        }
+    }
+}
+
+/// As [`Host::ensure`], on this machine.
+///
+/// # Errors
+/// As [`Host::ensure`].
+pub fn ensure(
+    requirements: &[Requirement],
+    policy: Policy,
+    sink: &mut Sink<'_>,
+) -> Result<(), InstallError> {
+    Host::detect().ensure(requirements, policy, sink)
+}
+
+/// Every package of `requirements`, or `None` if one has none.
+fn packages(manager: Manager, requirements: &[Requirement]) -> Option<Vec<&'static str>> {
+    let mut list = Vec::new();
+    for requirement in requirements {
+        let package = manager.package(requirement)?;
+        if !list.contains(&package) {
+            list.push(package);
+        }
+    }
+    Some(list)
+}
+
+fn describe(missing: &[Requirement]) -> String {
+    missing
+        .iter()
+        .map(|requirement| {
+            let what = match requirement.check {
+                Check::Program(program) => program,
+                Check::AnyFile(files) => files.first().copied().unwrap_or(requirement.apt),
+            };
+            format!("{what}, needed to {}", requirement.purpose)
+        })
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,336 @@
+//! Finds or completes a toolchain that can build the guest, and builds it.
+//!
+//! The guest needs `core` and `alloc` for [`TARGET`]. They come from, in order:
+//!
+//! 1. the Rust toolchain in use (rustup's, pinned by `rust-toolchain.toml`),
+//!    where it has that target;
+//! 2. the same, after `rustup target add`, where rustup may and can fetch it;
+//! 3. a compiler in `/usr` that has the sources of its standard library, which
+//!    cargo then builds itself (`-Zbuild-std`): Debian's packages `rustc-web`,
+//!    `cargo-web` and `rust-web-src`, installed when missing.
+//!
+//! `rust-toolchain.toml` does not list the target on purpose: rustup would then
+//! refuse to run *any* command, this one included, on a machine where it cannot
+//! fetch it.
+
+mod find;
+
+use std::env;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::command::{self, CommandError, Progress, Sink};
+use crate::install::{Host, InstallError, Policy};
+
+pub use find::{Survey, Version};
+
+/// The target triple of the guest.
+pub const TARGET: &str = "x86_64-unknown-none";
+/// The package of the guest, and the name of its executable.
+pub const KERNEL: &str = "kickpath-kernel";
+/// The cargo profile of the guest.
+const PROFILE: &str = "guest";
+/// Environment variable that restricts the choice: a word of [`Choice`].
+pub const CHOICE_VARIABLE: &str = "KICKPATH_TOOLCHAIN";
+
+/// Which toolchains may be taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The first that works.
+    #[default]
+    Auto,
+    /// Only the toolchain in use (rustup's).
+    Rustup,
+    /// Only the distribution's.
+    Debian,
+}
+
+impl Choice {
+    /// Reads [`CHOICE_VARIABLE`]; unset or empty is [`Choice::Auto`].
+    ///
+    /// # Errors
+    /// [`ToolchainError::Choice`] for an unknown word.
+    pub fn from_env() -> Result<Self, ToolchainError> {
+        match env::var_os(CHOICE_VARIABLE) {
+            None => Ok(Self::Auto),
+            Some(word) => match word.to_str() {
+                Some("" | "auto") => Ok(Self::Auto),
+                Some("rustup") => Ok(Self::Rustup),
+                Some("debian") => Ok(Self::Debian),
+                _ => Err(ToolchainError::Choice(word.to_string_lossy().into_owned())),
+            },
+        }
+    }
+}
+
+/// How to build the guest.
+#[derive(Clone, Debug, Default)]
+pub struct BuildOptions {
+    /// Whether a missing toolchain may be installed.
+    pub policy: Policy,
+    /// Which toolchains may be taken.
+    pub choice: Choice,
+}
+
+impl BuildOptions {
+    /// `policy`, and the choice that the environment makes.
+    ///
+    /// # Errors
+    /// As [`Choice::from_env`].
+    pub fn from_env(policy: Policy) -> Result<Self, ToolchainError> {
+        Ok(Self {
+            policy,
+            choice: Choice::from_env()?,
+        })
+    }
+}
+
+/// Where a toolchain's `core` and `alloc` for the guest come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The target is installed.
+    Prebuilt,
+    /// Cargo builds them from the sources of the compiler's own version.
+    BuildStd,
+}
+
+/// A toolchain that can build the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Toolchain {
+    /// The compiler's version.
+    pub version: Version,
+    /// Its root: what `rustc --print sysroot` prints.
+    pub sysroot: PathBuf,
+    /// The `cargo` that belongs to it.
+    pub cargo: PathBuf,
+    /// The compiler.
+    pub rustc: PathBuf,
+    /// A linker of the LLD family.
+    pub linker: PathBuf,
+    /// Where the guest's `core` comes from.
+    pub source: Source,
+}
+
+impl fmt::Display for Toolchain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let source = match self.source {
+            Source::Prebuilt => "which has the bare-metal target",
+            Source::BuildStd => "which builds core and alloc from source",
+        };
+        write!(
+            f,
+            "Rust {} in {}, {source}",
+            self.version,
+            self.sysroot.display()
+        )
+    }
+}
+
+/// Why the guest could not be built.
+#[derive(Debug, Error)]
+pub enum ToolchainError {
+    /// [`CHOICE_VARIABLE`] holds an unknown word.
+    #[error("{CHOICE_VARIABLE}={0}: expected auto, rustup or debian")]
+    Choice(String),
+    /// The sources of the guest are not there.
+    #[error(
+        "cannot find the workspace with kernel/Cargo.toml; looked at {} and above the current directory",
+        built_in.display()
+    )]
+    NoWorkspace {
+        /// Where this program was built.
+        built_in: PathBuf,
+    },
+    /// No toolchain can build the guest; what was tried is in the text.
+    #[error("no toolchain can build the guest for {TARGET}:\n{}", tried.join("\n"))]
+    NoToolchain {
+        /// One line for each that was looked at.
+        tried: Vec<String>,
+    },
+    /// The distribution's compiler cannot build this project.
+    #[error(
+        "{} is Rust {found}, but the guest needs {needed} or newer; \
+         on Debian the packages rustc-web and cargo-web bring it, elsewhere run \
+         `rustup target add {TARGET}`", path.display()
+    )]
+    TooOld {
+        /// The compiler.
+        path: PathBuf,
+        /// Its version.
+        found: Version,
+        /// The oldest version that will do.
+        needed: Version,
+    },
+    /// Something is missing and could not be installed.
+    #[error(
+        "{install}\n(or, where rustup can reach its server: rustup target add {TARGET})\n\
+         What was tried before:\n{}", tried.join("\n")
+    )]
+    Install {
+        /// Why not.
+        install: Box<InstallError>,
+        /// One line for each toolchain that was looked at before.
+        tried: Vec<String>,
+    },
+    /// A program that was needed to find out more failed.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// Cargo could not build the guest.
+    #[error("building the guest failed: {0}")]
+    Build(CommandError),
+    /// Cargo succeeded but its product is not where it should be.
+    #[error("cargo built the guest without an error, but there is no {}", path.display())]
+    NoKernel {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+/// Builds the guest and returns the path of its ELF executable.
+///
+/// Cargo's own output goes to `sink`, and its end into the error.
+///
+/// # Errors
+/// [`ToolchainError`] when there is no suitable toolchain and none may be or
+/// could be had, or when the guest does not compile.
+pub fn build_kernel(
+    options: &BuildOptions,
+    sink: &mut Sink<'_>,
+) -> Result<PathBuf, ToolchainError> {
+    let workspace = workspace()?;
+    let toolchain = complete(options, sink)?;
+    sink(Progress::Step(&format!(
+        "Building the guest with {toolchain}"
+    )));
+
+    let target_directory = target_directory(&workspace).join("kernel");
+    let mut command = toolchain.cargo(&workspace);
+    command
+        .args(["build", "--package", KERNEL])
+        .args(["--target", TARGET, "--profile", PROFILE])
+        .arg("--target-dir")
+        .arg(&target_directory);
+    if toolchain.source == Source::BuildStd {
+        command.args([
+            "-Zbuild-std=core,alloc,compiler_builtins",
+            "-Zbuild-std-features=compiler-builtins-mem",
+        ]);
+    }
+    command::run(&mut command, None, sink).map_err(ToolchainError::Build)?;
+
+    let path = target_directory.join(TARGET).join(PROFILE).join(KERNEL);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(ToolchainError::NoKernel { path })
+    }
+}
+
+/// The toolchain that [`build_kernel`] would use, completed where necessary.
+///
+/// # Errors
+/// As [`build_kernel`].
+pub fn complete(options: &BuildOptions, sink: &mut Sink<'_>) -> Result<Toolchain, ToolchainError> {
+    find::Finder::new(&Host::detect(), &workspace()?).complete(options, sink)
+}
+
+/// What there is, without changing anything.
+///
+/// # Errors
+/// [`ToolchainError::NoWorkspace`].
+pub fn survey(choice: Choice) -> Result<Survey, ToolchainError> {
+    Ok(find::Finder::new(&Host::detect(), &workspace()?).survey(choice))
+}
+
+impl Toolchain {
+    /// A cargo command of this toolchain, run in `directory`, that nothing in
+    /// our own environment misleads.
+    pub(crate) fn cargo(&self, directory: &Path) -> Command {
+        let mut command = Command::new(&self.cargo);
+        clean(&mut command);
+        command
+            .current_dir(directory)
+            .env("RUSTC", &self.rustc)
+            .env("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", &self.linker);
+        if self.source == Source::BuildStd {
+            command.env("RUSTC_BOOTSTRAP", "1");
+        }
+        command
+    }
+}
+
+/// Takes away what `cargo run`, `cargo test`, `cargo clippy` and their users
+/// set for the *outer* build: flags and wrappers for the host, the paths and
+/// libraries of another compiler. What says how to reach registries stays.
+fn clean(command: &mut Command) {
+    for (name, _) in env::vars_os() {
+        if misleading(&name.to_string_lossy()) {
+            command.env_remove(name);
+        }
+    }
+}
+
+fn misleading(name: &str) -> bool {
+    const KEEP: &[&str] = &[
+        "CARGO_HOME",
+        "CARGO_HTTP_",
+        "CARGO_NET_",
+        "CARGO_REGISTR",
+        "CARGO_SOURCE_",
+        "CARGO_TERM_",
+        "CARGO_BUILD_JOBS",
+        "RUSTUP_HOME",
+        "RUSTUP_AUTO_INSTALL",
+        "RUST_BACKTRACE",
+    ];
+    const DROP: &[&str] = &["CARGO", "RUST", "LD_LIBRARY_PATH", "MAKEFLAGS", "MFLAGS"];
+    let starts = |list: &[&str]| list.iter().any(|prefix| name.starts_with(prefix));
+    starts(DROP) && !starts(KEEP)
+}
+
+/// The workspace with the guest's sources: where this program was built, or,
+/// if that has moved, around the current directory.
+///
+/// # Errors
+/// [`ToolchainError::NoWorkspace`].
+pub fn workspace() -> Result<PathBuf, ToolchainError> {
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("/"));
+    let here = env::current_dir().ok();
+    std::iter::once(built_in)
+        .chain(here.iter().flat_map(|here| here.ancestors()))
+        .find(|directory| directory.join("kernel/Cargo.toml").is_file())
+        .map(Path::to_owned)
+        .ok_or_else(|| ToolchainError::NoWorkspace {
+            built_in: built_in.to_owned(),
+        })
+}
+
+/// Where cargo puts what it builds for the host; ours goes below it.
+///
+/// A relative `CARGO_TARGET_DIR` would name another place for every current
+/// directory, and is not followed.
+pub(crate) fn target_directory(workspace: &Path) -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .unwrap_or_else(|| workspace.join("target"))
+}
+
+#[cfg(test)]
+mod tests;

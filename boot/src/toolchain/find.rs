@@ -1,0 +1,409 @@
+//! The search for a toolchain, in the order that the parent module gives.
+
+use std::env;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{BuildOptions, Choice, Source, TARGET, Toolchain, ToolchainError};
+use crate::command::{self, Progress, Sink};
+use crate::install::{Check, Host, Policy, Requirement};
+
+/// The host's triple, which names the directory of its tools in a sysroot.
+const HOST: &str = "x86_64-unknown-linux-gnu";
+/// `rustc --version` takes milliseconds; rustup's proxy may read the network
+/// configuration first.
+const PROBE_LIMIT: Duration = Duration::from_secs(30);
+/// The target's libraries are some 10 MB; a server that cannot bring them in
+/// this time counts as out of reach.
+const RUSTUP_LIMIT: Duration = Duration::from_secs(120);
+/// Seconds after which rustup gives up on a silent server (its default is 180).
+const RUSTUP_SILENCE: &str = "20";
+
+const NEEDED: Version = Version::of_manifest(env!("CARGO_PKG_RUST_VERSION"));
+
+const RUSTC: &str = "/usr/bin/rustc";
+const CARGO: &str = "/usr/bin/cargo";
+const SOURCES: &str = "/usr/lib/rustlib/src/rust/library/core/src/lib.rs";
+
+/// What a distribution's packages must bring to build the guest.
+const DISTRIBUTION: [Requirement; 3] = [
+    package(&[RUSTC], "compile the guest", "rustc-web", "rust", "rust"),
+    package(&[CARGO], "build the guest", "cargo-web", "cargo", "rust"),
+    package(
+        &[SOURCES],
+        "build core and alloc for a machine without an operating system",
+        "rust-web-src",
+        "rust-src",
+        "rust-src",
+    ),
+];
+const LLD: Requirement = Requirement {
+    check: Check::Program("ld.lld"),
+    purpose: "link the guest",
+    apt: "lld",
+    dnf: "lld",
+    pacman: "lld",
+    zypper: "lld",
+    brew: "lld",
+};
+
+const fn package(
+    files: &'static [&'static str],
+    purpose: &'static str,
+    apt: &'static str,
+    dnf: &'static str,
+    pacman: &'static str,
+) -> Requirement {
+    Requirement {
+        check: Check::AnyFile(files),
+        purpose,
+        apt,
+        dnf,
+        pacman,
+        zypper: dnf,
+        brew: "",
+    }
+}
+
+/// The version of a compiler, without what follows the three numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Version {
+    /// Major.
+    pub major: u16,
+    /// Minor.
+    pub minor: u16,
+    /// Patch.
+    pub patch: u16,
+}
+
+impl Version {
+    /// Reads `rustc 1.96.0 (...)`, the output of `rustc --version`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_whitespace();
+        let (Some("rustc"), Some(version)) = (words.next(), words.next()) else {
+            return None;
+        };
+        // `1.97.0-nightly`, `1.96.0-beta.2`
+        let version = version.split('-').next()?;
+        let mut numbers = version.split('.').map(|number| number.parse().ok());
+        let version = Self {
+            major: numbers.next()??,
+            minor: numbers.next()??,
+            patch: numbers.next()??,
+        };
+        numbers.next().is_none().then_some(version)
+    }
+
+    /// Reads `1.95`, as a manifest's `rust-version`.
+    const fn of_manifest(text: &str) -> Self {
+        let bytes = text.as_bytes();
+        let mut numbers = [0_u16; 3];
+        let (mut index, mut part) = (0, 0);
+        while index < bytes.len() {
+            match bytes[index] {
+                b'.' => part += 1,
+                digit @ b'0'..=b'9' => {
+                    numbers[part] = numbers[part] * 10 + (digit - b'0') as u16;
+                }
+                _ => panic!("rust-version is not of the form 1.95"),
+            }
+            index += 1;
+        }
+        assert!(numbers[0] > 0, "the manifest has no rust-version");
+        Self {
+            major: numbers[0],
+            minor: numbers[1],
+            patch: numbers[2],
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+/// What there is on this machine to build the guest with.
+#[derive(Clone, Debug, Serialize)]
+pub struct Survey {
+    /// The toolchain that would be used, if one is complete.
+    pub toolchain: Option<Toolchain>,
+    /// One line for each that was looked at and found wanting.
+    pub tried: Vec<String>,
+    /// The command that would complete one, where one would.
+    pub remedy: Option<String>,
+}
+
+/// Looks for toolchains on one machine for one workspace.
+pub(super) struct Finder<'a> {
+    host: &'a Host,
+    workspace: &'a Path,
+    /// Whether rustup may fetch: not with `RUSTUP_AUTO_INSTALL=0`.
+    rustup_may_fetch: bool,
+}
+
+impl<'a> Finder<'a> {
+    pub(super) fn new(host: &'a Host, workspace: &'a Path) -> Self {
+        Self {
+            host,
+            workspace,
+            rustup_may_fetch: env::var_os("RUSTUP_AUTO_INSTALL").is_none_or(|value| value != "0"),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_fetching(mut self, allowed: bool) -> Self {
+        self.rustup_may_fetch = allowed;
+        self
+    }
+
+    /// Finds a toolchain, or completes one as `options` permit.
+    pub(super) fn complete(
+        &self,
+        options: &BuildOptions,
+        sink: &mut Sink<'_>,
+    ) -> Result<Toolchain, ToolchainError> {
+        let mut tried = Vec::new();
+        if options.choice != Choice::Debian {
+            match self.pinned() {
+                Ok(toolchain) => return Ok(toolchain),
+                Err(why) => tried.push(why),
+            }
+        }
+        // A complete toolchain of the distribution comes before any download,
+        // or every run on a machine out of rustup's reach would try one.
+        if options.choice != Choice::Rustup
+            && let Ok(toolchain) = self.distribution()
+        {
+            return Ok(toolchain);
+        }
+        if options.choice != Choice::Debian {
+            match self.fetch_target(options.policy, sink) {
+                Ok(()) => match self.pinned() {
+                    Ok(toolchain) => return Ok(toolchain),
+                    Err(why) => tried.push(why),
+                },
+                Err(why) => tried.push(why),
+            }
+        }
+        if options.choice == Choice::Rustup {
+            return Err(ToolchainError::NoToolchain { tried });
+        }
+        for why in &tried {
+            sink(Progress::Step(&format!("Toolchain: {why}")));
+        }
+        if let Err(install) = self
+            .host
+            .ensure(&self.distribution_needs(), options.policy, sink)
+        {
+            return Err(ToolchainError::Install {
+                install: Box::new(install),
+                tried,
+            });
+        }
+        self.distribution()
+    }
+
+    /// What [`Self::complete`] would find, without changing anything.
+    pub(super) fn survey(&self, choice: Choice) -> Survey {
+        let mut survey = Survey {
+            toolchain: None,
+            tried: Vec::new(),
+            remedy: None,
+        };
+        if choice != Choice::Debian {
+            match self.pinned() {
+                Ok(toolchain) => survey.toolchain = Some(toolchain),
+                Err(why) => survey.tried.push(why),
+            }
+        }
+        if choice != Choice::Rustup && survey.toolchain.is_none() {
+            match self.distribution() {
+                Ok(toolchain) => survey.toolchain = Some(toolchain),
+                Err(why) => survey.tried.push(why.to_string()),
+            }
+        }
+        if survey.toolchain.is_none() {
+            let by_rustup = choice != Choice::Debian
+                && self.rustup_may_fetch
+                && self.host.find_program("rustup").is_some();
+            survey.remedy = if by_rustup {
+                Some(format!("rustup target add {TARGET}"))
+            } else {
+                let missing: Vec<_> = self
+                    .distribution_needs()
+                    .into_iter()
+                    .filter(|need| self.host.find(need).is_none())
+                    .collect();
+                self.host.command(&missing)
+            };
+        }
+        survey
+    }
+
+    /// The toolchain in use, if it has the guest's target; else why not.
+    fn pinned(&self) -> Result<Toolchain, String> {
+        let rustc = self
+            .host
+            .find_program("rustc")
+            .ok_or("there is no rustc on the path")?;
+        let (version, sysroot) = self
+            .probe(&rustc)
+            .map_err(|error| format!("{}: {error}", rustc.display()))?;
+        let libraries = sysroot.join("lib/rustlib").join(TARGET).join("lib");
+        if !has_core(&libraries) {
+            return Err(format!(
+                "Rust {version} in {} has no target {TARGET}",
+                sysroot.display()
+            ));
+        }
+        if version < NEEDED {
+            return Err(format!(
+                "Rust {version} in {} is older than {NEEDED}",
+                sysroot.display()
+            ));
+        }
+        let linker = self
+            .linker(&sysroot)
+            .ok_or_else(|| format!("{} has no rust-lld", sysroot.display()))?;
+        // Not the proxies: they would choose a toolchain again.
+        let (own_cargo, own_rustc) = (sysroot.join("bin/cargo"), sysroot.join("bin/rustc"));
+        if !own_cargo.is_file() || !own_rustc.is_file() {
+            return Err(format!("{} has no cargo", sysroot.display()));
+        }
+        Ok(Toolchain {
+            version,
+            cargo: own_cargo,
+            rustc: own_rustc,
+            linker,
+            sysroot,
+            source: Source::Prebuilt,
+        })
+    }
+
+    /// Has rustup fetch the target; the error says why that is not possible.
+    fn fetch_target(&self, policy: Policy, sink: &mut Sink<'_>) -> Result<(), String> {
+        let command_line = format!("rustup target add {TARGET}");
+        let rustup = self
+            .host
+            .find_program("rustup")
+            .ok_or("there is no rustup to fetch the target")?;
+        if policy == Policy::Forbid {
+            return Err(format!("--no-install forbids `{command_line}`"));
+        }
+        if !self.rustup_may_fetch {
+            return Err(format!(
+                "RUSTUP_AUTO_INSTALL=0 says that rustup must not fetch, so `{command_line}` was not tried"
+            ));
+        }
+        sink(Progress::Step(&format!(
+            "Running `{command_line}`: the guest needs Rust's libraries for a machine without an operating system"
+        )));
+        let mut command = Command::new(rustup);
+        command
+            .args(["target", "add", TARGET])
+            // Where rust-toolchain.toml says which toolchain it is about.
+            .current_dir(self.workspace);
+        if env::var_os("RUSTUP_DOWNLOAD_TIMEOUT").is_none() {
+            command.env("RUSTUP_DOWNLOAD_TIMEOUT", RUSTUP_SILENCE);
+        }
+        command::run(&mut command, Some(RUSTUP_LIMIT), sink).map_err(|error| error.to_string())
+    }
+
+    /// What the distribution must bring.
+    fn distribution_needs(&self) -> Vec<Requirement> {
+        let mut needs = DISTRIBUTION.to_vec();
+        if self.any_linker().is_none() {
+            needs.push(LLD);
+        }
+        needs
+    }
+
+    /// The toolchain of the distribution, if it is complete.
+    fn distribution(&self) -> Result<Toolchain, ToolchainError> {
+        let missing: Vec<_> = self
+            .distribution_needs()
+            .iter()
+            .filter(|need| self.host.find(need).is_none())
+            .map(|need| format!("missing from the distribution: {}", need.apt))
+            .collect();
+        let (Some(linker), true) = (self.any_linker(), missing.is_empty()) else {
+            return Err(ToolchainError::NoToolchain { tried: missing });
+        };
+        let rustc = self.host.path(RUSTC);
+        let (version, sysroot) = self.probe(&rustc)?;
+        if version < NEEDED {
+            return Err(ToolchainError::TooOld {
+                path: rustc,
+                found: version,
+                needed: NEEDED,
+            });
+        }
+        Ok(Toolchain {
+            version,
+            sysroot,
+            cargo: self.host.path(CARGO),
+            rustc,
+            linker,
+            source: Source::BuildStd,
+        })
+    }
+
+    /// Version and sysroot of a compiler.
+    fn probe(&self, rustc: &Path) -> Result<(Version, PathBuf), ToolchainError> {
+        let run = |argument: &[&str]| {
+            let mut command = Command::new(rustc);
+            command
+                .args(argument)
+                .current_dir(self.workspace)
+                .env_remove("LD_LIBRARY_PATH")
+                // To look must not download anything.
+                .env("RUSTUP_AUTO_INSTALL", "0");
+            command::output(&mut command, PROBE_LIMIT)
+        };
+        let text = run(&["--version"])?;
+        let version = text.lines().find_map(Version::parse);
+        let text = run(&["--print", "sysroot"])?;
+        let sysroot = text.lines().next_back().map(PathBuf::from);
+        match (version, sysroot) {
+            (Some(version), Some(sysroot)) => Ok((version, sysroot)),
+            _ => Err(ToolchainError::NoToolchain {
+                tried: vec![format!("{} is not a Rust compiler", rustc.display())],
+            }),
+        }
+    }
+
+    /// A linker for a toolchain: its own LLD, or the system's.
+    fn linker(&self, sysroot: &Path) -> Option<PathBuf> {
+        let own = sysroot.join("lib/rustlib").join(HOST).join("bin/rust-lld");
+        if own.is_file() {
+            return Some(own);
+        }
+        self.host.find_program("ld.lld")
+    }
+
+    /// The system's LLD, or that of the toolchain in use.
+    fn any_linker(&self) -> Option<PathBuf> {
+        self.host.find_program("ld.lld").or_else(|| {
+            let rustc = self.host.find_program("rustc")?;
+            let (_, sysroot) = self.probe(&rustc).ok()?;
+            self.linker(&sysroot)
+        })
+    }
+}
+
+/// Whether `directory` holds a compiled `core`.
+fn has_core(directory: &Path) -> bool {
+    std::fs::read_dir(directory).is_ok_and(|entries| {
+        entries.filter_map(Result::ok).any(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with("libcore-") && name.ends_with(".rlib")
+        })
+    })
+}
