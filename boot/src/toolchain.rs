@@ -25,12 +25,14 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::command::{self, CommandError, Progress, Sink};
-use crate::install::{Host, InstallError, Policy};
+use crate::install::{Check, Host, InstallError, Policy, Requirement};
 
 pub use find::{Survey, Version};
 
 /// The target triple of the guest.
 pub const TARGET: &str = "x86_64-unknown-none";
+/// The host's triple, which names the directory of its tools in a sysroot.
+pub(crate) const HOST: &str = "x86_64-unknown-linux-gnu";
 /// The package of the guest, and the name of its executable.
 pub const KERNEL: &str = "kickpath-kernel";
 /// The cargo profile of the guest.
@@ -240,13 +242,50 @@ pub fn build_kernel(
     }
 }
 
-/// The toolchain that [`build_kernel`] would use, completed where necessary.
+/// The toolchain that [`build_kernel`] uses, completed where necessary.
 ///
 /// # Errors
 /// As [`build_kernel`].
 pub fn complete(options: &BuildOptions, sink: &mut Sink<'_>) -> Result<Toolchain, ToolchainError> {
-    find::Finder::new(&Host::detect(), &workspace()?).complete(options, sink)
+    find::Finder::new(&Host::detect(), &workspace()?).complete(Source::Prebuilt, options, sink)
 }
+
+/// A toolchain with the sources of its standard library, and LLVM's `objcopy`
+/// with the directory of its libraries: what the boot loader's build needs.
+///
+/// # Errors
+/// As [`build_kernel`].
+pub(crate) fn complete_for_boot_loader(
+    options: &BuildOptions,
+    sink: &mut Sink<'_>,
+) -> Result<(Toolchain, PathBuf, Option<PathBuf>), ToolchainError> {
+    let (host, workspace) = (Host::detect(), workspace()?);
+    let finder = find::Finder::new(&host, &workspace);
+    let toolchain = finder.complete(Source::BuildStd, options, sink)?;
+    if finder.objcopy().is_none() {
+        host.ensure(&[LLVM], options.policy, sink)
+            .map_err(|install| ToolchainError::Install {
+                install: Box::new(install),
+                tried: Vec::new(),
+            })?;
+    }
+    let (objcopy, libraries) = finder
+        .objcopy()
+        .ok_or_else(|| ToolchainError::NoToolchain {
+            tried: vec!["there is no llvm-objcopy".to_owned()],
+        })?;
+    Ok((toolchain, objcopy, libraries))
+}
+
+const LLVM: Requirement = Requirement {
+    check: Check::Program("llvm-objcopy"),
+    purpose: "cut the boot loader's stages to size",
+    apt: "llvm",
+    dnf: "llvm",
+    pacman: "llvm",
+    zypper: "llvm",
+    brew: "llvm",
+};
 
 /// What there is, without changing anything.
 ///

@@ -8,16 +8,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{BuildOptions, Choice, Source, TARGET, Toolchain, ToolchainError};
+use super::{BuildOptions, Choice, HOST, Source, TARGET, Toolchain, ToolchainError};
 use crate::command::{self, Progress, Sink};
 use crate::install::{Check, Host, Policy, Requirement};
 
-/// The host's triple, which names the directory of its tools in a sysroot.
-const HOST: &str = "x86_64-unknown-linux-gnu";
 /// `rustc --version` takes milliseconds; rustup's proxy may read the network
 /// configuration first.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
-/// The target's libraries are some 10 MB; a server that cannot bring them in
+/// What rustup fetches is some 10 MB; a server that cannot bring them in
 /// this time counts as out of reach.
 const RUSTUP_LIMIT: Duration = Duration::from_secs(120);
 /// Seconds after which rustup gives up on a silent server (its default is 180).
@@ -28,6 +26,9 @@ const NEEDED: Version = Version::of_manifest(env!("CARGO_PKG_RUST_VERSION"));
 const RUSTC: &str = "/usr/bin/rustc";
 const CARGO: &str = "/usr/bin/cargo";
 const SOURCES: &str = "/usr/lib/rustlib/src/rust/library/core/src/lib.rs";
+
+/// Where a sysroot has the sources of its standard library.
+const SYSROOT_SOURCES: &str = "lib/rustlib/src/rust/library/core/src/lib.rs";
 
 /// What a distribution's packages must bring to build the guest.
 const DISTRIBUTION: [Requirement; 3] = [
@@ -162,15 +163,17 @@ impl<'a> Finder<'a> {
         self
     }
 
-    /// Finds a toolchain, or completes one as `options` permit.
+    /// Finds a toolchain with what `source` says, or completes one as `options`
+    /// permit. The distribution's always has sources, and serves for both.
     pub(super) fn complete(
         &self,
+        source: Source,
         options: &BuildOptions,
         sink: &mut Sink<'_>,
     ) -> Result<Toolchain, ToolchainError> {
         let mut tried = Vec::new();
         if options.choice != Choice::Debian {
-            match self.pinned() {
+            match self.pinned(source) {
                 Ok(toolchain) => return Ok(toolchain),
                 Err(why) => tried.push(why),
             }
@@ -183,8 +186,8 @@ impl<'a> Finder<'a> {
             return Ok(toolchain);
         }
         if options.choice != Choice::Debian {
-            match self.fetch_target(options.policy, sink) {
-                Ok(()) => match self.pinned() {
+            match self.fetch(source, options.policy, sink) {
+                Ok(()) => match self.pinned(source) {
                     Ok(toolchain) => return Ok(toolchain),
                     Err(why) => tried.push(why),
                 },
@@ -217,7 +220,7 @@ impl<'a> Finder<'a> {
             remedy: None,
         };
         if choice != Choice::Debian {
-            match self.pinned() {
+            match self.pinned(Source::Prebuilt) {
                 Ok(toolchain) => survey.toolchain = Some(toolchain),
                 Err(why) => survey.tried.push(why),
             }
@@ -246,8 +249,8 @@ impl<'a> Finder<'a> {
         survey
     }
 
-    /// The toolchain in use, if it has the guest's target; else why not.
-    fn pinned(&self) -> Result<Toolchain, String> {
+    /// The toolchain in use, if it has what `source` says; else why not.
+    fn pinned(&self, source: Source) -> Result<Toolchain, String> {
         let rustc = self
             .host
             .find_program("rustc")
@@ -255,10 +258,19 @@ impl<'a> Finder<'a> {
         let (version, sysroot) = self
             .probe(&rustc)
             .map_err(|error| format!("{}: {error}", rustc.display()))?;
-        let libraries = sysroot.join("lib/rustlib").join(TARGET).join("lib");
-        if !has_core(&libraries) {
+        let (there, what) = match source {
+            Source::Prebuilt => {
+                let libraries = sysroot.join("lib/rustlib").join(TARGET).join("lib");
+                (has_core(&libraries), "target x86_64-unknown-none")
+            }
+            Source::BuildStd => (
+                sysroot.join(SYSROOT_SOURCES).is_file(),
+                "sources of its standard library",
+            ),
+        };
+        if !there {
             return Err(format!(
-                "Rust {version} in {} has no target {TARGET}",
+                "Rust {version} in {} has no {what}",
                 sysroot.display()
             ));
         }
@@ -282,17 +294,28 @@ impl<'a> Finder<'a> {
             rustc: own_rustc,
             linker,
             sysroot,
-            source: Source::Prebuilt,
+            source,
         })
     }
 
-    /// Has rustup fetch the target; the error says why that is not possible.
-    fn fetch_target(&self, policy: Policy, sink: &mut Sink<'_>) -> Result<(), String> {
-        let command_line = format!("rustup target add {TARGET}");
+    /// Has rustup fetch what `source` says; the error says why that is not
+    /// possible.
+    fn fetch(&self, source: Source, policy: Policy, sink: &mut Sink<'_>) -> Result<(), String> {
+        let (arguments, purpose) = match source {
+            Source::Prebuilt => (
+                ["target", "add", TARGET],
+                "the guest needs Rust's libraries for a machine without an operating system",
+            ),
+            Source::BuildStd => (
+                ["component", "add", "rust-src"],
+                "the boot loader builds Rust's core library for its own targets",
+            ),
+        };
+        let command_line = format!("rustup {}", arguments.join(" "));
         let rustup = self
             .host
             .find_program("rustup")
-            .ok_or("there is no rustup to fetch the target")?;
+            .ok_or_else(|| format!("there is no rustup for `{command_line}`"))?;
         if policy == Policy::Forbid {
             return Err(format!("--no-install forbids `{command_line}`"));
         }
@@ -302,17 +325,33 @@ impl<'a> Finder<'a> {
             ));
         }
         sink(Progress::Step(&format!(
-            "Running `{command_line}`: the guest needs Rust's libraries for a machine without an operating system"
+            "Running `{command_line}`: {purpose}"
         )));
         let mut command = Command::new(rustup);
         command
-            .args(["target", "add", TARGET])
+            .args(arguments)
             // Where rust-toolchain.toml says which toolchain it is about.
             .current_dir(self.workspace);
         if env::var_os("RUSTUP_DOWNLOAD_TIMEOUT").is_none() {
             command.env("RUSTUP_DOWNLOAD_TIMEOUT", RUSTUP_SILENCE);
         }
         command::run(&mut command, Some(RUSTUP_LIMIT), sink).map_err(|error| error.to_string())
+    }
+
+    /// A program of LLVM's `objcopy`: a toolchain's own, or the system's. The
+    /// former finds its libraries only by the second path.
+    pub(super) fn objcopy(&self) -> Option<(PathBuf, Option<PathBuf>)> {
+        let own = || {
+            let rustc = self.host.find_program("rustc")?;
+            let (_, sysroot) = self.probe(&rustc).ok()?;
+            let tools = sysroot.join("lib/rustlib").join(HOST).join("bin");
+            ["llvm-objcopy", "rust-objcopy"]
+                .map(|name| tools.join(name))
+                .into_iter()
+                .find(|path| path.is_file())
+                .map(|path| (path, Some(sysroot.join("lib"))))
+        };
+        own().or_else(|| Some((self.host.find_program("llvm-objcopy")?, None)))
     }
 
     /// What the distribution must bring.

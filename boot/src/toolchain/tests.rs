@@ -100,12 +100,16 @@ impl Machine {
         let mut steps = String::new();
         let result = Finder::new(&self.host, self.directory.path())
             .with_fetching(self.fetching)
-            .complete(&BuildOptions { policy, choice }, &mut |progress| {
-                if let Progress::Step(text) = progress {
-                    steps += text;
-                    steps.push('\n');
-                }
-            });
+            .complete(
+                Source::Prebuilt,
+                &BuildOptions { policy, choice },
+                &mut |progress| {
+                    if let Progress::Step(text) = progress {
+                        steps += text;
+                        steps.push('\n');
+                    }
+                },
+            );
         (result, steps)
     }
 
