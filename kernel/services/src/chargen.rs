@@ -1,0 +1,71 @@
+//! The character generator protocol's pattern (RFC 864): lines of 72 of the 95
+//! printable ASCII characters, each line starting one character further on.
+
+const FIRST: u32 = b' ' as u32;
+const CHARACTERS: u32 = 95;
+const COLUMNS: u32 = 72;
+/// A line and its CR LF.
+const LINE: u32 = COLUMNS + 2;
+/// After this many bytes the pattern repeats.
+const PERIOD: u32 = CHARACTERS * LINE;
+
+/// A place in the endless text.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pattern {
+    position: u32,
+}
+
+impl Pattern {
+    /// Fills `buffer` with the text from here on and moves behind it.
+    pub(crate) fn fill(&mut self, buffer: &mut [u8]) {
+        for byte in buffer {
+            let (line, column) = (self.position / LINE, self.position % LINE);
+            *byte = match column {
+                COLUMNS => b'\r',
+                c if c > COLUMNS => b'\n',
+                // At most 126: the remainder is below 95.
+                c => (FIRST + (line + c) % CHARACTERS) as u8,
+            };
+            self.position = (self.position + 1) % PERIOD;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    #[test]
+    fn the_lines_are_those_of_the_rfc() {
+        let mut text = vec![0; 3 * LINE as usize];
+        let mut pattern = Pattern::default();
+        // In pieces, as a socket takes it.
+        for piece in text.chunks_mut(7) {
+            pattern.fill(piece);
+        }
+        let text = core::str::from_utf8(&text).unwrap();
+        let mut lines = text.split("\r\n");
+        assert_eq!(
+            lines.next().unwrap(),
+            " !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefg"
+        );
+        assert_eq!(
+            lines.next().unwrap(),
+            "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefgh"
+        );
+    }
+
+    #[test]
+    fn it_repeats_after_95_lines() {
+        let mut twice = vec![0; 2 * PERIOD as usize];
+        Pattern::default().fill(&mut twice);
+        let (first, second) = twice.split_at(PERIOD as usize);
+        assert!(first == second);
+        assert!(
+            twice
+                .iter()
+                .all(|b| matches!(b, b' '..=b'~' | b'\r' | b'\n'))
+        );
+    }
+}

@@ -1,0 +1,171 @@
+//! The status page, its data and metrics by HTTP/1.1 (RFC 9110, RFC 9112).
+//!
+//! Connections are kept open and requests may be pipelined. A request must be
+//! complete within [`REQUEST_TIMEOUT`] and [`MAX_REQUEST`] bytes; a request
+//! with content is answered, and then the connection closes, for the content is
+//! not read.
+
+mod metrics;
+mod request;
+mod response;
+
+use alloc::vec::Vec;
+
+use kickpath_abi::status::Status;
+use smoltcp::socket::tcp;
+use smoltcp::time::{Duration, Instant};
+
+use crate::pool::Service;
+use crate::tcp::discard;
+use request::Parsed;
+use response::Response;
+
+/// Bytes of a request's line and fields; a longer one is answered by 431.
+const MAX_REQUEST: usize = 8 * 1024;
+/// How long a request may take from its first byte to its last.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection is kept open between requests.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The service; `report` is asked for every answer that needs it.
+pub(crate) struct Server<'a> {
+    report: &'a dyn Fn() -> Status,
+}
+
+impl<'a> Server<'a> {
+    pub(crate) fn new(report: &'a dyn Fn() -> Status) -> Self {
+        Self { report }
+    }
+}
+
+/// Where a connection is.
+#[derive(Default)]
+pub(crate) struct Connection {
+    state: State,
+    /// What has been received of this request and those behind it.
+    input: Vec<u8>,
+    /// Whether `input` begins with what was behind the last request, unread.
+    leftover: bool,
+    /// Until when the request must be complete, or must have begun.
+    deadline: Option<Instant>,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Receiving,
+    Sending(Response),
+    /// We have closed our half. What still comes is thrown away, so that the
+    /// client gets to read the answer before it hears of a closed port.
+    Closing,
+}
+
+impl Service for Server<'_> {
+    type Connection = Connection;
+
+    fn serve(
+        &mut self,
+        now: Instant,
+        socket: &mut tcp::Socket<'static>,
+        connection: &mut Connection,
+    ) {
+        // Ends when input is missing or the transmit buffer is full.
+        loop {
+            match &mut connection.state {
+                State::Receiving => match connection.receive(now, socket, self.report) {
+                    Some(state) => connection.state = state,
+                    None => return,
+                },
+                State::Sending(response) => {
+                    if !response.send(socket) {
+                        return;
+                    }
+                    if response.closes() {
+                        socket.close();
+                        connection.state = State::Closing;
+                    } else {
+                        connection.state = State::Receiving;
+                        connection.deadline = Some(now + KEEP_ALIVE);
+                    }
+                }
+                State::Closing => {
+                    connection.input = Vec::new();
+                    connection.deadline = None;
+                    discard(socket);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn deadline(connection: &Connection) -> Option<Instant> {
+        connection.deadline
+    }
+}
+
+impl Connection {
+    /// Reads on; returns the next state once it is known.
+    fn receive(
+        &mut self,
+        now: Instant,
+        socket: &mut tcp::Socket<'static>,
+        report: &dyn Fn() -> Status,
+    ) -> Option<State> {
+        let deadline = *self.deadline.get_or_insert(now + REQUEST_TIMEOUT);
+        let begun = !self.input.is_empty();
+        let (mut news, mut ends_line) = (false, false);
+        while self.input.len() < MAX_REQUEST && socket.can_recv() {
+            let room = MAX_REQUEST - self.input.len();
+            let taken = socket.recv(|data| {
+                let data = &data[..data.len().min(room)];
+                self.input.extend_from_slice(data);
+                news = true;
+                ends_line |= data.contains(&b'\n');
+                (data.len(), ())
+            });
+            if taken.is_err() {
+                break;
+            }
+        }
+        if news && !begun {
+            self.deadline = Some(now + REQUEST_TIMEOUT);
+        }
+        // Parsing starts over each time, so it waits for a reason: junk shows in
+        // the first bytes, and only a line end can complete a request. After an
+        // answer, the next request may be in the buffer already.
+        let leftover = core::mem::take(&mut self.leftover);
+        let full = self.input.len() == MAX_REQUEST;
+        if ends_line || (news && !begun) || leftover || full {
+            match request::parse(&self.input) {
+                Parsed::Complete { length, request } => {
+                    let response = response::answer(&request, report);
+                    self.input.drain(..length);
+                    self.leftover = !self.input.is_empty();
+                    self.deadline = None;
+                    return Some(State::Sending(response));
+                }
+                Parsed::Refused(status) => return Some(self.refuse(status)),
+                Parsed::Partial if full => {
+                    return Some(self.refuse(response::FIELDS_TOO_LARGE));
+                }
+                Parsed::Partial => {}
+            }
+        }
+        if !socket.may_recv() || (now >= deadline && self.input.is_empty()) {
+            // The client has closed, or has kept us waiting between requests.
+            socket.close();
+            return Some(State::Closing);
+        }
+        if now >= deadline {
+            return Some(self.refuse(response::REQUEST_TIMEOUT));
+        }
+        None
+    }
+
+    /// Answers with an error and gives the connection up.
+    fn refuse(&mut self, status: response::StatusCode) -> State {
+        self.input = Vec::new();
+        self.deadline = None;
+        State::Sending(Response::error(status, false, false))
+    }
+}

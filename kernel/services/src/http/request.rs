@@ -1,0 +1,187 @@
+//! Reading a request.
+
+use super::response::{self, StatusCode};
+
+/// More fields than any client has reason to send.
+const MAX_FIELDS: usize = 64;
+
+/// What a buffer holds.
+pub(super) enum Parsed<'a> {
+    /// The beginning of a request.
+    Partial,
+    /// A request, in the first `length` bytes.
+    Complete { length: usize, request: Request<'a> },
+    /// Something to be answered with this status before the connection closes.
+    Refused(StatusCode),
+}
+
+/// What matters in a request here.
+pub(super) struct Request<'a> {
+    pub(super) method: &'a str,
+    /// The target's path: without scheme, authority and query.
+    pub(super) path: &'a str,
+    /// Whether the connection stays open afterwards.
+    pub(super) keep_alive: bool,
+}
+
+pub(super) fn parse(buffer: &[u8]) -> Parsed<'_> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut parsed = httparse::Request::new(&mut fields);
+    let length = match parsed.parse(buffer) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Parsed::Partial,
+        Err(httparse::Error::TooManyHeaders) => return Parsed::Refused(response::FIELDS_TOO_LARGE),
+        Err(httparse::Error::Version) => return Parsed::Refused(response::VERSION_NOT_SUPPORTED),
+        Err(_) => return Parsed::Refused(response::BAD_REQUEST),
+    };
+    // All three are there once parsing is complete.
+    let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version)
+    else {
+        return Parsed::Refused(response::BAD_REQUEST);
+    };
+    // RFC 9112, 3.2: exactly one Host field, from HTTP/1.1 on.
+    let hosts = named(parsed.headers, "host").count();
+    if hosts > 1 || (hosts == 0 && minor >= 1) {
+        return Parsed::Refused(response::BAD_REQUEST);
+    }
+    let Some(path) = path(target) else {
+        return Parsed::Refused(response::BAD_REQUEST);
+    };
+    // RFC 9112, 9.3: HTTP/1.0 closes unless asked not to.
+    let keep_alive = if has_option(parsed.headers, "close") {
+        false
+    } else {
+        minor >= 1 || has_option(parsed.headers, "keep-alive")
+    };
+    let has_content = named(parsed.headers, "transfer-encoding").next().is_some()
+        || named(parsed.headers, "content-length").any(|value| value.trim_ascii() != b"0");
+    Parsed::Complete {
+        length,
+        request: Request {
+            method,
+            path,
+            keep_alive: keep_alive && !has_content,
+        },
+    }
+}
+
+/// The values of the fields with this name.
+fn named<'a>(fields: &'a [httparse::Header<'a>], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    fields
+        .iter()
+        .filter(move |field| field.name.eq_ignore_ascii_case(name))
+        .map(|field| field.value)
+}
+
+/// Whether a Connection field lists this option (RFC 9110, 7.6.1).
+fn has_option(fields: &[httparse::Header<'_>], option: &str) -> bool {
+    named(fields, "connection")
+        .flat_map(|value| value.split(|&byte| byte == b','))
+        .any(|listed| listed.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
+}
+
+/// The path of a target in origin form or absolute form (RFC 9112, 3.2); `*` is
+/// returned as it is, no path being like it.
+fn path(target: &str) -> Option<&str> {
+    let origin = match target.split_once("://") {
+        Some((scheme, rest))
+            if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") =>
+        {
+            rest.find(['/', '?']).map_or("/", |start| &rest[start..])
+        }
+        _ if target.starts_with('/') || target == "*" => target,
+        _ => return None,
+    };
+    match origin.split_once('?') {
+        Some(("", _)) => Some("/"),
+        Some((path, _)) => Some(path),
+        None => Some(origin),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete(text: &str) -> Request<'_> {
+        match parse(text.as_bytes()) {
+            Parsed::Complete { length, request } => {
+                assert_eq!(length, text.len());
+                request
+            }
+            Parsed::Partial => panic!("partial: {text:?}"),
+            Parsed::Refused(status) => panic!("{status:?}: {text:?}"),
+        }
+    }
+
+    fn refused(text: &str) -> u16 {
+        match parse(text.as_bytes()) {
+            Parsed::Refused(status) => status.0,
+            _ => panic!("not refused: {text:?}"),
+        }
+    }
+
+    #[test]
+    fn targets() {
+        assert_eq!(path("/a/b?c=/d"), Some("/a/b"));
+        assert_eq!(path("http://guest/metrics"), Some("/metrics"));
+        assert_eq!(path("HTTP://guest:80"), Some("/"));
+        assert_eq!(path("http://guest?x"), Some("/"));
+        assert_eq!(path("*"), Some("*"));
+        assert_eq!(path("guest:443"), None);
+        assert_eq!(path("ftp://guest/"), None);
+    }
+
+    #[test]
+    fn the_connection_stays_open_when_both_want_it() {
+        let cases = [
+            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", true),
+            ("GET / HTTP/1.1\nHost: a\n\n", true),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n",
+                false,
+            ),
+            ("GET / HTTP/1.0\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", true),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+                true,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
+                false,
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+                false,
+            ),
+        ];
+        for (text, keep_alive) in cases {
+            assert_eq!(complete(text).keep_alive, keep_alive, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        assert_eq!(refused("\x16\x03\x01\x02"), 400);
+        assert_eq!(refused("GET / HTTP/1.1\r\n\r\n"), 400);
+        assert_eq!(refused("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), 400);
+        assert_eq!(refused("GET / HTTP/2.0\r\n\r\n"), 505);
+        assert_eq!(refused("GET nowhere HTTP/1.1\r\nHost: a\r\n\r\n"), 400);
+        let mut many = alloc::string::String::from("GET / HTTP/1.1\r\n");
+        (0..65).for_each(|_| many.push_str("A: b\r\n"));
+        assert_eq!(refused(&many), 431);
+    }
+
+    #[test]
+    fn every_beginning_is_partial() {
+        let text = "GET /stats.json?x HTTP/1.1\r\nHost: guest\r\n\r\n";
+        for length in 0..text.len() {
+            assert!(
+                matches!(parse(&text.as_bytes()[..length]), Parsed::Partial),
+                "{length}"
+            );
+        }
+        assert_eq!(complete(text).path, "/stats.json");
+    }
+}

@@ -1,0 +1,299 @@
+//! The interface with its sockets, and the turn that moves everything on.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use kickpath_abi::config::Config;
+use kickpath_abi::status;
+use smoltcp::iface::{self, Interface, PollResult, SocketSet};
+use smoltcp::phy::{Device, PacketMeta, RxToken, TxToken};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{EthernetAddress, HardwareAddress};
+
+use crate::address::Addresses;
+use crate::chargen::Pattern;
+use crate::ingress::{self, Class, OneFrame};
+use crate::pool::{Limits, Pool, earlier};
+use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT, HTTP_PORT, http, tcp, udp};
+
+/// Frames that one turn receives at most, so that a flood does not keep the
+/// answers from going out.
+const INGRESS_BATCH: usize = 64;
+/// Passes over the TCP sockets, each sending at most a segment a socket, in one
+/// turn.
+const EGRESS_PASSES: usize = 64;
+/// When to try again if frames wait for the device and it has not called.
+const DEVICE_RETRY: Duration = Duration::from_millis(1);
+/// How long fragments wait for the rest of their packet.
+const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(3);
+
+const ECHO: Limits = Limits {
+    port: ECHO_PORT,
+    sockets: 8,
+    receive: 32 * 1024,
+    transmit: 32 * 1024,
+    idle: Duration::from_secs(60),
+};
+const DISCARD: Limits = Limits {
+    port: DISCARD_PORT,
+    sockets: 4,
+    receive: 64 * 1024,
+    transmit: 64,
+    idle: Duration::from_secs(60),
+};
+const CHARGEN: Limits = Limits {
+    port: CHARGEN_PORT,
+    sockets: 4,
+    receive: 512,
+    transmit: 32 * 1024,
+    idle: Duration::from_secs(60),
+};
+const HTTP: Limits = Limits {
+    port: HTTP_PORT,
+    sockets: 12,
+    receive: 4 * 1024,
+    transmit: 16 * 1024,
+    idle: Duration::from_secs(30),
+};
+
+/// What the report says of everything but the network.
+pub trait StatusSource {
+    /// The report as of now; [`Stack`] fills in [`status::Status::network`].
+    fn status(&self) -> status::Status;
+}
+
+/// The guest's network. See the crate for an example.
+pub struct Stack {
+    interface: Box<Interface>,
+    addresses: Addresses,
+    udp_echo: udp::Echo,
+    udp_chargen: udp::Chargen,
+    /// Every socket that has no set of its own.
+    sockets: SocketSet<'static>,
+    echo: (tcp::Echo, Pool<()>),
+    discard: Pool<()>,
+    chargen: Pool<Pattern>,
+    http: Pool<http::Connection>,
+    /// When something other than a frame needs a turn.
+    deadline: Option<Instant>,
+}
+
+impl Stack {
+    /// Makes the interface and its services, and allocates all their buffers
+    /// (about 2 MiB).
+    ///
+    /// `mac` is the device's address, `seed` should differ from boot to boot: it
+    /// decides TCP's sequence numbers.
+    ///
+    /// # Panics
+    /// When the device's medium is not Ethernet.
+    pub fn new<D: Device + ?Sized>(
+        config: &Config,
+        mac: [u8; 6],
+        device: &mut D,
+        now: Instant,
+        seed: u64,
+    ) -> Self {
+        let mac = EthernetAddress(mac);
+        let mut settings = iface::Config::new(HardwareAddress::Ethernet(mac));
+        settings.random_seed = seed;
+        settings.slaac = true;
+        let mut interface = Box::new(Interface::new(settings, device, now));
+        interface.set_reassembly_timeout(REASSEMBLY_TIMEOUT);
+        let addresses = Addresses::new(config, mac, &mut interface, now);
+
+        let sockets = ECHO.sockets + DISCARD.sockets + CHARGEN.sockets + HTTP.sockets;
+        let mut sockets = SocketSet::new(Vec::with_capacity(sockets + 3));
+        // The UDP sockets first: a datagram is offered to them in this order.
+        let udp_echo = udp::Echo::new(&mut sockets);
+        let udp_chargen = udp::Chargen::new(&mut sockets);
+        let mut stack = Self {
+            interface,
+            addresses,
+            udp_echo,
+            udp_chargen,
+            sockets,
+            echo: (tcp::Echo::new(), Pool::new(ECHO)),
+            discard: Pool::new(DISCARD),
+            chargen: Pool::new(CHARGEN),
+            http: Pool::new(HTTP),
+            deadline: Some(now),
+        };
+        stack.listen(now);
+        stack
+    }
+
+    /// One turn: receives up to 64 frames, lets the services answer them, sends
+    /// what they have to say. Returns whether anything happened, that is,
+    /// whether another turn at once may find more to do.
+    ///
+    /// `now` must not go back. The device's tokens may be dropped unused.
+    pub fn poll<D: Device + StatusSource>(&mut self, now: Instant, device: &mut D) -> bool {
+        let mut busy = false;
+        let mut others = self.deadline.is_some_and(|deadline| now >= deadline);
+        for _ in 0..INGRESS_BATCH {
+            let Some((receive, answer)) = device.receive(now) else {
+                break;
+            };
+            busy = true;
+            let meta = receive.meta();
+            match receive.consume(|frame| self.ingest(now, frame, meta, answer)) {
+                Class::UdpEcho(_) => {}
+                class => {
+                    others = true;
+                    // A packet that came in fragments may be answered in
+                    // fragments, and the next one would overwrite them.
+                    if class == Class::Fragment
+                        && !drain_fragments(now, &mut self.interface, device)
+                    {
+                        break;
+                    }
+                }
+            }
+        }
+        if !self.udp_echo.answer(now, &mut self.interface, device) {
+            self.deadline = earlier(self.deadline, Some(now + DEVICE_RETRY));
+        }
+        if others {
+            busy |= self.serve_others(now, device);
+        }
+        busy
+    }
+
+    /// When [`Self::poll`] wants its next turn if no frame comes; `None` for
+    /// never. A time that is not after `now` means at once.
+    pub fn poll_at(&mut self, _now: Instant) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// The IP configuration.
+    pub fn network(&self) -> status::Network {
+        self.addresses.report(&self.interface)
+    }
+
+    /// Hands a frame to smoltcp with the sockets that it is for. What it returns
+    /// is [`Class::UdpEcho`] only for the fast path.
+    #[inline]
+    fn ingest<T: TxToken>(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        meta: PacketMeta,
+        answer: T,
+    ) -> Class {
+        let class = ingress::classify(frame);
+        let mut device = OneFrame::new(frame, meta, answer);
+        let interface = &mut *self.interface;
+        match class {
+            Class::UdpEcho(sender) if self.udp_echo.is_known(sender, now) => {
+                interface.poll_ingress_single(now, &mut device, &mut self.udp_echo.receive);
+                return class;
+            }
+            Class::Dhcp => {
+                if let Some(sockets) = self.addresses.dhcp_sockets() {
+                    interface.poll_ingress_single(now, &mut device, sockets);
+                    return class;
+                }
+            }
+            _ => {}
+        }
+        if !ingress::is_poisonous(frame) {
+            interface.poll_ingress_single(now, &mut device, &mut self.sockets);
+            self.listen(now);
+        }
+        match class {
+            Class::UdpEcho(_) => Class::Other,
+            class => class,
+        }
+    }
+
+    /// Sees to it that every TCP service listens, if it can.
+    fn listen(&mut self, now: Instant) {
+        let sockets = &mut self.sockets;
+        self.echo.1.listen(now, sockets);
+        self.discard.listen(now, sockets);
+        self.chargen.listen(now, sockets);
+        self.http.listen(now, sockets);
+    }
+
+    /// Everything but the UDP echo's fast path.
+    fn serve_others<D: Device + StatusSource>(&mut self, now: Instant, device: &mut D) -> bool {
+        let interface = &mut *self.interface;
+        interface.poll_maintenance(now);
+        if self.addresses.poll(now, interface, device) {
+            self.udp_echo.forget_senders();
+        }
+        let mut context = udp::Context {
+            now,
+            interface,
+            device,
+            sockets: &mut self.sockets,
+        };
+        let mut busy = self.udp_echo.answer_strangers(&mut context);
+        busy |= self.udp_chargen.serve(&mut context, &mut self.udp_echo);
+
+        let sockets = &mut self.sockets;
+        let mut deadline = self.echo.1.serve(now, &mut self.echo.0, sockets);
+        let due = self.discard.serve(now, &mut tcp::Discard, sockets);
+        deadline = earlier(deadline, due);
+        let due = self.chargen.serve(now, &mut tcp::Chargen, sockets);
+        deadline = earlier(deadline, due);
+        let due = {
+            let report = || status::Status {
+                network: self.addresses.report(interface),
+                ..device.status()
+            };
+            self.http
+                .serve(now, &mut http::Server::new(&report), sockets)
+        };
+        deadline = earlier(deadline, due);
+
+        let mut passes = 0;
+        while passes < EGRESS_PASSES
+            && interface.poll_egress(now, device, sockets) != PollResult::None
+        {
+            passes += 1;
+        }
+        busy |= passes > 0;
+        self.addresses.end_solicitation(now, interface);
+
+        deadline = earlier(deadline, self.addresses.poll_at(now, interface));
+        let mut due = interface.poll_at(now, sockets);
+        if due.is_some_and(|at| at <= now) && device.transmit(now).is_none() {
+            due = Some(now + DEVICE_RETRY);
+        }
+        deadline = earlier(deadline, due);
+        if self.udp_echo.is_waiting() || self.udp_chargen.is_waiting() {
+            deadline = earlier(deadline, Some(now + DEVICE_RETRY));
+        }
+        self.deadline = deadline;
+        busy
+    }
+}
+
+/// Sends what is left of a packet that goes out in fragments. Returns whether
+/// nothing is left.
+///
+/// smoltcp has one buffer for this and does not look whether it is in use.
+pub(crate) fn drain_fragments<D: Device + ?Sized>(
+    now: Instant,
+    interface: &mut Interface,
+    device: &mut D,
+) -> bool {
+    /// smoltcp's "at once".
+    const AT_ONCE: Instant = Instant::ZERO;
+    let none = &mut SocketSet::new(vec![]);
+    // More than the fragments of its buffer's 16 KiB at the smallest MTU that
+    // virtio-net has (68 bytes: 48 of payload).
+    for _ in 0..400 {
+        if interface.poll_at(now, none) != Some(AT_ONCE) {
+            return true;
+        }
+        if device.transmit(now).is_none() {
+            return false;
+        }
+        interface.poll_egress(now, device, none);
+    }
+    false
+}

@@ -1,0 +1,469 @@
+//! The UDP services: echo (RFC 862), discard (RFC 863), chargen (RFC 864).
+//!
+//! The echo has two paths. A datagram from a sender that was answered lately
+//! takes the fast one: received by a socket that is alone in its set, copied
+//! once into the transmit buffer of another that is alone too, and sent. All
+//! others, and fragmented ones, take the slow path ([`FirstContact`]). The
+//! reason is smoltcp's treatment of a datagram whose next hop has no hardware
+//! address (yet): it stays at the head of its socket's transmit buffer and
+//! everything behind it waits. One datagram with a forged source address would
+//! silence the echo for good if everybody's answers shared that buffer.
+
+use alloc::vec;
+
+use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::phy::Device;
+use smoltcp::socket::{Socket, udp};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::IpAddress;
+
+use crate::chargen::Pattern;
+use crate::stack::drain_fragments;
+use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT};
+
+/// Datagrams that the fast path holds while the device is busy, each way.
+const FAST_DEPTH: usize = 256;
+/// The largest UDP payload of an unfragmented packet on Ethernet.
+const FAST_PAYLOAD: usize = 1472;
+/// Bytes of datagrams that wait for the slow path.
+const SLOW_RECEIVE_BYTES: usize = 64 * 1024;
+/// Bytes of answers on the slow path; smoltcp's fragmentation buffer bounds a
+/// single one to less than 16 KiB.
+const SLOW_TRANSMIT_BYTES: usize = 32 * 1024;
+const SLOW_DEPTH: usize = 64;
+/// How long answers wait for their next hop's hardware address.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The largest answer of chargen (RFC 864: "between 0 and 512").
+const CHARGEN_PAYLOAD: usize = 512;
+const CHARGEN_DEPTH: usize = 16;
+
+fn buffer(datagrams: usize, bytes: usize) -> udp::PacketBuffer<'static> {
+    udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; datagrams], vec![0; bytes])
+}
+
+/// Opens `socket` at `port` with empty buffers, whatever it held before.
+fn reopen(socket: &mut udp::Socket<'_>, port: u16) {
+    socket.close();
+    // A closed socket binds to any port but 0, and no port here is 0.
+    let bound = socket.bind(port);
+    debug_assert_eq!(bound, Ok(()));
+}
+
+fn opened(
+    receive: udp::PacketBuffer<'static>,
+    transmit: udp::PacketBuffer<'static>,
+    port: u16,
+) -> udp::Socket<'static> {
+    let mut socket = udp::Socket::new(receive, transmit);
+    reopen(&mut socket, port);
+    socket
+}
+
+/// Whether a datagram may be answered. Not one that was sent to a broadcast or
+/// multicast address (RFC 1122, 3.2.1.3: it is no source address), nor one that
+/// claims to be from ourselves, nor one from a port at which a service answers
+/// anything: two of those would talk to each other for ever.
+fn may_answer(interface: &Interface, datagram: &udp::UdpMetadata) -> bool {
+    const ANSWERERS: [u16; 6] = [ECHO_PORT, DISCARD_PORT, 13, 17, CHARGEN_PORT, 37];
+    let from = datagram.endpoint;
+    !(from.port <= 37 && (from.port == 0 || ANSWERERS.contains(&from.port)))
+        && datagram
+            .local_address
+            .is_some_and(|to| interface.has_ip_addr(to))
+}
+
+/// [`may_answer`] for a sender that has not been judged before.
+fn may_answer_stranger(interface: &Interface, datagram: &udp::UdpMetadata) -> bool {
+    let from = datagram.endpoint.addr;
+    !from.is_unspecified() && !interface.has_ip_addr(from) && may_answer(interface, datagram)
+}
+
+/// What a turn works with.
+pub(crate) struct Context<'a, D: ?Sized> {
+    pub(crate) now: Instant,
+    pub(crate) interface: &'a mut Interface,
+    pub(crate) device: &'a mut D,
+    /// The sockets that have no set of their own.
+    pub(crate) sockets: &'a mut SocketSet<'static>,
+}
+
+impl<D: Device + ?Sized> Context<'_, D> {
+    fn drain_fragments(&mut self) -> bool {
+        drain_fragments(self.now, self.interface, self.device)
+    }
+}
+
+/// A socket that only sends, alone in its set, so that a pass of the interface's
+/// egress sends exactly its next datagram.
+struct Lane {
+    set: SocketSet<'static>,
+    socket: SocketHandle,
+    port: u16,
+    /// Datagrams in the transmit buffer.
+    queued: usize,
+}
+
+impl Lane {
+    fn new(port: u16, datagrams: usize, bytes: usize) -> Self {
+        let mut set = SocketSet::new(vec![]);
+        // One more entry, for the gap before the buffer's wrap.
+        let socket = set.add(opened(buffer(0, 0), buffer(datagrams + 1, bytes), port));
+        Self {
+            set,
+            socket,
+            port,
+            queued: 0,
+        }
+    }
+
+    fn socket(&mut self) -> &mut udp::Socket<'static> {
+        self.set.get_mut(self.socket)
+    }
+
+    /// Copies a datagram in; returns whether there was room.
+    fn push(&mut self, payload: &[u8], to: udp::UdpMetadata) -> bool {
+        let sent = self.socket().send_slice(payload, to).is_ok();
+        self.queued += usize::from(sent);
+        sent
+    }
+
+    /// Sends until the lane is empty (`true`) or the next datagram cannot be
+    /// sent now.
+    #[inline]
+    fn flush<D: Device + ?Sized>(
+        &mut self,
+        now: Instant,
+        interface: &mut Interface,
+        device: &mut D,
+    ) -> bool {
+        while self.queued > 0 {
+            if interface.poll_egress(now, device, &mut self.set) == PollResult::None {
+                return false;
+            }
+            self.queued -= 1;
+        }
+        true
+    }
+
+    /// Forgets what is queued. Taken out of the set and put back, the socket
+    /// also loses the memory of the neighbour that it waited for, which would
+    /// hold back its next datagram.
+    fn clear(&mut self) {
+        let mut socket = self.set.remove(self.socket);
+        if let Socket::Udp(socket) = &mut socket {
+            reopen(socket, self.port);
+        }
+        self.socket = self.set.add(socket);
+        self.queued = 0;
+    }
+}
+
+/// Senders that have been answered lately: their next hop's hardware address is
+/// in smoltcp's neighbour cache, where an entry lives for 60 s.
+#[derive(Default)]
+struct Known {
+    senders: [Sender; Known::COUNT],
+    next: usize,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sender {
+    address: u128,
+    /// Valid until then, in microseconds; 0 when never used.
+    until: i64,
+}
+
+impl Known {
+    const COUNT: usize = 8;
+    /// Half of the neighbour cache's life time.
+    const LIFETIME_US: i64 = 30_000_000;
+
+    #[inline]
+    fn refresh(&mut self, address: u128, now: Instant) -> bool {
+        let now = now.total_micros();
+        for sender in &mut self.senders {
+            if sender.address == address && sender.until > now {
+                sender.until = now + Self::LIFETIME_US;
+                return true;
+            }
+        }
+        false
+    }
+
+    fn insert(&mut self, address: IpAddress, now: Instant) {
+        let address = match address {
+            IpAddress::Ipv4(address) => u128::from(address.to_ipv6_mapped()),
+            IpAddress::Ipv6(address) => u128::from(address),
+        };
+        if !self.refresh(address, now) {
+            self.senders[self.next] = Sender {
+                address,
+                until: now.total_micros() + Self::LIFETIME_US,
+            };
+            self.next = (self.next + 1) % Self::COUNT;
+        }
+    }
+}
+
+/// The UDP echo.
+pub(crate) struct Echo {
+    known: Known,
+    /// Receives what comes on the fast path.
+    pub(crate) receive: SocketSet<'static>,
+    receive_socket: SocketHandle,
+    transmit: Lane,
+    /// Since when the fast path's next answer could not be sent although the
+    /// device had room.
+    stuck: Option<Instant>,
+    slow: FirstContact,
+}
+
+impl Echo {
+    /// Makes the sockets; the one for the slow path is added to `others`.
+    pub(crate) fn new(others: &mut SocketSet<'static>) -> Self {
+        let mut receive = SocketSet::new(vec![]);
+        let received = buffer(FAST_DEPTH + 1, FAST_DEPTH * FAST_PAYLOAD);
+        let receive_socket = receive.add(opened(received, buffer(0, 0), ECHO_PORT));
+        Self {
+            known: Known::default(),
+            receive,
+            receive_socket,
+            // As much again as the receiving half: with one datagram's slack for
+            // the gap at the wrap, whatever is received can be taken over.
+            transmit: Lane::new(ECHO_PORT, FAST_DEPTH, (FAST_DEPTH + 1) * FAST_PAYLOAD),
+            stuck: None,
+            slow: FirstContact::new(
+                others,
+                ECHO_PORT,
+                (SLOW_DEPTH, SLOW_RECEIVE_BYTES),
+                (SLOW_DEPTH, SLOW_TRANSMIT_BYTES),
+            ),
+        }
+    }
+
+    /// Whether a datagram from `sender` may take the fast path.
+    #[inline]
+    pub(crate) fn is_known(&mut self, sender: u128, now: Instant) -> bool {
+        self.known.refresh(sender, now)
+    }
+
+    /// Sends every datagram through the slow path again: addresses or routes
+    /// changed, and smoltcp has emptied its neighbour cache.
+    pub(crate) fn forget_senders(&mut self) {
+        self.known = Known::default();
+    }
+
+    /// The fast path: answers what has been received. Returns whether nothing is
+    /// left to send.
+    #[inline]
+    pub(crate) fn answer<D: Device + ?Sized>(
+        &mut self,
+        now: Instant,
+        interface: &mut Interface,
+        device: &mut D,
+    ) -> bool {
+        loop {
+            let receive = self.receive.get_mut::<udp::Socket>(self.receive_socket);
+            let mut room = FAST_DEPTH - self.transmit.queued;
+            while room > 0
+                && let Ok((payload, from)) = receive.recv()
+            {
+                if may_answer(interface, &from) && self.transmit.push(payload, from) {
+                    room -= 1;
+                }
+            }
+            if !self.transmit.flush(now, interface, device) {
+                return self.is_given_up(now, device);
+            }
+            self.stuck = None;
+            if room > 0 {
+                return true;
+            }
+        }
+    }
+
+    /// What the fast path does when its next answer cannot be sent: wait for the
+    /// device; or, if a known sender's next hop has vanished from the neighbour
+    /// cache, wait for that for a while and then drop what is queued.
+    #[cold]
+    fn is_given_up<D: Device + ?Sized>(&mut self, now: Instant, device: &mut D) -> bool {
+        if device.transmit(now).is_none() {
+            self.stuck = None;
+            return false;
+        }
+        self.known = Known::default();
+        let since = *self.stuck.get_or_insert(now);
+        if now - since < RESOLVE_TIMEOUT {
+            return false;
+        }
+        self.stuck = None;
+        self.transmit.clear();
+        true
+    }
+
+    /// The slow path. Returns whether anything was sent.
+    pub(crate) fn answer_strangers<D: Device + ?Sized>(
+        &mut self,
+        context: &mut Context<'_, D>,
+    ) -> bool {
+        self.slow
+            .serve(context, &mut self.known, |lane, payload, to| {
+                lane.push(payload, to)
+            })
+    }
+
+    /// Whether answers wait for the device or for a neighbour.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.transmit.queued > 0 || self.slow.waiting.is_some()
+    }
+}
+
+/// A service to senders that have not been answered lately. Each answer is tried
+/// at once and alone. Those to one sender whose next hop must be resolved first
+/// wait in a lane of their own; while they do, answers to other such senders
+/// are dropped, and answers to everybody else are not delayed.
+struct FirstContact {
+    receive_socket: SocketHandle,
+    fresh: Lane,
+    parked: Lane,
+    /// Whose answers are parked, and since when.
+    waiting: Option<(IpAddress, Instant)>,
+}
+
+impl FirstContact {
+    /// `receive` and `transmit` are the numbers of datagrams and of their bytes
+    /// that are held each way; the receiving socket is added to `others`.
+    fn new(
+        others: &mut SocketSet<'static>,
+        port: u16,
+        receive: (usize, usize),
+        transmit: (usize, usize),
+    ) -> Self {
+        let lane = || Lane::new(port, transmit.0, transmit.1);
+        Self {
+            receive_socket: others.add(opened(buffer(receive.0, receive.1), buffer(0, 0), port)),
+            fresh: lane(),
+            parked: lane(),
+            waiting: None,
+        }
+    }
+
+    /// Answers what has come. `answer` writes the answer to a datagram into a
+    /// lane and returns whether there was room. Returns whether anything was sent.
+    fn serve<D: Device + ?Sized>(
+        &mut self,
+        context: &mut Context<'_, D>,
+        known: &mut Known,
+        mut answer: impl FnMut(&mut Lane, &[u8], udp::UdpMetadata) -> bool,
+    ) -> bool {
+        let now = context.now;
+        let mut sent = self.serve_parked(context, known);
+        while context
+            .sockets
+            .get::<udp::Socket>(self.receive_socket)
+            .can_recv()
+            && context.drain_fragments()
+            && context.device.transmit(now).is_some()
+        {
+            let receive = context.sockets.get_mut::<udp::Socket>(self.receive_socket);
+            let Ok((payload, from)) = receive.recv() else {
+                break;
+            };
+            if !may_answer_stranger(context.interface, &from) {
+                continue;
+            }
+            let sender = from.endpoint.addr;
+            if self.waiting.is_some_and(|(waiting, _)| waiting == sender) {
+                // When it is full, datagrams are lost, as anywhere on their way.
+                answer(&mut self.parked, payload, from);
+                continue;
+            }
+            if !answer(&mut self.fresh, payload, from) {
+                continue;
+            }
+            if self.fresh.flush(now, context.interface, context.device) {
+                known.insert(sender, now);
+                sent = true;
+            } else if self.waiting.is_none() {
+                core::mem::swap(&mut self.fresh, &mut self.parked);
+                self.waiting = Some((sender, now));
+            } else {
+                self.fresh.clear();
+            }
+        }
+        context.drain_fragments();
+        sent
+    }
+
+    fn serve_parked<D: Device + ?Sized>(
+        &mut self,
+        context: &mut Context<'_, D>,
+        known: &mut Known,
+    ) -> bool {
+        let Some((sender, since)) = self.waiting else {
+            return false;
+        };
+        let now = context.now;
+        let before = self.parked.queued;
+        // Fragments of one before the next, which would overwrite them.
+        while self.parked.queued > 0 && context.drain_fragments() {
+            let set = &mut self.parked.set;
+            if context.interface.poll_egress(now, context.device, set) == PollResult::None {
+                break;
+            }
+            self.parked.queued -= 1;
+        }
+        let sent = self.parked.queued < before;
+        if self.parked.queued == 0 {
+            known.insert(sender, now);
+            self.waiting = None;
+        } else if now - since >= RESOLVE_TIMEOUT {
+            self.parked.clear();
+            self.waiting = None;
+        }
+        sent
+    }
+}
+
+/// UDP chargen. Discard needs no code: a socket without room for anything
+/// discards everything.
+pub(crate) struct Chargen {
+    pattern: Pattern,
+    contact: FirstContact,
+}
+
+impl Chargen {
+    /// Adds the sockets of chargen and discard to `others`.
+    pub(crate) fn new(others: &mut SocketSet<'static>) -> Self {
+        others.add(opened(buffer(0, 0), buffer(0, 0), DISCARD_PORT));
+        let receive = (CHARGEN_DEPTH, CHARGEN_DEPTH * FAST_PAYLOAD);
+        let transmit = (CHARGEN_DEPTH, CHARGEN_DEPTH * CHARGEN_PAYLOAD);
+        Self {
+            pattern: Pattern::default(),
+            contact: FirstContact::new(others, CHARGEN_PORT, receive, transmit),
+        }
+    }
+
+    /// Answers every datagram with [`CHARGEN_PAYLOAD`] characters. Returns
+    /// whether anything was sent.
+    pub(crate) fn serve<D: Device + ?Sized>(
+        &mut self,
+        context: &mut Context<'_, D>,
+        echo: &mut Echo,
+    ) -> bool {
+        let pattern = &mut self.pattern;
+        self.contact.serve(context, &mut echo.known, |lane, _, to| {
+            let Ok(room) = lane.socket().send(CHARGEN_PAYLOAD, to) else {
+                return false;
+            };
+            pattern.fill(room);
+            lane.queued += 1;
+            true
+        })
+    }
+
+    /// Whether answers wait for a neighbour.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.contact.waiting.is_some()
+    }
+}

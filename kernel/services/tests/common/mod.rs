@@ -1,0 +1,311 @@
+//! A guest's [`Stack`] and a host's smoltcp interface at the two ends of a cable
+//! of two queues, in simulated time.
+#![allow(dead_code)] // Each test program uses its part.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use kickpath_abi::config::Config;
+use kickpath_abi::status::{Attempt, Queue, Stage, Status};
+use kickpath_services::{Stack, StatusSource};
+use smoltcp::iface::{self, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
+use smoltcp::socket::{tcp, udp};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpEndpoint};
+
+pub const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+pub const HOST_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
+pub const GUEST: IpAddress = IpAddress::v4(10, 0, 2, 15);
+pub const HOST: IpAddress = IpAddress::v4(10, 0, 2, 2);
+/// The guest's link-local address, from its MAC by EUI-64.
+pub const GUEST_V6: IpAddress = IpAddress::v6(0xfe80, 0, 0, 0, 0x5054, 0xff, 0xfe12, 0x3456);
+pub const HOST_V6: IpAddress = IpAddress::v6(0xfe80, 0, 0, 0, 0x5054, 0xff, 0xfe00, 1);
+
+type Frames = Rc<RefCell<VecDeque<Vec<u8>>>>;
+
+/// One end of the cable.
+pub struct Port {
+    pub inbox: Frames,
+    pub outbox: Frames,
+    /// Frames that the outbox holds before this end must wait.
+    pub room: usize,
+}
+
+pub struct Received(Vec<u8>);
+pub struct Sending(Frames);
+
+impl phy::RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+impl phy::TxToken for Sending {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        // What a ring's buffer holds before it is written is anything.
+        let mut frame = vec![0xaa; len];
+        let result = f(&mut frame);
+        assert!(len <= 1514, "a frame of {len} bytes");
+        self.0.borrow_mut().push_back(frame);
+        result
+    }
+}
+
+impl Device for Port {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sending;
+
+    fn receive(&mut self, now: Instant) -> Option<(Received, Sending)> {
+        let sending = self.transmit(now)?;
+        Some((Received(self.inbox.borrow_mut().pop_front()?), sending))
+    }
+
+    fn transmit(&mut self, _now: Instant) -> Option<Sending> {
+        (self.outbox.borrow().len() < self.room).then(|| Sending(self.outbox.clone()))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = 1514;
+        capabilities
+    }
+}
+
+impl StatusSource for Port {
+    fn status(&self) -> Status {
+        status()
+    }
+}
+
+/// A report with something in every field.
+pub fn status() -> Status {
+    let mut status = Status {
+        version: "0.1.0".into(),
+        ..Status::default()
+    };
+    status.boot.stages = vec![Stage {
+        name: "quote \" backslash \\ newline \n".into(),
+        end_us: 1_234_567,
+    }];
+    status.interrupts.rung = "msix".into();
+    status.interrupts.attempts = vec![Attempt {
+        rung: "msix".into(),
+        outcome: "taken".into(),
+    }];
+    status.queues = ["receive", "transmit"]
+        .into_iter()
+        .zip(0..)
+        .map(|(name, index)| Queue {
+            name: name.into(),
+            index,
+            size: 256,
+            avail_idx: 65535,
+            used_idx: 3,
+            last_used_idx: 2,
+            free: 9,
+        })
+        .collect();
+    status.counters.rx_packets = 42;
+    status
+}
+
+pub struct World {
+    pub now: Instant,
+    pub guest: Port,
+    pub stack: Stack,
+    pub host: Port,
+    pub interface: Interface,
+    pub sockets: SocketSet<'static>,
+    port: u16,
+}
+
+impl World {
+    /// A guest with a static address.
+    pub fn new() -> Self {
+        Self::with("ip=10.0.2.15/24 gateway=10.0.2.2")
+    }
+
+    pub fn with(config: &str) -> Self {
+        let now = Instant::from_secs(1);
+        let (to_guest, to_host) = (Frames::default(), Frames::default());
+        let mut guest = Port {
+            inbox: to_guest.clone(),
+            outbox: to_host.clone(),
+            room: 256,
+        };
+        let mut host = Port {
+            inbox: to_host,
+            outbox: to_guest,
+            room: 1024,
+        };
+        let config = Config::parse(config, |error| panic!("{error}"));
+        let stack = Stack::new(&config, GUEST_MAC, &mut guest, now, 1);
+        let mac = HardwareAddress::Ethernet(EthernetAddress(HOST_MAC));
+        let mut settings = iface::Config::new(mac);
+        settings.random_seed = 2;
+        let mut interface = Interface::new(settings, &mut host, now);
+        interface.update_ip_addrs(|addresses| {
+            addresses.push(IpCidr::new(HOST, 24)).unwrap();
+            addresses.push(IpCidr::new(HOST_V6, 64)).unwrap();
+        });
+        Self {
+            now,
+            guest,
+            stack,
+            host,
+            interface,
+            sockets: SocketSet::new(vec![]),
+            port: 49152,
+        }
+    }
+
+    /// Lets the guest work until it has nothing more to do now.
+    pub fn turn_guest(&mut self) {
+        for _ in 0..10_000 {
+            if !self.stack.poll(self.now, &mut self.guest) {
+                return;
+            }
+        }
+        panic!("the guest does not come to rest");
+    }
+
+    /// Both ends work, and a millisecond passes.
+    pub fn step(&mut self) {
+        self.turn_guest();
+        self.interface
+            .poll(self.now, &mut self.host, &mut self.sockets);
+        self.turn_guest();
+        self.now += Duration::from_millis(1);
+    }
+
+    pub fn run(&mut self, milliseconds: u64) {
+        for _ in 0..milliseconds {
+            self.step();
+        }
+    }
+
+    /// Steps until `done`; panics after `seconds` of simulated time.
+    pub fn until<T>(&mut self, seconds: u64, mut done: impl FnMut(&mut Self) -> Option<T>) -> T {
+        for _ in 0..seconds * 1000 {
+            if let Some(result) = done(self) {
+                return result;
+            }
+            self.step();
+        }
+        panic!("not done after {seconds} s");
+    }
+
+    /// Sends a frame to the guest.
+    pub fn inject(&mut self, frame: impl Into<Vec<u8>>) {
+        self.guest.inbox.borrow_mut().push_back(frame.into());
+    }
+
+    pub fn udp(&mut self) -> SocketHandle {
+        let buffer =
+            || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 64], vec![0; 64 * 2048]);
+        let mut socket = udp::Socket::new(buffer(), buffer());
+        socket.bind(self.next_port()).unwrap();
+        self.sockets.add(socket)
+    }
+
+    pub fn udp_send(&mut self, socket: SocketHandle, to: impl Into<IpEndpoint>, data: &[u8]) {
+        let socket = self.sockets.get_mut::<udp::Socket>(socket);
+        socket.send_slice(data, to.into()).unwrap();
+    }
+
+    pub fn udp_receive(&mut self, socket: SocketHandle) -> Option<Vec<u8>> {
+        let socket = self.sockets.get_mut::<udp::Socket>(socket);
+        socket.recv().ok().map(|(data, _)| data.to_vec())
+    }
+
+    /// Sends a datagram and waits for the answer.
+    pub fn udp_ask(
+        &mut self,
+        socket: SocketHandle,
+        to: impl Into<IpEndpoint>,
+        data: &[u8],
+    ) -> Vec<u8> {
+        self.udp_send(socket, to, data);
+        self.until(5, |w| w.udp_receive(socket))
+    }
+
+    /// The UDP echo answers a fresh socket.
+    pub fn assert_echo(&mut self) {
+        let socket = self.udp();
+        for text in [&b"still there?"[..], &b"and on the fast path?"[..]] {
+            assert_eq!(self.udp_ask(socket, (GUEST, 7), text), text);
+        }
+        self.sockets.remove(socket);
+    }
+
+    pub fn next_port(&mut self) -> u16 {
+        self.port = if self.port == 65535 {
+            49152
+        } else {
+            self.port + 1
+        };
+        self.port
+    }
+
+    /// Starts to connect.
+    pub fn tcp(&mut self, to: impl Into<IpEndpoint>) -> SocketHandle {
+        let buffer = || tcp::SocketBuffer::new(vec![0; 65535]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        let local = self.next_port();
+        socket
+            .connect(self.interface.context(), to.into(), local)
+            .unwrap();
+        self.sockets.add(socket)
+    }
+
+    pub fn tcp_socket(&mut self, socket: SocketHandle) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(socket)
+    }
+
+    /// Connects.
+    pub fn connect(&mut self, to: impl Into<IpEndpoint>) -> SocketHandle {
+        let socket = self.tcp(to);
+        self.until(5, |w| {
+            let state = w.tcp_socket(socket).state();
+            assert_ne!(state, tcp::State::Closed, "refused");
+            (state == tcp::State::Established).then_some(())
+        });
+        socket
+    }
+
+    /// Takes what has been received.
+    pub fn take(&mut self, socket: SocketHandle) -> Vec<u8> {
+        let socket = self.tcp_socket(socket);
+        let mut data = vec![];
+        while socket.can_recv() {
+            socket
+                .recv(|piece| {
+                    data.extend_from_slice(piece);
+                    (piece.len(), ())
+                })
+                .unwrap();
+        }
+        data
+    }
+
+    /// Connects, sends, reads until the guest closes or `seconds` are over.
+    pub fn converse(&mut self, port: u16, data: &[u8], seconds: u64) -> Vec<u8> {
+        let socket = self.connect((GUEST, port));
+        assert_eq!(self.tcp_socket(socket).send_slice(data), Ok(data.len()));
+        let mut answer = vec![];
+        for _ in 0..seconds * 1000 {
+            answer.extend(self.take(socket));
+            if !self.tcp_socket(socket).may_recv() {
+                break;
+            }
+            self.step();
+        }
+        self.tcp_socket(socket).close();
+        self.run(5);
+        self.sockets.remove(socket);
+        answer
+    }
+}

@@ -1,0 +1,257 @@
+//! UDP: echo of every size, by IPv4 and IPv6, whole and fragmented, no loss;
+//! discard, chargen; nothing that two services could say to each other for ever.
+
+mod common;
+
+use common::*;
+use etherparse::PacketBuilder;
+use smoltcp::socket::udp;
+use smoltcp::wire::IpAddress;
+
+/// A UDP datagram to the guest in a frame.
+fn datagram(source: [u8; 4], source_port: u16, destination: [u8; 4], port: u16) -> Vec<u8> {
+    let mut frame = vec![];
+    PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
+        .ipv4(source, destination, 64)
+        .udp(source_port, port)
+        .write(&mut frame, b"hello")
+        .unwrap();
+    frame
+}
+
+/// What the guest sends to port `port`, by UDP over IPv4.
+fn sent_to(world: &mut World, port: u16) -> usize {
+    let frames = world.guest.outbox.borrow_mut().split_off(0);
+    frames
+        .iter()
+        .filter(|f| f[12..14] == [8, 0] && f[23] == 17 && f[36..38] == port.to_be_bytes())
+        .count()
+}
+
+#[test]
+fn every_size_comes_back() {
+    let mut world = World::new();
+    let socket = world.udp();
+    for size in 0..=1472u32 {
+        let data: Vec<u8> = (0..size).map(|i| (i * 7 + size) as u8).collect();
+        assert_eq!(world.udp_ask(socket, (GUEST, 7), &data), data, "{size}");
+    }
+}
+
+#[test]
+fn ipv6_comes_back() {
+    let mut world = World::new();
+    let socket = world.udp();
+    for size in [0, 1, 64, 1452] {
+        let data = vec![6; size];
+        assert_eq!(world.udp_ask(socket, (GUEST_V6, 7), &data), data, "{size}");
+    }
+}
+
+#[test]
+fn fragments_come_back() {
+    let mut world = World::new();
+    let socket = world.udp();
+    for size in [1473, 2000, 4096, 8000, 16_000] {
+        let data: Vec<u8> = (0..size).map(|i| (i / 8) as u8).collect();
+        assert_eq!(world.udp_ask(socket, (GUEST, 7), &data), data, "{size}");
+    }
+}
+
+#[test]
+fn fragmented_datagrams_in_a_burst_do_not_mix() {
+    let mut world = World::new();
+    let socket = world.udp();
+    world.udp_ask(socket, (GUEST, 7), b"resolve");
+    // The host's smoltcp overwrites its own fragments, hence one at a time into
+    // the cable; the guest then gets them all at once.
+    let outbox = world.host.outbox.clone();
+    let mut cable = vec![];
+    for n in 0..3u8 {
+        world.udp_send(socket, (GUEST, 7), &[n; 5000]);
+        while world
+            .interface
+            .poll(world.now, &mut world.host, &mut world.sockets)
+            == smoltcp::iface::PollResult::SocketStateChanged
+        {}
+        for _ in 0..8 {
+            world
+                .interface
+                .poll(world.now, &mut world.host, &mut world.sockets);
+        }
+        cable.extend(outbox.borrow_mut().drain(..));
+    }
+    assert_eq!(cable.len(), 12);
+    outbox.borrow_mut().extend(cable);
+    for n in 0..3u8 {
+        let answer = world.until(1, |w| w.udp_receive(socket));
+        assert!(answer == [n; 5000], "{n}");
+    }
+}
+
+#[test]
+fn nothing_is_lost_with_32_outstanding() {
+    let mut world = World::new();
+    let socket = world.udp();
+    let (mut sent, mut received) = (0u32, 0u32);
+    while received < 100_000 {
+        while sent < 100_000 && sent - received < 32 {
+            let mut data = [0; 64];
+            data[..4].copy_from_slice(&sent.to_be_bytes());
+            world.udp_send(socket, (GUEST, 7), &data);
+            sent += 1;
+        }
+        world.step();
+        while let Some(data) = world.udp_receive(socket) {
+            assert_eq!(data[..4], received.to_be_bytes());
+            received += 1;
+        }
+    }
+}
+
+#[test]
+fn nothing_is_lost_when_the_device_is_full() {
+    let mut world = World::new();
+    let socket = world.udp();
+    world.udp_ask(socket, (GUEST, 7), b"resolve");
+    world.guest.room = 3;
+    for n in 0..64u8 {
+        world.udp_send(socket, (GUEST, 7), &[n; 1000]);
+    }
+    for n in 0..64u8 {
+        assert_eq!(world.until(1, |w| w.udp_receive(socket)), [n; 1000]);
+    }
+}
+
+#[test]
+fn discard_is_silent_and_chargen_bounded() {
+    let mut world = World::new();
+    let socket = world.udp();
+    for _ in 0..100 {
+        world.udp_send(socket, (GUEST, 9), b"gone");
+        world.step();
+    }
+    assert_eq!(world.udp_receive(socket), None);
+    let text = world.udp_ask(socket, (GUEST, 19), b"");
+    assert_eq!(text.len(), 512);
+    assert!(text.starts_with(b" !\"#$%&'()"));
+    assert_eq!(world.udp_receive(socket), None);
+    // A burst, and the text goes on where it was.
+    let mut all = text;
+    for _ in 0..10 {
+        world.udp_send(socket, (GUEST, 19), b"more");
+    }
+    for _ in 0..10 {
+        all.extend(world.until(1, |w| w.udp_receive(socket)));
+    }
+    let lines: Vec<_> = all.split(|&b| b == b'\n').collect();
+    assert!(
+        lines[1..lines.len() - 1]
+            .iter()
+            .all(|line| line.len() == 73)
+    );
+}
+
+#[test]
+fn a_closed_port_is_reported_as_such() {
+    let mut world = World::new();
+    world.assert_echo();
+    world.inject(datagram([10, 0, 2, 2], 1000, [10, 0, 2, 15], 4));
+    world.turn_guest();
+    let frames = world.guest.outbox.borrow();
+    let answer = frames.back().unwrap();
+    // ICMP destination unreachable, port unreachable.
+    assert_eq!((answer[23], answer[34], answer[35]), (1, 3, 3));
+}
+
+#[test]
+fn services_do_not_talk_to_services() {
+    let mut world = World::new();
+    world.assert_echo();
+    for service in [7, 19] {
+        for port in [0, 7, 9, 13, 17, 19, 37] {
+            world.inject(datagram([10, 0, 2, 2], port, [10, 0, 2, 15], service));
+            world.turn_guest();
+            assert_eq!(sent_to(&mut world, port), 0, "{port} -> {service}");
+        }
+        world.inject(datagram([10, 0, 2, 2], 8, [10, 0, 2, 15], service));
+        world.turn_guest();
+        assert_eq!(sent_to(&mut world, 8), 1);
+    }
+}
+
+#[test]
+fn only_datagrams_to_us_alone_are_answered() {
+    let mut world = World::new();
+    for known in [false, true] {
+        if known {
+            world.assert_echo();
+        }
+        for destination in [[10, 0, 2, 255], [255, 255, 255, 255], [224, 0, 0, 1]] {
+            for service in [7, 19] {
+                let mut frame = datagram([10, 0, 2, 2], 1000, destination, service);
+                frame[..6].fill(0xff);
+                world.inject(frame);
+                world.turn_guest();
+                assert_eq!(sent_to(&mut world, 1000), 0, "{destination:?} {service}");
+            }
+        }
+    }
+    // Nor those that claim to be from us, or from nobody.
+    for source in [
+        [10, 0, 2, 15],
+        [0, 0, 0, 0],
+        [10, 0, 2, 255],
+        [224, 0, 0, 1],
+    ] {
+        world.inject(datagram(source, 1000, [10, 0, 2, 15], 7));
+        world.turn_guest();
+        assert_eq!(sent_to(&mut world, 1000), 0, "{source:?}");
+    }
+    world.assert_echo();
+}
+
+#[test]
+fn forged_senders_do_not_delay_others() {
+    let mut world = World::new();
+    let socket = world.udp();
+    world.udp_ask(socket, (GUEST, 7), b"resolve");
+    for n in 0..2000u32 {
+        // Addresses at which nobody answers to ARP, and some off the network.
+        let forged = [10, 0, (n % 5) as u8, 20 + (n % 200) as u8];
+        world.inject(datagram(forged, 1000, [10, 0, 2, 15], 7));
+        world.inject(datagram(forged, 1000, [10, 0, 2, 15], 19));
+        if n % 10 == 0 {
+            world.udp_send(socket, (GUEST, 7), &n.to_be_bytes());
+            world.step();
+            world.step();
+            assert_eq!(world.udp_receive(socket).unwrap(), n.to_be_bytes());
+        }
+    }
+    // Somebody new is heard as well: it asked for our address, so we know its.
+    world.interface.update_ip_addrs(|addresses| {
+        addresses[0] = smoltcp::wire::IpCidr::new(IpAddress::v4(10, 0, 2, 9), 24);
+    });
+    world.assert_echo();
+    assert_eq!(world.udp_ask(socket, (GUEST, 19), b"").len(), 512);
+}
+
+#[test]
+fn the_first_datagrams_wait_for_the_address() {
+    let mut world = World::new();
+    // The host has not asked for the guest's address: it knows it.
+    for n in 0..10 {
+        world.inject(datagram([10, 0, 2, 2], 1000 + n, [10, 0, 2, 15], 7));
+    }
+    world.turn_guest();
+    let frames = world.guest.outbox.borrow().clone();
+    let arp = frames.iter().filter(|f| f[12..14] == [8, 6]).count();
+    assert_eq!(arp, 1);
+    let socket = {
+        let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 16], vec![0; 1024]);
+        let mut socket = udp::Socket::new(buffer(), buffer());
+        socket.bind(1009).unwrap();
+        world.sockets.add(socket)
+    };
+    assert_eq!(world.until(1, |w| w.udp_receive(socket)), b"hello");
+}
