@@ -1,0 +1,428 @@
+//! The command line of a [`Machine`].
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use kickpath_abi::config::FW_CFG_FILE;
+
+use super::{
+    Accel, Boot, DEBUG_EXIT_PORT, Firmware, Kind, Machine, Net, Nic, NicTransport, Protocol,
+    loopback,
+};
+
+/// The words of a command line, with QEMU's rules for values.
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn flag(&mut self, name: &str) {
+        self.0.push(name.into());
+    }
+
+    fn option(&mut self, name: &str, value: impl AsRef<OsStr>) {
+        self.0.push(name.into());
+        self.0.push(value.as_ref().to_owned());
+    }
+}
+
+/// One `key=value,...` list.
+struct Properties(OsString);
+
+impl Properties {
+    fn new(first: &str) -> Self {
+        Self(first.into())
+    }
+
+    /// Adds `,key=value`. In a value QEMU reads two commas as one.
+    fn set(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
+        self.0.push(",");
+        self.0.push(key);
+        self.0.push("=");
+        let mut bytes = Vec::new();
+        for &byte in value.as_ref().as_bytes() {
+            bytes.push(byte);
+            if byte == b',' {
+                bytes.push(byte);
+            }
+        }
+        self.0.push(OsString::from_vec(bytes));
+        self
+    }
+
+    fn set_if<T: ToString>(self, key: &str, value: Option<T>) -> Self {
+        match value {
+            Some(value) => self.set(key, value.to_string()),
+            None => self,
+        }
+    }
+
+    fn switch(self, key: &str, value: Option<bool>) -> Self {
+        self.set_if(key, value.map(|on| if on { "on" } else { "off" }))
+    }
+}
+
+impl Machine {
+    /// The arguments of [`Machine::qemu`], program name left out.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut line = Arguments(Vec::new());
+        line.flag("-nodefaults");
+        line.flag("-no-user-config");
+        line.option("-display", "none");
+        // A reset that the guest did not ask for (a triple fault) must end
+        // the run, not start it again.
+        line.flag("-no-reboot");
+        line.option("-machine", self.kind.word());
+        line.option("-accel", self.accel.word());
+        match (&self.cpu, self.accel) {
+            (Some(cpu), _) => line.option("-cpu", cpu),
+            (None, Accel::Kvm { emulated: false }) => line.option("-cpu", "host"),
+            (None, Accel::Kvm { emulated: true }) => line.option("-cpu", "host,-arch-capabilities"),
+            (None, Accel::Tcg) => {}
+        }
+        if let Some(shift) = self.icount {
+            line.option("-icount", format!("shift={shift}"));
+        }
+        line.option("-m", format!("{}M", self.memory.as_mebibytes()));
+        line.option("-smp", self.cpus.to_string());
+        line.option("-serial", "stdio");
+        line.option(
+            "-device",
+            format!("isa-debug-exit,iobase={DEBUG_EXIT_PORT:#x},iosize=1"),
+        );
+        self.boot_arguments(&mut line);
+        if let Some(nic) = &self.nic {
+            nic.arguments(self.kind, &mut line);
+        }
+        if let Some(socket) = &self.qmp {
+            // QEMU is the client: whoever listens is there first, so there is
+            // neither a race nor a socket to poll for.
+            let chardev = Properties::new("socket")
+                .set("id", "qmp")
+                .set("path", socket);
+            line.option("-chardev", chardev.0);
+            line.option("-mon", "chardev=qmp,mode=control");
+        }
+        if self.paused {
+            line.flag("-S");
+        }
+        if let Some(trace) = &self.trace {
+            for event in &trace.events {
+                line.option("-trace", event);
+            }
+            line.option("-D", &trace.file);
+        }
+        line.0.extend(self.extra.iter().cloned());
+        line.0
+    }
+
+    fn boot_arguments(&self, line: &mut Arguments) {
+        let words = self.config.to_string();
+        match &self.boot {
+            Boot::Kernel(kernel) => {
+                line.option("-kernel", kernel);
+                if !words.is_empty() {
+                    line.option("-append", words);
+                }
+            }
+            Boot::Disk(image) => {
+                if let Firmware::Uefi(code) = &image.firmware {
+                    let flash = Properties::new("if=pflash")
+                        .set("format", "raw")
+                        .set("readonly", "on")
+                        .set("file", code);
+                    line.option("-drive", flash.0);
+                }
+                // The BIOS stages of the image write to VGA memory and wait
+                // for ever on a machine that has none.
+                line.option("-vga", "std");
+                // `snapshot`: a run leaves the image as it was.
+                let disk = Properties::new("if=ide")
+                    .set("format", "raw")
+                    .set("snapshot", "on")
+                    .set("file", &image.file);
+                line.option("-drive", disk.0);
+                if !words.is_empty() {
+                    let file = Properties::new(&format!("name={FW_CFG_FILE}"));
+                    line.option("-fw_cfg", file.set("string", words).0);
+                }
+            }
+        }
+    }
+
+    /// Program and arguments, quoted for a POSIX shell, one option a line:
+    /// ready to paste.
+    pub fn command_line(&self) -> String {
+        let mut text = quote(self.qemu.as_os_str());
+        for argument in self.arguments() {
+            let is_option = argument.as_bytes().first() == Some(&b'-');
+            text.push_str(if is_option { " \\\n  " } else { " " });
+            text.push_str(&quote(&argument));
+        }
+        text
+    }
+}
+
+impl Nic {
+    fn arguments(&self, kind: Kind, line: &mut Arguments) {
+        line.option("-netdev", self.net.backend());
+        if let Some(file) = &self.dump {
+            let dump = Properties::new("filter-dump,id=dump0,netdev=net0").set("file", file);
+            line.option("-object", dump.0);
+        }
+        let [a, b, c, d, e, f] = self.mac;
+        let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        let mut device = match kind {
+            Kind::Microvm => Properties::new("virtio-net-device"),
+            Kind::Pc | Kind::Q35 => Properties::new("virtio-net-pci"),
+        }
+        .set("netdev", "net0")
+        .set("mac", mac);
+        match kind {
+            Kind::Microvm => line.option("-global", "virtio-mmio.force-legacy=off"),
+            Kind::Pc | Kind::Q35 => {
+                // No boot ROM: nothing but the guest touches the device.
+                device = device.set("romfile", "");
+                device = match self.transport {
+                    NicTransport::Transitional => device,
+                    NicTransport::Legacy => device.set("disable-modern", "on"),
+                    NicTransport::Modern => device.set("disable-legacy", "on"),
+                }
+                .set_if("vectors", self.vectors);
+            }
+        }
+        device = device
+            .switch("ioeventfd", self.ioeventfd)
+            .set_if("rx_queue_size", self.rx_queue_size)
+            .set_if("tx_queue_size", self.tx_queue_size);
+        for (name, value) in &self.properties {
+            device = device.set(name, value);
+        }
+        line.option("-device", device.0);
+    }
+}
+
+impl Net {
+    fn backend(&self) -> OsString {
+        match self {
+            Self::Dgram { qemu, host } => {
+                Properties::new("dgram,id=net0")
+                    .set("local.type", "unix")
+                    .set("local.path", qemu)
+                    .set("remote.type", "unix")
+                    .set("remote.path", host)
+                    .0
+            }
+            Self::User {
+                guest,
+                gateway,
+                forwards,
+            } => {
+                let mut user = Properties::new("user,id=net0")
+                    .set("net", format!("{}/{}", guest.address, guest.prefix))
+                    .set("host", gateway.to_string())
+                    .set("dhcpstart", guest.address.to_string());
+                for forward in forwards {
+                    let protocol = match forward.protocol {
+                        Protocol::Tcp => "tcp",
+                        Protocol::Udp => "udp",
+                    };
+                    let rule = format!(
+                        "{protocol}:{}-{}:{}",
+                        loopback(forward.host_port),
+                        guest.address,
+                        forward.guest_port
+                    );
+                    user = user.set("hostfwd", rule);
+                }
+                user.0
+            }
+            Self::TapFd(fd) => Properties::new("tap,id=net0").set("fd", fd.to_string()).0,
+            Self::TapName(name) => {
+                Properties::new("tap,id=net0")
+                    .set("ifname", name)
+                    .set("script", "no")
+                    .set("downscript", "no")
+                    .0
+            }
+        }
+    }
+}
+
+/// One word, quoted for a POSIX shell where it needs to be. Bytes that are not
+/// UTF-8 are shown as the replacement character.
+pub fn quote(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=+@%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.into_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// A whole command, quoted for a POSIX shell, on one line.
+pub fn shell_quote<'a>(words: impl IntoIterator<Item = &'a OsStr>) -> String {
+    let words: Vec<String> = words.into_iter().map(quote).collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use kickpath_abi::config::{Config, Ipv4Config};
+
+    use super::super::*;
+
+    fn machine(kind: Kind, accel: Accel) -> Machine {
+        Machine::new(
+            "qemu-system-x86_64",
+            kind,
+            accel,
+            Boot::Kernel("kernel".into()),
+        )
+    }
+
+    fn dgram() -> Net {
+        Net::Dgram {
+            qemu: "/t/qemu.sock".into(),
+            host: "/t/host.sock".into(),
+        }
+    }
+
+    #[test]
+    fn the_default_machine() {
+        let mut machine = machine(Kind::Pc, Accel::Tcg);
+        machine.nic = Some(Nic::new(dgram()));
+        machine.config.ipv4 = Ipv4Config::Static(Ipv4Config::FALLBACK);
+        machine.config.gateway = Some(Ipv4Addr::new(10, 0, 2, 2));
+        machine.qmp = Some("/t/qmp.sock".into());
+        assert_eq!(
+            machine.command_line(),
+            r"qemu-system-x86_64 \
+  -nodefaults \
+  -no-user-config \
+  -display none \
+  -no-reboot \
+  -machine pc \
+  -accel tcg \
+  -m 128M \
+  -smp 1 \
+  -serial stdio \
+  -device isa-debug-exit,iobase=0xf4,iosize=1 \
+  -kernel kernel \
+  -append 'ip=10.0.2.15/24 gateway=10.0.2.2' \
+  -netdev dgram,id=net0,local.type=unix,local.path=/t/qemu.sock,remote.type=unix,remote.path=/t/host.sock \
+  -device virtio-net-pci,netdev=net0,mac=52:54:00:4b:50:01,romfile= \
+  -chardev socket,id=qmp,path=/t/qmp.sock \
+  -mon chardev=qmp,mode=control"
+        );
+    }
+
+    #[test]
+    fn every_option_of_the_device() {
+        let mut machine = machine(Kind::Q35, Accel::Kvm { emulated: true });
+        let mut nic = Nic::new(Net::User {
+            guest: Ipv4Config::FALLBACK,
+            gateway: Ipv4Addr::new(10, 0, 2, 2),
+            forwards: vec![
+                Forward {
+                    protocol: Protocol::Tcp,
+                    host_port: 8080,
+                    guest_port: 80,
+                },
+                Forward {
+                    protocol: Protocol::Udp,
+                    host_port: 7007,
+                    guest_port: 7,
+                },
+            ],
+        });
+        nic.transport = NicTransport::Legacy;
+        nic.vectors = Some(0);
+        nic.ioeventfd = Some(false);
+        nic.rx_queue_size = Some(1024);
+        nic.tx_queue_size = Some(256);
+        nic.properties = vec![("mrg_rxbuf".into(), "off".into())];
+        nic.dump = Some("a,b.pcap".into());
+        machine.nic = Some(nic);
+        machine.icount = Some(0);
+        machine.memory = "8G".parse().unwrap();
+        machine.paused = true;
+        machine.trace = Some(Trace {
+            events: vec!["virtio_*".into()],
+            file: "trace.log".into(),
+        });
+        machine.extra = vec!["-vga".into(), "std".into()];
+        assert_eq!(
+            machine.command_line(),
+            r"qemu-system-x86_64 \
+  -nodefaults \
+  -no-user-config \
+  -display none \
+  -no-reboot \
+  -machine q35 \
+  -accel kvm \
+  -cpu host,-arch-capabilities \
+  -icount shift=0 \
+  -m 8192M \
+  -smp 1 \
+  -serial stdio \
+  -device isa-debug-exit,iobase=0xf4,iosize=1 \
+  -kernel kernel \
+  -netdev user,id=net0,net=10.0.2.15/24,host=10.0.2.2,dhcpstart=10.0.2.15,hostfwd=tcp:127.0.0.1:8080-10.0.2.15:80,hostfwd=udp:127.0.0.1:7007-10.0.2.15:7 \
+  -object filter-dump,id=dump0,netdev=net0,file=a,,b.pcap \
+  -device virtio-net-pci,netdev=net0,mac=52:54:00:4b:50:01,romfile=,disable-modern=on,vectors=0,ioeventfd=off,rx_queue_size=1024,tx_queue_size=256,mrg_rxbuf=off \
+  -S \
+  -trace 'virtio_*' \
+  -D trace.log \
+  -vga std"
+        );
+    }
+
+    #[test]
+    fn microvm_has_virtio_mmio_version_2() {
+        let mut machine = machine(Kind::Microvm, Accel::Kvm { emulated: false });
+        machine.nic = Some(Nic::new(Net::TapFd(7)));
+        let line = machine.command_line();
+        assert!(line.contains("-global virtio-mmio.force-legacy=off"));
+        assert!(line.contains("-device virtio-net-device,netdev=net0,"));
+        assert!(line.contains("-netdev tap,id=net0,fd=7"));
+        assert!(line.contains("-cpu host \\\n"));
+        assert!(!line.contains("romfile"));
+    }
+
+    #[test]
+    fn a_disk_image_is_configured_by_fw_cfg() {
+        let mut machine = machine(Kind::Q35, Accel::Tcg);
+        machine.boot = Boot::Disk(DiskImage {
+            file: "my disk,1.img".into(),
+            firmware: Firmware::Uefi("CODE.fd".into()),
+        });
+        machine.config = Config {
+            features_off: "event_idx,mac".into(),
+            ..Config::default()
+        };
+        let line = machine.command_line();
+        assert!(line.contains("-drive if=pflash,format=raw,readonly=on,file=CODE.fd"));
+        assert!(line.contains("-drive 'if=ide,format=raw,snapshot=on,file=my disk,,1.img'"));
+        assert!(line.contains("-fw_cfg name=opt/kickpath/config,string=features=-event_idx,,-mac"));
+        assert!(line.contains("-vga std"));
+        assert!(!line.contains("-kernel"));
+    }
+
+    #[test]
+    fn a_pasted_line_is_the_same_words() {
+        let mut machine = machine(Kind::Pc, Accel::Tcg);
+        machine.boot = Boot::Kernel("it's a \"kernel\" $HOME".into());
+        machine.config.trace = true;
+        let text = machine.command_line().replace("\\\n", " ");
+        let mut words = shlex::split(&text).unwrap();
+        assert_eq!(words.remove(0), "qemu-system-x86_64");
+        let arguments: Vec<String> = machine
+            .arguments()
+            .into_iter()
+            .map(|a| a.into_string().unwrap())
+            .collect();
+        assert_eq!(words, arguments);
+    }
+}

@@ -1,0 +1,281 @@
+//! A tap device in a network namespace of its own: the kernel's network stack
+//! at the far end. Needs root.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use super::host::enter;
+use super::plan::ULA_PREFIX_LEN;
+use super::{HostSockets, Plan};
+use crate::qemu::{Net, shell_quote};
+
+/// Where `ip netns` keeps its namespaces.
+const NAMESPACES: &str = "/run/netns";
+
+/// Every namespace of ours starts with this, and the number of its process.
+const PREFIX: &str = "kickpath-";
+
+/// Name of the device inside of the namespace.
+const DEVICE: &str = "tap0";
+
+/// Why there is no tap.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// Not root.
+    #[error(
+        "--net tap needs root, for a network namespace and a tap device in it; \
+         --net dgram and --net user need no rights"
+    )]
+    NotRoot,
+    /// A command could not be run.
+    #[error("cannot run '{command}': {source}")]
+    Run {
+        /// The command.
+        command: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A command failed.
+    #[error("'{command}' failed: {message}")]
+    Command {
+        /// The command.
+        command: String,
+        /// What it said.
+        message: String,
+    },
+    /// The tap device could not be made.
+    #[error("cannot make a tap device by /dev/net/tun: {0}")]
+    Device(io::Error),
+}
+
+/// A namespace with one end of a cable in it. Dropping it removes both.
+#[derive(Debug)]
+pub struct Tap {
+    namespace: String,
+    device: OwnedFd,
+}
+
+impl Tap {
+    /// Makes a namespace and a tap device in it with the host's addresses.
+    /// What runs that were killed have left behind is removed first.
+    ///
+    /// # Errors
+    /// No root, no `ip` command, or a kernel without namespaces or taps.
+    pub fn new(plan: &Plan) -> Result<Self, TapError> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        if !nix::unistd::geteuid().is_root() {
+            return Err(TapError::NotRoot);
+        }
+        sweep();
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let namespace = Namespace(format!("{PREFIX}{}-{number}", std::process::id()));
+        let name = namespace.0.as_str();
+        ip(&["netns", "add", name])?;
+        let device = open_inside(&namespace.file()).map_err(TapError::Device)?;
+        let v4 = format!("{}/{}", plan.host, plan.guest.prefix);
+        let v6 = format!("{}/{ULA_PREFIX_LEN}", plan.host_ula());
+        ip(&["-n", name, "link", "set", "lo", "up"])?;
+        ip(&["-n", name, "addr", "add", &v4, "dev", DEVICE])?;
+        // A kernel without IPv6 still has a working cable.
+        if let Err(error) = ip(&["-n", name, "addr", "add", &v6, "dev", DEVICE, "nodad"]) {
+            log::warn!("no IPv6 on the tap: {error}");
+        }
+        ip(&["-n", name, "link", "set", DEVICE, "up"])?;
+        Ok(Self {
+            namespace: namespace.keep(),
+            device,
+        })
+    }
+
+    /// QEMU's half of the description of this cable: it inherits the device.
+    pub fn net(&self) -> Net {
+        Net::TapFd(self.device.as_raw_fd())
+    }
+
+    /// The name of the namespace, for `ip netns exec`.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// This machine's sockets inside of the namespace.
+    pub fn sockets(&self) -> HostSockets {
+        HostSockets::in_namespace(Path::new(NAMESPACES).join(&self.namespace))
+    }
+
+    /// A command that runs inside of the namespace.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command
+            .args(["netns", "exec", &self.namespace])
+            .arg(program);
+        command
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        remove(&self.namespace);
+    }
+}
+
+/// A namespace that is removed unless it is kept.
+struct Namespace(String);
+
+impl Namespace {
+    fn file(&self) -> PathBuf {
+        Path::new(NAMESPACES).join(&self.0)
+    }
+
+    fn keep(mut self) -> String {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if !self.0.is_empty() {
+            remove(&self.0);
+        }
+    }
+}
+
+fn remove(namespace: &str) {
+    if Path::new(NAMESPACES).join(namespace).exists()
+        && let Err(error) = ip(&["netns", "del", namespace])
+    {
+        log::warn!("{error}");
+    }
+}
+
+/// Removes the namespaces of runs that are no more.
+fn sweep() {
+    let Ok(entries) = fs::read_dir(NAMESPACES) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if let Some(name) = name.to_str()
+            && let Some(pid) = owner(name)
+            && !Path::new(&format!("/proc/{pid}")).exists()
+        {
+            log::info!("removing {name}, left behind by a run that was killed");
+            remove(name);
+        }
+    }
+}
+
+/// The process that made a namespace of ours.
+fn owner(namespace: &str) -> Option<u32> {
+    let (pid, number) = namespace.strip_prefix(PREFIX)?.split_once('-')?;
+    number.parse::<u32>().ok()?;
+    pid.parse().ok()
+}
+
+fn ip(arguments: &[&str]) -> Result<(), TapError> {
+    let words = std::iter::once("ip").chain(arguments.iter().copied());
+    let command = shell_quote(words.map(OsStr::new));
+    match Command::new("ip").args(arguments).output() {
+        Ok(Output { status, .. }) if status.success() => Ok(()),
+        Ok(Output { stderr, status, .. }) => {
+            let message = String::from_utf8_lossy(&stderr).trim().to_owned();
+            let message = if message.is_empty() {
+                status.to_string()
+            } else {
+                message
+            };
+            Err(TapError::Command { command, message })
+        }
+        Err(source) => Err(TapError::Run { command, source }),
+    }
+}
+
+/// Opens a tap device from a thread that has entered the namespace: a device
+/// is born in the namespace of the thread that asks for it.
+fn open_inside(namespace: &PathBuf) -> io::Result<OwnedFd> {
+    thread::scope(|scope| {
+        let opener = scope.spawn(|| {
+            enter(namespace)?;
+            open_tap()
+        });
+        opener
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Linux, Documentation/networking/tuntap.rst. With `IFF_VNET_HDR` frames
+/// carry virtio-net's header between kernel and QEMU, so that offloads that a
+/// guest negotiates reach the kernel.
+fn open_tap() -> io::Result<OwnedFd> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    // SAFETY: an `ifreq` is plain data; all zeroes is an empty name.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(DEVICE.bytes()) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kickpath_abi::config::Ipv4Config;
+
+    #[test]
+    fn a_namespace_names_its_process() {
+        assert_eq!(owner("kickpath-123-0"), Some(123));
+        for other in [
+            "kickpath-",
+            "kickpath-12",
+            "kickpath-x-0",
+            "kickpath-1-y",
+            "123-0",
+        ] {
+            assert_eq!(owner(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_tap_comes_and_goes_and_leftovers_are_swept() {
+        let plan = Plan::new(Ipv4Config::Dhcp).unwrap();
+        if !nix::unistd::geteuid().is_root() {
+            assert!(matches!(Tap::new(&plan), Err(TapError::NotRoot)));
+            return;
+        }
+        // A process that has ended, and whose number is free again.
+        let mut child = Command::new("true").spawn().unwrap();
+        let dead = child.id();
+        child.wait().unwrap();
+        let leftover = format!("{PREFIX}{dead}-0");
+        ip(&["netns", "add", &leftover]).unwrap();
+
+        let tap = Tap::new(&plan).unwrap();
+        assert!(!Path::new(NAMESPACES).join(&leftover).exists());
+        let file = Path::new(NAMESPACES).join(tap.namespace());
+        assert!(file.exists());
+        let output = tap
+            .command("ip")
+            .args(["addr", "show", DEVICE])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("inet 10.0.2.2/24"), "{text}");
+        drop(tap);
+        assert!(!file.exists());
+    }
+}
