@@ -1,2 +1,103 @@
+//! Kickpath's guest: a unikernel around the virtio-net driver.
 #![no_std]
 #![no_main]
+#![allow(dead_code, unused_imports, reason = "the network is about to use it")]
+
+extern crate alloc;
+
+mod arch;
+mod config;
+mod console;
+mod entry;
+mod fw_cfg;
+mod memory;
+mod pci;
+mod selftest;
+mod stages;
+
+use core::panic::PanicInfo;
+
+use arch::{Exit, time};
+use entry::Platform;
+use spin::Once;
+
+static PLATFORM: Once<Platform> = Once::new();
+
+/// What the loader told.
+///
+/// # Panics
+///
+/// Before [`start`].
+fn platform() -> &'static Platform {
+    match PLATFORM.get() {
+        Some(platform) => platform,
+        None => panic!("the platform is not known yet"),
+    }
+}
+
+/// Every entry point ends here, on the loader's page tables.
+fn start(platform: Platform) -> ! {
+    arch::init_descriptors();
+    console::init();
+    stages::ended("entry");
+    memory::take_over(PLATFORM.call_once(|| platform), run)
+}
+
+/// Continues on the kernel's own page tables and stack.
+extern "C" fn run() -> ! {
+    let platform = platform();
+    memory::init_heap();
+    stages::ended("memory");
+
+    let tables = arch::acpi::read(platform.rsdp);
+    arch::interrupts::init(&tables);
+    stages::ended("interrupts");
+
+    time::init(tables.pm_timer);
+    stages::ended("clock");
+
+    let (config, source) = config::load(platform);
+    report(platform, &config, source);
+    selftest::run(config.selftest);
+
+    let functions = pci::scan();
+    for function in &functions {
+        log::debug!("{function}");
+    }
+    let nics = pci::find_virtio_net(&functions);
+    stages::ended("PCI");
+    for nic in &nics {
+        log::info!("{} {:?}", nic.function, nic.bars);
+    }
+    for stage in stages::report() {
+        log::info!("{:>6} us {}", stage.end_us, stage.name);
+    }
+    arch::exit(Exit::Success)
+}
+
+/// The first lines of the log.
+fn report(platform: &Platform, config: &kickpath_abi::config::Config, source: config::Source) {
+    let heap = memory::heap::stats();
+    log::info!(
+        "Kickpath {} by {}, hypervisor '{}'",
+        env!("CARGO_PKG_VERSION"),
+        platform.protocol,
+        arch::cpu::hypervisor(),
+    );
+    log::info!(
+        "memory: {} KiB usable, {} KiB of heap",
+        platform.memory_map.usable_bytes() >> 10,
+        heap.size >> 10,
+    );
+    if let Some(frequency) = time::frequency() {
+        log::info!("TSC: {} kHz ({})", frequency.hz / 1000, frequency.source);
+    }
+    log::info!("configuration ({source}): {config}");
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    x86_64::instructions::interrupts::disable();
+    console::emergency(format_args!("{info}"));
+    arch::exit(Exit::Failure)
+}

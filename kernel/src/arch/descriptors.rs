@@ -1,0 +1,94 @@
+//! The descriptor tables: segments, the task state with its interrupt stacks,
+//! and the interrupt gates.
+
+use spin::Once;
+use x86_64::VirtAddr;
+use x86_64::instructions::segmentation::{CS, DS, ES, SS, Segment};
+use x86_64::instructions::tables::load_tss;
+use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
+use x86_64::structures::idt::InterruptDescriptorTable;
+use x86_64::structures::tss::TaskStateSegment;
+
+use super::stubs;
+use crate::memory::layout::Stack;
+
+/// Slot of the interrupt stack table for double faults.
+const IST_DOUBLE_FAULT: u16 = 0;
+/// Slot of the interrupt stack table for NMIs and machine checks.
+const IST_NMI: u16 = 1;
+
+static TASK_STATE: Once<TaskStateSegment> = Once::new();
+static SEGMENTS: Once<(GlobalDescriptorTable, [SegmentSelector; 3])> = Once::new();
+static GATES: Once<InterruptDescriptorTable> = Once::new();
+
+/// Loads all tables. From here on every exception is reported.
+pub fn init() {
+    let task_state = TASK_STATE.call_once(|| {
+        let mut task_state = TaskStateSegment::new();
+        task_state.interrupt_stack_table[usize::from(IST_DOUBLE_FAULT)] = Stack::DoubleFault.top();
+        task_state.interrupt_stack_table[usize::from(IST_NMI)] = Stack::Nmi.top();
+        task_state
+    });
+    let (segments, [code, data, task]) = SEGMENTS.call_once(|| {
+        let mut segments = GlobalDescriptorTable::new();
+        let code = segments.append(Descriptor::kernel_code_segment());
+        let data = segments.append(Descriptor::kernel_data_segment());
+        let task = segments.append(Descriptor::tss_segment(task_state));
+        (segments, [code, data, task])
+    });
+    segments.load();
+    // SAFETY: the selectors are those of the table just loaded; in 64-bit mode
+    // a flat code segment and any data segment give the same address space.
+    unsafe {
+        CS::set_reg(*code);
+        SS::set_reg(*data);
+        DS::set_reg(*data);
+        ES::set_reg(*data);
+        load_tss(*task);
+    }
+    GATES.call_once(gates).load();
+}
+
+fn gates() -> InterruptDescriptorTable {
+    let mut gates = InterruptDescriptorTable::new();
+    let stub = |vector: u8| VirtAddr::from_ptr(stubs::address(vector));
+
+    /// Sets gates of different types alike.
+    macro_rules! exceptions {
+        ($($field:ident = $vector:literal,)+) => {
+            $(
+                // SAFETY: the stub is written for this vector: it knows whether
+                // the CPU pushes an error code, and does not return.
+                unsafe { gates.$field.set_handler_addr(stub($vector)) };
+            )+
+        };
+    }
+    exceptions! {
+        divide_error = 0, debug = 1, breakpoint = 3, overflow = 4, bound_range_exceeded = 5,
+        invalid_opcode = 6, device_not_available = 7, invalid_tss = 10,
+        segment_not_present = 11, stack_segment_fault = 12, general_protection_fault = 13,
+        page_fault = 14, x87_floating_point = 16, alignment_check = 17,
+        simd_floating_point = 19, virtualization = 20, cp_protection_exception = 21,
+        hv_injection_exception = 28, vmm_communication_exception = 29, security_exception = 30,
+    }
+    // SAFETY: as above; the task state has a stack in each of the slots.
+    unsafe {
+        gates
+            .double_fault
+            .set_handler_addr(stub(8))
+            .set_stack_index(IST_DOUBLE_FAULT);
+        gates
+            .non_maskable_interrupt
+            .set_handler_addr(stub(2))
+            .set_stack_index(IST_NMI);
+        gates
+            .machine_check
+            .set_handler_addr(stub(18))
+            .set_stack_index(IST_NMI);
+    }
+    for vector in stubs::FIRST_INTERRUPT..=u8::MAX {
+        // SAFETY: the stub is written for this vector.
+        unsafe { gates[vector].set_handler_addr(stub(vector)) };
+    }
+    gates
+}

@@ -1,0 +1,167 @@
+//! Exceptions: all of them are defects (or self-tests) in this kernel, so each
+//! is reported in full and ends the guest.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use x86_64::registers::control::{Cr2, Cr3};
+use x86_64::structures::idt::PageFaultErrorCode;
+
+use super::{Exit, exit};
+use crate::console::emergency;
+use crate::memory::layout;
+
+/// What the stub and the CPU push, the last first.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Frame {
+    r15: u64,
+    r14: u64,
+    r13: u64,
+    r12: u64,
+    r11: u64,
+    r10: u64,
+    r9: u64,
+    r8: u64,
+    rbp: u64,
+    rdi: u64,
+    rsi: u64,
+    rdx: u64,
+    rcx: u64,
+    rbx: u64,
+    rax: u64,
+    vector: u64,
+    error_code: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+/// Mnemonic and name of each exception (Intel SDM volume 3, table 6-1).
+fn name(vector: u64) -> &'static str {
+    match vector {
+        0 => "#DE divide error",
+        1 => "#DB debug",
+        2 => "non-maskable interrupt",
+        3 => "#BP breakpoint",
+        4 => "#OF overflow",
+        5 => "#BR bound range exceeded",
+        6 => "#UD invalid opcode",
+        7 => "#NM device not available",
+        8 => "#DF double fault",
+        10 => "#TS invalid TSS",
+        11 => "#NP segment not present",
+        12 => "#SS stack-segment fault",
+        13 => "#GP general protection",
+        14 => "#PF page fault",
+        16 => "#MF x87 floating point",
+        17 => "#AC alignment check",
+        18 => "#MC machine check",
+        19 => "#XM SIMD floating point",
+        20 => "#VE virtualization",
+        21 => "#CP control protection",
+        28 => "#HV hypervisor injection",
+        29 => "#VC VMM communication",
+        30 => "#SX security",
+        _ => "reserved exception",
+    }
+}
+
+const DOUBLE_FAULT: u64 = 8;
+const PAGE_FAULT: u64 = 14;
+
+/// Prints everything about an exception and ends the guest.
+pub extern "C" fn report(frame: &Frame) -> ! {
+    static REPORTING: AtomicBool = AtomicBool::new(false);
+    if REPORTING.swap(true, Ordering::Relaxed) {
+        // An exception while one is reported: no more words.
+        exit(Exit::Failure);
+    }
+    let fault_address = Cr2::read_raw();
+    emergency(format_args!(
+        "exception {} {}, error code {:#x}, at rip {:#018x}",
+        frame.vector,
+        name(frame.vector),
+        frame.error_code,
+        frame.rip,
+    ));
+    if matches!(frame.vector, PAGE_FAULT | DOUBLE_FAULT) {
+        explain_fault(frame, fault_address);
+    }
+    emergency(format_args!(
+        "  rax {:016x}  rbx {:016x}  rcx {:016x}  rdx {:016x}\n  \
+           rsi {:016x}  rdi {:016x}  rbp {:016x}  rsp {:016x}\n  \
+           r8  {:016x}  r9  {:016x}  r10 {:016x}  r11 {:016x}\n  \
+           r12 {:016x}  r13 {:016x}  r14 {:016x}  r15 {:016x}\n  \
+           rip {:016x}  rflags {:08x}  cs {:04x}  ss {:04x}\n  \
+           cr2 {:016x}  cr3 {:016x}",
+        frame.rax,
+        frame.rbx,
+        frame.rcx,
+        frame.rdx,
+        frame.rsi,
+        frame.rdi,
+        frame.rbp,
+        frame.rsp,
+        frame.r8,
+        frame.r9,
+        frame.r10,
+        frame.r11,
+        frame.r12,
+        frame.r13,
+        frame.r14,
+        frame.r15,
+        frame.rip,
+        frame.rflags,
+        frame.cs,
+        frame.ss,
+        fault_address,
+        Cr3::read().0.start_address().as_u64(),
+    ));
+    exit(Exit::Failure)
+}
+
+/// Says what the fault means in words.
+fn explain_fault(frame: &Frame, address: u64) {
+    if let Some(stack) = layout::guarded_stack(address) {
+        emergency(format_args!(
+            "  stack overflow: {:#018x} is in the guard page of the {} (rsp {:#018x})",
+            address,
+            stack.name(),
+            frame.rsp,
+        ));
+        return;
+    }
+    if frame.vector == DOUBLE_FAULT {
+        // A double fault's cause leaves no error code; CR2 may be older.
+        emergency(format_args!(
+            "  while another exception was being delivered; the last fault address is {address:#018x}"
+        ));
+        return;
+    }
+    let code = PageFaultErrorCode::from_bits_truncate(frame.error_code);
+    let access = if code.contains(PageFaultErrorCode::INSTRUCTION_FETCH) {
+        "execution"
+    } else if code.contains(PageFaultErrorCode::CAUSED_BY_WRITE) {
+        "write"
+    } else {
+        "read"
+    };
+    let place = [
+        (layout::text(), "in the kernel's code"),
+        (layout::rodata(), "in the kernel's constants"),
+        (layout::data(), "in the kernel's data"),
+    ]
+    .into_iter()
+    .find(|(range, _)| range.contains(&address))
+    .map_or("outside the kernel's image", |(_, place)| place);
+    let reason = if code.contains(PageFaultErrorCode::PROTECTION_VIOLATION) {
+        "forbidden by the page's protection"
+    } else {
+        "where no page is mapped"
+    };
+    emergency(format_args!(
+        "  {access} at {address:#018x} {place}, {reason}"
+    ));
+}

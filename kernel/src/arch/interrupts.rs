@@ -1,0 +1,127 @@
+//! Interrupts of devices: vectors, who handles them, and how a message (MSI)
+//! or a line (INTx) is made to raise one.
+
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use spin::Mutex;
+
+use super::{acpi, apic, io_apic, timer};
+
+pub use io_apic::{Gsi, RouteError};
+
+/// The vector of the local APIC's timer.
+pub(super) const TIMER_VECTOR: u8 = 0xf0;
+/// The local APIC reports with this vector that an interrupt has vanished. Its
+/// low four bits are ones, as old APICs demand.
+pub(super) const SPURIOUS_VECTOR: u8 = 0xff;
+/// First of the vectors for devices; those below are for the legacy interrupt
+/// controllers, which are masked.
+const FIRST_DEVICE_VECTOR: u8 = 0x30;
+/// Number of vectors for devices.
+const DEVICE_VECTORS: u8 = 64;
+
+/// An interrupt vector that belongs to one handler.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Vector(u8);
+
+impl Vector {
+    /// The number the CPU knows it by, 0x30 to 0x6f.
+    pub fn number(&self) -> u8 {
+        self.0
+    }
+}
+
+/// The handler of every vector, a `fn()` each.
+static HANDLERS: [AtomicPtr<()>; 256] =
+    [const { AtomicPtr::new(unexpected as fn() as *mut ()) }; 256];
+static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
+/// Serialises the search for a free vector.
+static ALLOCATION: Mutex<()> = Mutex::new(());
+
+/// The handler of vectors that have none.
+fn unexpected() {
+    UNEXPECTED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Interrupts that came by a vector without a handler, since boot. One may be
+/// on its way when its vector is freed.
+pub fn unexpected_count() -> u64 {
+    UNEXPECTED.load(Ordering::Relaxed)
+}
+
+/// Called by the stubs with interrupts disabled.
+pub(super) extern "C" fn dispatch(vector: u64) {
+    timer::note_wakeup();
+    let handler = HANDLERS[usize::from(vector as u8)].load(Ordering::Relaxed);
+    // SAFETY: the table holds nothing but `fn()`.
+    let handler: fn() = unsafe { core::mem::transmute(handler) };
+    handler();
+    apic::end_of_interrupt();
+}
+
+fn set_handler(vector: u8, handler: fn()) {
+    HANDLERS[usize::from(vector)].store(handler as *mut (), Ordering::Relaxed);
+}
+
+/// Reserves a vector for `handler`; `None` when all are taken.
+///
+/// The handler runs with interrupts disabled and acknowledges its device, not
+/// the interrupt controller. It must not allocate.
+pub fn allocate_vector(handler: fn()) -> Option<Vector> {
+    let _lock = ALLOCATION.lock();
+    let free: *mut () = unexpected as fn() as *mut ();
+    let vector = (FIRST_DEVICE_VECTOR..FIRST_DEVICE_VECTOR + DEVICE_VECTORS)
+        .find(|&vector| HANDLERS[usize::from(vector)].load(Ordering::Relaxed) == free)?;
+    set_handler(vector, handler);
+    Some(Vector(vector))
+}
+
+/// Gives a vector back. The device must not use it any more.
+pub fn free_vector(vector: Vector) {
+    set_handler(vector.0, unexpected);
+}
+
+/// The memory write by which a device raises `vector` on this CPU (Intel SDM
+/// volume 3, section 11.11): address and data of an MSI or MSI-X message.
+pub fn msi_message(vector: &Vector) -> (u64, u32) {
+    let destination = u64::from(apic::id()) << 12;
+    (0xfee0_0000 | destination, u32::from(vector.0))
+}
+
+/// The global interrupt of a PCI function's INTx pin, from the interrupt line
+/// register that firmware filled in for the 8259 controllers and ACPI's
+/// overrides of those lines; `None` when the function has no pin (`pin` 0) or
+/// firmware connected it nowhere (line 0 or above 15).
+///
+/// QEMU's pc and q35 raise the I/O APIC's input of that number too. A machine
+/// that connects PCI pins to the I/O APIC only would need ACPI's `_PRT`, hence
+/// an AML interpreter.
+pub fn intx_gsi(pin: u8, line: u8) -> Option<Gsi> {
+    let connected = (1..=4).contains(&pin) && (1..=15).contains(&line);
+    connected.then(|| io_apic::isa_gsi(line))
+}
+
+/// Lets `gsi` raise `vector`: level triggered as PCI's INTx are, active low
+/// unless ACPI says otherwise.
+///
+/// # Errors
+///
+/// [`RouteError`] when no I/O APIC has that input.
+pub fn route_gsi(gsi: Gsi, vector: &Vector) -> Result<(), RouteError> {
+    io_apic::route(gsi, vector.0, apic::id())
+}
+
+/// Stops `gsi` from raising interrupts.
+pub fn mask_gsi(gsi: Gsi) {
+    io_apic::mask(gsi);
+}
+
+/// Readies the interrupt controllers. Interrupts stay disabled at the CPU;
+/// `super::idle_until` lets them through.
+pub fn init(tables: &acpi::Tables) {
+    io_apic::mask_legacy_controllers();
+    apic::init(tables.local_apic_address);
+    io_apic::init(tables);
+    set_handler(TIMER_VECTOR, timer::expired);
+    timer::init();
+}

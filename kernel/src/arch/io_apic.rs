@@ -1,0 +1,201 @@
+//! The I/O APICs: lines of devices in, interrupt messages out. (Intel 82093AA
+//! data sheet.) And the 8259 controllers, which are only told to be quiet.
+
+use core::fmt;
+use core::ptr::NonNull;
+
+use heapless::Vec;
+use spin::Mutex;
+use x86_64::instructions::port::Port;
+
+use super::acpi::{Polarity, Tables};
+use crate::memory::map_mmio;
+
+/// A global system interrupt: the number ACPI gives to an input of an I/O APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gsi(pub u32);
+
+/// Why a global system interrupt cannot be routed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteError {
+    /// No I/O APIC has this input.
+    NoInput(Gsi),
+}
+
+impl fmt::Display for RouteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoInput(Gsi(gsi)) => write!(f, "no I/O APIC has an input {gsi}"),
+        }
+    }
+}
+
+impl core::error::Error for RouteError {}
+
+/// Index of the version register, which holds the number of inputs.
+const VERSION: u32 = 0x01;
+/// Index of the first redirection entry; each has two registers.
+const REDIRECTION: u32 = 0x10;
+const ENTRY_MASKED: u32 = 1 << 16;
+const ENTRY_LEVEL: u32 = 1 << 15;
+const ENTRY_ACTIVE_LOW: u32 = 1 << 13;
+/// Offset of the window behind the index register, in bytes.
+const WINDOW: usize = 0x10;
+/// Length of the registers in bytes.
+const REGISTERS_SIZE: u64 = 0x20;
+/// Most inputs that an I/O APIC can have.
+const MAX_INPUTS: u32 = 240;
+
+struct IoApic {
+    registers: NonNull<u8>,
+    first: u32,
+    inputs: u32,
+}
+
+// SAFETY: the registers are the same from everywhere; a lock is around them.
+unsafe impl Send for IoApic {}
+
+impl IoApic {
+    fn select(&mut self, index: u32) -> *mut u32 {
+        let base = self.registers.as_ptr();
+        // SAFETY: the registers are mapped; the index register is the first.
+        unsafe { base.cast::<u32>().write_volatile(index) };
+        base.wrapping_add(WINDOW).cast()
+    }
+
+    fn read(&mut self, index: u32) -> u32 {
+        let window = self.select(index);
+        // SAFETY: the window is within the mapped registers.
+        unsafe { window.read_volatile() }
+    }
+
+    fn write(&mut self, index: u32, value: u32) {
+        let window = self.select(index);
+        // SAFETY: the window is within the mapped registers.
+        unsafe { window.write_volatile(value) };
+    }
+
+    /// Writes a redirection entry, masked until both halves are in place.
+    fn redirect(&mut self, input: u32, low: u32, destination: u8) {
+        let index = REDIRECTION + 2 * input;
+        self.write(index, ENTRY_MASKED);
+        self.write(index + 1, u32::from(destination) << 24);
+        self.write(index, low);
+    }
+}
+
+static IO_APICS: Mutex<Vec<IoApic, 4>> = Mutex::new(Vec::new());
+/// What ACPI says about the 16 ISA lines that PCI's pins are connected to.
+static ISA_LINES: Mutex<[IsaLine; 16]> = Mutex::new([IsaLine::UNKNOWN; 16]);
+
+#[derive(Clone, Copy)]
+struct IsaLine {
+    gsi: Option<u32>,
+    polarity: Polarity,
+}
+
+impl IsaLine {
+    const UNKNOWN: Self = Self {
+        gsi: None,
+        polarity: Polarity::Default,
+    };
+}
+
+/// Finds the I/O APICs and masks every input.
+pub fn init(tables: &Tables) {
+    for source in &tables.overrides {
+        if let Some(line) = ISA_LINES.lock().get_mut(usize::from(source.irq)) {
+            *line = IsaLine {
+                gsi: Some(source.gsi),
+                polarity: source.polarity,
+            };
+        }
+    }
+    for description in &tables.io_apics {
+        let registers = match map_mmio(description.address, REGISTERS_SIZE) {
+            Ok(registers) => registers,
+            Err(error) => {
+                log::warn!("I/O APIC ignored: {error}");
+                continue;
+            }
+        };
+        let mut io_apic = IoApic {
+            registers,
+            first: description.first_gsi,
+            inputs: 0,
+        };
+        let version = io_apic.read(VERSION);
+        if version == u32::MAX || version == 0 {
+            log::warn!("no I/O APIC answers at {:#x}", description.address);
+            continue;
+        }
+        io_apic.inputs = ((version >> 16 & 0xff) + 1).min(MAX_INPUTS);
+        for input in 0..io_apic.inputs {
+            io_apic.write(REDIRECTION + 2 * input, ENTRY_MASKED);
+        }
+        if IO_APICS.lock().push(io_apic).is_err() {
+            log::warn!("I/O APIC at {:#x} ignored: too many", description.address);
+        }
+    }
+}
+
+/// The global interrupt of a line of the 8259 controllers, 0 to 15.
+pub fn isa_gsi(line: u8) -> Gsi {
+    let known = ISA_LINES
+        .lock()
+        .get(usize::from(line))
+        .and_then(|line| line.gsi);
+    Gsi(known.unwrap_or(u32::from(line)))
+}
+
+fn with_input<R>(gsi: Gsi, action: impl FnOnce(&mut IoApic, u32) -> R) -> Option<R> {
+    IO_APICS
+        .lock()
+        .iter_mut()
+        .find_map(|io_apic| {
+            let input = gsi.0.checked_sub(io_apic.first)?;
+            (input < io_apic.inputs).then_some((io_apic, input))
+        })
+        .map(|(io_apic, input)| action(io_apic, input))
+}
+
+/// Sends `gsi` to the CPU with APIC id `destination` as `vector`, level
+/// triggered.
+pub fn route(gsi: Gsi, vector: u8, destination: u8) -> Result<(), RouteError> {
+    let active_high = ISA_LINES.lock().iter().enumerate().any(|(line, isa)| {
+        isa.gsi.unwrap_or(line as u32) == gsi.0 && isa.polarity == Polarity::ActiveHigh
+    });
+    let polarity = if active_high { 0 } else { ENTRY_ACTIVE_LOW };
+    let entry = ENTRY_LEVEL | polarity | u32::from(vector);
+    with_input(gsi, |io_apic, input| {
+        io_apic.redirect(input, entry, destination)
+    })
+    .ok_or(RouteError::NoInput(gsi))
+}
+
+/// Masks `gsi`; one that no I/O APIC has is masked already.
+pub fn mask(gsi: Gsi) {
+    with_input(gsi, |io_apic, input| {
+        io_apic.write(REDIRECTION + 2 * input, ENTRY_MASKED);
+    });
+}
+
+/// Masks the 8259 controllers, where there are any. Their vectors are moved
+/// out of the exceptions' first, because a line that goes away at the wrong
+/// moment is reported even when masked.
+pub fn mask_legacy_controllers() {
+    /// Command and data port, first vector, and the word about the cascade.
+    const CONTROLLERS: [(u16, u16, u8, u8); 2] = [(0x20, 0x21, 0x20, 4), (0xa0, 0xa1, 0x28, 2)];
+    for (command, data, vector, cascade) in CONTROLLERS {
+        let (mut command, mut data) = (Port::<u8>::new(command), Port::<u8>::new(data));
+        // SAFETY: these ports are the 8259 controllers, or nothing; the
+        // initialisation words are those of the data sheet.
+        unsafe {
+            command.write(0x11);
+            data.write(vector);
+            data.write(cascade);
+            data.write(0x01);
+            data.write(0xff);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Where the CPU enters the kernel on an exception or interrupt: one 16-byte
+//! stub a vector, in order, and two ways on from there.
+//!
+//! Exceptions save every register for the report and never return. Interrupts
+//! save what the C calling convention lets a function destroy, and nothing
+//! else: this is on the path of every packet that is waited for.
+
+use core::arch::global_asm;
+
+use super::exceptions::report;
+use super::interrupts::{SPURIOUS_VECTOR, dispatch};
+
+/// Vectors below are the CPU's own.
+pub const FIRST_INTERRUPT: u8 = 32;
+/// Distance between two stubs in bytes.
+const STUB_SIZE: usize = 16;
+
+unsafe extern "C" {
+    static vector_stubs: u8;
+}
+
+/// The address of the stub of `vector`.
+pub fn address(vector: u8) -> *const u8 {
+    (&raw const vector_stubs).wrapping_add(usize::from(vector) * STUB_SIZE)
+}
+
+global_asm!(
+    r#"
+    .section .text.vectors, "ax", @progbits
+    .balign 16
+vector_stubs:
+    .set vector, 0
+    .rept 256
+    .balign 16
+    .if vector == {spurious}
+    iretq                               # not to be acknowledged
+    .elseif vector >= {first_interrupt}
+    pushq $vector
+    jmp interrupt_entry
+    .elseif vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30
+    pushq $vector                       # above the CPU's error code
+    jmp exception_entry
+    .else
+    pushq $0                            # in place of an error code
+    pushq $vector
+    jmp exception_entry
+    .endif
+    .set vector, vector + 1
+    .endr
+
+    .balign 16
+interrupt_entry:                        # the stack is 16-byte aligned here
+    pushq %rax
+    pushq %rcx
+    pushq %rdx
+    pushq %rsi
+    pushq %rdi
+    pushq %r8
+    pushq %r9
+    pushq %r10
+    pushq %r11
+    movq 72(%rsp), %rdi                 # the vector
+    subq $8, %rsp
+    cld
+    callq {dispatch}
+    addq $8, %rsp
+    popq %r11
+    popq %r10
+    popq %r9
+    popq %r8
+    popq %rdi
+    popq %rsi
+    popq %rdx
+    popq %rcx
+    popq %rax
+    addq $8, %rsp
+    iretq
+
+    .balign 16
+exception_entry:                        # see `exceptions::Frame`
+    pushq %rax
+    pushq %rbx
+    pushq %rcx
+    pushq %rdx
+    pushq %rsi
+    pushq %rdi
+    pushq %rbp
+    pushq %r8
+    pushq %r9
+    pushq %r10
+    pushq %r11
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, %rdi
+    andq $-16, %rsp
+    cld
+    callq {report}
+    ud2
+    "#,
+    spurious = const SPURIOUS_VECTOR,
+    first_interrupt = const FIRST_INTERRUPT,
+    dispatch = sym dispatch,
+    report = sym report,
+    options(att_syntax),
+);

@@ -1,0 +1,92 @@
+//! The guest's configuration: from the command line, else from fw_cfg, else
+//! the defaults.
+
+use alloc::string::{String, ToString};
+use core::fmt;
+
+use kickpath_abi::config::{Config, FW_CFG_FILE, LogLevel};
+use log::LevelFilter;
+
+use crate::entry::Platform;
+use crate::fw_cfg::{self, FwCfgError};
+
+/// Longest fw_cfg file that is read, in bytes.
+const MAX_FILE: usize = 4096;
+/// How QEMU's microvm announces its virtio-mmio devices on the command line,
+/// as Linux's `virtio_mmio.device=SIZE@ADDRESS:IRQ`.
+const VIRTIO_MMIO: &str = "virtio_mmio.device=";
+
+/// Where the configuration came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The PVH command line.
+    CommandLine,
+    /// The fw_cfg file.
+    FwCfg,
+    /// Nowhere.
+    Defaults,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::CommandLine => "command line",
+            Self::FwCfg => "fw_cfg",
+            Self::Defaults => "defaults",
+        })
+    }
+}
+
+/// Reads the configuration and sets the log level. What is not understood is
+/// reported, and its default used.
+pub fn load(platform: &Platform) -> (Config, Source) {
+    let words = words(platform.command_line.unwrap_or_default());
+    let (text, source) = if !words.is_empty() {
+        (words, Source::CommandLine)
+    } else {
+        match fw_cfg::read_file(FW_CFG_FILE, MAX_FILE) {
+            Ok(bytes) => (String::from_utf8_lossy(&bytes).to_string(), Source::FwCfg),
+            Err(FwCfgError::NoDevice | FwCfgError::NoFile) => (String::new(), Source::Defaults),
+            Err(error) => {
+                log::warn!("configuration {FW_CFG_FILE} ignored: {error}");
+                (String::new(), Source::Defaults)
+            }
+        }
+    };
+    let config = Config::parse(&text, |error| log::warn!("{error}; the default is used"));
+    log::set_max_level(level(config.log));
+    (config, source)
+}
+
+/// The command line without what is not ours.
+fn words(command_line: &str) -> String {
+    let mut words = String::new();
+    for word in command_line.split_ascii_whitespace() {
+        if !word.starts_with(VIRTIO_MMIO) {
+            words.push_str(word);
+            words.push(' ');
+        }
+    }
+    words
+}
+
+/// What the command line says about virtio-mmio devices, one
+/// `SIZE@ADDRESS:IRQ` each.
+pub fn virtio_mmio_devices(platform: &Platform) -> impl Iterator<Item = &'static str> {
+    platform
+        .command_line
+        .unwrap_or_default()
+        .split_ascii_whitespace()
+        .filter_map(|word| word.strip_prefix(VIRTIO_MMIO))
+}
+
+fn level(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Off => LevelFilter::Off,
+        LogLevel::Error => LevelFilter::Error,
+        LogLevel::Warn => LevelFilter::Warn,
+        LogLevel::Info => LevelFilter::Info,
+        LogLevel::Debug => LevelFilter::Debug,
+        LogLevel::Trace => LevelFilter::Trace,
+    }
+}

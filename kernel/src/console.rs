@@ -1,0 +1,166 @@
+//! The serial console: where the log goes, and where a panic's or exception's
+//! last words go whatever state the kernel is in.
+
+use core::fmt::{self, Write};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use spin::Mutex;
+use uart_16550::backend::PioBackend;
+use uart_16550::{BaudRate, Config, Uart16550};
+use x86_64::instructions::interrupts::without_interrupts;
+
+use crate::arch::time;
+
+/// The first serial port.
+const PORT: u16 = 0x3f8;
+/// Times that a full transmit FIFO is looked at before its bytes are dropped.
+/// At 115200 baud it drains in 1.4 ms.
+const MAX_POLLS: u32 = 200_000;
+/// Bytes gathered before they go to the UART, a multiple of its FIFO's 16.
+const CHUNK: usize = 64;
+
+/// The UART; `None` before [`init`] and where there is none.
+static UART: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
+
+struct Console;
+
+static CONSOLE: Console = Console;
+
+/// Starts the console at level "info". Where no UART answers, the log goes
+/// nowhere.
+pub fn init() {
+    if let Some(mut uart) = open() {
+        let config = Config {
+            baud_rate: BaudRate::Baud115200,
+            ..Config::DEFAULT
+        };
+        if uart.init(config).is_ok() {
+            *UART.lock() = Some(uart);
+        }
+    }
+    // Fails only if a logger is set already, and this is the only place.
+    let _ = log::set_logger(&CONSOLE);
+    log::set_max_level(LevelFilter::Info);
+}
+
+fn open() -> Option<Uart16550<PioBackend>> {
+    // SAFETY: the port is the first serial port, or nothing; nobody else in
+    // this kernel uses it.
+    unsafe { Uart16550::new_port(PORT) }.ok()
+}
+
+/// Gathers bytes so that each look at the UART's state is followed by a full
+/// FIFO: every access is an exit.
+struct Writer<'a> {
+    uart: &'a mut Uart16550<PioBackend>,
+    chunk: heapless::Vec<u8, CHUNK>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(uart: &'a mut Uart16550<PioBackend>) -> Self {
+        Self {
+            uart,
+            chunk: heapless::Vec::new(),
+        }
+    }
+
+    fn flush(&mut self) {
+        let mut rest = self.chunk.as_slice();
+        let mut polls = 0;
+        while !rest.is_empty() && polls < MAX_POLLS {
+            match self.uart.send_bytes(rest) {
+                0 => polls += 1,
+                sent => {
+                    rest = rest.get(sent..).unwrap_or_default();
+                    polls = 0;
+                }
+            }
+        }
+        self.chunk.clear();
+    }
+
+    fn push(&mut self, byte: u8) {
+        if self.chunk.is_full() {
+            self.flush();
+        }
+        // Not full any more.
+        let _ = self.chunk.push(byte);
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+impl Write for Writer<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            if byte == b'\n' {
+                self.push(b'\r');
+            }
+            self.push(byte);
+        }
+        Ok(())
+    }
+}
+
+/// One line of the log: `[seconds.microseconds] level: message`.
+fn write_line(uart: &mut Uart16550<PioBackend>, level: &str, message: fmt::Arguments<'_>) {
+    let now = time::now();
+    let (seconds, micros) = (now / 1_000_000, now % 1_000_000);
+    // The writer takes everything.
+    let _ = writeln!(
+        Writer::new(uart),
+        "[{seconds:5}.{micros:06}] {level}{message}"
+    );
+}
+
+impl Log for Console {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let level = match record.level() {
+            Level::Error => "error: ",
+            Level::Warn => "warning: ",
+            Level::Info => "",
+            Level::Debug => "debug: ",
+            Level::Trace => "trace: ",
+        };
+        // An interrupt handler that logs finds the lock free.
+        without_interrupts(|| {
+            if let Some(mut guard) = UART.try_lock()
+                && let Some(uart) = guard.as_mut()
+            {
+                write_line(uart, level, *record.args());
+            }
+        });
+    }
+
+    fn flush(&self) {}
+}
+
+/// Prints a line whatever the log level and whoever holds the UART. Only for
+/// the end of the kernel.
+pub fn emergency(message: fmt::Arguments<'_>) {
+    match UART.try_lock() {
+        Some(mut guard) => {
+            if let Some(uart) = guard.as_mut() {
+                write_line(uart, "fatal: ", message);
+            }
+        }
+        // Interrupted in the middle of a line: end it and start over.
+        None => {
+            if let Some(mut uart) = open() {
+                let _ = Writer::new(&mut uart).write_str("\n");
+                write_line(&mut uart, "fatal: ", message);
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The ways into the kernel. Each loader leaves the CPU and its information in
+//! its own form; all of them end in one [`Platform`] and in `crate::start`.
+
+mod bootloader;
+mod pvh;
+
+use core::fmt;
+use core::ops::Range;
+
+use heapless::Vec;
+
+/// Largest number of memory regions that are kept; OVMF reports around 100.
+const MAX_REGIONS: usize = 256;
+
+/// Who started the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// The hypervisor, through the PVH entry point (QEMU `-kernel`).
+    Pvh,
+    /// The `bootloader` crate, started by a BIOS.
+    Bios,
+    /// The `bootloader` crate, started by UEFI firmware.
+    Uefi,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Pvh => "PVH",
+            Self::Bios => "BIOS",
+            Self::Uefi => "UEFI",
+        })
+    }
+}
+
+/// What a region of physical memory may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegionKind {
+    /// Free memory.
+    Usable,
+    /// Memory in use: the loader's, or the firmware's tables.
+    Occupied,
+    /// Not known to be memory at all.
+    Reserved,
+}
+
+/// A region of the physical address space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Physical addresses, in bytes.
+    pub range: Range<u64>,
+    /// What it may be used for.
+    pub kind: RegionKind,
+}
+
+/// The physical address space as the loader described it.
+#[derive(Debug, Default)]
+pub struct MemoryMap {
+    regions: Vec<Region, MAX_REGIONS>,
+    dropped: usize,
+}
+
+impl MemoryMap {
+    /// An empty map.
+    pub const fn new() -> Self {
+        Self {
+            regions: Vec::new(),
+            dropped: 0,
+        }
+    }
+
+    /// Adds a region; neighbours of one kind become one. Empty and wrapping
+    /// ones are ignored.
+    fn push(&mut self, range: Range<u64>, kind: RegionKind) {
+        if range.is_empty() {
+            return;
+        }
+        if let Some(last) = self.regions.last_mut()
+            && last.kind == kind
+            && last.range.end == range.start
+        {
+            last.range.end = range.end;
+            return;
+        }
+        if self.regions.push(Region { range, kind }).is_err() {
+            self.dropped += 1;
+        }
+    }
+
+    /// The regions in the loader's order.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// How many regions did not fit and are unknown to the kernel.
+    pub fn dropped(&self) -> usize {
+        self.dropped
+    }
+
+    /// Bytes of free memory in the map.
+    pub fn usable_bytes(&self) -> u64 {
+        self.regions
+            .iter()
+            .filter(|region| region.kind == RegionKind::Usable)
+            .map(|region| region.range.end - region.range.start)
+            .sum()
+    }
+}
+
+/// What every loader tells, in one form.
+#[derive(Debug)]
+pub struct Platform {
+    /// Who started the kernel.
+    pub protocol: Protocol,
+    /// Physical memory.
+    pub memory_map: MemoryMap,
+    /// The command line; `None` from a loader that has none, in which case the
+    /// configuration comes from QEMU's fw_cfg device (`crate::config`).
+    pub command_line: Option<&'static str>,
+    /// Physical address of ACPI's root pointer, where the loader knew one.
+    pub rsdp: Option<u64>,
+    /// Virtual minus physical address of memory in the *loader's* page tables.
+    /// `memory::take_over` replaces those by the kernel's own.
+    pub physical_memory_offset: u64,
+}

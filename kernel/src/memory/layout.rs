@@ -1,0 +1,119 @@
+//! The virtual address space.
+//!
+//! ```text
+//! 0xffff_8000_0000_0000  all memory, cached        physical_to_virtual
+//! 0xffff_a000_0000_0000  device registers, uncached   map_mmio
+//! 0xffff_ffff_8000_0000  the kernel's image, 2 GiB    kernel.ld
+//! ```
+//!
+//! Nothing else is mapped; address 0 is not.
+
+use core::ops::Range;
+
+use x86_64::VirtAddr;
+
+/// Virtual minus physical address of the kernel's image, where PVH loads it.
+pub const IMAGE_OFFSET: u64 = 0xffff_ffff_8000_0000;
+/// Where all of memory is mapped.
+pub const MEMORY_BASE: u64 = 0xffff_8000_0000_0000;
+/// Memory above this physical address is not used.
+pub const MEMORY_LIMIT: u64 = 1 << 45;
+/// Where device registers are mapped, each at its physical address plus this.
+pub const MMIO_BASE: u64 = 0xffff_a000_0000_0000;
+/// Device registers above this physical address cannot be reached. Firmware
+/// places 64-bit BARs below 2^46.
+pub const MMIO_LIMIT: u64 = 1 << 46;
+/// The unit of protection, in bytes.
+pub const PAGE: u64 = 4096;
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __rodata_start: u8;
+    static __data_start: u8;
+    static __image_end: u8;
+    static __guard_main: u8;
+    static __stack_main: u8;
+    static __guard_double_fault: u8;
+    static __stack_double_fault: u8;
+    static __guard_nmi: u8;
+    static __stack_nmi: u8;
+}
+
+/// The address of a symbol of the linker script.
+macro_rules! symbol {
+    ($name:ident) => {
+        // The symbol's address is all that is used of it.
+        (&raw const $name).addr() as u64
+    };
+}
+
+/// The kernel's code.
+pub fn text() -> Range<u64> {
+    symbol!(__image_start)..symbol!(__rodata_start)
+}
+
+/// The kernel's constants.
+pub fn rodata() -> Range<u64> {
+    symbol!(__rodata_start)..symbol!(__data_start)
+}
+
+/// The kernel's variables and stacks.
+pub fn data() -> Range<u64> {
+    symbol!(__data_start)..symbol!(__image_end)
+}
+
+/// The whole image.
+pub fn image() -> Range<u64> {
+    symbol!(__image_start)..symbol!(__image_end)
+}
+
+/// A stack in the kernel's image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stack {
+    /// The one that everything runs on.
+    Main,
+    /// For double faults: the main one may be exhausted.
+    DoubleFault,
+    /// For non-maskable interrupts and machine checks.
+    Nmi,
+}
+
+impl Stack {
+    /// Every stack.
+    pub const ALL: [Self; 3] = [Self::Main, Self::DoubleFault, Self::Nmi];
+
+    /// Its name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Main => "main stack",
+            Self::DoubleFault => "double-fault stack",
+            Self::Nmi => "NMI stack",
+        }
+    }
+
+    /// The page below it, which is never mapped.
+    pub fn guard(self) -> Range<u64> {
+        let start = match self {
+            Self::Main => symbol!(__guard_main),
+            Self::DoubleFault => symbol!(__guard_double_fault),
+            Self::Nmi => symbol!(__guard_nmi),
+        };
+        start..start + PAGE
+    }
+
+    /// The address that its first push goes below.
+    pub fn top(self) -> VirtAddr {
+        VirtAddr::new_truncate(match self {
+            Self::Main => symbol!(__stack_main),
+            Self::DoubleFault => symbol!(__stack_double_fault),
+            Self::Nmi => symbol!(__stack_nmi),
+        })
+    }
+}
+
+/// The stack whose guard page contains `address`.
+pub fn guarded_stack(address: u64) -> Option<Stack> {
+    Stack::ALL
+        .into_iter()
+        .find(|stack| stack.guard().contains(&address))
+}

@@ -1,0 +1,357 @@
+//! The kernel's page tables: built once, on top of the loader's, and extended
+//! for device registers afterwards.
+
+use core::arch::asm;
+use core::fmt;
+use core::ops::Range;
+use core::ptr::{self, NonNull};
+
+use spin::Mutex;
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Efer, EferFlags};
+use x86_64::structures::paging::mapper::MapToError;
+use x86_64::structures::paging::{
+    FrameAllocator, Mapper, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags, PhysFrame,
+    Size1GiB, Size2MiB, Size4KiB, Translate,
+};
+use x86_64::{PhysAddr, VirtAddr};
+
+use super::layout::{self, MEMORY_BASE, MEMORY_LIMIT, MMIO_BASE, MMIO_LIMIT, PAGE, Stack};
+use super::{FreeMemory, heap};
+use crate::arch::cpu;
+use crate::entry::{MemoryMap, Region, RegionKind};
+
+const READ_ONLY: PageTableFlags = PageTableFlags::PRESENT.union(PageTableFlags::NO_EXECUTE);
+const READ_WRITE: PageTableFlags = READ_ONLY.union(PageTableFlags::WRITABLE);
+/// With the page attribute table as it is after reset, these two bits select
+/// "uncacheable" whatever the memory type range registers say (Intel SDM
+/// volume 3, table 12-7).
+const UNCACHED: PageTableFlags = READ_WRITE
+    .union(PageTableFlags::NO_CACHE)
+    .union(PageTableFlags::WRITE_THROUGH);
+
+/// The registers of one device are kilobytes; more would cost page tables for
+/// a BAR that no virtio device has.
+const MAX_MMIO: u64 = 64 << 20;
+/// A reserved region at the end of memory holds firmware tables if it is at
+/// most this long, in bytes.
+const MAX_FIRMWARE_TABLES: u64 = 64 << 20;
+/// Below here is what 32-bit addresses reach: memory, then device registers.
+const FOUR_GIB: u64 = 1 << 32;
+
+/// Why something could not be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// The range is empty, wraps, or ends above [`MMIO_LIMIT`].
+    OutOfRange(PhysAddr, u64),
+    /// The range is larger than any device's registers.
+    TooLarge(PhysAddr, u64),
+    /// Memory is there, not a device.
+    IsMemory(PhysAddr),
+    /// No memory for page tables.
+    NoFrames,
+    /// The page is mapped already, to something else.
+    Conflict(VirtAddr),
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfRange(address, size) => write!(
+                f,
+                "{size} bytes of device registers at {address:#x} are out of reach"
+            ),
+            Self::TooLarge(address, size) => write!(
+                f,
+                "{size} bytes of device registers at {address:#x} are more than any device has"
+            ),
+            Self::IsMemory(address) => {
+                write!(
+                    f,
+                    "device registers at {address:#x} are where the memory is"
+                )
+            }
+            Self::NoFrames => f.write_str("no memory for page tables"),
+            Self::Conflict(address) => write!(f, "{address:#x} is mapped already"),
+        }
+    }
+}
+
+impl core::error::Error for MapError {}
+
+/// Builds the kernel's page tables in `free` memory.
+///
+/// # Errors
+///
+/// [`MapError::NoFrames`] when `free` has too little memory.
+///
+/// # Safety
+///
+/// The loader's page tables must map the kernel's image, and all memory in
+/// `free` at `loader_offset`.
+pub unsafe fn build(
+    map: &MemoryMap,
+    free: &mut FreeMemory,
+    loader_offset: u64,
+) -> Result<PhysFrame, MapError> {
+    let offset = VirtAddr::new_truncate(loader_offset);
+    let root = free.allocate_frame().ok_or(MapError::NoFrames)?;
+    let table: *mut PageTable = (offset + root.start_address().as_u64()).as_mut_ptr();
+    // SAFETY: the frame is free memory, mapped at this address as the caller
+    // promises, and nobody else has it.
+    let table = unsafe {
+        ptr::write_bytes(table, 0, 1);
+        &mut *table
+    };
+    // SAFETY: as above for the frames of both tables.
+    let (mut tables, loader_tables) = unsafe {
+        (
+            OffsetPageTable::new(table, offset),
+            OffsetPageTable::new(active_root(offset), offset),
+        )
+    };
+
+    for (range, flags) in [
+        (layout::text(), PageTableFlags::PRESENT),
+        (layout::rodata(), READ_ONLY),
+        (layout::data(), READ_WRITE),
+    ] {
+        map_image(&mut tables, &loader_tables, range, flags, free)?;
+    }
+    for range in memory_extents(map) {
+        map_memory(&mut tables, range, free)?;
+    }
+    Ok(root)
+}
+
+/// The root of the page tables in force.
+///
+/// # Safety
+///
+/// They must be mapped at `offset`, and not be referenced elsewhere.
+unsafe fn active_root(offset: VirtAddr) -> &'static mut PageTable {
+    let (frame, _) = Cr3::read();
+    let table: *mut PageTable = (offset + frame.start_address().as_u64()).as_mut_ptr();
+    // SAFETY: CR3 holds the address of a page table; the caller answers for
+    // the rest.
+    unsafe { &mut *table }
+}
+
+/// Maps pages of the image to the frames where the loader put them. Guard
+/// pages are left out.
+fn map_image(
+    tables: &mut OffsetPageTable<'_>,
+    loader_tables: &OffsetPageTable<'_>,
+    range: Range<u64>,
+    flags: PageTableFlags,
+    free: &mut FreeMemory,
+) -> Result<(), MapError> {
+    for address in range.step_by(PAGE as usize) {
+        if layout::guarded_stack(address).is_some() {
+            continue;
+        }
+        let address = VirtAddr::new_truncate(address);
+        let frame = loader_tables
+            .translate_addr(address)
+            .ok_or(MapError::Conflict(address))?;
+        let page: Page = Page::containing_address(address);
+        // SAFETY: the page is part of this kernel's image and gets the frame
+        // that it already has.
+        unsafe { tables.map_to(page, PhysFrame::containing_address(frame), flags, free) }
+            .map_err(map_error)?
+            .ignore();
+    }
+    Ok(())
+}
+
+/// The end of what is mapped as memory below 4 GiB: the end of the last region
+/// there that holds something.
+pub fn mapped_low(map: &MemoryMap) -> u64 {
+    let end = map
+        .regions()
+        .iter()
+        .filter(|region| is_memory(region) && region.range.end <= FOUR_GIB)
+        .map(|region| region.range.end)
+        .max()
+        .unwrap_or_default();
+    // SeaBIOS keeps ACPI's tables in a reserved region at the end of memory.
+    let tables = map.regions().iter().find(|region| {
+        region.range.start == end && region.range.end - region.range.start <= MAX_FIRMWARE_TABLES
+    });
+    tables.map_or(end, |region| region.range.end)
+}
+
+fn is_memory(region: &Region) -> bool {
+    region.kind != RegionKind::Reserved
+}
+
+/// What to map as memory: below 4 GiB all from 0 to [`mapped_low`], so that
+/// firmware tables are there too; above, the memory itself.
+fn memory_extents(map: &MemoryMap) -> impl Iterator<Item = Range<u64>> + '_ {
+    let high = map
+        .regions()
+        .iter()
+        .filter(|region| is_memory(region) && region.range.end > FOUR_GIB)
+        .map(|region| region.range.clone());
+    core::iter::once(0..mapped_low(map)).chain(high)
+}
+
+/// Maps memory at [`MEMORY_BASE`] in the largest pages that hold nothing else,
+/// at least 2 MiB each.
+fn map_memory(
+    tables: &mut OffsetPageTable<'_>,
+    range: Range<u64>,
+    free: &mut FreeMemory,
+) -> Result<(), MapError> {
+    let mut address = range.start / Size2MiB::SIZE * Size2MiB::SIZE;
+    let end = range.end.min(MEMORY_LIMIT).next_multiple_of(Size2MiB::SIZE);
+    let giant_pages = cpu::has_1gib_pages();
+    while address < end {
+        let whole_gib = giant_pages
+            && address.is_multiple_of(Size1GiB::SIZE)
+            && end - address >= Size1GiB::SIZE;
+        let mapped = if whole_gib {
+            map_large::<Size1GiB>(tables, address, free)
+        } else {
+            map_large::<Size2MiB>(tables, address, free)
+        };
+        match mapped {
+            // Two regions may share the large page at their border.
+            Ok(()) | Err(MapError::Conflict(_)) => {}
+            Err(error) => return Err(error),
+        }
+        address += if whole_gib {
+            Size1GiB::SIZE
+        } else {
+            Size2MiB::SIZE
+        };
+    }
+    Ok(())
+}
+
+fn map_large<S: PageSize>(
+    tables: &mut OffsetPageTable<'_>,
+    address: u64,
+    free: &mut FreeMemory,
+) -> Result<(), MapError>
+where
+    for<'a> OffsetPageTable<'a>: Mapper<S>,
+{
+    let page = Page::<S>::containing_address(VirtAddr::new_truncate(MEMORY_BASE + address));
+    let frame = PhysFrame::<S>::containing_address(PhysAddr::new_truncate(address));
+    // SAFETY: the page lies where only memory is mapped, and the memory below
+    // is only used through what the heap hands out.
+    unsafe { tables.map_to(page, frame, READ_WRITE, free) }
+        .map_err(map_error)?
+        .ignore();
+    Ok(())
+}
+
+fn map_error<S: PageSize>(error: MapToError<S>) -> MapError {
+    match error {
+        MapToError::FrameAllocationFailed => MapError::NoFrames,
+        MapToError::ParentEntryHugePage => MapError::Conflict(VirtAddr::zero()),
+        MapToError::PageAlreadyMapped(frame) => MapError::Conflict(VirtAddr::new_truncate(
+            MEMORY_BASE + frame.start_address().as_u64(),
+        )),
+    }
+}
+
+/// Loads the page tables at `root` with write protection and no-execute in
+/// force, and continues with `next` on the empty main stack.
+///
+/// # Safety
+///
+/// `root` must come from [`build`]. Everything on the stack is lost.
+pub unsafe fn enter(root: PhysFrame, next: extern "C" fn() -> !) -> ! {
+    // SAFETY: the new tables map the code and the data of this kernel where
+    // they are. EFER.NXE goes first, because they use that bit; the caller
+    // checked that the CPU has it.
+    unsafe {
+        Efer::update(|flags| flags.insert(EferFlags::NO_EXECUTE_ENABLE));
+        Cr0::update(|flags| flags.insert(Cr0Flags::WRITE_PROTECT));
+        asm!(
+            "mov cr3, {root}",
+            "mov rsp, {stack}",
+            "xor ebp, ebp",
+            "call {next}",
+            "ud2",
+            root = in(reg) root.start_address().as_u64(),
+            stack = in(reg) Stack::Main.top().as_u64(),
+            next = in(reg) next,
+            options(noreturn),
+        )
+    }
+}
+
+/// Serialises changes of the page tables.
+static LOCK: Mutex<()> = Mutex::new(());
+
+/// Maps `size` bytes of device registers at physical address `address`,
+/// uncached. Registers that are mapped already are found where they are.
+///
+/// # Errors
+///
+/// [`MapError`], for instance when the registers overlap memory.
+pub fn map_mmio(address: u64, size: u64) -> Result<NonNull<u8>, MapError> {
+    let start = PhysAddr::new_truncate(address);
+    let end = address
+        .checked_add(size)
+        .filter(|&end| size != 0 && end <= MMIO_LIMIT)
+        .ok_or(MapError::OutOfRange(start, size))?;
+    if size > MAX_MMIO {
+        return Err(MapError::TooLarge(start, size));
+    }
+    let memory = &crate::platform().memory_map;
+    let is_memory = memory
+        .regions()
+        .iter()
+        .any(|region| is_memory(region) && region.range.start < end && address < region.range.end);
+    if is_memory {
+        return Err(MapError::IsMemory(start));
+    }
+
+    let _lock = LOCK.lock();
+    let offset = VirtAddr::new_truncate(MEMORY_BASE);
+    // SAFETY: all memory is mapped at `MEMORY_BASE`, and the lock makes this
+    // the only reference to the tables.
+    let mut tables = unsafe { OffsetPageTable::new(active_root(offset), offset) };
+    for frame in (address / PAGE * PAGE..end).step_by(PAGE as usize) {
+        let page: Page = Page::containing_address(VirtAddr::new_truncate(MMIO_BASE + frame));
+        let frame = PhysFrame::containing_address(PhysAddr::new_truncate(frame));
+        // SAFETY: the page lies where only device registers are mapped, each
+        // at its own address.
+        match unsafe { tables.map_to(page, frame, UNCACHED, &mut HeapFrames) } {
+            Ok(flush) => flush.flush(),
+            Err(MapToError::PageAlreadyMapped(present)) if present == frame => {}
+            Err(error) => return Err(map_error(error)),
+        }
+    }
+    NonNull::new(VirtAddr::new_truncate(MMIO_BASE + address).as_mut_ptr())
+        .ok_or(MapError::OutOfRange(start, size))
+}
+
+/// The physical address behind a mapped virtual one.
+pub fn virtual_to_physical(address: VirtAddr) -> Option<PhysAddr> {
+    let value = address.as_u64();
+    if (MEMORY_BASE..MEMORY_BASE + MEMORY_LIMIT).contains(&value) {
+        return Some(PhysAddr::new_truncate(value - MEMORY_BASE));
+    }
+    let _lock = LOCK.lock();
+    let offset = VirtAddr::new_truncate(MEMORY_BASE);
+    // SAFETY: as in `map_mmio`.
+    unsafe { OffsetPageTable::new(active_root(offset), offset) }.translate_addr(address)
+}
+
+/// Page tables come from the heap once there is one.
+struct HeapFrames;
+
+// SAFETY: every allocation is a page of its own, and is never given back.
+unsafe impl FrameAllocator<Size4KiB> for HeapFrames {
+    fn allocate_frame(&mut self) -> Option<PhysFrame> {
+        let page = heap::allocate_pages(1)?;
+        let address = page.as_ptr().addr() as u64 - MEMORY_BASE;
+        Some(PhysFrame::containing_address(PhysAddr::new_truncate(
+            address,
+        )))
+    }
+}

@@ -1,0 +1,91 @@
+//! The driver's view of this kernel's interrupt controllers, and the handlers
+//! that they call.
+
+use alloc::vec::Vec;
+
+use virtio_net::interrupt::{InterruptState, IsrRegister};
+use virtio_net::transport::MsiMessage;
+use virtio_net::vectors::{InterruptController, InterruptUnavailable, VectorUse};
+
+use crate::arch::interrupts::{self, Gsi, Vector};
+
+/// What the handlers below tell the driver.
+pub static STATE: InterruptState = InterruptState::new();
+
+/// The register that the INTx handler reads. Set before the line is routed.
+static INTX_ISR: spin::Once<IsrRegister> = spin::Once::new();
+
+fn config_changed() {
+    STATE.vp_config_changed();
+}
+
+fn queue_used() {
+    STATE.vring_interrupt();
+}
+
+fn any_queue_used() {
+    STATE.vp_vring_interrupt();
+}
+
+fn intx() {
+    if let Some(isr) = INTX_ISR.get() {
+        STATE.vp_interrupt(*isr);
+    }
+}
+
+/// The vectors that this kernel has given to the network device.
+pub struct Controller {
+    msi: Vec<Vector>,
+    /// Where the device's INTx line leads, if that is known.
+    gsi: Option<Gsi>,
+    intx: Option<Vector>,
+}
+
+impl Controller {
+    /// A device whose INTx line leads to `gsi`, with no vector yet.
+    pub fn new(gsi: Option<Gsi>) -> Self {
+        Self {
+            msi: Vec::new(),
+            gsi,
+            intx: None,
+        }
+    }
+}
+
+impl InterruptController for Controller {
+    fn attach_msi(&mut self, purpose: VectorUse) -> Result<MsiMessage, InterruptUnavailable> {
+        let handler = match purpose {
+            VectorUse::Config => config_changed,
+            VectorUse::Queue(_) => queue_used,
+            VectorUse::AllQueues => any_queue_used,
+        };
+        let vector =
+            interrupts::allocate_vector(handler).ok_or(InterruptUnavailable::NoVector)?;
+        let (address, data) = interrupts::msi_message(&vector);
+        self.msi.push(vector);
+        Ok(MsiMessage { address, data })
+    }
+
+    fn detach_msi(&mut self) {
+        self.msi.drain(..).for_each(interrupts::free_vector);
+    }
+
+    fn attach_intx(&mut self, isr: IsrRegister) -> Result<(), InterruptUnavailable> {
+        let gsi = self.gsi.ok_or(InterruptUnavailable::NoRoute)?;
+        // One network device, so the register never changes.
+        INTX_ISR.call_once(|| isr);
+        let vector = interrupts::allocate_vector(intx).ok_or(InterruptUnavailable::NoVector)?;
+        interrupts::route_gsi(gsi, &vector);
+        self.intx = Some(vector);
+        Ok(())
+    }
+
+    fn detach_intx(&mut self) {
+        if let Some(vector) = self.intx.take() {
+            if let Some(gsi) = self.gsi {
+                interrupts::mask_gsi(gsi);
+            }
+            interrupts::free_vector(vector);
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The network of this kernel: the device, the stack on it, and the loop that
+//! drives both.
+
+mod bench;
+mod device;
+mod interrupts;
+mod report;
+
+use alloc::format;
+use alloc::vec::Vec;
+use core::fmt;
+
+use kickpath_abi::config::{self, Config};
+use kickpath_abi::status::Boot;
+use kickpath_services::Stack;
+use smoltcp::time::Instant;
+use virtio_net::net::{Features, NetError};
+use virtio_net::transport::legacy_pci::LegacyPciTransport;
+use virtio_net::transport::{BusName, TransportError, X86Ports};
+use virtio_net::vectors::Rung;
+
+use crate::arch::{self, time};
+use crate::pci::{self, VirtioFunction};
+use device::{Nic, PhyDevice};
+use interrupts::Controller;
+use report::Fixed;
+
+/// A device that broke is opened again at most this often, in microseconds:
+/// one that breaks at once must not keep the CPU busy.
+const REOPEN_INTERVAL_US: u64 = 1_000_000;
+
+/// Without interrupts, how long the loop looks for work before it sleeps, in
+/// microseconds.
+const POLL_SPIN_US: u64 = 200;
+/// Without interrupts, how long it then sleeps, in microseconds.
+const POLL_SLEEP_US: u64 = 1_000;
+
+/// Why there is no network.
+#[derive(Debug)]
+pub enum NetworkError {
+    /// No virtio network device was found.
+    NoDevice,
+    /// Every one that was found is unusable; each was reported.
+    NoUsableDevice,
+    /// The transport that was asked for does not exist in this version.
+    TransportNotBuilt(config::Transport),
+    /// The device failed.
+    Device(NetError),
+    /// The measurement failed.
+    Bench(bench::BenchError),
+}
+
+impl fmt::Display for NetworkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDevice => f.write_str("there is no virtio network device"),
+            Self::NoUsableDevice => f.write_str("no virtio network device is usable"),
+            Self::TransportNotBuilt(transport) => {
+                write!(f, "transport={transport} is not built yet")
+            }
+            Self::Device(error) => error.fmt(f),
+            Self::Bench(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<NetError> for NetworkError {
+    fn from(error: NetError) -> Self {
+        Self::Device(error)
+    }
+}
+
+/// The device together with what it takes to open it again.
+struct Host {
+    nic: Nic,
+    controller: Controller,
+    top: Rung,
+    fixed: Fixed,
+    reopen_at: u64,
+}
+
+/// Finds the device, brings it up and runs the measurement or the services
+/// that `config` names. Returns when the measurement is over or when there is
+/// no network to be had.
+pub fn run(config: &Config, mut boot: Boot) -> Result<(), NetworkError> {
+    if let config::Transport::Modern | config::Transport::Mmio = config.transport {
+        return Err(NetworkError::TransportNotBuilt(config.transport));
+    }
+    let (nic, function) = probe(refused_features(config))?;
+    crate::stage(&mut boot, "device probed");
+    let mut host = Host {
+        nic,
+        controller: Controller::new(pci::intx_gsi(&function)),
+        top: top_rung(config.irq),
+        fixed: Fixed {
+            boot,
+            device_id: format!("{:04x}:{:04x}", function.vendor_id, function.device_id),
+            alternatives: if function.has_modern_interface {
+                Vec::from([config::Transport::Modern.word().into()])
+            } else {
+                Vec::new()
+            },
+        },
+        reopen_at: 0,
+    };
+    host.nic.open(&mut host.controller, host.top)?;
+    crate::stage(&mut host.fixed.boot, "device open");
+    for attempt in host.nic.attempts() {
+        match attempt.result {
+            Ok(()) => log::info!("interrupts: {}", attempt.rung),
+            Err(error) => log::info!("interrupts: not {}: {error}", attempt.rung),
+        }
+    }
+    match config.bench {
+        config::Bench::Off => serve(config, host),
+        config::Bench::Tx => bench::transmit(&mut host.nic).map_err(NetworkError::Bench),
+    }
+}
+
+/// Takes the first network device that can be driven.
+fn probe(refused: Features) -> Result<(Nic, VirtioFunction), NetworkError> {
+    let candidates = pci::find_virtio_net();
+    if candidates.is_empty() {
+        return Err(NetworkError::NoDevice);
+    }
+    for function in &candidates {
+        match try_probe(function, refused) {
+            Ok(nic) => {
+                let info = nic.info();
+                log::info!(
+                    "{}: virtio-net by legacy port I/O at {:#x}",
+                    BusName(nic.transport()),
+                    nic.transport().port_base(),
+                );
+                log::info!("features offered:    {}", info.offered);
+                log::info!("features negotiated: {}", info.negotiated);
+                if candidates.len() > 1 {
+                    log::info!("{} network devices, the first usable one is taken", candidates.len());
+                }
+                return Ok((nic, function.clone()));
+            }
+            Err(error) => log::warn!("{}: {error}", function.location),
+        }
+    }
+    Err(NetworkError::NoUsableDevice)
+}
+
+fn try_probe(function: &VirtioFunction, refused: Features) -> Result<Nic, NetError> {
+    if !function.has_legacy_interface {
+        return Err(TransportError::NotThisTransport {
+            vendor: function.vendor_id,
+            device: function.device_id,
+        }
+        .into());
+    }
+    // SAFETY: the kernel runs at privilege 0, and the ports are those of this
+    // function's BAR, which nobody else uses.
+    let ports = unsafe { X86Ports::new() };
+    let transport = LegacyPciTransport::new(pci::access(), ports, function.location)?;
+    Nic::probe(transport, refused, &interrupts::STATE)
+}
+
+fn refused_features(config: &Config) -> Features {
+    config
+        .features_off
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .filter_map(|name| {
+            let feature = Features::by_name(name);
+            if feature.is_none() {
+                log::warn!("configuration features: there is no feature '{name}'");
+            }
+            feature
+        })
+        .collect()
+}
+
+/// The rung from which the ladder is climbed down.
+fn top_rung(irq: config::Irq) -> Rung {
+    match irq {
+        config::Irq::Auto | config::Irq::Msix => Rung::MsixPerQueue,
+        config::Irq::MsixShared => Rung::MsixShared,
+        config::Irq::Intx => Rung::Intx,
+        config::Irq::Poll => Rung::Polling,
+    }
+}
+
+/// Serves the network for ever.
+fn serve(config: &Config, mut host: Host) -> ! {
+    let mut stack = {
+        let mac = host.nic.info().mac;
+        let mut device = PhyDevice {
+            nic: &mut host.nic,
+            fixed: &host.fixed,
+        };
+        Stack::new(config, mac, &mut device, now(), time::cycles())
+    };
+    crate::stage(&mut host.fixed.boot, "network up");
+    let mut announced = false;
+    let mut last_work = time::now_us();
+    loop {
+        host.look_after_device();
+        let time = now();
+        let mut device = PhyDevice {
+            nic: &mut host.nic,
+            fixed: &host.fixed,
+        };
+        let busy = stack.poll(time, &mut device);
+        host.nic.kick();
+        if !announced {
+            announced = announce(&stack);
+        }
+        if busy {
+            last_work = time::now_us();
+            continue;
+        }
+        let deadline = stack
+            .poll_at(time)
+            .map(|at| u64::try_from(at.total_micros()).unwrap_or(0));
+        host.idle(deadline, last_work);
+    }
+}
+
+/// Prints the line that the runner waits for, once there is an IPv4 address.
+fn announce(stack: &Stack) -> bool {
+    let network = stack.network();
+    let Some(ipv4) = network.ipv4.first() else {
+        return false;
+    };
+    log::info!("kickpath: up ipv4={ipv4}");
+    true
+}
+
+fn now() -> Instant {
+    Instant::from_micros(i64::try_from(time::now_us()).unwrap_or(i64::MAX))
+}
+
+impl Host {
+    /// Begins a poll of the device, and opens it again when it broke.
+    fn look_after_device(&mut self) {
+        match self.nic.poll() {
+            Ok(false) => (),
+            Ok(true) => log::info!(
+                "the link is {}",
+                if self.nic.info().link_up { "up" } else { "down" }
+            ),
+            Err(NetError::NotOpen) if time::now_us() < self.reopen_at => (),
+            Err(error) => self.reopen(&error),
+        }
+    }
+
+    #[cold]
+    fn reopen(&mut self, error: &NetError) {
+        log::error!("{error}");
+        let now = time::now_us();
+        if now < self.reopen_at {
+            // It broke again within the interval: wait it out, closed.
+            self.nic.stop(&mut self.controller);
+            return;
+        }
+        self.reopen_at = now + REOPEN_INTERVAL_US;
+        match self.nic.open(&mut self.controller, self.top) {
+            Ok(()) => log::info!("the device was reset and opened again"),
+            Err(error) => log::error!("the device could not be opened again: {error}"),
+        }
+    }
+
+    /// Sleeps until there may be something to do: an interrupt, or `deadline`
+    /// in microseconds since boot.
+    fn idle(&mut self, deadline: Option<u64>, last_work: u64) {
+        let now = time::now_us();
+        let mut deadline = deadline.unwrap_or(u64::MAX);
+        match self.nic.rung() {
+            Some(Rung::Polling) if now < last_work + POLL_SPIN_US => {
+                core::hint::spin_loop();
+                return;
+            }
+            Some(Rung::Polling) => deadline = deadline.min(now + POLL_SLEEP_US),
+            Some(_) => (),
+            None => deadline = deadline.min(self.reopen_at),
+        }
+        arch::interrupts::disable();
+        // From here an interrupt waits until the CPU sleeps, and wakes it.
+        let work = match self.nic.rung() {
+            Some(Rung::Polling) | None => self.nic.has_work(),
+            Some(_) => self.nic.enable_interrupts(),
+        };
+        if !work && deadline > now {
+            arch::idle_until((deadline != u64::MAX).then_some(deadline));
+        }
+        arch::interrupts::enable();
+    }
+}

@@ -1,0 +1,130 @@
+//! The status report: the driver's part of it. The network stack adds the
+//! addresses.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use kickpath_abi::config;
+use kickpath_abi::status::{Attempt, Boot, Counters, Device, Interrupts, Queue, Status};
+use virtio_net::net::Features;
+use virtio_net::transport::BusName;
+use virtio_net::vectors::Rung;
+
+use super::device::Nic;
+use crate::system;
+
+/// Names of the two queues, in the order of their index (specification
+/// 5.1.2).
+const QUEUE_NAMES: [&str; 2] = ["receive", "transmit"];
+
+/// The configuration word for a rung.
+pub fn rung_word(rung: Rung) -> &'static str {
+    match rung {
+        Rung::MsixPerQueue => config::Irq::Msix,
+        Rung::MsixShared => config::Irq::MsixShared,
+        Rung::Intx => config::Irq::Intx,
+        Rung::Polling => config::Irq::Poll,
+    }
+    .word()
+}
+
+/// What does not change after the device was found.
+pub struct Fixed {
+    /// How the kernel came up.
+    pub boot: Boot,
+    /// Vendor and device id, such as `1af4:1000`.
+    pub device_id: String,
+    /// Other transports that the device offers.
+    pub alternatives: Vec<String>,
+}
+
+/// The report as of now, without the network stack's part.
+pub fn status(fixed: &Fixed, nic: &Nic) -> Status {
+    let snapshots = nic.snapshots();
+    let info = nic.info();
+    let [a, b, c, d, e, f] = info.mac;
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        boot: fixed.boot.clone(),
+        device: Device {
+            location: BusName(nic.transport()).to_string(),
+            id: fixed.device_id.clone(),
+            transport: config::Transport::Legacy.to_string(),
+            transport_alternatives: fixed.alternatives.clone(),
+            doorbell: snapshots.map_or_else(String::new, |[_, transmit]| {
+                transmit.doorbell.to_string()
+            }),
+            mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+            mtu: u32::from(info.mtu),
+            link_up: info.link_up,
+            features_offered: names(info.offered),
+            features_negotiated: names(info.negotiated),
+        },
+        interrupts: Interrupts {
+            rung: nic.rung().map_or("", rung_word).to_string(),
+            attempts: nic
+                .attempts()
+                .iter()
+                .map(|attempt| Attempt {
+                    rung: rung_word(attempt.rung).to_string(),
+                    outcome: match attempt.result {
+                        Ok(()) => "taken".to_string(),
+                        Err(error) => error.to_string(),
+                    },
+                })
+                .collect(),
+        },
+        queues: snapshots
+            .iter()
+            .flatten()
+            .zip(QUEUE_NAMES)
+            .map(|(queue, name)| Queue {
+                name: name.to_string(),
+                index: queue.index,
+                size: queue.size,
+                avail_idx: queue.avail_idx,
+                used_idx: queue.used_idx,
+                last_used_idx: queue.last_used_idx,
+                free: queue.free,
+            })
+            .collect(),
+        network: Default::default(),
+        counters: counters(nic),
+        cpu: system::cpu(),
+    }
+}
+
+/// The driver's counters.
+pub fn counters(nic: &Nic) -> Counters {
+    let stats = nic.stats();
+    Counters {
+        rx_packets: stats.rx_packets,
+        rx_bytes: stats.rx_bytes,
+        rx_dropped: stats.rx_dropped,
+        rx_errors: stats.rx_errors,
+        tx_packets: stats.tx_packets,
+        tx_bytes: stats.tx_bytes,
+        tx_waited: stats.tx_waited,
+        tx_errors: stats.tx_errors,
+        kicks: stats.kicks,
+        kicks_suppressed: stats.kicks_suppressed,
+        interrupts: stats.interrupts,
+        interrupts_spurious: stats.interrupts_spurious,
+        register_accesses: stats.register_accesses,
+    }
+}
+
+/// The names of the features, and `bit N` for one without a name.
+fn names(features: Features) -> Vec<String> {
+    let unknown = features.bits() & !Features::all().bits();
+    features
+        .names()
+        .map(String::from)
+        .chain(
+            (0..u64::BITS)
+                .filter(|bit| unknown >> bit & 1 != 0)
+                .map(|bit| format!("bit {bit}")),
+        )
+        .collect()
+}

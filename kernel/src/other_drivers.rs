@@ -1,0 +1,117 @@
+//! Self-tests that run `virtio-drivers`' own drivers of other devices over
+//! this project's legacy transport.
+//!
+//! Those drivers fix their queue sizes at compile time and the legacy device
+//! dictates its own, so the device must be given the driver's: 8 for entropy
+//! (QEMU's own choice) and 16 for block (`queue-size=16`).
+
+use core::fmt;
+
+use kickpath_abi::config::SelfTest;
+use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
+use virtio_drivers::device::rng::VirtIORng;
+use virtio_drivers::transport::DeviceType;
+use virtio_net::transport::legacy_pci::LegacyPciTransport;
+use virtio_net::transport::{TransportError, X86Ports};
+
+use crate::memory::KernelHal;
+use crate::pci::{self, PortConfigurationAccess};
+
+type LegacyTransport = LegacyPciTransport<KernelHal, PortConfigurationAccess>;
+
+/// Sector that the block test overwrites.
+const SECTOR: usize = 3;
+
+/// Why a self-test failed.
+#[derive(Debug)]
+pub enum SelfTestError {
+    /// There is no device of the kind.
+    NoDevice(DeviceType),
+    /// The transport refused.
+    Transport(TransportError),
+    /// The driver failed.
+    Driver(virtio_drivers::Error),
+    /// The data came back wrong.
+    WrongData(&'static str),
+}
+
+impl fmt::Display for SelfTestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDevice(kind) => write!(f, "there is no {kind:?} device"),
+            Self::Transport(error) => error.fmt(f),
+            Self::Driver(error) => error.fmt(f),
+            Self::WrongData(what) => f.write_str(what),
+        }
+    }
+}
+
+impl From<virtio_drivers::Error> for SelfTestError {
+    fn from(error: virtio_drivers::Error) -> Self {
+        Self::Driver(error)
+    }
+}
+
+/// Runs the self-test if it is one of these; prints one line with its result.
+///
+/// # Errors
+///
+/// [`SelfTestError`].
+pub fn run(test: SelfTest) -> Result<(), SelfTestError> {
+    match test {
+        SelfTest::Entropy => entropy(),
+        SelfTest::Block => block(),
+        _ => Ok(()),
+    }
+}
+
+fn entropy() -> Result<(), SelfTestError> {
+    let mut driver = VirtIORng::<KernelHal, _>::new(open(DeviceType::EntropySource)?)?;
+    let (mut first, mut second) = ([0; 64], [0; 64]);
+    let lengths = (
+        driver.request_entropy(&mut first)?,
+        driver.request_entropy(&mut second)?,
+    );
+    if lengths.0 == 0 || lengths.1 == 0 || first == second {
+        return Err(SelfTestError::WrongData("two draws of entropy were alike"));
+    }
+    log::info!(
+        "kickpath: selftest entropy: {} and {} bytes",
+        lengths.0,
+        lengths.1
+    );
+    Ok(())
+}
+
+fn block() -> Result<(), SelfTestError> {
+    let mut driver = VirtIOBlk::<KernelHal, _>::new(open(DeviceType::Block)?)?;
+    let mut original = [0; SECTOR_SIZE];
+    driver.read_blocks(SECTOR, &mut original)?;
+    let mut written = original;
+    written.iter_mut().for_each(|byte| *byte = !*byte);
+    driver.write_blocks(SECTOR, &written)?;
+    let mut read = [0; SECTOR_SIZE];
+    driver.read_blocks(SECTOR, &mut read)?;
+    if read != written {
+        return Err(SelfTestError::WrongData("the sector read is not the one written"));
+    }
+    log::info!(
+        "kickpath: selftest block: {} sectors, sector {SECTOR} inverted",
+        driver.capacity()
+    );
+    Ok(())
+}
+
+/// The first legacy device of a kind.
+fn open(kind: DeviceType) -> Result<LegacyTransport, SelfTestError> {
+    let device_id = match kind {
+        DeviceType::Block => 0x1001,
+        DeviceType::EntropySource => 0x1005,
+        _ => return Err(SelfTestError::NoDevice(kind)),
+    };
+    let function = pci::find_virtio(device_id).ok_or(SelfTestError::NoDevice(kind))?;
+    // SAFETY: the kernel runs at privilege 0, and the ports are those of this
+    // function's BAR, which nobody else uses.
+    let ports = unsafe { X86Ports::new() };
+    LegacyPciTransport::new(pci::access(), ports, function).map_err(SelfTestError::Transport)
+}

@@ -1,0 +1,74 @@
+//! Deliberate faults, so that a test can see how each is reported. All of them
+//! end the guest, or (`hang`) never return.
+
+use core::arch::asm;
+use core::hint::black_box;
+use core::sync::atomic::AtomicU8;
+
+use kickpath_abi::config::SelfTest;
+use x86_64::instructions::interrupts;
+
+/// An address that no mapping covers: between device registers and the image.
+const UNMAPPED: usize = 0xffff_f000_dead_b000;
+
+/// Data that holds a valid instruction (`ret`), so that only its protection
+/// stops it from being executed.
+static DATA: AtomicU8 = AtomicU8::new(0xc3);
+
+/// Commits the fault that `test` names; returns for a test that is no fault.
+pub fn run(test: SelfTest) {
+    match test {
+        SelfTest::Off | SelfTest::Entropy | SelfTest::Block => return,
+        _ => log::info!("self-test: {test}"),
+    }
+    match test {
+        SelfTest::Off | SelfTest::Entropy | SelfTest::Block => {}
+        SelfTest::Panic => panic!("self-test"),
+        SelfTest::PageFault => {
+            let address = core::ptr::without_provenance::<u8>(UNMAPPED);
+            // SAFETY: not at all: this is the fault.
+            let byte = unsafe { address.read_volatile() };
+            survived(test, byte);
+        }
+        SelfTest::StackOverflow => survived(test, recurse(1)),
+        SelfTest::WriteCode => {
+            let code = run as fn(SelfTest) as *mut u8;
+            // SAFETY: not at all: this is the fault.
+            unsafe { code.write_volatile(0xcc) };
+            survived(test, 0);
+        }
+        SelfTest::ExecuteData => {
+            // SAFETY: not at all: this is the fault.
+            let data: extern "C" fn() = unsafe { core::mem::transmute(&raw const DATA) };
+            data();
+            survived(test, 0);
+        }
+        SelfTest::InvalidOpcode => {
+            // SAFETY: `ud2` does nothing but raise #UD, which ends the guest.
+            unsafe { asm!("ud2", options(nomem, nostack)) };
+        }
+        SelfTest::Hang => {
+            interrupts::disable();
+            loop {
+                core::hint::spin_loop();
+            }
+        }
+    }
+}
+
+/// A fault that had no consequence is the failure that the test looks for.
+fn survived(test: SelfTest, value: u8) -> ! {
+    panic!("self-test {test} survived ({value})")
+}
+
+/// Uses up the stack; `black_box` keeps this from becoming a loop.
+#[inline(never)]
+fn recurse(depth: u64) -> u8 {
+    let frame = black_box([depth as u8; 256]);
+    let below = if black_box(depth) == u64::MAX {
+        0
+    } else {
+        recurse(depth.wrapping_add(1))
+    };
+    below ^ frame.first().copied().unwrap_or_default()
+}
