@@ -31,7 +31,9 @@ impl<H: Hal> DmaRegion<H> {
             return None;
         }
         let (physical, pointer) = H::dma_alloc(pages, direction);
-        (physical != 0).then_some(Self {
+        // Lazily: a value of what was not allocated must not come to be, for
+        // it would be given back when dropped.
+        (physical != 0).then(|| Self {
             physical,
             pointer,
             pages,
