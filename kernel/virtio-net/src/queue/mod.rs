@@ -160,7 +160,9 @@ impl<H: Hal> Virtqueue<H> {
     #[inline]
     pub fn enable_interrupts_delayed(&mut self) -> bool {
         let outstanding = self.ring.outstanding();
+        // Rounded so that it is at least one less than what is outstanding,
+        // or the device would run dry without an interrupt.
         self.ring
-            .enable_interrupts_after(outstanding - outstanding / 4)
+            .enable_interrupts_after(outstanding - outstanding.div_ceil(4))
     }
 }
