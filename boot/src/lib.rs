@@ -7,6 +7,7 @@
 //! - [`wire`]: the host's ends of the cable.
 
 pub mod command;
+pub mod doctor;
 pub mod guest;
 pub mod image;
 pub mod install;
