@@ -17,7 +17,8 @@ mod stages;
 
 use core::panic::PanicInfo;
 
-use arch::{Exit, time};
+use arch::Exit;
+use arch::time::{self, Frequency, Source};
 use entry::Platform;
 use spin::Once;
 
@@ -89,8 +90,24 @@ fn report(platform: &Platform, config: &kickpath_abi::config::Config, source: co
         platform.memory_map.usable_bytes() >> 10,
         heap.size >> 10,
     );
-    if let Some(frequency) = time::frequency() {
-        log::info!("TSC: {} kHz ({})", frequency.hz / 1000, frequency.source);
+    if platform.memory_map.dropped() != 0 {
+        log::warn!(
+            "the memory map is too long: {} regions are not used",
+            platform.memory_map.dropped()
+        );
+    }
+    match time::frequency() {
+        Some(Frequency {
+            hz,
+            source: Source::Assumed,
+        }) => {
+            log::warn!("no clock tells the TSC's frequency: {hz} Hz is a guess");
+        }
+        Some(Frequency { hz, source }) => log::info!("TSC: {} kHz ({source})", hz / 1000),
+        None => {}
+    }
+    if platform.command_line_cut {
+        log::warn!("the command line is too long, or not UTF-8: its end is lost");
     }
     log::info!("configuration ({source}): {config}");
 }

@@ -169,7 +169,8 @@ fn scan_device(bus: u8, device: u8, functions: &mut Vec<Function>, buses: &mut V
     }
 }
 
-/// A virtio network device whose BARs can be used.
+/// A virtio network device whose BARs can be used. It does not decode them
+/// until [`VirtioNic::enable`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VirtioNic {
     /// The function.
@@ -240,7 +241,16 @@ pub fn find_virtio_net(functions: &[Function]) -> Vec<VirtioNic> {
 }
 
 fn probe(function: Function) -> Option<VirtioNic> {
-    let mut bars = match root().bars(function.location) {
+    let mut root = root();
+    // Sizing a BAR moves it around; off once is cheaper than off for each, as
+    // every change makes the hypervisor lay out its address space anew. `enable`
+    // turns the device that is taken on again.
+    let (_, command) = root.get_status_command(function.location);
+    root.set_command(
+        function.location,
+        command - Command::IO_SPACE - Command::MEMORY_SPACE,
+    );
+    let mut bars = match root.bars(function.location) {
         Ok(bars) => bars,
         Err(error) => {
             log::warn!("{function} ignored: {error}");

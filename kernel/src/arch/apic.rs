@@ -138,8 +138,3 @@ pub fn init(address: Option<u64>) {
     let spurious = u32::from(interrupts::SPURIOUS_VECTOR);
     write(Register::SpuriousVector, SPURIOUS_ENABLE | spurious);
 }
-
-/// Whether the APIC is driven by model specific registers.
-pub fn is_x2apic() -> bool {
-    REGISTERS.load(Ordering::Relaxed).is_null()
-}

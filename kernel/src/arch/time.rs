@@ -5,7 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Once;
 
 use super::acpi::PmTimer;
-use super::calibration::{self, Source};
+use super::calibration;
+pub use super::calibration::Source;
 
 /// TSC at the kernel's first instruction.
 static BOOT: AtomicU64 = AtomicU64::new(0);

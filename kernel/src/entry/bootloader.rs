@@ -53,6 +53,7 @@ fn start(boot_info: &'static mut BootInfo) -> ! {
         protocol,
         memory_map,
         command_line: None,
+        command_line_cut: false,
         rsdp: boot_info.rsdp_addr.into_option(),
         // Always present, because `CONFIG` asks for it.
         physical_memory_offset: boot_info

@@ -117,6 +117,9 @@ pub struct Platform {
     /// The command line; `None` from a loader that has none, in which case the
     /// configuration comes from QEMU's fw_cfg device (`crate::config`).
     pub command_line: Option<&'static str>,
+    /// Whether the end of the command line was lost: it was too long, or not
+    /// UTF-8.
+    pub command_line_cut: bool,
     /// Physical address of ACPI's root pointer, where the loader knew one.
     pub rsdp: Option<u64>,
     /// Virtual minus physical address of memory in the *loader's* page tables.

@@ -136,7 +136,7 @@ extern "C" fn pvh_start64(tsc: u64, start_info: u32) -> ! {
 
     let mut memory_map = MemoryMap::new();
     let mut rsdp = None;
-    let mut command_line = None;
+    let mut command_line = CommandLine::NONE;
     if let Some(reader) = reader {
         for entry in reader.memmap() {
             let kind = match MemmapType::from(entry.ty) {
@@ -153,39 +153,66 @@ extern "C" fn pvh_start64(tsc: u64, start_info: u32) -> ! {
     crate::start(Platform {
         protocol: Protocol::Pvh,
         memory_map,
-        command_line: Some(command_line.unwrap_or("")),
+        command_line: Some(command_line.text),
+        command_line_cut: command_line.cut,
         rsdp,
         physical_memory_offset: 0,
     })
 }
 
+/// A copy of the command line.
+#[derive(Clone, Copy)]
+struct CommandLine {
+    text: &'static str,
+    cut: bool,
+}
+
+impl CommandLine {
+    const NONE: Self = Self {
+        text: "",
+        cut: false,
+    };
+}
+
 /// Copies the command line out of memory that the loader may have put
-/// anywhere; it ends at a NUL, at [`MAX_COMMAND_LINE`], or at the first byte
-/// that is not UTF-8.
-fn copy_command_line(address: u64) -> Option<&'static str> {
-    static COPY: Once<[u8; MAX_COMMAND_LINE]> = Once::new();
-    let address = usize::try_from(address).ok()?;
-    let mut length = 0;
+/// anywhere. It ends at a NUL; it is cut at [`MAX_COMMAND_LINE`], where memory
+/// is not mapped, and at the first byte that is not UTF-8.
+fn copy_command_line(address: u64) -> CommandLine {
+    static COPY: Once<heapless::Vec<u8, MAX_COMMAND_LINE>> = Once::new();
+    let Some(address) = usize::try_from(address)
+        .ok()
+        .filter(|&address| address != 0)
+    else {
+        return CommandLine::NONE;
+    };
+    let mut cut = true;
     let copy = COPY.call_once(|| {
-        let mut copy = [0; MAX_COMMAND_LINE];
-        for (index, byte) in copy.iter_mut().enumerate() {
-            let source = BootMapping.ptr(address.saturating_add(index), Layout::new::<u8>());
+        let mut copy = heapless::Vec::new();
+        for address in address..address.saturating_add(MAX_COMMAND_LINE + 1) {
+            let source = BootMapping.ptr(address, Layout::new::<u8>());
             if source.is_null() {
                 break;
             }
             // SAFETY: `source` is not null, so the stub's tables map it, and
             // nothing writes to the loader's memory meanwhile.
-            *byte = unsafe { source.read() };
-            if *byte == 0 {
+            let byte = unsafe { source.read() };
+            if byte == 0 {
+                cut = false;
                 break;
             }
-            length = index + 1;
+            if copy.push(byte).is_err() {
+                break;
+            }
         }
         copy
     });
-    let bytes = copy.get(..length)?;
-    match core::str::from_utf8(bytes) {
-        Ok(text) => Some(text),
-        Err(error) => core::str::from_utf8(bytes.get(..error.valid_up_to())?).ok(),
-    }
+    let text = match core::str::from_utf8(copy) {
+        Ok(text) => text,
+        Err(error) => {
+            cut = true;
+            let valid = copy.get(..error.valid_up_to()).unwrap_or_default();
+            core::str::from_utf8(valid).unwrap_or_default()
+        }
+    };
+    CommandLine { text, cut }
 }

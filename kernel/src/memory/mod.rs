@@ -37,6 +37,11 @@ pub fn take_over(platform: &'static Platform, next: extern "C" fn() -> !) -> ! {
         cpu::has_no_execute(),
         "this CPU cannot protect data from being executed (no NX)"
     );
+    assert!(
+        platform.memory_map.usable_bytes() != 0,
+        "the loader ({}) told of no memory; QEMU's loader gives up on a command line of 4096 bytes",
+        platform.protocol
+    );
     let image = layout::image();
     // PVH put the image at its linked physical address; the `bootloader` crate
     // marks the memory that holds it as occupied.
