@@ -169,6 +169,15 @@ pub struct Attempt {
     pub result: Result<(), FindVqsError>,
 }
 
+/// What was negotiated about the form of the rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingShape {
+    /// How the two sides tell each other of events.
+    pub mode: EventMode,
+    /// Descriptors that the longest chain has.
+    pub chain: u16,
+}
+
 /// What [`find_vqs`] found.
 pub struct Vqs<H: Hal> {
     /// The queues, in the order of their index.
@@ -181,7 +190,7 @@ pub struct Vqs<H: Hal> {
 /// rung `top` (Linux `vp_find_vqs`).
 ///
 /// `negotiate` brings the device from reset to the point where queues may be
-/// set up, and says how rings tell of events; it is called once a rung.
+/// set up, and says what form the rings have; it is called once a rung.
 /// `attempts` receives every rung that was tried.
 ///
 /// # Errors
@@ -194,7 +203,7 @@ pub fn find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
     controller: &mut I,
     count: u16,
     top: Rung,
-    mut negotiate: impl FnMut(&mut T) -> Result<EventMode, TransportError>,
+    mut negotiate: impl FnMut(&mut T) -> Result<RingShape, TransportError>,
     attempts: &mut Vec<Attempt>,
 ) -> Result<Vqs<H>, FindVqsError> {
     attempts.clear();
@@ -227,16 +236,16 @@ fn try_find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
     controller: &mut I,
     count: u16,
     rung: Rung,
-    negotiate: &mut impl FnMut(&mut T) -> Result<EventMode, TransportError>,
+    negotiate: &mut impl FnMut(&mut T) -> Result<RingShape, TransportError>,
 ) -> Result<Vec<Virtqueue<H>>, FindVqsError> {
     // The rings live outside of the attempt, so that the reset in `del_vqs`
     // comes before their memory is given back.
     let mut queues = Vec::with_capacity(usize::from(count));
     let result = (|| {
-        let mode = negotiate(transport)?;
+        let shape = negotiate(transport)?;
         request_vectors(transport, controller, count, rung)?;
         for index in 0..count {
-            let queue = setup_queue(transport, index, mode)?;
+            let queue = setup_queue(transport, index, shape)?;
             queues.push(queue);
             match rung {
                 Rung::MsixPerQueue => transport.set_queue_vector(index, 1 + index)?,
@@ -301,13 +310,13 @@ fn request_vectors<T: ConfigOps, I: InterruptController>(
 fn setup_queue<H: Hal, T: ConfigOps>(
     transport: &mut T,
     index: u16,
-    mode: EventMode,
+    shape: RingShape,
 ) -> Result<Virtqueue<H>, FindVqsError> {
     let size = transport.max_queue_size(index);
     if size == 0 {
         return Err(TransportError::NoSuchQueue { queue: index }.into());
     }
-    let ring = SplitRing::<H>::new(index, size, mode)?;
+    let ring = SplitRing::<H>::new(index, size, shape.chain, shape.mode)?;
     let doorbell: Doorbell = transport.setup_queue(
         index,
         RingAddresses {

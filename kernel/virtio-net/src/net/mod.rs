@@ -21,7 +21,7 @@ use crate::interrupt::InterruptState;
 use crate::queue::Virtqueue;
 use crate::queue::split::EventMode;
 use crate::transport::{ConfigOps, TransportError};
-use crate::vectors::{self, Attempt, InterruptController, Rung};
+use crate::vectors::{self, Attempt, InterruptController, RingShape, Rung};
 use header::LEGACY_HEADER_LENGTH;
 use rx::RxQueue;
 use tx::TxQueue;
@@ -106,7 +106,7 @@ pub struct QueueSnapshot {
     pub used_idx: u16,
     /// How far the driver has consumed the used ring.
     pub last_used_idx: u16,
-    /// Free descriptors.
+    /// Chains that can be added.
     pub free: u16,
     /// The notify hook.
     pub doorbell: Doorbell,
@@ -199,11 +199,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             top,
             |transport| {
                 (info.offered, info.negotiated) = negotiate(transport, refused)?;
-                Ok(if info.negotiated.contains(Features::EVENT_IDX) {
-                    EventMode::EventIdx
-                } else {
-                    EventMode::Flags
-                })
+                Ok(ring_shape(info.negotiated))
             },
             &mut self.attempts,
         )?;
@@ -231,8 +227,6 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// Makes the receive and transmit queue of two virtqueues and fills the
     /// first.
     fn attach(&mut self, queues: Vec<Virtqueue<H>>) -> Result<(RxQueue<H>, TxQueue<H>), NetError> {
-        // Specification 2.6.4.3 and 5.1.6.1: without ANY_LAYOUT the header
-        // has a descriptor of its own.
         let any_layout = self.info.negotiated.contains(Features::ANY_LAYOUT);
         let header_length = LEGACY_HEADER_LENGTH;
         let mut queues = queues.into_iter();
@@ -492,6 +486,24 @@ fn negotiate<T: ConfigOps>(
     let negotiated = offered & (Features::IMPLEMENTED - refused);
     transport.finalize_features(negotiated.bits())?;
     Ok((offered, negotiated))
+}
+
+/// The form of the rings that follows from the features.
+fn ring_shape(negotiated: Features) -> RingShape {
+    RingShape {
+        mode: if negotiated.contains(Features::EVENT_IDX) {
+            EventMode::EventIdx
+        } else {
+            EventMode::Flags
+        },
+        // Specification 2.6.4.3 and 5.1.6.1: without ANY_LAYOUT the header
+        // has a descriptor of its own.
+        chain: if negotiated.contains(Features::ANY_LAYOUT) {
+            1
+        } else {
+            2
+        },
+    }
 }
 
 // Receive queue first, transmit queue second (specification 5.1.2); `attach`

@@ -34,8 +34,7 @@ impl<H: Hal> RxQueue<H> {
         header_length: usize,
         any_layout: bool,
     ) -> Result<Self, NetError> {
-        let descriptors = if any_layout { 1 } else { 2 };
-        let count = queue.ring().size() / descriptors;
+        let count = queue.ring().capacity();
         let buffers = FrameBuffers::new(count, header_length, BufferDirection::DeviceToDriver)
             .ok_or(NetError::NoBuffers {
                 queue: queue.ring().queue(),

@@ -1,22 +1,17 @@
 //! The transmit queue. A frame is written straight into the memory that the
 //! device will read; buffers come back lazily, when new ones are needed.
 
-extern crate alloc;
-
-use alloc::vec::Vec;
 use virtio_drivers::{BufferDirection, Hal};
 
 use super::buffers::{FrameBuffers, MAX_FRAME};
 use super::error::NetError;
-use crate::queue::split::Buffer;
+use crate::queue::split::{Buffer, Head};
 use crate::queue::{QueueError, Virtqueue};
 
-/// A transmit virtqueue with its buffers.
+/// A transmit virtqueue with its buffers, one a slot of the ring.
 pub struct TxQueue<H: Hal> {
     pub(super) queue: Virtqueue<H>,
     buffers: FrameBuffers<H>,
-    /// Buffers that are not at the device.
-    free: Vec<u16>,
     /// As in the receive queue.
     any_layout: bool,
     /// Whether somebody waits for a buffer: only then the device is asked to
@@ -28,10 +23,11 @@ pub struct TxQueue<H: Hal> {
     pub(super) error: Option<QueueError>,
 }
 
-/// A buffer for a frame to send, held by the caller.
-#[derive(Debug)]
-pub struct TxSlot {
-    index: u16,
+/// Room for one frame in the transmit queue. Dropped, it sends nothing.
+pub struct TxSlot<'q, H: Hal> {
+    queue: &'q mut TxQueue<H>,
+    head: Head,
+    slot: u16,
 }
 
 impl<H: Hal> TxQueue<H> {
@@ -40,8 +36,7 @@ impl<H: Hal> TxQueue<H> {
         header_length: usize,
         any_layout: bool,
     ) -> Result<Self, NetError> {
-        let descriptors = if any_layout { 1 } else { 2 };
-        let count = queue.ring().size() / descriptors;
+        let count = queue.ring().capacity();
         // Zeroed: without offloads the header of every frame is all zero
         // (specification 5.1.6.2), so it is never written again.
         let buffers = FrameBuffers::new(count, header_length, BufferDirection::DriverToDevice)
@@ -52,7 +47,6 @@ impl<H: Hal> TxQueue<H> {
         Ok(Self {
             queue,
             buffers,
-            free: (0..count).collect(),
             any_layout,
             waiting: false,
             packets: 0,
@@ -67,7 +61,7 @@ impl<H: Hal> TxQueue<H> {
     /// tell when to try again.
     #[inline]
     pub fn has_room(&mut self) -> bool {
-        !self.free.is_empty() || self.make_room()
+        self.queue.ring().next_head().is_some() || self.make_room()
     }
 
     /// Reclaims, at the price of a kick when nothing has come back yet: the
@@ -75,11 +69,11 @@ impl<H: Hal> TxQueue<H> {
     #[cold]
     fn make_room(&mut self) -> bool {
         self.reclaim();
-        if self.free.is_empty() {
+        if self.queue.ring().free() == 0 {
             self.queue.kick();
             self.reclaim();
         }
-        let room = !self.free.is_empty();
+        let room = self.queue.ring().free() != 0;
         if !room && !self.waiting {
             self.waited += 1;
         }
@@ -93,9 +87,8 @@ impl<H: Hal> TxQueue<H> {
     pub fn reclaim(&mut self) {
         loop {
             match self.queue.pop_used() {
-                // Never beyond the capacity: there are as many tokens as
-                // buffers, and each is outstanding at most once.
-                Ok(Some(used)) => self.free.push(used.token),
+                // Its slot is free by that.
+                Ok(Some(_)) => (),
                 Ok(None) => return,
                 Err(error) => {
                     self.error = Some(error);
@@ -107,83 +100,31 @@ impl<H: Hal> TxQueue<H> {
 
     /// Takes a buffer, if there is room; see [`Self::has_room`].
     #[inline]
-    pub fn reserve(&mut self) -> Option<TxSlot> {
-        if !self.has_room() {
-            return None;
-        }
-        self.free.pop().map(|index| TxSlot { index })
-    }
-
-    /// Gives a buffer back unsent.
-    pub fn cancel(&mut self, slot: TxSlot) {
-        self.free.push(slot.index);
-    }
-
-    /// The first `length` bytes of the buffer's frame. They hold what an
-    /// earlier frame left there; a length beyond [`MAX_FRAME`] is cut.
-    #[inline]
-    pub fn frame_mut(&mut self, slot: &mut TxSlot, length: usize) -> &mut [u8] {
-        // SAFETY: the buffer is not at the device while a `TxSlot` of it
-        // exists, the slot is borrowed mutably with the slice, and the memory
-        // was zeroed when it was allocated.
-        unsafe {
-            core::slice::from_raw_parts_mut(
-                self.buffers.frame(slot.index).as_ptr(),
-                length.min(MAX_FRAME),
-            )
-        }
-    }
-
-    /// Puts a frame of `length` bytes into the queue (Linux `start_xmit`).
-    /// The device sees it at the next kick, so that many frames cost one.
-    ///
-    /// A broken queue drops the frame; [`super::VirtioNet::poll`] reports it.
-    #[doc(alias = "ndo_start_xmit")]
-    #[inline]
-    pub fn start_xmit(&mut self, slot: TxSlot, length: usize) {
-        let length = length.min(MAX_FRAME) as u32;
-        let address = self.buffers.physical(slot.index);
-        let header = self.buffers.header_length() as u32;
-        // SAFETY: the buffer is part of `self.buffers`, which outlives the
-        // device's use of it (`del_vqs` resets first); the slot is consumed,
-        // so nobody writes it until `reclaim` brings it back.
-        let added = unsafe {
-            if self.any_layout {
-                let whole = Buffer {
-                    address,
-                    length: header + length,
-                    writable: false,
-                };
-                self.queue.add(&[whole], slot.index)
-            } else {
-                let parts = [
-                    Buffer {
-                        address,
-                        length: header,
-                        writable: false,
-                    },
-                    Buffer {
-                        address: address + u64::from(header),
-                        length,
-                        writable: false,
-                    },
-                ];
-                self.queue.add(&parts, slot.index)
-            }
+    pub fn reserve(&mut self) -> Option<TxSlot<'_, H>> {
+        let head = match self.queue.ring().next_head() {
+            Some(head) => head,
+            None if self.make_room() => self.queue.ring().next_head()?,
+            None => return None,
         };
-        match added {
-            Ok(()) => {
-                self.packets += 1;
-                self.bytes += u64::from(length);
-            }
-            Err(error) => self.refuse(slot, error),
-        }
+        let slot = self.queue.ring().slot(head);
+        Some(TxSlot {
+            queue: self,
+            head,
+            slot,
+        })
     }
 
-    #[cold]
-    fn refuse(&mut self, slot: TxSlot, error: QueueError) {
-        self.cancel(slot);
-        self.error = Some(error);
+    /// Number of frames that the device has not been seen to have used.
+    pub fn outstanding(&self) -> u16 {
+        self.queue.ring().outstanding()
+    }
+
+    /// Whether the device has used every frame it was given; reads its index
+    /// and reclaims nothing.
+    #[inline]
+    pub fn all_used(&self) -> bool {
+        let ring = self.queue.ring();
+        ring.used_idx().wrapping_sub(ring.last_used_idx()) == ring.outstanding()
     }
 
     /// Tells the device of the frames added since the last kick, if it wants
@@ -197,5 +138,75 @@ impl<H: Hal> TxQueue<H> {
     /// device's use of them.
     pub(super) fn into_parts(self) -> (Virtqueue<H>, FrameBuffers<H>) {
         (self.queue, self.buffers)
+    }
+}
+
+impl<H: Hal> TxSlot<'_, H> {
+    /// The first `length` bytes of the frame, at most [`MAX_FRAME`]. They hold
+    /// what an earlier frame left there.
+    #[inline]
+    pub fn frame_mut(&mut self, length: usize) -> &mut [u8] {
+        // SAFETY: the slot is free, so the device does not have its buffer;
+        // nobody else can reserve it while this value borrows the queue; and
+        // the memory was zeroed when it was allocated.
+        unsafe {
+            core::slice::from_raw_parts_mut(
+                self.queue.buffers.frame(self.slot).as_ptr(),
+                length.min(MAX_FRAME),
+            )
+        }
+    }
+
+    /// Puts the frame, `length` bytes long, into the queue (Linux
+    /// `start_xmit`). The device sees it at the next kick, so that many frames
+    /// cost one.
+    ///
+    /// A broken queue drops the frame; [`super::VirtioNet::poll`] reports it.
+    #[doc(alias = "ndo_start_xmit")]
+    #[inline]
+    pub fn start_xmit(self, length: usize) {
+        let Self {
+            queue: tx,
+            head,
+            slot,
+        } = self;
+        let length = length.min(MAX_FRAME) as u32;
+        let address = tx.buffers.physical(slot);
+        let header = tx.buffers.header_length() as u32;
+        // SAFETY: the buffer is part of `buffers`, which outlives the
+        // device's use of it (`del_vqs` resets first). It belongs to the
+        // slot, so nobody writes it until that is free again. The head is the
+        // next one still, because the queue was borrowed since it was asked.
+        let added = unsafe {
+            if tx.any_layout {
+                let whole = Buffer {
+                    address,
+                    length: header + length,
+                    writable: false,
+                };
+                tx.queue.add_at(head, &[whole], slot)
+            } else {
+                let parts = [
+                    Buffer {
+                        address,
+                        length: header,
+                        writable: false,
+                    },
+                    Buffer {
+                        address: address + u64::from(header),
+                        length,
+                        writable: false,
+                    },
+                ];
+                tx.queue.add_at(head, &parts, slot)
+            }
+        };
+        match added {
+            Ok(()) => {
+                tx.packets += 1;
+                tx.bytes += u64::from(length);
+            }
+            Err(error) => tx.error = Some(error),
+        }
     }
 }

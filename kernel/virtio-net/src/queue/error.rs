@@ -20,19 +20,21 @@ pub enum QueueError {
         /// Pages of 4096 bytes that were needed.
         pages: usize,
     },
-    /// The chain is longer than the free descriptors.
+    /// Every slot of the ring is taken.
     Full {
         /// Index of the queue.
         queue: u16,
-        /// Descriptors wanted.
-        wanted: u16,
-        /// Descriptors free.
-        free: u16,
+        /// Chains that the ring holds.
+        capacity: u16,
     },
-    /// A chain of no buffers.
-    EmptyChain {
+    /// The chain is empty or longer than a slot.
+    ChainLength {
         /// Index of the queue.
         queue: u16,
+        /// Buffers in the chain.
+        length: usize,
+        /// Descriptors a slot.
+        most: usize,
     },
     /// The device broke the protocol; the queue stays unusable until the
     /// device is reset.
@@ -89,15 +91,17 @@ impl fmt::Display for QueueError {
             Self::NoMemory { queue, pages } => {
                 write!(f, "queue {queue}: no memory for a ring of {pages} pages")
             }
-            Self::Full {
+            Self::Full { queue, capacity } => {
+                write!(f, "queue {queue}: full with {capacity} chains")
+            }
+            Self::ChainLength {
                 queue,
-                wanted,
-                free,
+                length,
+                most,
             } => write!(
                 f,
-                "queue {queue}: full, {wanted} descriptors wanted, {free} free"
+                "queue {queue}: a chain of {length} buffers, 1 to {most} are possible"
             ),
-            Self::EmptyChain { queue } => write!(f, "queue {queue}: a chain of no buffers"),
             Self::Broken { queue, reason } => write!(f, "queue {queue} is broken: {reason}"),
         }
     }

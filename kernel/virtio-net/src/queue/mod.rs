@@ -16,7 +16,7 @@ pub use error::{BrokenReason, QueueError};
 use virtio_drivers::Hal;
 
 use crate::doorbell::Doorbell;
-use split::{Buffer, SplitRing, Used};
+use split::{Buffer, Head, SplitRing, Used};
 
 /// Tells whether a device that asked to be told at `event` must be told now
 /// that the index moved from `old` to `new`; all three wrap at 2^16.
@@ -87,6 +87,26 @@ impl<H: Hal> Virtqueue<H> {
     pub unsafe fn add(&mut self, buffers: &[Buffer], token: u16) -> Result<(), QueueError> {
         // SAFETY: the caller keeps the promise of `SplitRing::add`.
         unsafe { self.ring.add(buffers, token) }
+    }
+
+    /// Adds a buffer chain at a slot; see [`SplitRing::add_at`].
+    ///
+    /// # Safety
+    ///
+    /// As for [`SplitRing::add_at`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`SplitRing::add_at`].
+    #[inline]
+    pub unsafe fn add_at(
+        &mut self,
+        head: Head,
+        buffers: &[Buffer],
+        token: u16,
+    ) -> Result<(), QueueError> {
+        // SAFETY: the caller keeps the promise of `SplitRing::add_at`.
+        unsafe { self.ring.add_at(head, buffers, token) }
     }
 
     /// Takes the next used buffer; see [`SplitRing::pop_used`].

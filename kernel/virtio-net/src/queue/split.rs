@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The device can write any of that memory at any time. So the driver keeps
-//! all its state in private: which descriptors are free, how a chain is
-//! linked, what a chain may be written with, both of its indices. From the
+//! all its state in private: which descriptors are free, whose a chain is,
+//! how much of it may be written, both of its indices. From the
 //! shared memory it reads only what the device has to say: the used ring, its
 //! index, its flags and the event; and it believes none of it unchecked.
 
@@ -48,8 +48,8 @@ const USED_F_NO_NOTIFY: u16 = 1;
 struct Descriptor {
     address: u64,
     length: u32,
-    flags: u16,
-    next: u16,
+    /// `flags`, then `next` in the upper half: one store instead of two.
+    flags_and_next: u32,
 }
 
 /// One physically contiguous piece of a chain.
@@ -72,18 +72,18 @@ pub struct Used {
     pub length: u32,
 }
 
-/// What the driver knows of a descriptor.
-#[derive(Clone, Copy)]
-struct Shadow {
-    /// The next descriptor of the chain, or of the free list.
-    next: u16,
-    /// For the head of an outstanding chain its number of descriptors, else 0.
-    chain: u16,
-    /// The caller's token of an outstanding chain.
-    token: u16,
-    /// Bytes of an outstanding chain that the device may write.
-    writable: u32,
-}
+/// What the driver knows of a chain, kept at the number of its first
+/// descriptor: 0 when the device does not have it, else [`OUTSTANDING`] with
+/// the caller's token in bits 0 to 15, and in bits 32 to 63 the number of
+/// bytes that the device may write. One word, to be read and written at once.
+type ChainState = u64;
+
+/// In [`ChainState`]: the device has the chain.
+const OUTSTANDING: ChainState = 1 << 16;
+
+/// The first descriptor of a free slot, which the next chain will take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head(u16);
 
 /// Which way driver and device tell each other when they want to hear of
 /// progress.
@@ -125,18 +125,30 @@ impl Layout {
 }
 
 /// A split virtqueue's memory and what the driver knows of it.
+///
+/// A slot is a fixed group of neighbouring descriptors that holds one chain.
+/// There is no free list: slots are taken in the order of their number, which
+/// is the order in which a device normally gives them back, so that the next
+/// one follows from the available index alone. Only where a device used
+/// buffers out of order is that slot still taken, and then a free one is
+/// searched for.
 pub struct SplitRing<H: Hal> {
     memory: DmaRegion<H>,
     layout: Layout,
-    shadow: Box<[Shadow]>,
+    /// Start of the available ring within `memory`.
+    avail: NonNull<u8>,
+    /// Start of the used ring within `memory`.
+    used: NonNull<u8>,
+    /// One a descriptor; those that head no slot stay 0.
+    chains: Box<[ChainState]>,
     /// Index of the queue at the device, for messages.
     queue: u16,
     size: u16,
+    /// `size - 1`: what a free-running index is masked with.
+    mask: u16,
+    /// Descriptors a slot, as a power of two.
+    slot_shift: u8,
     mode: EventMode,
-    free_head: u16,
-    free: u16,
-    /// Chains that the device has.
-    outstanding: u16,
     /// Next index of the available ring; published up to `published_idx`.
     avail_idx: u16,
     published_idx: u16,
@@ -150,17 +162,28 @@ pub struct SplitRing<H: Hal> {
     broken: Option<BrokenReason>,
 }
 
+// SAFETY: `avail` and `used` point into `memory`, which this value owns.
+unsafe impl<H: Hal> Send for SplitRing<H> {}
+
 impl<H: Hal> SplitRing<H> {
-    /// Allocates a ring of `size` descriptors for queue number `queue`.
+    /// Allocates a ring of `size` descriptors for queue number `queue`, for
+    /// chains of up to `chain` descriptors (rounded up to a power of two): it
+    /// holds `size / chain` of them.
     ///
     /// # Errors
     ///
-    /// [`QueueError::BadSize`] for a size that a split queue cannot have,
-    /// [`QueueError::NoMemory`] when the `Hal` has no such memory.
-    pub fn new(queue: u16, size: u32, mode: EventMode) -> Result<Self, QueueError> {
+    /// [`QueueError::BadSize`] for a size that a split queue cannot have or
+    /// that does not hold a single chain, [`QueueError::NoMemory`] when the
+    /// `Hal` has no such memory.
+    pub fn new(queue: u16, size: u32, chain: u16, mode: EventMode) -> Result<Self, QueueError> {
+        let bad_size = QueueError::BadSize { queue, size };
         let size = match u16::try_from(size) {
             Ok(size) if size.is_power_of_two() && size <= MAX_SIZE => size,
-            _ => return Err(QueueError::BadSize { queue, size }),
+            _ => return Err(bad_size),
+        };
+        let slot_length = match chain.max(1).checked_next_power_of_two() {
+            Some(length) if length <= size => length,
+            _ => return Err(bad_size),
         };
         let layout = Layout::new(size);
         let memory =
@@ -168,24 +191,25 @@ impl<H: Hal> SplitRing<H> {
                 queue,
                 pages: layout.total.div_ceil(virtio_drivers::PAGE_SIZE),
             })?;
-        let shadow = (1..=size)
-            .map(|next| Shadow {
-                next,
-                chain: 0,
-                token: 0,
-                writable: 0,
-            })
-            .collect();
+        // SAFETY: both offsets lie within the layout, whose total was allocated.
+        let (avail, used) = unsafe {
+            (
+                memory.pointer().add(layout.avail),
+                memory.pointer().add(layout.used),
+            )
+        };
         let mut ring = Self {
             memory,
             layout,
-            shadow,
+            avail,
+            used,
+            chains: core::iter::repeat_n(0, usize::from(size)).collect(),
             queue,
             size,
+            mask: size - 1,
+            // At most 15.
+            slot_shift: slot_length.trailing_zeros() as u8,
             mode,
-            free_head: 0,
-            free: size,
-            outstanding: 0,
             avail_idx: 0,
             published_idx: 0,
             last_used_idx: 0,
@@ -224,16 +248,27 @@ impl<H: Hal> SplitRing<H> {
         self.size
     }
 
-    /// Number of free descriptors.
+    /// Number of chains that the ring holds.
+    #[inline]
+    pub fn capacity(&self) -> u16 {
+        self.size >> self.slot_shift
+    }
+
+    /// Number of chains that can be added.
     #[inline]
     pub fn free(&self) -> u16 {
-        self.free
+        if self.broken.is_some() {
+            return 0;
+        }
+        self.capacity() - self.outstanding()
     }
 
     /// Number of chains that the device has.
     #[inline]
     pub fn outstanding(&self) -> u16 {
-        self.outstanding
+        // Every chain moves one index when it goes and the other when it
+        // comes back.
+        self.avail_idx.wrapping_sub(self.last_used_idx)
     }
 
     /// The driver's free-running index of the available ring, including what
@@ -266,7 +301,37 @@ impl<H: Hal> SplitRing<H> {
         self.avail_idx != self.published_idx
     }
 
-    /// Puts a chain of buffers into the next slot of the available ring
+    /// The slot that the next chain will take, if there is room for one.
+    #[inline]
+    pub fn next_head(&self) -> Option<Head> {
+        let head = (self.avail_idx << self.slot_shift) & self.mask;
+        if *self.chain(head) == 0 {
+            Some(Head(head))
+        } else {
+            self.search_free_slot(head)
+        }
+    }
+
+    /// The number of a slot, 0 to capacity - 1. A caller that keeps a buffer a
+    /// slot knows by it which is free.
+    #[inline]
+    pub fn slot(&self, head: Head) -> u16 {
+        head.0 >> self.slot_shift
+    }
+
+    /// Finds a free slot after one that the device did not give back in order.
+    #[cold]
+    fn search_free_slot(&self, taken: u16) -> Option<Head> {
+        if self.free() == 0 {
+            return None;
+        }
+        (1..self.capacity())
+            .map(|distance| taken.wrapping_add(distance << self.slot_shift) & self.mask)
+            .find(|&head| *self.chain(head) == 0)
+            .map(Head)
+    }
+
+    /// Puts a chain of buffers into the next slot and offers it to the device
     /// (Linux `virtqueue_add_split`). The device sees it after
     /// [`Self::publish`]. `token` comes back with it from
     /// [`Self::pop_used`].
@@ -283,56 +348,67 @@ impl<H: Hal> SplitRing<H> {
     ///
     /// # Errors
     ///
-    /// [`QueueError::Full`] when there are fewer free descriptors than
-    /// buffers, [`QueueError::EmptyChain`], [`QueueError::Broken`]. Nothing
-    /// has changed then.
+    /// [`QueueError::Full`], [`QueueError::ChainLength`] for no buffers or
+    /// more than a slot holds, [`QueueError::Broken`]. Nothing has changed
+    /// then.
     #[inline]
     pub unsafe fn add(&mut self, buffers: &[Buffer], token: u16) -> Result<(), QueueError> {
-        let wanted = buffers.len();
-        if wanted > usize::from(self.free) {
-            return Err(QueueError::Full {
-                queue: self.queue,
-                wanted: u16::try_from(wanted).unwrap_or(u16::MAX),
-                free: self.free,
-            });
-        }
-        if let Some(reason) = self.broken {
-            return Err(QueueError::Broken {
-                queue: self.queue,
-                reason,
-            });
-        }
-        let Some((last, rest)) = buffers.split_last() else {
-            return Err(QueueError::EmptyChain { queue: self.queue });
+        let Some(head) = self.next_head() else {
+            return Err(self.refusal());
+        };
+        // SAFETY: the caller's promise, and the head is the next one.
+        unsafe { self.add_at(head, buffers, token) }
+    }
+
+    /// As [`Self::add`], for a caller that has asked for the slot already.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::add`]; and `head` must come from this ring's
+    /// [`Self::next_head`], with nothing added or popped in between.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::ChainLength`]. Nothing has changed then.
+    #[inline]
+    pub unsafe fn add_at(
+        &mut self,
+        head: Head,
+        buffers: &[Buffer],
+        token: u16,
+    ) -> Result<(), QueueError> {
+        let most = 1 << self.slot_shift;
+        let (last, rest) = match buffers.split_last() {
+            // Any slot holds a single buffer; no need to ask.
+            Some(parts) if buffers.len() == 1 || buffers.len() <= most => parts,
+            _ => {
+                return Err(QueueError::ChainLength {
+                    queue: self.queue,
+                    length: buffers.len(),
+                    most,
+                });
+            }
         };
 
         // Step 1 (specification 2.6.13): the buffers go into the descriptor
-        // table, linked as the free list already links them.
-        let head = self.free_head;
+        // table.
+        let Head(head) = head;
         let mut id = head;
         let mut writable = 0u32;
         for buffer in rest {
-            let next = self.shadow(id).next;
-            self.write_descriptor(id, buffer, DESC_F_NEXT, next);
+            self.write_descriptor(id, buffer, DESC_F_NEXT, id + 1);
             writable = writable.saturating_add(if buffer.writable { buffer.length } else { 0 });
-            id = next;
+            id += 1;
         }
         self.write_descriptor(id, last, 0, 0);
         writable = writable.saturating_add(if last.writable { last.length } else { 0 });
-        self.free_head = self.shadow(id).next;
-        // At most `free` <= 32768, so it fits.
-        let chain = wanted as u16;
-        self.free -= chain;
-        self.outstanding += 1;
-        let shadow = self.shadow_mut(head);
-        shadow.chain = chain;
-        shadow.token = token;
-        shadow.writable = writable;
+        *self.chain_mut(head) =
+            ChainState::from(writable) << 32 | OUTSTANDING | ChainState::from(token);
 
-        // Step 2: the head goes into the next slot of the available ring.
-        let slot = self.avail_idx & (self.size - 1);
-        // Relaxed: the index that announces the slot is stored with Release.
-        self.avail_word(2 + slot)
+        // Step 2: the head goes into the next entry of the available ring.
+        let entry = usize::from(self.avail_idx & self.mask);
+        // Relaxed: the index that announces the entry is stored with Release.
+        self.avail_word(2 + entry)
             .store(head.to_le(), Ordering::Relaxed);
         self.avail_idx = self.avail_idx.wrapping_add(1);
         Ok(())
@@ -382,52 +458,41 @@ impl<H: Hal> SplitRing<H> {
         if self.last_used_idx == self.seen_used_idx && !self.look_for_used()? {
             return Ok(None);
         }
-        let slot = usize::from(self.last_used_idx & (self.size - 1));
+        let entry = usize::from(self.last_used_idx & self.mask);
         // Read after the index: `look_for_used` loaded it with Acquire.
-        let id = u32::from_le(self.used_element(slot, 0).load(Ordering::Relaxed));
-        let length = u32::from_le(self.used_element(slot, 1).load(Ordering::Relaxed));
-        let head = match u16::try_from(id) {
-            Ok(head) if head < self.size => head,
-            _ => {
-                return self.break_down(BrokenReason::IdOutOfRange {
-                    id,
-                    size: self.size,
-                });
-            }
-        };
-        let Shadow {
-            chain,
-            token,
-            writable,
-            ..
-        } = *self.shadow(head);
-        if chain == 0 {
+        let id = u32::from_le(self.used_element(entry, 0).load(Ordering::Relaxed));
+        if id >= u32::from(self.size) {
+            return self.break_down(BrokenReason::IdOutOfRange {
+                id,
+                size: self.size,
+            });
+        }
+        // Below `size`, so it fits.
+        let head = id as u16;
+        let state = *self.chain(head);
+        if state == 0 {
             return self.break_down(BrokenReason::IdNotOutstanding { id: head });
         }
         // Devices have always been careless about the length of a chain they
         // only read (specification 2.6.8.1); nothing depends on that one.
-        let length = if writable == 0 { 0 } else { length };
-        if length > writable {
-            return self.break_down(BrokenReason::LengthTooLong {
-                id: head,
-                length,
-                writable,
-            });
+        let writable = (state >> 32) as u32;
+        let mut length = 0;
+        if writable != 0 {
+            length = u32::from_le(self.used_element(entry, 1).load(Ordering::Relaxed));
+            if length > writable {
+                return self.break_down(BrokenReason::LengthTooLong {
+                    id: head,
+                    length,
+                    writable,
+                });
+            }
         }
-
-        // The chain goes back to the free list by the private links.
-        let mut tail = head;
-        for _ in 1..chain {
-            tail = self.shadow(tail).next;
-        }
-        let free_head = self.free_head;
-        self.shadow_mut(tail).next = free_head;
-        self.shadow_mut(head).chain = 0;
-        self.free_head = head;
-        self.free += chain;
-        self.outstanding -= 1;
+        *self.chain_mut(head) = 0;
         self.last_used_idx = self.last_used_idx.wrapping_add(1);
-        Ok(Some(Used { token, length }))
+        Ok(Some(Used {
+            token: state as u16,
+            length,
+        }))
     }
 
     /// Reads the device's index and returns whether there is news.
@@ -441,11 +506,15 @@ impl<H: Hal> SplitRing<H> {
         }
         let used_idx = self.used_idx();
         let news = used_idx.wrapping_sub(self.last_used_idx);
-        if news > self.outstanding {
+        // Only what was published can have been used. Counting what was added
+        // since would let a device keep a caller busy for ever that adds a
+        // chain for each that it pops.
+        let outstanding = self.published_idx.wrapping_sub(self.last_used_idx);
+        if news > outstanding {
             return self.break_down(BrokenReason::UsedIndex {
                 used_idx,
                 last_used_idx: self.last_used_idx,
-                outstanding: self.outstanding,
+                outstanding,
             });
         }
         self.seen_used_idx = used_idx;
@@ -457,10 +526,27 @@ impl<H: Hal> SplitRing<H> {
         self.broken = Some(reason);
         // From here every `pop_used` goes by `look_for_used`, which refuses.
         self.seen_used_idx = self.last_used_idx;
+        // And every `add` finds all slots taken.
+        self.chains.fill(OUTSTANDING);
         Err(QueueError::Broken {
             queue: self.queue,
             reason,
         })
+    }
+
+    /// Why there is no slot for `add`.
+    #[cold]
+    fn refusal(&self) -> QueueError {
+        match self.broken {
+            Some(reason) => QueueError::Broken {
+                queue: self.queue,
+                reason,
+            },
+            None => QueueError::Full {
+                queue: self.queue,
+                capacity: self.capacity(),
+            },
+        }
     }
 
     /// Asks the device not to interrupt. With EVENT_IDX there is no flag to
@@ -522,59 +608,53 @@ impl<H: Hal> SplitRing<H> {
     #[inline]
     fn write_descriptor(&mut self, id: u16, buffer: &Buffer, flags: u16, next: u16) {
         let flags = flags | if buffer.writable { DESC_F_WRITE } else { 0 };
-        let descriptor = Descriptor {
-            address: buffer.address.to_le(),
-            length: buffer.length.to_le(),
-            flags: flags.to_le(),
-            next: next.to_le(),
-        };
         debug_assert!(id < self.size);
-        // SAFETY: `id` comes from the private free list, whose members are
-        // below `size`; the table of `size` descriptors starts the memory.
-        // Volatile, because the device reads it.
+        // SAFETY: `id` lies in a slot of the ring and so is below `size`; the
+        // table of `size` descriptors starts the memory.
+        // Volatile, because the device reads it; field by field, because a
+        // volatile copy of the whole is built on the stack first.
         unsafe {
-            self.memory
+            let descriptor = self
+                .memory
                 .pointer()
                 .cast::<Descriptor>()
                 .add(usize::from(id))
-                .write_volatile(descriptor);
+                .as_ptr();
+            (&raw mut (*descriptor).address).write_volatile(buffer.address.to_le());
+            (&raw mut (*descriptor).length).write_volatile(buffer.length.to_le());
+            (&raw mut (*descriptor).flags_and_next)
+                .write_volatile((u32::from(next) << 16 | u32::from(flags)).to_le());
         }
     }
 
     #[inline]
-    fn shadow(&self, id: u16) -> &Shadow {
+    fn chain(&self, id: u16) -> &ChainState {
         debug_assert!(id < self.size);
-        // SAFETY: ids come from the free list, from `next` links of it or
-        // were checked by `pop_used`; all are below `size`, the length of
-        // `shadow`. (The last link, `size` itself, is followed only when
-        // more descriptors are wanted than are free, which `add` refuses.)
-        unsafe { self.shadow.get_unchecked(usize::from(id)) }
+        // SAFETY: ids are masked with `size - 1` or were compared with
+        // `size`, the length of `chains`.
+        unsafe { self.chains.get_unchecked(usize::from(id)) }
     }
 
     #[inline]
-    fn shadow_mut(&mut self, id: u16) -> &mut Shadow {
+    fn chain_mut(&mut self, id: u16) -> &mut ChainState {
         debug_assert!(id < self.size);
-        // SAFETY: as in `shadow`.
-        unsafe { self.shadow.get_unchecked_mut(usize::from(id)) }
+        // SAFETY: as in `chain`.
+        unsafe { self.chains.get_unchecked_mut(usize::from(id)) }
     }
 
     /// Word `index` of the available ring: 0 flags, 1 idx, 2.. the slots,
     /// `2 + size` used_event.
     #[inline]
-    fn avail_word(&self, index: u16) -> &AtomicU16 {
-        debug_assert!(index <= 2 + self.size);
+    fn avail_word(&self, index: usize) -> &AtomicU16 {
+        debug_assert!(index <= 2 + usize::from(self.size));
         // SAFETY: `avail` is followed by 3 + size words within the memory,
         // 2-byte aligned; every access to them is atomic.
-        unsafe {
-            self.word(self.layout.avail + 2 * usize::from(index))
-                .cast()
-                .as_ref()
-        }
+        unsafe { self.avail.add(2 * index).cast().as_ref() }
     }
 
     #[inline]
     fn used_event_word(&self) -> &AtomicU16 {
-        self.avail_word(2 + self.size)
+        self.avail_word(2 + usize::from(self.size))
     }
 
     /// Word 0 (flags) or 1 (idx) of the used ring.
@@ -583,11 +663,7 @@ impl<H: Hal> SplitRing<H> {
         debug_assert!(index < 2);
         // SAFETY: the used ring starts with two words within the memory;
         // every access to them is atomic.
-        unsafe {
-            self.word(self.layout.used + 2 * usize::from(index))
-                .cast()
-                .as_ref()
-        }
+        unsafe { self.used.add(2 * usize::from(index)).cast().as_ref() }
     }
 
     /// The avail_event word, behind the used ring's elements.
@@ -596,7 +672,8 @@ impl<H: Hal> SplitRing<H> {
         // SAFETY: it is the last word of the layout, 2-byte aligned; every
         // access to it is atomic.
         unsafe {
-            self.word(self.layout.used + 4 + 8 * usize::from(self.size))
+            self.used
+                .add(4 + 8 * usize::from(self.size))
                 .cast()
                 .as_ref()
         }
@@ -604,24 +681,10 @@ impl<H: Hal> SplitRing<H> {
 
     /// The id (`part` 0) or length (`part` 1) of a used element.
     #[inline]
-    fn used_element(&self, slot: usize, part: usize) -> &AtomicU32 {
-        debug_assert!(slot < usize::from(self.size) && part < 2);
+    fn used_element(&self, entry: usize, part: usize) -> &AtomicU32 {
+        debug_assert!(entry < usize::from(self.size) && part < 2);
         // SAFETY: `size` elements of two 32-bit words follow the used ring's
         // first four bytes, 4-byte aligned; every access to them is atomic.
-        unsafe {
-            self.word(self.layout.used + 4 + 8 * slot + 4 * part)
-                .cast()
-                .as_ref()
-        }
-    }
-
-    /// # Safety
-    ///
-    /// `offset` must lie within the ring's layout.
-    #[inline]
-    unsafe fn word(&self, offset: usize) -> NonNull<u8> {
-        debug_assert!(offset < self.layout.total);
-        // SAFETY: by the caller's promise, within the allocation.
-        unsafe { self.memory.pointer().add(offset) }
+        unsafe { self.used.add(4 + 8 * entry + 4 * part).cast().as_ref() }
     }
 }

@@ -104,7 +104,9 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
         let mut root = PciRoot::new(unsafe { access.unsafe_clone() });
         let unusable = |problem| TransportError::UnusableBar { bar: 0, problem };
         let (address, size) = match root.bar_info(function, 0) {
-            Ok(Some(BarInfo::IO { address, size })) => (address, size),
+            // A device that decodes 16 bits of address has no upper half to
+            // size (PCI Local Bus 3.0, 6.2.5.1).
+            Ok(Some(BarInfo::IO { address, size })) => (address, size & 0xffff),
             Ok(Some(BarInfo::Memory { .. })) => return Err(unusable(BarProblem::WrongKind)),
             Ok(None) => return Err(unusable(BarProblem::Missing)),
             Err(_) => return Err(unusable(BarProblem::Unreadable)),

@@ -35,7 +35,13 @@ unsafe impl<H> Send for Msix<H> {}
 /// Why a function's MSI-X capability cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MsixUnusable {
-    /// The BAR that it names is missing, of ports, or has no address.
+    /// The capability reaches beyond the configuration space.
+    Truncated {
+        /// Offset of the capability in bytes.
+        offset: u8,
+    },
+    /// The BAR that it names is missing, of ports, has no address or ends
+    /// beyond the last one.
     Bar {
         /// Index of the BAR as the capability gives it, 0 to 7.
         bar: u8,
@@ -54,6 +60,10 @@ pub enum MsixUnusable {
 impl fmt::Display for MsixUnusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            Self::Truncated { offset } => write!(
+                f,
+                "the MSI-X capability at {offset:#x} reaches beyond the configuration space"
+            ),
             Self::Bar { bar } => write!(f, "the MSI-X table's BAR {bar} is unusable"),
             Self::TableOutsideBar {
                 offset,
@@ -89,10 +99,17 @@ impl<H: Hal> Msix<H> {
         };
         // Message control: table size - 1 in bits 0 to 10.
         let entries = (capability.private_header & 0x7ff) + 1;
-        let location = access.read_word(function, capability.offset + 4);
+        let Some(location) = capability.offset.checked_add(4) else {
+            return Err(MsixUnusable::Truncated {
+                offset: capability.offset,
+            });
+        };
+        let location = access.read_word(function, location);
         let (bar, offset) = ((location & 7) as u8, location & !7);
         let (address, size) = match (bar < 6).then(|| root.bar_info(function, bar)) {
-            Some(Ok(Some(BarInfo::Memory { address, size, .. }))) if address != 0 => {
+            Some(Ok(Some(BarInfo::Memory { address, size, .. })))
+                if address != 0 && address.checked_add(size).is_some() =>
+            {
                 (address, size)
             }
             _ => return Err(MsixUnusable::Bar { bar }),
