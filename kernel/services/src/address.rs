@@ -1,5 +1,4 @@
-//! The interface's addresses: IPv4 static or by DHCP with a fallback, IPv6
-//! link-local (EUI-64) and by stateless autoconfiguration.
+//! The interface's IPv4 address: static, or by DHCP with a fallback.
 
 use alloc::string::ToString;
 use alloc::vec;
@@ -7,24 +6,18 @@ use alloc::vec;
 use kickpath_abi::config::{self, Config, Ipv4Config};
 use kickpath_abi::status;
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{ChecksumCapabilities, Device, PacketMeta};
+use smoltcp::phy::Device;
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress, Icmpv6Packet,
-    Icmpv6Repr, IpAddress, IpCidr, IpProtocol, Ipv4Address, Ipv4Cidr, Ipv6Address, Ipv6Cidr,
-    Ipv6Packet, Ipv6Repr, NdiscRepr, NdiscRouterFlags,
-};
+use smoltcp::wire::{IpAddress, IpCidr, Ipv4Address, Ipv4Cidr};
 
-use crate::ingress::{NoAnswer, OneFrame};
+use crate::pool::earlier;
 
 /// How long DHCP is given before [`Ipv4Config::FALLBACK`] is taken.
 pub(crate) const DHCP_TIMEOUT: Duration = Duration::from_secs(4);
 /// Between two DISCOVERs while the boot waits for an address, and afterwards.
 const DISCOVER_EAGERLY: Duration = Duration::from_secs(2);
 const DISCOVER_PATIENTLY: Duration = Duration::from_secs(10);
-
-const ALL_NODES: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// Where the IPv4 address came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +41,10 @@ impl Source {
     }
 }
 
-/// The state behind the interface's addresses.
-pub(crate) struct Addresses {
+/// The state behind the interface's IPv4 address.
+pub(crate) struct Ipv4 {
     source: Source,
     dhcp: Option<Dhcp>,
-    link_local: Ipv6Address,
-    hardware: EthernetAddress,
-    /// smoltcp's last change by router advertisement that we know of.
-    slaac_updated: Instant,
 }
 
 /// The DHCP client's socket, in a set of its own: smoltcp builds a whole
@@ -67,27 +56,11 @@ struct Dhcp {
     fallback_at: Option<Instant>,
 }
 
-impl Addresses {
-    pub(crate) fn new(
-        config: &Config,
-        mac: EthernetAddress,
-        interface: &mut Interface,
-        now: Instant,
-    ) -> Self {
-        let prefix = Ipv6Cidr::new(Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64);
-        // An Ethernet address always has an EUI-64, and the prefix is 64 long.
-        let link_local =
-            Ipv6Cidr::from_link_prefix(&prefix, HardwareAddress::Ethernet(mac)).unwrap_or(prefix);
-        interface.update_ip_addrs(|addresses| {
-            let pushed = addresses.push(IpCidr::Ipv6(link_local));
-            debug_assert_eq!(pushed, Ok(()));
-        });
+impl Ipv4 {
+    pub(crate) fn new(config: &Config, interface: &mut Interface, now: Instant) -> Self {
         let mut this = Self {
             source: Source::None,
             dhcp: None,
-            link_local: link_local.address(),
-            hardware: mac,
-            slaac_updated: interface.slaac_updated_at(),
         };
         match config.ipv4 {
             Ipv4Config::Static(address) => {
@@ -113,29 +86,19 @@ impl Addresses {
         self.dhcp.as_mut().map(|dhcp| &mut dhcp.set)
     }
 
-    /// Does what is due. Returns whether an address or route changed.
+    /// Does what is due. Returns whether the address changed.
     pub(crate) fn poll<D: Device + ?Sized>(
         &mut self,
         now: Instant,
         interface: &mut Interface,
         device: &mut D,
     ) -> bool {
-        let mut changed = false;
-        if let Some(mut dhcp) = self.dhcp.take() {
-            interface.poll_egress(now, device, &mut dhcp.set);
-            changed |= self.poll_dhcp(now, interface, &mut dhcp);
-            self.dhcp = Some(dhcp);
-        }
-        let slaac_updated = interface.slaac_updated_at();
-        if slaac_updated != self.slaac_updated {
-            self.slaac_updated = slaac_updated;
-            for address in interface.ip_addrs() {
-                if let IpCidr::Ipv6(address) = address {
-                    log::info!("IPv6 address {address}");
-                }
-            }
-            changed = true;
-        }
+        let Some(mut dhcp) = self.dhcp.take() else {
+            return false;
+        };
+        interface.poll_egress(now, device, &mut dhcp.set);
+        let changed = self.poll_dhcp(now, interface, &mut dhcp);
+        self.dhcp = Some(dhcp);
         changed
     }
 
@@ -193,10 +156,8 @@ impl Addresses {
             return;
         }
         interface.update_ip_addrs(|addresses| {
-            // Advertised prefixes can fill the list; IPv4 comes first.
-            if addresses.is_full() {
-                addresses.pop();
-            }
+            // There is room: IPv6 has five addresses at most. IPv4 comes first
+            // because it is looked for with every frame.
             let inserted = addresses.insert(0, IpCidr::Ipv4(address));
             debug_assert_eq!(inserted, Ok(()));
         });
@@ -207,18 +168,8 @@ impl Addresses {
             log::warn!("gateway {gateway} is not a host; not taken");
             return;
         }
-        // Advertised routers can fill the table.
-        if interface
-            .routes_mut()
-            .add_default_ipv4_route(gateway)
-            .is_err()
-        {
-            interface.routes_mut().update(|routes| {
-                routes.pop();
-            });
-            let added = interface.routes_mut().add_default_ipv4_route(gateway);
-            debug_assert!(added.is_ok());
-        }
+        let added = interface.routes_mut().add_default_ipv4_route(gateway);
+        debug_assert!(added.is_ok());
         log::info!("IPv4 gateway {gateway}");
     }
 
@@ -233,66 +184,7 @@ impl Addresses {
     /// When [`Self::poll`] is due.
     pub(crate) fn poll_at(&mut self, now: Instant, interface: &mut Interface) -> Option<Instant> {
         let dhcp = self.dhcp.as_ref()?;
-        let socket = interface.poll_at(now, &dhcp.set);
-        socket.into_iter().chain(dhcp.fallback_at).min()
-    }
-
-    /// Ends smoltcp's search for a router, if it has no solicitation left.
-    ///
-    /// After the third router solicitation (RFC 4861, 6.3.7) smoltcp 0.14 goes on
-    /// wanting to be polled at the time when it would have sent a fourth, and as
-    /// that time is past, a kernel that obeys never sleeps. An advertisement
-    /// takes it out of that state, so it gets one from us, which says what we
-    /// know: this node is not a router and there is no prefix. A router that
-    /// advertises later is still heard.
-    pub(crate) fn end_solicitation(&mut self, now: Instant, interface: &mut Interface) {
-        let none = &mut SocketSet::new(vec![]);
-        // With no socket and no fragment only autoconfiguration can be due.
-        let due = interface.poll_at(now, none);
-        if due.is_none_or(|at| at > now) {
-            return;
-        }
-        let mut frame = [0; 14 + 40 + 16];
-        self.write_advertisement(&mut frame);
-        let mut device = OneFrame::new(&frame, PacketMeta::default(), NoAnswer);
-        interface.poll_ingress_single(now, &mut device, none);
-        log::debug!("IPv6: no router answered");
-    }
-
-    /// Writes a router advertisement with a router lifetime of 0 and no option.
-    fn write_advertisement(&self, frame: &mut [u8; 14 + 40 + 16]) {
-        let icmp = Icmpv6Repr::Ndisc(NdiscRepr::RouterAdvert {
-            hop_limit: 0,
-            flags: NdiscRouterFlags::empty(),
-            router_lifetime: Duration::ZERO,
-            reachable_time: Duration::ZERO,
-            retrans_time: Duration::ZERO,
-            lladdr: None,
-            mtu: None,
-            prefix_info: None,
-        });
-        let ip = Ipv6Repr {
-            src_addr: self.link_local,
-            dst_addr: ALL_NODES,
-            next_header: IpProtocol::Icmpv6,
-            payload_len: icmp.buffer_len(),
-            hop_limit: 255,
-        };
-        let ethernet = EthernetRepr {
-            src_addr: self.hardware,
-            dst_addr: EthernetAddress([0x33, 0x33, 0, 0, 0, 1]),
-            ethertype: EthernetProtocol::Ipv6,
-        };
-        let mut ethernet_frame = EthernetFrame::new_unchecked(&mut frame[..]);
-        ethernet.emit(&mut ethernet_frame);
-        let mut packet = Ipv6Packet::new_unchecked(ethernet_frame.payload_mut());
-        ip.emit(&mut packet);
-        icmp.emit(
-            &ip.src_addr,
-            &ip.dst_addr,
-            &mut Icmpv6Packet::new_unchecked(packet.payload_mut()),
-            &ChecksumCapabilities::default(),
-        );
+        earlier(interface.poll_at(now, &dhcp.set), dhcp.fallback_at)
     }
 
     /// The report on the IP configuration.

@@ -6,14 +6,8 @@
 //! says which one a frame is for: an echo request from a known sender then costs
 //! what it would cost with a single socket in the system.
 
-use smoltcp::phy::{
-    ChecksumCapabilities, Device, DeviceCapabilities, PacketMeta, RxToken, TxToken,
-};
+use smoltcp::phy::{Device, DeviceCapabilities, PacketMeta, RxToken, TxToken};
 use smoltcp::time::Instant;
-use smoltcp::wire::{
-    EthernetFrame, EthernetProtocol, Icmpv6Message, Icmpv6Packet, Icmpv6Repr, IpProtocol,
-    Ipv6ExtHeader, Ipv6Packet, Ipv6Repr, NdiscRepr,
-};
 
 use crate::{DHCP_CLIENT_PORT, ECHO_PORT};
 
@@ -79,48 +73,6 @@ pub(crate) fn classify(frame: &[u8]) -> Class {
     }
 }
 
-/// Whether smoltcp 0.14 would panic on this frame.
-///
-/// It takes the prefix of a router advertisement for an address without
-/// looking at it: a prefix longer than 128 bits or a multicast prefix ends in
-/// an assertion (`Ipv6Cidr::new`, `Interface::update_ip_addrs`). RFC 4861, 4.6.2
-/// has such options ignored; we ignore the advertisement. Parsing is left to
-/// smoltcp, so that what is judged here is what it will act on.
-pub(crate) fn is_poisonous(frame: &[u8]) -> bool {
-    prefix_of_advertisement(frame)
-        .is_some_and(|(prefix, length)| length > 128 || prefix.is_multicast())
-}
-
-fn prefix_of_advertisement(frame: &[u8]) -> Option<(core::net::Ipv6Addr, u8)> {
-    let ethernet = EthernetFrame::new_checked(frame).ok()?;
-    if ethernet.ethertype() != EthernetProtocol::Ipv6 {
-        return None;
-    }
-    let ip = Ipv6Packet::new_checked(ethernet.payload()).ok()?;
-    let header = Ipv6Repr::parse(&ip).ok()?;
-    let mut payload = ip.payload();
-    let mut protocol = header.next_header;
-    if protocol == IpProtocol::HopByHop {
-        let extension = Ipv6ExtHeader::new_checked(payload).ok()?;
-        protocol = extension.next_header();
-        payload = payload.get(8 + usize::from(extension.header_len()) * 8..)?;
-    }
-    if protocol != IpProtocol::Icmpv6 {
-        return None;
-    }
-    let icmp = Icmpv6Packet::new_checked(payload).ok()?;
-    if icmp.msg_type() != Icmpv6Message::RouterAdvert {
-        return None;
-    }
-    let unchecked = ChecksumCapabilities::ignored();
-    match Icmpv6Repr::parse(&header.src_addr, &header.dst_addr, &icmp, &unchecked).ok()? {
-        Icmpv6Repr::Ndisc(NdiscRepr::RouterAdvert { prefix_info, .. }) => {
-            prefix_info.map(|info| (info.prefix, info.prefix_len))
-        }
-        _ => None,
-    }
-}
-
 /// A device that receives one frame and can send one answer: how a frame that
 /// has been looked at is handed to `Interface::poll_ingress_single`.
 pub(crate) struct OneFrame<'f, T> {
@@ -176,15 +128,6 @@ impl RxToken for Frame<'_> {
 
     fn meta(&self) -> PacketMeta {
         self.meta
-    }
-}
-
-/// An answer that goes nowhere, for frames that we hand to ourselves.
-pub(crate) struct NoAnswer;
-
-impl TxToken for NoAnswer {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        f(&mut alloc::vec![0; len])
     }
 }
 

@@ -68,6 +68,7 @@ mod chargen;
 mod http;
 mod ingress;
 mod pool;
+mod slaac;
 mod stack;
 mod tcp;
 mod udp;

@@ -44,12 +44,20 @@ pub(crate) trait Service {
 pub(crate) struct Limits {
     pub(crate) port: u16,
     pub(crate) sockets: usize,
-    /// Bytes of each socket's receive buffer.
+    /// Bytes of each socket's receive buffer, at most [`Limits::MAX_RECEIVE`].
     pub(crate) receive: usize,
     /// Bytes of each socket's transmit buffer.
     pub(crate) transmit: usize,
     /// A connection without progress for this long is aborted.
     pub(crate) idle: Duration,
+}
+
+impl Limits {
+    /// The largest receive buffer. From 64 KiB on smoltcp 0.14 scales windows,
+    /// also the one of its SYN, which the client must not and does not scale
+    /// (RFC 7323, 2.2): a client that sends more than that window then writes
+    /// past the buffer's end, which ends in an assertion.
+    pub(crate) const MAX_RECEIVE: usize = 65_535;
 }
 
 struct Connection<T> {
@@ -72,6 +80,7 @@ pub(crate) struct Pool<C> {
 
 impl<C: Default> Pool<C> {
     pub(crate) fn new(limits: Limits) -> Self {
+        assert!(limits.receive <= Limits::MAX_RECEIVE);
         let socket = || {
             let mut socket = tcp::Socket::new(
                 tcp::SocketBuffer::new(vec![0; limits.receive]),

@@ -11,10 +11,11 @@ use smoltcp::phy::{Device, PacketMeta, RxToken, TxToken};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
-use crate::address::Addresses;
+use crate::address::Ipv4;
 use crate::chargen::Pattern;
 use crate::ingress::{self, Class, OneFrame};
 use crate::pool::{Limits, Pool, earlier};
+use crate::slaac::{self, Slaac};
 use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT, HTTP_PORT, http, tcp, udp};
 
 /// Frames that one turn receives at most, so that a flood does not keep the
@@ -38,7 +39,7 @@ const ECHO: Limits = Limits {
 const DISCARD: Limits = Limits {
     port: DISCARD_PORT,
     sockets: 4,
-    receive: 64 * 1024,
+    receive: Limits::MAX_RECEIVE,
     transmit: 64,
     idle: Duration::from_secs(60),
 };
@@ -66,7 +67,8 @@ pub trait StatusSource {
 /// The guest's network. See the crate for an example.
 pub struct Stack {
     interface: Box<Interface>,
-    addresses: Addresses,
+    ipv4: Ipv4,
+    ipv6: Slaac,
     udp_echo: udp::Echo,
     udp_chargen: udp::Chargen,
     /// Every socket that has no set of its own.
@@ -98,10 +100,10 @@ impl Stack {
         let mac = EthernetAddress(mac);
         let mut settings = iface::Config::new(HardwareAddress::Ethernet(mac));
         settings.random_seed = seed;
-        settings.slaac = true;
         let mut interface = Box::new(Interface::new(settings, device, now));
         interface.set_reassembly_timeout(REASSEMBLY_TIMEOUT);
-        let addresses = Addresses::new(config, mac, &mut interface, now);
+        let ipv4 = Ipv4::new(config, &mut interface, now);
+        let ipv6 = Slaac::new(mac, &mut interface, now);
 
         let sockets = ECHO.sockets + DISCARD.sockets + CHARGEN.sockets + HTTP.sockets;
         let mut sockets = SocketSet::new(Vec::with_capacity(sockets + 3));
@@ -110,7 +112,8 @@ impl Stack {
         let udp_chargen = udp::Chargen::new(&mut sockets);
         let mut stack = Self {
             interface,
-            addresses,
+            ipv4,
+            ipv6,
             udp_echo,
             udp_chargen,
             sockets,
@@ -169,7 +172,7 @@ impl Stack {
 
     /// The IP configuration.
     pub fn network(&self) -> status::Network {
-        self.addresses.report(&self.interface)
+        self.ipv4.report(&self.interface)
     }
 
     /// Hands a frame to smoltcp with the sockets that it is for. What it returns
@@ -191,17 +194,21 @@ impl Stack {
                 return class;
             }
             Class::Dhcp => {
-                if let Some(sockets) = self.addresses.dhcp_sockets() {
+                if let Some(sockets) = self.ipv4.dhcp_sockets() {
                     interface.poll_ingress_single(now, &mut device, sockets);
                     return class;
                 }
             }
             _ => {}
         }
-        if !ingress::is_poisonous(frame) {
-            interface.poll_ingress_single(now, &mut device, &mut self.sockets);
-            self.listen(now);
+        if slaac::is_advertisement(frame) {
+            if self.ipv6.hear(now, interface, frame) {
+                self.udp_echo.forget_senders();
+            }
+            return class;
         }
+        interface.poll_ingress_single(now, &mut device, &mut self.sockets);
+        self.listen(now);
         match class {
             Class::UdpEcho(_) => Class::Other,
             class => class,
@@ -221,7 +228,7 @@ impl Stack {
     fn serve_others<D: Device + StatusSource>(&mut self, now: Instant, device: &mut D) -> bool {
         let interface = &mut *self.interface;
         interface.poll_maintenance(now);
-        if self.addresses.poll(now, interface, device) {
+        if self.ipv4.poll(now, interface, device) | self.ipv6.poll(now, interface, device) {
             self.udp_echo.forget_senders();
         }
         let mut context = udp::Context {
@@ -241,7 +248,7 @@ impl Stack {
         deadline = earlier(deadline, due);
         let due = {
             let report = || status::Status {
-                network: self.addresses.report(interface),
+                network: self.ipv4.report(interface),
                 ..device.status()
             };
             self.http
@@ -256,9 +263,9 @@ impl Stack {
             passes += 1;
         }
         busy |= passes > 0;
-        self.addresses.end_solicitation(now, interface);
 
-        deadline = earlier(deadline, self.addresses.poll_at(now, interface));
+        deadline = earlier(deadline, self.ipv4.poll_at(now, interface));
+        deadline = earlier(deadline, self.ipv6.poll_at());
         let mut due = interface.poll_at(now, sockets);
         if due.is_some_and(|at| at <= now) && device.transmit(now).is_none() {
             due = Some(now + DEVICE_RETRY);
@@ -281,13 +288,12 @@ pub(crate) fn drain_fragments<D: Device + ?Sized>(
     interface: &mut Interface,
     device: &mut D,
 ) -> bool {
-    /// smoltcp's "at once".
-    const AT_ONCE: Instant = Instant::ZERO;
     let none = &mut SocketSet::new(vec![]);
     // More than the fragments of its buffer's 16 KiB at the smallest MTU that
     // virtio-net has (68 bytes: 48 of payload).
     for _ in 0..400 {
-        if interface.poll_at(now, none) != Some(AT_ONCE) {
+        // With no socket, only fragments can be due.
+        if interface.poll_at(now, none).is_none() {
             return true;
         }
         if device.transmit(now).is_none() {

@@ -1,0 +1,410 @@
+//! Addresses: static, DHCP with lease, loss and fallback, IPv6; ping; and that a
+//! guest with nothing to do sleeps.
+
+mod common;
+
+use common::*;
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::*;
+
+const SERVER: Ipv4Address = Ipv4Address::new(10, 1, 0, 1);
+const LEASED: Ipv4Address = Ipv4Address::new(10, 1, 0, 77);
+
+fn ethernet(ethertype: EthernetProtocol, to: [u8; 6], payload: usize) -> Vec<u8> {
+    let mut frame = vec![0; 14 + payload];
+    EthernetRepr {
+        src_addr: EthernetAddress(HOST_MAC),
+        dst_addr: EthernetAddress(to),
+        ethertype,
+    }
+    .emit(&mut EthernetFrame::new_unchecked(&mut frame[..]));
+    frame
+}
+
+/// A DHCP server's answer, sent from `server`.
+fn dhcp_answer(
+    kind: DhcpMessageType,
+    transaction_id: u32,
+    server: Ipv4Address,
+    router: Ipv4Address,
+    lease: u32,
+) -> Vec<u8> {
+    let dhcp = DhcpRepr {
+        message_type: kind,
+        transaction_id,
+        secs: 0,
+        client_hardware_address: EthernetAddress(GUEST_MAC),
+        client_ip: Ipv4Address::UNSPECIFIED,
+        your_ip: LEASED,
+        server_ip: server,
+        router: Some(router),
+        subnet_mask: Some(Ipv4Address::new(255, 255, 0, 0)),
+        relay_agent_ip: Ipv4Address::UNSPECIFIED,
+        broadcast: false,
+        requested_ip: None,
+        client_identifier: None,
+        server_identifier: Some(SERVER),
+        parameter_request_list: None,
+        dns_servers: None,
+        max_size: None,
+        lease_duration: Some(lease),
+        renew_duration: None,
+        rebind_duration: None,
+        additional_options: &[],
+    };
+    let udp = UdpRepr {
+        src_port: 67,
+        dst_port: 68,
+    };
+    let ip = Ipv4Repr {
+        src_addr: server,
+        dst_addr: Ipv4Address::BROADCAST,
+        next_header: IpProtocol::Udp,
+        payload_len: 8 + dhcp.buffer_len(),
+        hop_limit: 64,
+    };
+    let checksums = ChecksumCapabilities::default();
+    let mut frame = ethernet(EthernetProtocol::Ipv4, [0xff; 6], 20 + ip.payload_len);
+    let mut packet = Ipv4Packet::new_unchecked(&mut frame[14..]);
+    ip.emit(&mut packet, &checksums);
+    udp.emit(
+        &mut UdpPacket::new_unchecked(packet.payload_mut()),
+        &server.into(),
+        &Ipv4Address::BROADCAST.into(),
+        dhcp.buffer_len(),
+        |payload| dhcp.emit(&mut DhcpPacket::new_unchecked(payload)).unwrap(),
+        &checksums,
+    );
+    frame
+}
+
+/// Answers what the guest has asked of a DHCP server; returns what it was.
+fn serve_dhcp(
+    world: &mut World,
+    server: Ipv4Address,
+    router: Ipv4Address,
+    lease: u32,
+) -> Vec<DhcpMessageType> {
+    let mut asked = vec![];
+    let frames: Vec<_> = world.guest.outbox.borrow_mut().drain(..).collect();
+    for frame in frames {
+        if frame[12..14] != [8, 0] || frame[23] != 17 || frame[36..38] != 67u16.to_be_bytes() {
+            continue;
+        }
+        let packet = DhcpPacket::new_checked(&frame[42..]).unwrap();
+        let question = DhcpRepr::parse(&packet).unwrap();
+        asked.push(question.message_type);
+        let kind = match question.message_type {
+            DhcpMessageType::Discover => DhcpMessageType::Offer,
+            DhcpMessageType::Request => DhcpMessageType::Ack,
+            _ => continue,
+        };
+        let answer = dhcp_answer(kind, question.transaction_id, server, router, lease);
+        world.inject(answer);
+    }
+    asked
+}
+
+fn turn(world: &mut World, milliseconds: u64) {
+    for _ in 0..milliseconds {
+        world.turn_guest();
+        world.now += Duration::from_millis(1);
+    }
+}
+
+#[test]
+fn a_lease_is_taken_and_lost_again() {
+    let mut world = World::with("ip=dhcp");
+    assert!(world.stack.network().ipv4.is_empty());
+    for _ in 0..10 {
+        turn(&mut world, 1);
+        serve_dhcp(&mut world, SERVER, SERVER, 100);
+    }
+    let network = world.stack.network();
+    assert_eq!(network.ipv4, ["10.1.0.77/16"]);
+    assert_eq!(network.gateway, "10.1.0.1");
+    assert_eq!(network.ipv4_source, "dhcp");
+    // No server any more: the lease ends, and the fallback is taken.
+    turn(&mut world, 99_000);
+    assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
+    turn(&mut world, 1_100);
+    assert!(world.stack.network().ipv4.is_empty());
+    turn(&mut world, 4_000);
+    assert_eq!(world.stack.network().ipv4, ["10.0.2.15/24"]);
+    assert_eq!(world.stack.network().gateway, "");
+}
+
+#[test]
+fn a_lease_is_renewed() {
+    let mut world = World::with("ip=dhcp");
+    let mut asked = vec![];
+    for _ in 0..1000 {
+        // The server's address is known, so that renewing by unicast works.
+        world.inject(arp_request(SERVER, LEASED));
+        turn(&mut world, 1000);
+        asked.extend(serve_dhcp(&mut world, SERVER, SERVER, 300));
+    }
+    assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
+    let discovers = asked
+        .iter()
+        .filter(|&&kind| kind == DhcpMessageType::Discover);
+    assert_eq!(discovers.count(), 1, "{asked:?}");
+    assert!(asked.len() > 5, "{asked:?}");
+}
+
+fn arp_request(from: Ipv4Address, to: Ipv4Address) -> Vec<u8> {
+    let arp = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: EthernetAddress(HOST_MAC),
+        source_protocol_addr: from,
+        target_hardware_addr: EthernetAddress([0; 6]),
+        target_protocol_addr: to,
+    };
+    let mut frame = ethernet(EthernetProtocol::Arp, [0xff; 6], arp.buffer_len());
+    arp.emit(&mut ArpPacket::new_unchecked(&mut frame[14..]));
+    frame
+}
+
+#[test]
+fn without_an_answer_the_fallback_is_taken_and_a_later_lease_replaces_it() {
+    let mut world = World::with("ip=dhcp");
+    turn(&mut world, 3_990);
+    assert!(world.stack.network().ipv4.is_empty());
+    turn(&mut world, 20);
+    assert_eq!(world.stack.network().ipv4, ["10.0.2.15/24"]);
+    assert_eq!(world.stack.network().ipv4_source, "fallback");
+    world.host.inbox.borrow_mut().clear();
+    world.assert_echo();
+    for _ in 0..30 {
+        turn(&mut world, 500);
+        serve_dhcp(&mut world, SERVER, SERVER, 100);
+    }
+    assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
+}
+
+#[test]
+fn a_gateway_or_server_that_cannot_be_is_not_taken() {
+    for router in [[0, 0, 0, 0], [255, 255, 255, 255], [224, 0, 0, 1]] {
+        let mut world = World::with("ip=dhcp");
+        for _ in 0..10 {
+            turn(&mut world, 1);
+            serve_dhcp(&mut world, SERVER, router.into(), 100);
+        }
+        assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
+        assert_eq!(world.stack.network().gateway, "");
+        // Something must go off the network to meet it.
+        let mut frame = vec![];
+        etherparse::PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
+            .ipv4([192, 0, 2, 1], LEASED.octets(), 64)
+            .udp(1000, 7)
+            .write(&mut frame, b"x")
+            .unwrap();
+        world.inject(frame);
+        turn(&mut world, 10);
+    }
+    // A lease from 0.0.0.0 would be renewed there.
+    let mut world = World::with("ip=dhcp");
+    for _ in 0..300 {
+        turn(&mut world, 100);
+        serve_dhcp(&mut world, Ipv4Address::UNSPECIFIED, SERVER, 20);
+    }
+    assert_eq!(world.stack.network().ipv4_source, "fallback");
+
+    let mut world = World::with("ip=10.0.2.15/24 gateway=255.255.255.255");
+    assert_eq!(world.stack.network().gateway, "");
+    world.assert_echo();
+}
+
+/// A router advertisement for `prefix`.
+fn advertisement(prefix: Ipv6Address, prefix_len: u8, lifetime: u64) -> Vec<u8> {
+    let icmp = Icmpv6Repr::Ndisc(NdiscRepr::RouterAdvert {
+        hop_limit: 64,
+        flags: NdiscRouterFlags::empty(),
+        router_lifetime: Duration::from_secs(lifetime),
+        reachable_time: Duration::ZERO,
+        retrans_time: Duration::ZERO,
+        lladdr: Some(RawHardwareAddress::from_bytes(&HOST_MAC)),
+        mtu: None,
+        prefix_info: Some(NdiscPrefixInformation {
+            prefix_len,
+            flags: NdiscPrefixInfoFlags::ADDRCONF | NdiscPrefixInfoFlags::ON_LINK,
+            valid_lifetime: Duration::from_secs(lifetime),
+            preferred_lifetime: Duration::from_secs(lifetime),
+            prefix,
+        }),
+    });
+    let IpAddress::Ipv6(source) = HOST_V6 else {
+        unreachable!()
+    };
+    let ip = Ipv6Repr {
+        src_addr: source,
+        dst_addr: Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1),
+        next_header: IpProtocol::Icmpv6,
+        payload_len: icmp.buffer_len(),
+        hop_limit: 255,
+    };
+    let mut frame = ethernet(
+        EthernetProtocol::Ipv6,
+        [0x33, 0x33, 0, 0, 0, 1],
+        40 + ip.payload_len,
+    );
+    let mut packet = Ipv6Packet::new_unchecked(&mut frame[14..]);
+    ip.emit(&mut packet);
+    icmp.emit(
+        &ip.src_addr,
+        &ip.dst_addr,
+        &mut Icmpv6Packet::new_unchecked(packet.payload_mut()),
+        &ChecksumCapabilities::default(),
+    );
+    frame
+}
+
+#[test]
+fn an_advertised_prefix_gives_an_address_until_it_expires() {
+    let mut world = World::new();
+    let prefix = Ipv6Address::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0);
+    world.inject(advertisement(prefix, 64, 60));
+    world.run(2);
+    let link_local = "fe80::5054:ff:fe12:3456/64";
+    let ipv6 = world.stack.network().ipv6;
+    assert_eq!(ipv6, [link_local, "2001:db8:1:0:5054:ff:fe12:3456/64"]);
+    world.interface.update_ip_addrs(|addresses| {
+        addresses
+            .push(IpCidr::new(
+                IpAddress::v6(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1),
+                64,
+            ))
+            .unwrap();
+    });
+    let guest = IpAddress::v6(0x2001, 0xdb8, 1, 0, 0x5054, 0xff, 0xfe12, 0x3456);
+    let socket = world.udp();
+    assert_eq!(world.udp_ask(socket, (guest, 7), b"global"), b"global");
+    world.run(61_000);
+    assert_eq!(world.stack.network().ipv6, [link_local]);
+    world.assert_echo();
+}
+
+#[test]
+fn an_advertised_prefix_that_cannot_be_is_not_taken() {
+    let mut world = World::new();
+    let prefixes = [
+        (Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 64),
+        (Ipv6Address::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 129),
+        (Ipv6Address::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 255),
+        (Ipv6Address::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 48),
+        (Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64),
+    ];
+    for (prefix, length) in prefixes {
+        let mut frame = advertisement(prefix, 0, 1000);
+        // The length, behind the link-layer address option; smoltcp would not
+        // write it. The checksum makes up for it.
+        let at = 14 + 40 + 16 + 8 + 2;
+        frame[at] = length;
+        let mut packet = Ipv6Packet::new_unchecked(&mut frame[14..]);
+        let (source, destination) = (packet.src_addr(), packet.dst_addr());
+        Icmpv6Packet::new_unchecked(packet.payload_mut()).fill_checksum(&source, &destination);
+        world.inject(frame);
+        world.run(5);
+        assert_eq!(world.stack.network().ipv6.len(), 1, "{prefix}/{length}");
+    }
+    // Many that can be leave room for IPv4, in addresses and routes.
+    for n in 0..20 {
+        let prefix = Ipv6Address::new(0x2001, 0xdb8, n, 0, 0, 0, 0, 0);
+        world.inject(advertisement(prefix, 64, 1000));
+        world.run(5);
+    }
+    assert!(world.stack.network().ipv6.len() > 1);
+    world.assert_echo();
+}
+
+fn ping(to: IpAddress, data: &[u8]) -> Vec<u8> {
+    let mut frame = vec![];
+    let builder = etherparse::PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC);
+    match (HOST, HOST_V6, to) {
+        (IpAddress::Ipv4(from), _, IpAddress::Ipv4(to)) => builder
+            .ipv4(from.octets(), to.octets(), 64)
+            .icmpv4_echo_request(1, 2)
+            .write(&mut frame, data),
+        (_, IpAddress::Ipv6(from), IpAddress::Ipv6(to)) => builder
+            .ipv6(from.octets(), to.octets(), 64)
+            .icmpv6_echo_request(1, 2)
+            .write(&mut frame, data),
+        _ => unreachable!(),
+    }
+    .unwrap();
+    frame
+}
+
+#[test]
+fn pings_come_back() {
+    let mut world = World::new();
+    world.assert_echo();
+    let socket = world.udp();
+    world.udp_ask(socket, (GUEST_V6, 7), b"resolve");
+    for size in [0, 56, 1000] {
+        let data = vec![0x5a; size];
+        for (to, kind, at) in [(GUEST, 0, 34), (GUEST_V6, 129, 54)] {
+            world.inject(ping(to, &data));
+            world.turn_guest();
+            let answer = world.guest.outbox.borrow_mut().pop_back().unwrap();
+            assert_eq!(answer[at], kind);
+            assert_eq!(answer[at + 4..at + 8], [0, 1, 0, 2]);
+            assert_eq!(answer[at + 8..], data);
+        }
+    }
+}
+
+/// Obeys [`Stack::poll_at`] as a kernel does; returns the number of turns until
+/// `end`.
+fn sleep(world: &mut World, end: Instant) -> u32 {
+    let mut turns = 0;
+    while world.now < end {
+        world.turn_guest();
+        turns += 1;
+        // A kernel's clock moves on while it works.
+        world.now += Duration::from_micros(10);
+        let next = world.stack.poll_at(world.now).unwrap_or(end);
+        world.now = world.now.max(next);
+        assert!(turns < 100_000, "awake at {} until {next}", world.now);
+    }
+    turns
+}
+
+#[test]
+fn who_has_nothing_to_do_sleeps() {
+    // No router, no DHCP server.
+    for config in ["ip=10.0.2.15/24", "ip=dhcp"] {
+        let mut world = World::with(config);
+        let start = world.now;
+        let turns = sleep(&mut world, start + Duration::from_secs(30));
+        assert!(turns < 50, "{config}: {turns} turns in the first 30 s");
+        let turns = sleep(&mut world, start + Duration::from_secs(130));
+        assert!(turns < 30, "{config}: {turns} turns in 100 s");
+        world.host.inbox.borrow_mut().clear();
+        world.assert_echo();
+        // Open connections change little.
+        for port in [7, 9, 80] {
+            world.connect((GUEST, port));
+        }
+        let now = world.now;
+        let turns = sleep(&mut world, now + Duration::from_secs(10));
+        assert!(
+            turns < 50,
+            "{config}: {turns} turns in 10 s with connections"
+        );
+    }
+}
+
+#[test]
+fn routers_are_solicited_three_times() {
+    let mut world = World::new();
+    let start = world.now;
+    sleep(&mut world, start + Duration::from_secs(60));
+    let frames = world.guest.outbox.borrow();
+    let solicitations = frames
+        .iter()
+        .filter(|f| f[12..14] == [0x86, 0xdd] && f[54] == 133);
+    // RFC 4861, 10: MAX_RTR_SOLICITATIONS.
+    assert_eq!(solicitations.count(), 3);
+}

@@ -1,0 +1,442 @@
+//! Frames that no honest peer sends: truncated, contradictory, random, and TCP
+//! segments just off what a connection expects. Whatever they are, no panic, no
+//! endless turn, and the echo answers afterwards.
+
+mod common;
+
+use common::*;
+use etherparse::{PacketBuilder, TcpOptionElement};
+
+/// Marsaglia's xorshift: the same frames on every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() >> 11) as usize % bound
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length).map(|_| self.next() as u8).collect()
+    }
+}
+
+const HOST4: [u8; 4] = [10, 0, 2, 2];
+const GUEST4: [u8; 4] = [10, 0, 2, 15];
+const HOST6: [u8; 16] = [
+    0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x50, 0x54, 0, 0xff, 0xfe, 0, 0, 1,
+];
+const GUEST6: [u8; 16] = [
+    0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x50, 0x54, 0, 0xff, 0xfe, 0x12, 0x34, 0x56,
+];
+
+/// Well-formed frames of every kind that the guest understands.
+fn frames() -> Vec<Vec<u8>> {
+    let ethernet = || PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC);
+    let ipv4 = || ethernet().ipv4(HOST4, GUEST4, 64);
+    let ipv6 = || ethernet().ipv6(HOST6, GUEST6, 255);
+    let mut frames = vec![];
+    let mut add = |write: &dyn Fn(&mut Vec<u8>)| {
+        let mut frame = vec![];
+        write(&mut frame);
+        frames.push(frame);
+    };
+    for port in [7, 9, 19, 67, 68, 4] {
+        add(&|f| ipv4().udp(1000, port).write(f, &[1; 40]).unwrap());
+        add(&|f| ipv6().udp(1000, port).write(f, &[1; 40]).unwrap());
+    }
+    for port in [7, 9, 19, 80, 4] {
+        add(&|f| ipv4().tcp(1000, port, 1, 1000).syn().write(f, &[]).unwrap());
+        add(&|f| ipv6().tcp(1000, port, 1, 1000).syn().write(f, &[]).unwrap());
+        add(&|f| {
+            ipv4()
+                .tcp(1000, port, 2, 1000)
+                .ack(1)
+                .write(f, b"GET /")
+                .unwrap()
+        });
+    }
+    add(&|f| ipv4().icmpv4_echo_request(1, 2).write(f, &[3; 56]).unwrap());
+    add(&|f| ipv6().icmpv6_echo_request(1, 2).write(f, &[3; 56]).unwrap());
+    // ICMPv6: errors, router and neighbour discovery, redirect, MLD.
+    for kind in [1, 2, 3, 4, 130, 131, 132, 133, 134, 135, 136, 137, 143] {
+        let mut body = vec![0; 16];
+        body.extend(GUEST6);
+        body.extend([1, 1, 0x52, 0x54, 0, 0, 0, 1]);
+        body.extend([3, 4, 64, 0xc0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        body.extend([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        add(&|f| ipv6().icmpv6_raw(kind, 0, [0; 4]).write(f, &body).unwrap());
+    }
+    // Hop-by-hop options, fragments of both versions.
+    add(&|f| {
+        ipv6().icmpv6_echo_request(1, 2).write(f, &[3; 8]).unwrap();
+        f[20] = 0;
+        f.splice(54..54, [58, 0, 5, 2, 0, 0, 1, 0]);
+        f[19] += 8;
+    });
+    add(&|f| {
+        ipv6().icmpv6_echo_request(1, 2).write(f, &[3; 8]).unwrap();
+        f[20] = 44;
+        f.splice(54..54, [58, 0, 0, 1, 0, 0, 0, 1]);
+        f[19] += 8;
+    });
+    for (flags, offset) in [(0x20, 0), (0x20, 185), (0, 185), (0x3f, 0xff), (0x1f, 0xff)] {
+        add(&|f| {
+            ipv4().udp(1000, 7).write(f, &[1; 1000]).unwrap();
+            f[20] = flags;
+            f[21] = offset;
+            fix_ipv4(f);
+        });
+    }
+    // ARP request, ARP reply.
+    for operation in [1, 2] {
+        frames.push(arp(operation, HOST4));
+    }
+    frames
+}
+
+/// ARP for the guest's address, from `sender` at the host's MAC.
+fn arp(operation: u8, sender: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(HOST_MAC);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, operation]);
+    frame.extend(HOST_MAC);
+    frame.extend(sender);
+    frame.extend([0; 6]);
+    frame.extend(GUEST4);
+    frame
+}
+
+/// Corrects the IPv4 header's checksum.
+fn fix_ipv4(frame: &mut [u8]) {
+    let length = usize::from(frame[14] & 15) * 4;
+    let Some(header) = frame.get_mut(14..14 + length.max(20)) else {
+        return;
+    };
+    header[10..12].fill(0);
+    let sum: u32 = header
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])))
+        .sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Corrects every checksum that can be found, so that what is wrong elsewhere is
+/// looked at.
+fn fix(frame: &mut [u8]) {
+    use smoltcp::wire::*;
+    if frame.len() < 34 {
+        return;
+    }
+    let ethertype = [frame[12], frame[13]];
+    let (source, destination, protocol, payload): (IpAddress, IpAddress, _, _) = match ethertype {
+        [8, 0] => {
+            fix_ipv4(frame);
+            if Ipv4Packet::new_checked(&frame[14..]).is_err() {
+                return;
+            }
+            let mut packet = Ipv4Packet::new_unchecked(&mut frame[14..]);
+            let (source, destination) = (packet.src_addr(), packet.dst_addr());
+            let protocol = packet.next_header();
+            let payload = packet.payload_mut().as_mut_ptr_range();
+            (source.into(), destination.into(), protocol, payload)
+        }
+        [0x86, 0xdd] => {
+            if Ipv6Packet::new_checked(&frame[14..]).is_err() {
+                return;
+            }
+            let mut packet = Ipv6Packet::new_unchecked(&mut frame[14..]);
+            let (source, destination) = (packet.src_addr(), packet.dst_addr());
+            let protocol = packet.next_header();
+            let payload = packet.payload_mut().as_mut_ptr_range();
+            (source.into(), destination.into(), protocol, payload)
+        }
+        _ => return,
+    };
+    let start = payload.start as usize - frame.as_ptr() as usize;
+    let length = payload.end as usize - payload.start as usize;
+    let payload = &mut frame[start..start + length];
+    match protocol {
+        IpProtocol::Udp if UdpPacket::new_checked(&payload[..]).is_ok() => {
+            UdpPacket::new_unchecked(payload).fill_checksum(&source, &destination);
+        }
+        IpProtocol::Tcp if TcpPacket::new_checked(&payload[..]).is_ok() => {
+            TcpPacket::new_unchecked(payload).fill_checksum(&source, &destination);
+        }
+        IpProtocol::Icmp if payload.len() >= 8 => {
+            Icmpv4Packet::new_unchecked(payload).fill_checksum();
+        }
+        IpProtocol::Icmpv6 if payload.len() >= 8 => {
+            if let (IpAddress::Ipv6(source), IpAddress::Ipv6(destination)) = (source, destination) {
+                Icmpv6Packet::new_unchecked(payload).fill_checksum(&source, &destination);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The guest takes what has been injected; what it sends is thrown away.
+fn swallow(world: &mut World) {
+    world.turn_guest();
+    world.guest.outbox.borrow_mut().clear();
+}
+
+#[test]
+fn random_frames() {
+    let mut world = World::new();
+    world.assert_echo();
+    let mut random = Random(0x5eed);
+    for n in 0..20_000 {
+        let length = random.below(1515);
+        let mut frame = random.bytes(length);
+        if n % 4 != 0 && length > 14 {
+            // To us, and of a type that we read.
+            frame[..6].copy_from_slice(&GUEST_MAC);
+            let ethertype = random.pick(&[[8, 0], [8, 6], [0x86, 0xdd]]);
+            frame[12..14].copy_from_slice(&ethertype);
+            if length > 34 && n % 4 == 2 {
+                frame[14] = if ethertype == [8, 0] { 0x45 } else { 0x60 };
+            }
+            fix(&mut frame);
+        }
+        world.inject(frame);
+        swallow(&mut world);
+    }
+    world.assert_echo();
+}
+
+#[test]
+fn every_truncation() {
+    let mut world = World::new();
+    world.assert_echo();
+    for frame in frames() {
+        for length in 0..=frame.len() {
+            world.inject(&frame[..length]);
+            let mut padded = frame[..length].to_vec();
+            padded.resize(frame.len(), 0);
+            fix(&mut padded);
+            world.inject(padded);
+            swallow(&mut world);
+        }
+    }
+    world.run(2000);
+    world.assert_echo();
+}
+
+#[test]
+fn well_formed_frames_with_bytes_changed() {
+    let frames = frames();
+    for seed in 1..=20 {
+        let mut world = World::with(if seed % 2 == 0 {
+            "ip=dhcp"
+        } else {
+            "ip=10.0.2.15/24"
+        });
+        world.run(4100);
+        world.assert_echo();
+        let mut random = Random(seed * 0x9e37_79b9);
+        for n in 0..3000 {
+            let mut frame = frames[random.below(frames.len())].clone();
+            for _ in 0..random.below(4) {
+                let at = random.below(frame.len());
+                frame[at] = match random.below(3) {
+                    0 => random.next() as u8,
+                    1 => frame[at] ^ (1 << random.below(8)),
+                    _ => random.pick(&[0, 1, 0x7f, 0x80, 0xff]),
+                };
+            }
+            if n % 8 != 0 {
+                fix(&mut frame);
+            }
+            world.inject(frame);
+            if n % 3 == 0 {
+                swallow(&mut world);
+            }
+            if n % 100 == 0 {
+                world.now += smoltcp::time::Duration::from_millis(random.below(3000) as u64);
+            }
+        }
+        swallow(&mut world);
+        // An ARP among them may have told the guest that the host is elsewhere:
+        // ARP is like that, until the host asks for something.
+        world.inject(arp(1, HOST4));
+        world.run(2000);
+        world.assert_echo();
+    }
+}
+
+/// The last TCP segment that the guest sent to `port`: its sequence number after
+/// it, and what it acknowledges.
+fn tcp_answer(world: &World, port: u16) -> Option<(u32, u32)> {
+    let frames = world.guest.outbox.borrow();
+    let frame = frames
+        .iter()
+        .rfind(|f| f[12..14] == [8, 0] && f[23] == 6 && f[36..38] == port.to_be_bytes())?;
+    let number = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
+    let flags = frame[47];
+    let length =
+        u32::from(u16::from_be_bytes([frame[16], frame[17]])) - 20 - u32::from(frame[46] >> 4) * 4
+            + u32::from(flags & 1)
+            + u32::from(flags >> 1 & 1);
+    Some((number(38).wrapping_add(length), number(42)))
+}
+
+/// Connections whose segments are near what is expected, but seldom it.
+#[test]
+fn tcp_segments_out_of_order() {
+    let mut world = World::new();
+    world.assert_echo();
+    let mut random = Random(77);
+    let near = [
+        0,
+        0,
+        0,
+        0,
+        1,
+        2,
+        5,
+        100,
+        1460,
+        32_767,
+        32_768,
+        65_535,
+        65_536,
+        1 << 20,
+        1 << 30,
+        (1 << 31) - 1,
+        1 << 31,
+        (1 << 31) + 1,
+        u32::MAX,
+        u32::MAX - 1,
+        u32::MAX - 100,
+    ];
+    for connection in 0..3000u16 {
+        let port = 20_000 + connection;
+        let service = random.pick(&[7, 9, 19, 80]);
+        let mut sequence = random.next() as u32;
+        let mut acknowledged = 0;
+        for segment in 0..random.below(30) {
+            let number = sequence.wrapping_add(random.pick(&near));
+            let acknowledge = u32::wrapping_add(acknowledged, random.pick(&near));
+            let window = random.pick(&[0, 1, 100, 1000, 65_535]);
+            let mut builder = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
+                .ipv4(HOST4, GUEST4, 64)
+                .tcp(port, service, number, window);
+            if segment == 0 {
+                builder = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
+                    .ipv4(HOST4, GUEST4, 64)
+                    .tcp(port, service, sequence, window)
+                    .syn();
+                sequence = sequence.wrapping_add(1);
+            } else {
+                if random.below(10) != 0 {
+                    builder = builder.ack(acknowledge);
+                }
+                match random.below(20) {
+                    0 => builder = builder.syn(),
+                    1 => builder = builder.rst(),
+                    2..=4 => builder = builder.fin(),
+                    _ => {}
+                }
+            }
+            if random.below(2) == 0 {
+                let options = [
+                    TcpOptionElement::MaximumSegmentSize(random.pick(&[0, 1, 47, 536, 65_535])),
+                    TcpOptionElement::WindowScale(random.pick(&[0, 7, 14, 15, 255])),
+                    TcpOptionElement::SelectiveAcknowledgementPermitted,
+                ];
+                builder = builder.options(&options).unwrap();
+            }
+            let text = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+            let length = random.pick(&[0, 0, 1, 5, text.len()]);
+            let mut frame = vec![];
+            builder.write(&mut frame, &text[..length]).unwrap();
+            world.inject(frame);
+            world.turn_guest();
+            if let Some((theirs, ours)) = tcp_answer(&world, port) {
+                acknowledged = theirs;
+                sequence = ours;
+            }
+            world.guest.outbox.borrow_mut().clear();
+            if random.below(4) == 0 {
+                let pause = random.pick(&[1, 10, 200, 1000, 3000]);
+                world.now += smoltcp::time::Duration::from_millis(pause);
+            }
+        }
+    }
+    world.run(1000);
+    world.assert_echo();
+    let page = world.converse(80, b"GET / HTTP/1.0\r\n\r\n", 5);
+    assert!(page.starts_with(b"HTTP/1.1 200"));
+}
+
+/// A client that offers window scaling and then sends more than the window, in
+/// one batch, before the guest has read anything.
+#[test]
+fn more_than_the_window() {
+    for service in [7, 9, 19, 80] {
+        let mut world = World::new();
+        world.assert_echo();
+        let segment = |sequence: u32, acknowledge: Option<u32>, data: &[u8]| {
+            let mut builder = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
+                .ipv4(HOST4, GUEST4, 64)
+                .tcp(1000, service, sequence, 1000);
+            builder = match acknowledge {
+                Some(number) => builder.ack(number),
+                None => {
+                    let scale = [TcpOptionElement::WindowScale(7)];
+                    builder.syn().options(&scale).unwrap()
+                }
+            };
+            let mut frame = vec![];
+            builder.write(&mut frame, data).unwrap();
+            frame
+        };
+        world.inject(segment(0, None, &[]));
+        world.turn_guest();
+        let (theirs, ours) = tcp_answer(&world, 1000).unwrap();
+        assert_eq!(ours, 1);
+        for n in 0..100u32 {
+            world.inject(segment(1 + 1400 * n, Some(theirs), &[b'a'; 1400]));
+        }
+        swallow(&mut world);
+        world.assert_echo();
+    }
+}
+
+/// Reassembly that never ends keeps nobody else's fragments out for long.
+#[test]
+fn fragments_without_end() {
+    let mut world = World::new();
+    let socket = world.udp();
+    let data: Vec<u8> = (0..4000u32).map(|i| i as u8).collect();
+    assert_eq!(world.udp_ask(socket, (GUEST, 7), &data), data);
+    for n in 0..100u8 {
+        let mut frame = vec![];
+        PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
+            .ipv4(HOST4, GUEST4, 64)
+            .udp(1000, 7)
+            .write(&mut frame, &[1; 1000])
+            .unwrap();
+        frame[18] = n;
+        frame[20] = 0x20;
+        fix_ipv4(&mut frame);
+        world.inject(frame);
+        swallow(&mut world);
+    }
+    world.assert_echo();
+    world.run(3100);
+    assert_eq!(world.udp_ask(socket, (GUEST, 7), &data), data);
+}

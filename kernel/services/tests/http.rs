@@ -1,0 +1,312 @@
+//! The status page, its data, the metrics; junk, slow and greedy clients.
+
+mod common;
+
+use std::collections::HashMap;
+
+use common::*;
+use kickpath_abi::status::Status;
+
+/// A response, taken apart.
+struct Answer {
+    status: u16,
+    fields: HashMap<String, String>,
+    content: Vec<u8>,
+}
+
+/// Takes the first response off `data`; `head_only` when it has no content.
+fn split(data: &mut Vec<u8>, head_only: bool) -> Answer {
+    let end = data
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .unwrap_or_else(|| panic!("no response: {:?}", String::from_utf8_lossy(data)));
+    let rest = data.split_off(end + 4);
+    let head = String::from_utf8(std::mem::replace(data, rest)).unwrap();
+    let mut lines = head.trim_end().split("\r\n");
+    let status = lines.next().unwrap();
+    assert!(status.starts_with("HTTP/1.1 "), "{status}");
+    let fields: HashMap<_, _> = lines
+        .map(|line| line.split_once(": ").unwrap())
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_string()))
+        .collect();
+    let length = if head_only {
+        0
+    } else {
+        fields["content-length"].parse().unwrap()
+    };
+    assert!(data.len() >= length, "{head} {} of {length}", data.len());
+    let rest = data.split_off(length);
+    Answer {
+        status: status[9..12].parse().unwrap(),
+        fields,
+        content: std::mem::replace(data, rest),
+    }
+}
+
+/// Sends `request`, which must be answered once, and the connection closed.
+fn ask(world: &mut World, request: &[u8]) -> Answer {
+    let mut data = world.converse(80, request, 20);
+    let answer = split(&mut data, request.starts_with(b"HEAD"));
+    assert!(
+        data.is_empty(),
+        "more: {:?}",
+        String::from_utf8_lossy(&data)
+    );
+    assert_eq!(answer.fields["connection"], "close");
+    answer
+}
+
+fn get(world: &mut World, path: &str) -> Answer {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n");
+    ask(world, request.as_bytes())
+}
+
+#[test]
+fn the_page_loads_nothing_from_elsewhere() {
+    let mut world = World::new();
+    let page = get(&mut world, "/?source=readme");
+    assert_eq!(page.status, 200);
+    assert_eq!(page.fields["content-type"], "text/html; charset=utf-8");
+    let text = String::from_utf8(page.content).unwrap();
+    assert!(text.starts_with("<!doctype html>"));
+    assert!(text.contains("stats.json"));
+    for elsewhere in [
+        "src=\"http",
+        "href=\"http",
+        "url(http",
+        "@import",
+        "<link rel=\"style",
+    ] {
+        assert!(!text.contains(elsewhere), "{elsewhere}");
+    }
+    assert!(text.len() < 64 * 1024);
+    let head = ask(&mut world, b"HEAD / HTTP/1.0\r\n\r\n");
+    assert_eq!(head.fields["content-length"], text.len().to_string());
+    assert!(head.content.is_empty());
+}
+
+#[test]
+fn the_report_is_the_devices_with_our_addresses() {
+    let mut world = World::new();
+    let answer = get(&mut world, "/stats.json");
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.fields["content-type"], "application/json");
+    let report: Status = serde_json::from_slice(&answer.content).unwrap();
+    assert_eq!(report.network, world.stack.network());
+    assert_eq!(report.network.ipv4, ["10.0.2.15/24"]);
+    assert_eq!(report.network.ipv6, ["fe80::5054:ff:fe12:3456/64"]);
+    assert_eq!(report.network.gateway, "10.0.2.2");
+    assert_eq!(report.network.ipv4_source, "static");
+    let mut rest = report;
+    rest.network = Default::default();
+    assert_eq!(rest, status());
+}
+
+/// The rules of the text format 0.0.4, as far as they are about form.
+#[test]
+fn the_metrics_are_valid() {
+    let mut world = World::new();
+    let answer = get(&mut world, "/metrics");
+    assert_eq!(
+        answer.fields["content-type"],
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    let text = String::from_utf8(answer.content).unwrap();
+    assert!(text.ends_with('\n'));
+    let name = |name: &str| {
+        let mut characters = name.chars();
+        characters
+            .next()
+            .is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+            && characters.all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    let mut types: HashMap<String, String> = HashMap::new();
+    let mut help = String::new();
+    let mut series = std::collections::HashSet::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            help = rest.split_once(' ').unwrap().0.to_string();
+            assert!(name(&help), "{line}");
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (family, kind) = rest.split_once(' ').unwrap();
+            assert_eq!(family, help);
+            assert!(matches!(kind, "counter" | "gauge"));
+            assert_eq!(kind == "counter", family.ends_with("_total"), "{family}");
+            assert!(
+                types.insert(family.into(), kind.into()).is_none(),
+                "twice: {family}"
+            );
+        } else {
+            let (key, value) = line.rsplit_once(' ').unwrap();
+            value.parse::<f64>().unwrap_or_else(|_| panic!("{line}"));
+            assert!(series.insert(key.to_string()), "twice: {key}");
+            let family = key.split('{').next().unwrap();
+            assert_eq!(family, help, "sample outside of its family");
+            assert!(family.starts_with("kickpath_"));
+            let Some(labels) = key.strip_prefix(&format!("{family}{{")) else {
+                assert_eq!(key, family);
+                continue;
+            };
+            let mut rest = labels;
+            while rest != "}" {
+                let (label, value) = rest.split_once("=\"").unwrap();
+                assert!(name(label), "{line}");
+                // To the closing quote, over what is escaped.
+                let mut end = 0;
+                while value.as_bytes()[end] != b'"' {
+                    if value.as_bytes()[end] == b'\\' {
+                        end += 1;
+                        assert!(b"\\\"n".contains(&value.as_bytes()[end]), "{line}");
+                    }
+                    end += 1;
+                }
+                rest = &value[end + 1..];
+                rest = rest.strip_prefix(',').unwrap_or(rest);
+            }
+        }
+    }
+    for sample in [
+        "kickpath_packets_total{queue=\"receive\"} 42",
+        "kickpath_queue_avail_index{queue=\"transmit\",index=\"1\"} 65535",
+        "kickpath_boot_stage_end_seconds\
+         {stage=\"quote \\\" backslash \\\\ newline \\n\"} 1.234567",
+    ] {
+        assert!(text.lines().any(|line| line == sample), "{sample}\n{text}");
+    }
+    assert!(series.len() > 30);
+}
+
+#[test]
+fn errors() {
+    let mut world = World::new();
+    assert_eq!(get(&mut world, "/nothing").status, 404);
+    assert_eq!(get(&mut world, "http://guest/stats.json").status, 200);
+    let post = ask(
+        &mut world,
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+    );
+    assert_eq!((post.status, &*post.fields["allow"]), (405, "GET, HEAD"));
+    let post = ask(
+        &mut world,
+        b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+    );
+    assert_eq!(post.status, 404);
+    assert_eq!(
+        ask(&mut world, b"GET / HTTP/3.0\r\nHost: a\r\n\r\n").status,
+        505
+    );
+    for junk in [
+        &b"\x16\x03\x01\x00\xc4\x01\x00"[..],
+        b"\0\0\0\0",
+        b"hello {}\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHo st: a\r\n\r\n",
+    ] {
+        assert_eq!(ask(&mut world, junk).status, 400, "{junk:?}");
+    }
+    let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(9000));
+    assert_eq!(ask(&mut world, long.as_bytes()).status, 431);
+    let long = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nCookie: {}\r\n\r\n",
+        "x".repeat(60_000)
+    );
+    assert_eq!(ask(&mut world, long.as_bytes()).status, 431);
+    let many = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
+        "A: b\r\n".repeat(100)
+    );
+    assert_eq!(ask(&mut world, many.as_bytes()).status, 431);
+    assert_eq!(get(&mut world, "/").status, 200);
+}
+
+#[test]
+fn a_connection_serves_many_requests_also_in_one_segment() {
+    let mut world = World::new();
+    let socket = world.connect((GUEST, 80));
+    let mut data = vec![];
+    for n in 0..20 {
+        let request = if n % 2 == 0 {
+            "GET /stats.json HTTP/1.1\r\nHost: guest\r\n\r\n".to_string()
+        } else {
+            "HEAD / HTTP/1.1\r\nHost: guest\r\n\r\nGET /x HTTP/1.1\r\nHost: guest\r\n\r\n"
+                .repeat(40)
+        };
+        world
+            .tcp_socket(socket)
+            .send_slice(request.as_bytes())
+            .unwrap();
+        for k in 0..if n % 2 == 0 { 1 } else { 80 } {
+            let head_only = n % 2 == 1 && k % 2 == 0;
+            let answer = world.until(5, |w| {
+                data.extend(w.take(socket));
+                let whole = data.windows(4).any(|window| window == b"\r\n\r\n");
+                // Small ones come whole.
+                (whole && (head_only || data.ends_with(b"\n") || data.ends_with(b"}")))
+                    .then(|| split(&mut data, head_only))
+            });
+            let expected = if n % 2 == 0 || head_only { 200 } else { 404 };
+            assert_eq!(
+                (answer.status, &*answer.fields["connection"]),
+                (expected, "keep-alive")
+            );
+        }
+        assert!(data.is_empty());
+    }
+    // Until the client says so.
+    let last = b"GET /metrics HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n";
+    world.tcp_socket(socket).send_slice(last).unwrap();
+    world.until(5, |w| {
+        data.extend(w.take(socket));
+        (!w.tcp_socket(socket).may_recv()).then_some(())
+    });
+    assert_eq!(split(&mut data, false).status, 200);
+    assert!(data.is_empty());
+}
+
+#[test]
+fn a_request_may_come_byte_by_byte_but_not_for_ever() {
+    let mut world = World::new();
+    let request = b"GET /nothing HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n";
+    let socket = world.connect((GUEST, 80));
+    for byte in request {
+        world.tcp_socket(socket).send_slice(&[*byte]).unwrap();
+        world.run(2);
+    }
+    let mut data = world.until(1, |w| {
+        (!w.tcp_socket(socket).may_recv() || w.tcp_socket(socket).can_recv())
+            .then(|| w.take(socket))
+    });
+    assert_eq!(split(&mut data, false).status, 404);
+
+    // A byte a second: out of time after ten.
+    let socket = world.connect((GUEST, 80));
+    let mut answer = vec![];
+    for byte in request {
+        let _ = world.tcp_socket(socket).send_slice(&[*byte]);
+        world.run(1000);
+        answer.extend(world.take(socket));
+    }
+    assert_eq!(split(&mut answer, false).status, 408);
+
+    // Nothing at all: closed without a word.
+    let socket = world.connect((GUEST, 80));
+    world.run(16_000);
+    assert!(!world.tcp_socket(socket).may_recv());
+    assert!(world.take(socket).is_empty());
+}
+
+#[test]
+fn a_client_that_closes_its_half_is_answered() {
+    let mut world = World::new();
+    let socket = world.connect((GUEST, 80));
+    let request = b"GET /stats.json HTTP/1.1\r\nHost: guest\r\n\r\n";
+    world.tcp_socket(socket).send_slice(request).unwrap();
+    world.tcp_socket(socket).close();
+    let mut data = vec![];
+    world.until(5, |w| {
+        data.extend(w.take(socket));
+        (!w.tcp_socket(socket).may_recv()).then_some(())
+    });
+    assert_eq!(split(&mut data, false).status, 200);
+}
