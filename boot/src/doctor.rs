@@ -254,7 +254,7 @@ impl fmt::Display for Report {
             if finding.state != State::Good {
                 writeln!(f, "               gives: {}", finding.gives)?;
                 if let Some(remedy) = &finding.remedy {
-                    writeln!(f, "               get it: {remedy}")?;
+                    writeln!(f, "               how:   {remedy}")?;
                 }
             }
         }

@@ -19,7 +19,7 @@ use std::process::Command;
 use thiserror::Error;
 
 use crate::command::{self, CommandError, Progress, Sink};
-use crate::toolchain::{self, BuildOptions, HOST, Toolchain, ToolchainError};
+use crate::toolchain::{self, BuildOptions, Toolchain, ToolchainError};
 
 /// What to make.
 #[derive(Clone, Debug, Default)]
@@ -109,7 +109,7 @@ pub fn build_images(
 
     // A BIOS loads the kernel by sectors: symbols would cost seconds.
     let stripped = directory.join("kernel");
-    let mut strip = Command::new(sysroot.objcopy());
+    let mut strip = Command::new(&sysroot.objcopy);
     strip.arg("--strip-all").args([kernel, &stripped]);
     command::run(&mut strip, None, sink)?;
 
@@ -149,6 +149,7 @@ fn news(line: &str) -> Option<&str> {
 /// build looks for, and a `rustc` that calls it its own.
 struct Sysroot {
     path: PathBuf,
+    objcopy: PathBuf,
 }
 
 impl Sysroot {
@@ -165,10 +166,11 @@ impl Sysroot {
         }
         let own = toolchain.sysroot.join("lib/rustlib");
         let rustlib = path.join("lib/rustlib");
-        link_entries(&own, &rustlib, HOST)?;
-        link_entries(&own.join(HOST), &rustlib.join(HOST), "bin")?;
+        let host = &toolchain.host;
+        link_entries(&own, &rustlib, host)?;
+        link_entries(&own.join(host), &rustlib.join(host), "bin")?;
 
-        let tools = rustlib.join(HOST).join("bin");
+        let tools = rustlib.join(host).join("bin");
         let bin = path.join("bin");
         for directory in [&tools, &bin] {
             fs::create_dir_all(directory).map_err(|source| file_error(directory, source))?;
@@ -179,8 +181,8 @@ impl Sysroot {
         let prefix = libraries.map_or(String::new(), |libraries| {
             format!("LD_LIBRARY_PATH={} ", quoted(libraries))
         });
-        let objcopy = format!("{prefix}exec {} \"$@\"", quoted(objcopy));
-        script(&tools.join("llvm-objcopy"), &objcopy)?;
+        let call = format!("{prefix}exec {} \"$@\"", quoted(objcopy));
+        script(&tools.join("llvm-objcopy"), &call)?;
         // Looked for to find the directory, never run.
         script(
             &tools.join("llvm-objdump"),
@@ -196,14 +198,8 @@ impl Sysroot {
         )?;
         Ok(Self {
             path: path.to_owned(),
+            objcopy: tools.join("llvm-objcopy"),
         })
-    }
-
-    fn objcopy(&self) -> PathBuf {
-        self.path
-            .join("lib/rustlib")
-            .join(HOST)
-            .join("bin/llvm-objcopy")
     }
 
     /// Our search path behind this sysroot's programs.
@@ -258,6 +254,8 @@ mod tests {
     use super::*;
     use crate::toolchain::{Source, Version};
 
+    const HOST: &str = "x86_64-unknown-linux-gnu";
+
     #[test]
     fn the_news_of_a_very_verbose_build() {
         assert_eq!(
@@ -294,6 +292,7 @@ mod tests {
         let rustc = Path::new("/bin/echo").to_owned();
         let toolchain = Toolchain {
             version: Version::parse("rustc 1.95.0").unwrap(),
+            host: HOST.to_owned(),
             sysroot: base.clone(),
             cargo: base.join("cargo"),
             rustc,
@@ -327,7 +326,7 @@ mod tests {
             printed,
             format!("--sysroot {} --print a b\n", path.display())
         );
-        let mut objcopy = Command::new(sysroot.objcopy());
+        let mut objcopy = Command::new(&sysroot.objcopy);
         assert_eq!(command::output(objcopy.arg("x"), limit).unwrap(), "x\n");
     }
 

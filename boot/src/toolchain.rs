@@ -3,11 +3,13 @@
 //! The guest needs `core` and `alloc` for [`TARGET`]. They come from, in order:
 //!
 //! 1. the Rust toolchain in use (rustup's, pinned by `rust-toolchain.toml`),
-//!    where it has that target;
-//! 2. the same, after `rustup target add`, where rustup may and can fetch it;
-//! 3. a compiler in `/usr` that has the sources of its standard library, which
-//!    cargo then builds itself (`-Zbuild-std`): Debian's packages `rustc-web`,
-//!    `cargo-web` and `rust-web-src`, installed when missing.
+//!    where it has that target, or the sources of its standard library, which
+//!    cargo then builds itself (`-Zbuild-std`);
+//! 2. a compiler in `/usr` with such sources: Debian's packages `rustc-web`,
+//!    `cargo-web` and `rust-web-src`, if they are installed;
+//! 3. the toolchain in use after `rustup target add`, where rustup may and can
+//!    fetch it;
+//! 4. those packages of Debian, installed now.
 //!
 //! `rust-toolchain.toml` does not list the target on purpose: rustup would then
 //! refuse to run *any* command, this one included, on a machine where it cannot
@@ -31,8 +33,6 @@ pub use find::{Survey, Version};
 
 /// The target triple of the guest.
 pub const TARGET: &str = "x86_64-unknown-none";
-/// The host's triple, which names the directory of its tools in a sysroot.
-pub(crate) const HOST: &str = "x86_64-unknown-linux-gnu";
 /// The package of the guest, and the name of its executable.
 pub const KERNEL: &str = "kickpath-kernel";
 /// The cargo profile of the guest.
@@ -107,6 +107,8 @@ pub enum Source {
 pub struct Toolchain {
     /// The compiler's version.
     pub version: Version,
+    /// The triple that it runs on; names the directory of its tools.
+    pub host: String,
     /// Its root: what `rustc --print sysroot` prints.
     pub sysroot: PathBuf,
     /// The `cargo` that belongs to it.
@@ -184,8 +186,11 @@ pub enum ToolchainError {
     #[error(transparent)]
     Command(#[from] CommandError),
     /// Cargo could not build the guest.
-    #[error("building the guest failed: {0}")]
-    Build(CommandError),
+    #[error("building the guest failed:\n{}", diagnostics(source))]
+    Build {
+        /// How cargo ended, and what it printed last.
+        source: CommandError,
+    },
     /// Cargo succeeded but its product is not where it should be.
     #[error("cargo built the guest without an error, but there is no {}", path.display())]
     NoKernel {
@@ -232,13 +237,26 @@ pub fn build_kernel(
             "-Zbuild-std-features=compiler-builtins-mem",
         ]);
     }
-    command::run(&mut command, None, sink).map_err(ToolchainError::Build)?;
+    command::run(&mut command, None, sink).map_err(|source| ToolchainError::Build { source })?;
 
     let path = target_directory.join(TARGET).join(PROFILE).join(KERNEL);
     if path.is_file() {
         Ok(path)
     } else {
         Err(ToolchainError::NoKernel { path })
+    }
+}
+
+/// What went wrong in a build, without the packages that compiled before.
+fn diagnostics(error: &CommandError) -> String {
+    let lines = error.tail().lines();
+    let from_first = lines
+        .skip_while(|line| !line.starts_with("error"))
+        .collect::<Vec<_>>();
+    if from_first.is_empty() {
+        error.to_string()
+    } else {
+        from_first.join("\n")
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{BuildOptions, Choice, HOST, Source, TARGET, Toolchain, ToolchainError};
+use super::{BuildOptions, Choice, Source, TARGET, Toolchain, ToolchainError};
 use crate::command::{self, Progress, Sink};
 use crate::install::{Check, Host, Policy, Requirement};
 
@@ -178,8 +178,13 @@ impl<'a> Finder<'a> {
                 Err(why) => tried.push(why),
             }
         }
-        // A complete toolchain of the distribution comes before any download,
-        // or every run on a machine out of rustup's reach would try one.
+        // What is complete comes before any download, or every run on a machine
+        // out of rustup's reach would try one.
+        if options.choice != Choice::Debian
+            && let Ok(toolchain) = self.pinned(Source::BuildStd)
+        {
+            return Ok(toolchain);
+        }
         if options.choice != Choice::Rustup
             && let Ok(toolchain) = self.distribution()
         {
@@ -220,7 +225,10 @@ impl<'a> Finder<'a> {
             remedy: None,
         };
         if choice != Choice::Debian {
-            match self.pinned(Source::Prebuilt) {
+            match self
+                .pinned(Source::Prebuilt)
+                .or_else(|why| self.pinned(Source::BuildStd).map_err(|_| why))
+            {
                 Ok(toolchain) => survey.toolchain = Some(toolchain),
                 Err(why) => survey.tried.push(why),
             }
@@ -251,13 +259,13 @@ impl<'a> Finder<'a> {
 
     /// The toolchain in use, if it has what `source` says; else why not.
     fn pinned(&self, source: Source) -> Result<Toolchain, String> {
-        let rustc = self
-            .host
-            .find_program("rustc")
-            .ok_or("there is no rustc on the path")?;
-        let (version, sysroot) = self
-            .probe(&rustc)
-            .map_err(|error| format!("{}: {error}", rustc.display()))?;
+        let compiler = self.compiler_in_use()?;
+        let linker = self.linker(&compiler);
+        let Compiler {
+            version,
+            host,
+            sysroot,
+        } = compiler;
         let (there, what) = match source {
             Source::Prebuilt => {
                 let libraries = sysroot.join("lib/rustlib").join(TARGET).join("lib");
@@ -280,9 +288,7 @@ impl<'a> Finder<'a> {
                 sysroot.display()
             ));
         }
-        let linker = self
-            .linker(&sysroot)
-            .ok_or_else(|| format!("{} has no rust-lld", sysroot.display()))?;
+        let linker = linker.ok_or_else(|| format!("{} has no rust-lld", sysroot.display()))?;
         // Not the proxies: they would choose a toolchain again.
         let (own_cargo, own_rustc) = (sysroot.join("bin/cargo"), sysroot.join("bin/rustc"));
         if !own_cargo.is_file() || !own_rustc.is_file() {
@@ -293,6 +299,7 @@ impl<'a> Finder<'a> {
             cargo: own_cargo,
             rustc: own_rustc,
             linker,
+            host,
             sysroot,
             source,
         })
@@ -342,14 +349,13 @@ impl<'a> Finder<'a> {
     /// former finds its libraries only by the second path.
     pub(super) fn objcopy(&self) -> Option<(PathBuf, Option<PathBuf>)> {
         let own = || {
-            let rustc = self.host.find_program("rustc")?;
-            let (_, sysroot) = self.probe(&rustc).ok()?;
-            let tools = sysroot.join("lib/rustlib").join(HOST).join("bin");
+            let compiler = self.compiler_in_use().ok()?;
+            let tools = compiler.tools();
             ["llvm-objcopy", "rust-objcopy"]
                 .map(|name| tools.join(name))
                 .into_iter()
                 .find(|path| path.is_file())
-                .map(|path| (path, Some(sysroot.join("lib"))))
+                .map(|path| (path, Some(compiler.sysroot.join("lib"))))
         };
         own().or_else(|| Some((self.host.find_program("llvm-objcopy")?, None)))
     }
@@ -375,17 +381,18 @@ impl<'a> Finder<'a> {
             return Err(ToolchainError::NoToolchain { tried: missing });
         };
         let rustc = self.host.path(RUSTC);
-        let (version, sysroot) = self.probe(&rustc)?;
-        if version < NEEDED {
+        let compiler = self.probe(&rustc)?;
+        if compiler.version < NEEDED {
             return Err(ToolchainError::TooOld {
                 path: rustc,
-                found: version,
+                found: compiler.version,
                 needed: NEEDED,
             });
         }
         Ok(Toolchain {
-            version,
-            sysroot,
+            version: compiler.version,
+            host: compiler.host,
+            sysroot: compiler.sysroot,
             cargo: self.host.path(CARGO),
             rustc,
             linker,
@@ -393,8 +400,8 @@ impl<'a> Finder<'a> {
         })
     }
 
-    /// Version and sysroot of a compiler.
-    fn probe(&self, rustc: &Path) -> Result<(Version, PathBuf), ToolchainError> {
+    /// Asks a compiler what it is.
+    fn probe(&self, rustc: &Path) -> Result<Compiler, ToolchainError> {
         let run = |argument: &[&str]| {
             let mut command = Command::new(rustc);
             command
@@ -405,21 +412,36 @@ impl<'a> Finder<'a> {
                 .env("RUSTUP_AUTO_INSTALL", "0");
             command::output(&mut command, PROBE_LIMIT)
         };
-        let text = run(&["--version"])?;
+        let text = run(&["-vV"])?;
         let version = text.lines().find_map(Version::parse);
-        let text = run(&["--print", "sysroot"])?;
-        let sysroot = text.lines().next_back().map(PathBuf::from);
-        match (version, sysroot) {
-            (Some(version), Some(sysroot)) => Ok((version, sysroot)),
+        let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+        let text_of_sysroot = run(&["--print", "sysroot"])?;
+        let sysroot = text_of_sysroot.lines().next_back();
+        match (version, host, sysroot) {
+            (Some(version), Some(host), Some(sysroot)) => Ok(Compiler {
+                version,
+                host: host.to_owned(),
+                sysroot: PathBuf::from(sysroot),
+            }),
             _ => Err(ToolchainError::NoToolchain {
                 tried: vec![format!("{} is not a Rust compiler", rustc.display())],
             }),
         }
     }
 
+    /// The compiler in use: the first on the search path.
+    fn compiler_in_use(&self) -> Result<Compiler, String> {
+        let rustc = self
+            .host
+            .find_program("rustc")
+            .ok_or("there is no rustc on the path")?;
+        self.probe(&rustc)
+            .map_err(|error| format!("{}: {error}", rustc.display()))
+    }
+
     /// A linker for a toolchain: its own LLD, or the system's.
-    fn linker(&self, sysroot: &Path) -> Option<PathBuf> {
-        let own = sysroot.join("lib/rustlib").join(HOST).join("bin/rust-lld");
+    fn linker(&self, compiler: &Compiler) -> Option<PathBuf> {
+        let own = compiler.tools().join("rust-lld");
         if own.is_file() {
             return Some(own);
         }
@@ -428,11 +450,27 @@ impl<'a> Finder<'a> {
 
     /// The system's LLD, or that of the toolchain in use.
     fn any_linker(&self) -> Option<PathBuf> {
-        self.host.find_program("ld.lld").or_else(|| {
-            let rustc = self.host.find_program("rustc")?;
-            let (_, sysroot) = self.probe(&rustc).ok()?;
-            self.linker(&sysroot)
-        })
+        self.host
+            .find_program("ld.lld")
+            .or_else(|| self.linker(&self.compiler_in_use().ok()?))
+    }
+}
+
+/// What a compiler says about itself.
+struct Compiler {
+    version: Version,
+    /// The triple that it runs on.
+    host: String,
+    sysroot: PathBuf,
+}
+
+impl Compiler {
+    /// Where a toolchain keeps the tools that go with its compiler.
+    fn tools(&self) -> PathBuf {
+        self.sysroot
+            .join("lib/rustlib")
+            .join(&self.host)
+            .join("bin")
     }
 }
 

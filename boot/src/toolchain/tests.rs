@@ -61,7 +61,7 @@ impl Machine {
         self.program(
             name,
             &format!(
-                "case $1 in --version) echo 'rustc {version} (0123abcd 2026-01-01)';; *) echo '{}';; esac",
+                "case $1 in -vV) echo 'rustc {version} (0123abcd 2026-01-01)'; echo 'host: x86_64-unknown-linux-gnu';; *) echo '{}';; esac",
                 sysroot.display()
             ),
         );
@@ -132,6 +132,18 @@ fn the_pinned_toolchain_comes_first() {
     assert_eq!(toolchain.cargo, machine.path("pinned/bin/cargo"));
     assert!(toolchain.linker.ends_with("rust-lld"));
     assert!(!machine.path("log").exists());
+    assert_eq!(machine.survey(Choice::Auto).toolchain, Some(toolchain));
+}
+
+#[test]
+fn sources_of_the_pinned_toolchain_will_do() {
+    let machine = Machine::new(false);
+    machine.file("pinned/lib/rustlib/src/rust/library/core/src/lib.rs");
+    let (result, steps) = machine.complete(Policy::Forbid, Choice::Auto);
+    let toolchain = result.unwrap();
+    assert_eq!(toolchain.source, Source::BuildStd);
+    assert_eq!(toolchain.rustc, machine.path("pinned/bin/rustc"));
+    assert_eq!(steps, "");
     assert_eq!(machine.survey(Choice::Auto).toolchain, Some(toolchain));
 }
 
@@ -264,6 +276,22 @@ fn rustup_alone_fails_with_all_that_was_tried() {
     assert!(text.contains("has no target x86_64-unknown-none"), "{text}");
     assert!(text.contains("there is no rustup"), "{text}");
     assert!(!machine.path("log").exists());
+}
+
+#[test]
+fn a_failed_build_shows_its_errors_first() {
+    let failed = |script: &str| {
+        let mut shell = Command::new("/bin/sh");
+        let error = command::run(shell.args(["-c", script]), None, &mut |_| {}).unwrap_err();
+        ToolchainError::Build { source: error }.to_string()
+    };
+    let text =
+        failed("echo '   Compiling core'; echo 'error: no such thing'; echo ' --> x.rs'; exit 101");
+    assert_eq!(
+        text,
+        "building the guest failed:\nerror: no such thing\n --> x.rs"
+    );
+    assert!(failed("echo unexpected; exit 3").contains("unexpected"));
 }
 
 #[test]
