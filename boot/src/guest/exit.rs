@@ -20,6 +20,12 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// What our guest leaves with when it has done all that was asked for.
+    pub const SUCCESS: Self = Self::Guest(0x10);
+
+    /// What our guest leaves with after a panic or an exception.
+    pub const FAILURE: Self = Self::Guest(0x11);
+
     /// Decodes QEMU's status. Status 1 is ambiguous: it is a guest that wrote
     /// 0, or QEMU that gave up, which it does with an error `message`.
     pub fn decode(status: ExitStatus, message: bool) -> Self {

@@ -100,6 +100,19 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Whether QEMU did not start because a port that it should forward was
+    /// taken.
+    pub fn is_port_taken(&self) -> bool {
+        const SAYS: &str = "Could not set up host forwarding rule";
+        matches!(
+            self.cause,
+            Cause::Ended {
+                exit: Exit::Failed(_),
+                ..
+            }
+        ) && self.messages.iter().any(|line| line.contains(SAYS))
+    }
+
     pub(super) fn before_launch(cause: Cause, command: String) -> Self {
         Self {
             cause,
@@ -146,7 +159,7 @@ impl fmt::Display for Failure {
             section("End of QEMU's trace", trace, "it is empty")?;
         }
         let command: Vec<String> = self.command.lines().map(str::to_owned).collect();
-        section("QEMU's command line", &command, "")
+        section("QEMU's command line, ready to paste", &command, "")
     }
 }
 
@@ -191,7 +204,7 @@ mod tests {
              while waiting for 'kickpath: up' on the console\n\n\
              End of the guest's console:\n  last words\n\n\
              Last frames on the wire: there were none\n\n\
-             QEMU's command line:\n  qemu \\\n    -nodefaults"
+             QEMU's command line, ready to paste:\n  qemu \\\n    -nodefaults"
         );
     }
 

@@ -92,7 +92,10 @@ impl Guest {
     pub fn launch(machine: &Machine) -> Result<Self> {
         let mut machine = machine.clone();
         let early = |cause: Cause, machine: &Machine| {
-            Box::new(Failure::before_launch(cause, machine.command_line()))
+            Box::new(Failure::before_launch(
+                cause,
+                machine.to_paste().command_line(),
+            ))
         };
         let directory = match tempfile::Builder::new().prefix("kickpath-qmp-").tempdir() {
             Ok(directory) => directory,
@@ -123,7 +126,7 @@ impl Guest {
             shared,
             process,
             launched,
-            command: machine.command_line(),
+            command: machine.to_paste().command_line(),
             trace: machine.trace.map(|trace| trace.file),
             frames: None,
             _directory: directory,
@@ -149,7 +152,7 @@ impl Guest {
         self.launched
     }
 
-    /// The command line, quoted for a shell.
+    /// The command line, ready to paste (see [`Machine::to_paste`]).
     pub fn command_line(&self) -> &str {
         &self.command
     }
@@ -205,6 +208,17 @@ impl Guest {
     /// QEMU still runs after `bound`, or has paused the guest for ever.
     pub fn wait_for_exit(&self, bound: Duration) -> Result<Exit> {
         self.wait("QEMU to end", bound, |state| state.ended())
+    }
+
+    /// Fails if the guest has come to an end or stands still.
+    ///
+    /// # Errors
+    /// Why it does not run.
+    pub fn check(&self) -> Result<()> {
+        match self.wait("the next operation", Duration::ZERO, |_| None::<()>) {
+            Err(failure) if !matches!(failure.cause, Cause::Timeout { .. }) => Err(failure),
+            _ => Ok(()),
+        }
     }
 
     /// Whether QEMU has ended, and how.

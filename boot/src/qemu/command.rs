@@ -148,8 +148,22 @@ impl Machine {
         }
     }
 
-    /// Program and arguments, quoted for a POSIX shell, one option a line:
-    /// ready to paste.
+    /// This machine as a person can start it: without the monitor, and with
+    /// sockets and devices that do not belong to a run of ours.
+    pub fn to_paste(&self) -> Self {
+        let mut machine = self.clone();
+        machine.qmp = None;
+        if let Some(nic) = &mut machine.nic {
+            match &nic.net {
+                Net::Dgram { .. } => nic.net = Net::dgram_to_paste(),
+                Net::TapFd(_) => nic.net = Net::TapName("tap0".to_owned()),
+                Net::User { .. } | Net::TapName(_) => {}
+            }
+        }
+        machine
+    }
+
+    /// Program and arguments, quoted for a POSIX shell, one option a line.
     pub fn command_line(&self) -> String {
         let mut text = quote(self.qemu.as_os_str());
         for argument in self.arguments() {
@@ -201,6 +215,15 @@ impl Nic {
 }
 
 impl Net {
+    /// A datagram cable whose sockets anybody may make.
+    pub fn dgram_to_paste() -> Self {
+        let directory = std::env::temp_dir();
+        Self::Dgram {
+            qemu: directory.join("kickpath-qemu.sock"),
+            host: directory.join("kickpath-host.sock"),
+        }
+    }
+
     fn backend(&self) -> OsString {
         match self {
             Self::Dgram { qemu, host } => {
@@ -408,6 +431,17 @@ mod tests {
         assert!(line.contains("-fw_cfg name=opt/kickpath/config,string=features=-event_idx,,-mac"));
         assert!(line.contains("-vga std"));
         assert!(!line.contains("-kernel"));
+    }
+
+    #[test]
+    fn what_is_pasted_needs_nothing_of_a_run() {
+        let mut machine = machine(Kind::Pc, Accel::Tcg);
+        machine.qmp = Some("/t/qmp.sock".into());
+        machine.nic = Some(Nic::new(dgram()));
+        assert!(!machine.to_paste().command_line().contains("/t/"));
+        machine.nic = Some(Nic::new(Net::TapFd(9)));
+        let line = machine.to_paste().command_line();
+        assert!(line.contains("tap,id=net0,ifname=tap0,script=no"), "{line}");
     }
 
     #[test]

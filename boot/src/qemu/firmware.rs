@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::install::OVMF_FILES;
+
 /// What starts a disk image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Firmware {
@@ -40,21 +42,10 @@ pub enum FirmwareError {
     NotAnImage(PathBuf),
     /// A UEFI image, and no firmware on this machine.
     #[error(
-        "{0} starts by UEFI, and no OVMF firmware was found; on Debian: apt-get install ovmf \
-         (or name its code file in KICKPATH_OVMF)"
+        "{0} starts by UEFI, and no OVMF firmware was found (KICKPATH_OVMF may name its code file)"
     )]
     NoOvmf(PathBuf),
 }
-
-/// Where distributions put the code part of OVMF, without secure boot.
-const OVMF: [&str; 6] = [
-    "/usr/share/OVMF/OVMF_CODE.fd",
-    "/usr/share/OVMF/OVMF_CODE_4M.fd",
-    "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
-    "/usr/share/edk2-ovmf/x64/OVMF_CODE.fd",
-    "/usr/share/edk2/ovmf/OVMF_CODE.fd",
-    "/usr/share/qemu/edk2-x86_64-code.fd",
-];
 
 impl DiskImage {
     /// Looks at the start of `file`: a GUID partition table means UEFI, a boot
@@ -107,7 +98,8 @@ fn find_ovmf() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("KICKPATH_OVMF") {
         return Some(named.into());
     }
-    OVMF.iter().map(PathBuf::from).find(|file| file.is_file())
+    let mut files = OVMF_FILES.iter().map(PathBuf::from);
+    files.find(|file| file.is_file())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -186,14 +186,6 @@ impl Dgram {
         Net::Dgram {
             qemu: qemu.clone(),
             host: host.clone(),
-        }
-    }
-
-    /// The sockets of a command line that is printed and not run.
-    pub fn dry_run(directory: &Path) -> Net {
-        Net::Dgram {
-            qemu: directory.join("kickpath-qemu.sock"),
-            host: directory.join("kickpath-host.sock"),
         }
     }
 

@@ -141,7 +141,7 @@ impl Stack {
                 IpCidr::new(IpAddress::Ipv6(link_local), 64),
                 IpCidr::new(IpAddress::Ipv6(plan.host_ula()), ULA_PREFIX_LEN),
             ] {
-                // The feature `iface-max-addr-count-8` of smoltcp has room.
+                // The feature `iface-max-addr-count-6` of smoltcp has room.
                 let _ = addresses.push(cidr);
             }
         });

@@ -1,0 +1,378 @@
+//! `kickpath bench`: what a packet costs, in units that repeat.
+//!
+//! Under `-icount shift=0` the time stamp counter of TCG advances by one an
+//! instruction, so the guest counts its instructions exactly. `ioeventfd=off`
+//! makes every kick an access that QEMU handles where it is made, so that none
+//! is missing from the count of register accesses. Times are not measured:
+//! they would say more about the machine than about the guest.
+
+mod table;
+
+use std::io::Write;
+use std::time::Duration;
+
+use kickpath_abi::config::Bench;
+use kickpath_abi::status::Status;
+use serde::{Deserialize, Serialize};
+
+use crate::accel::AccelChoice;
+use crate::command::Sink;
+use crate::guest::{Cause, Exit, Guest};
+use crate::qemu::Machine;
+use crate::session::{Prepared, SessionError, Settings, fetch_status};
+use crate::terminal::Story;
+use crate::wire::peer::{Flood, FloodReport};
+
+pub use table::{DRIVER_LIMITS, ECHO_LIMITS, Limit};
+
+/// What the guest prints before the numbers of its own measurement.
+const LINE: &str = "kickpath: bench ";
+
+/// How long a measurement inside the guest may take.
+const GUEST_BOUND: Duration = Duration::from_secs(300);
+
+/// How long the whole series of echoes may take.
+const FLOOD_BOUND: Duration = Duration::from_secs(1800);
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BenchOptions {
+    /// UDP echo requests.
+    pub echoes: u64,
+    /// Content bytes of each.
+    pub size: usize,
+    /// Requests on their way at a time.
+    pub outstanding: usize,
+}
+
+impl Default for BenchOptions {
+    fn default() -> Self {
+        Self {
+            echoes: 100_000,
+            size: 64,
+            outstanding: 32,
+        }
+    }
+}
+
+/// Sums over a measurement inside the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sums {
+    /// Packets.
+    pub packets: u64,
+    /// Guest instructions, idle left out.
+    pub instructions: u64,
+    /// Doorbell writes.
+    pub kicks: u64,
+    /// Doorbell writes found unnecessary.
+    #[serde(default)]
+    pub kicks_suppressed: u64,
+    /// Interrupts taken.
+    #[serde(default)]
+    pub interrupts: u64,
+    /// Accesses to device registers, kicks included.
+    pub register_accesses: u64,
+    /// Heap allocations.
+    pub heap_allocations: u64,
+}
+
+/// The guest's line.
+#[derive(Deserialize)]
+struct GuestLine {
+    tx: Sums,
+}
+
+/// The driver's transmit path alone.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DriverTx {
+    /// What the guest counted.
+    pub sums: Sums,
+    /// Per packet.
+    pub per_packet: PerPacket,
+}
+
+/// UDP echoes from end to end.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct UdpEcho {
+    /// Content bytes of each request.
+    pub size: usize,
+    /// Requests on their way at a time.
+    pub outstanding: usize,
+    /// What the far end saw.
+    pub flood: FloodReport,
+    /// The difference of the guest's counters.
+    pub sums: Sums,
+    /// Per request.
+    pub per_packet: PerPacket,
+}
+
+/// Sums divided by packets.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PerPacket {
+    /// Guest instructions, idle left out.
+    pub instructions: f64,
+    /// Doorbell writes.
+    pub kicks: f64,
+    /// Interrupts taken.
+    pub interrupts: f64,
+    /// Accesses to device registers.
+    pub register_accesses: f64,
+    /// Heap allocations.
+    pub heap_allocations: f64,
+}
+
+impl Sums {
+    /// Per packet; of no packets everything costs nothing.
+    fn per_packet(&self) -> PerPacket {
+        let packets = self.packets.max(1) as f64;
+        PerPacket {
+            instructions: self.instructions as f64 / packets,
+            kicks: self.kicks as f64 / packets,
+            interrupts: self.interrupts as f64 / packets,
+            register_accesses: self.register_accesses as f64 / packets,
+            heap_allocations: self.heap_allocations as f64 / packets,
+        }
+    }
+
+    /// What is left when that much has another cause.
+    fn without(&self, other: &Self) -> Self {
+        let less = u64::saturating_sub;
+        Self {
+            packets: self.packets,
+            instructions: less(self.instructions, other.instructions),
+            kicks: less(self.kicks, other.kicks),
+            kicks_suppressed: less(self.kicks_suppressed, other.kicks_suppressed),
+            interrupts: less(self.interrupts, other.interrupts),
+            register_accesses: less(self.register_accesses, other.register_accesses),
+            heap_allocations: less(self.heap_allocations, other.heap_allocations),
+        }
+    }
+
+    /// What happened between two reports of the guest.
+    fn between(before: &Status, after: &Status, packets: u64) -> Self {
+        let busy = |status: &Status| status.cpu.cycles.saturating_sub(status.cpu.idle_cycles);
+        let since = |f: fn(&Status) -> u64| f(after).saturating_sub(f(before));
+        Self {
+            packets,
+            instructions: busy(after).saturating_sub(busy(before)),
+            kicks: since(|s| s.counters.kicks),
+            kicks_suppressed: since(|s| s.counters.kicks_suppressed),
+            interrupts: since(|s| s.counters.interrupts),
+            register_accesses: since(|s| s.counters.register_accesses),
+            heap_allocations: since(|s| s.cpu.heap_allocations),
+        }
+    }
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether every limit is kept.
+    pub ok: bool,
+    /// The limits that are missed.
+    pub missed: Vec<String>,
+    /// The command lines of QEMU.
+    pub command_lines: Vec<String>,
+    /// The driver's transmit path alone.
+    pub driver_tx: DriverTx,
+    /// UDP echoes.
+    pub udp_echo: UdpEcho,
+}
+
+/// Describes the machine of a measurement, without its network.
+///
+/// # Errors
+/// As [`Settings::prepare`].
+pub fn prepare(
+    settings: &Settings,
+    dry_run: bool,
+    sink: &mut Sink<'_>,
+) -> Result<Prepared, SessionError> {
+    // Instructions can be counted under TCG only.
+    let settings = Settings {
+        accel: AccelChoice::Tcg,
+        ..settings.clone()
+    };
+    let mut prepared = settings.prepare(dry_run, sink)?;
+    prepared.machine.icount = Some(0);
+    Ok(prepared)
+}
+
+/// Makes kicks count, see the module.
+pub fn without_ioeventfd(machine: &mut Machine) {
+    if let Some(nic) = &mut machine.nic {
+        nic.ioeventfd = Some(false);
+    }
+}
+
+/// Measures; tells `story`, where there is one, the results.
+///
+/// # Errors
+/// The guest does not come up, stops, or reports no numbers. A missed limit is
+/// not an error here but in the report.
+pub fn bench<W: Write>(
+    settings: &Settings,
+    options: BenchOptions,
+    mut story: Option<&mut Story<W>>,
+    sink: &mut Sink<'_>,
+) -> Result<Report, SessionError> {
+    let prepared = prepare(settings, false, sink)?;
+    if let Some(story) = &mut story {
+        table::introduction(story)?;
+    }
+    let (driver_tx, driver_line) = driver_tx(prepared.clone())?;
+    if let Some(story) = &mut story {
+        table::driver(story, &driver_tx)?;
+    }
+    let (udp_echo, echo_line) = udp_echo(prepared, options)?;
+    if let Some(story) = &mut story {
+        table::echo(story, &udp_echo)?;
+        table::peers(story, &driver_tx, &udp_echo)?;
+    }
+    let missed = table::missed(&driver_tx, &udp_echo);
+    if let Some(story) = &mut story {
+        table::conclusion(story, &missed)?;
+    }
+    Ok(Report {
+        ok: missed.is_empty(),
+        missed,
+        command_lines: vec![driver_line, echo_line],
+        driver_tx,
+        udp_echo,
+    })
+}
+
+fn driver_tx(mut prepared: Prepared) -> Result<(DriverTx, String), SessionError> {
+    // Nobody is at the far end: the frames are read, counted and forgotten.
+    let wire = prepared.wire()?;
+    prepared.attach(wire.net());
+    without_ioeventfd(&mut prepared.machine);
+    prepared.machine.config.bench = Bench::Tx;
+    let mut guest = prepared.launch()?;
+    guest.attach_frames(wire.frame_log());
+    let line = guest.wait_for_console(LINE, GUEST_BOUND)?;
+    let sums = parse_line(&line.text).map_err(|error| wrong(&guest, &error))?;
+    match guest.wait_for_exit(Duration::from_secs(30))? {
+        Exit::SUCCESS => {}
+        other => return Err(wrong(&guest, &format!("after its measurement, {other}"))),
+    }
+    let per_packet = sums.per_packet();
+    let command_line = guest.command_line().to_owned();
+    Ok((DriverTx { sums, per_packet }, command_line))
+}
+
+/// Reads `... kickpath: bench {json}`.
+fn parse_line(line: &str) -> Result<Sums, String> {
+    let (_, json) = line.split_once(LINE).unwrap_or_default();
+    let GuestLine { tx } =
+        serde_json::from_str(json).map_err(|e| format!("the guest's line '{line}': {e}"))?;
+    if tx.packets == 0 || tx.instructions == 0 {
+        return Err(format!("the guest measured nothing: '{line}'"));
+    }
+    Ok(tx)
+}
+
+fn udp_echo(
+    mut prepared: Prepared,
+    options: BenchOptions,
+) -> Result<(UdpEcho, String), SessionError> {
+    let peer = prepared.connect_peer()?;
+    without_ioeventfd(&mut prepared.machine);
+    let mut guest = prepared.launch()?;
+    guest.attach_frames(peer.frame_log());
+    let up = prepared.wait_until_up(&guest)?;
+    let bound = prepared.accel().reply_bound();
+    let status = || {
+        fetch_status(&peer, up.ip(), bound).map_err(|error| {
+            // A guest that stopped is the better explanation.
+            let stopped = guest.check().err();
+            stopped.map_or_else(|| wrong(&guest, &error.to_string()), SessionError::from)
+        })
+    };
+    let flood = |count| Flood {
+        count,
+        size: options.size,
+        outstanding: options.outstanding,
+        patience: Duration::from_secs(5),
+        bound: FLOOD_BOUND,
+    };
+    let send = |count| {
+        let report = peer.udp_echo_flood(up.address.address, flood(count));
+        report.map_err(|error| wrong(&guest, &error.to_string()))
+    };
+    // Fills caches of addresses.
+    send(options.outstanding as u64 * 4)?;
+    // What it costs to ask for a report, and to send it, is not the echo's.
+    let first = status()?;
+    let before = status()?;
+    let asking = Sums::between(&first, &before, 0);
+    let report = send(options.echoes)?;
+    let after = status()?;
+    guest.check()?;
+    let sums = Sums::between(&before, &after, report.sent).without(&asking);
+    let echo = UdpEcho {
+        size: options.size,
+        outstanding: options.outstanding,
+        flood: report,
+        sums,
+        per_packet: sums.per_packet(),
+    };
+    Ok((echo, guest.command_line().to_owned()))
+}
+
+fn wrong(guest: &Guest, text: &str) -> SessionError {
+    let cause = if crate::interrupt::requested() {
+        Cause::Interrupted
+    } else {
+        Cause::Other(text.to_owned())
+    };
+    guest.failure(cause).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_line_is_read() {
+        let line = "[ 0.12] INFO kickpath: bench {\"tx\":{\"packets\":6400,\"instructions\":243200,\
+                    \"kicks\":100,\"register_accesses\":100,\"heap_allocations\":0,\"new\":1}}";
+        let sums = parse_line(line).unwrap();
+        let per_packet = sums.per_packet();
+        assert_eq!(per_packet.instructions, 38.0);
+        assert_eq!(per_packet.kicks, 100.0 / 6400.0);
+        for bad in [
+            "",
+            "kickpath: bench ",
+            "kickpath: bench {}",
+            "kickpath: bench {\"tx\":{\"packets\":0,\"instructions\":0,\"kicks\":0,\
+             \"register_accesses\":0,\"heap_allocations\":0}}",
+        ] {
+            assert!(parse_line(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn idle_cycles_are_left_out() {
+        let mut before = Status::default();
+        before.cpu.cycles = 1000;
+        before.cpu.idle_cycles = 400;
+        before.counters.kicks = 5;
+        let mut after = before.clone();
+        after.cpu.cycles = 9000;
+        after.cpu.idle_cycles = 6400;
+        after.counters.kicks = 8;
+        let sums = Sums::between(&before, &after, 4);
+        assert_eq!(sums.instructions, 2000);
+        assert_eq!(sums.per_packet().instructions, 500.0);
+        assert_eq!(sums.per_packet().kicks, 0.75);
+        let half = Sums {
+            instructions: 500,
+            ..sums
+        };
+        assert_eq!(sums.without(&half).instructions, 1500);
+        assert_eq!(sums.without(&half).packets, 4);
+        // Counters that went back (another guest) are no huge numbers.
+        assert_eq!(Sums::between(&after, &before, 4).instructions, 0);
+    }
+}

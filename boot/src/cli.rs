@@ -1,0 +1,351 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kickpath::accel::AccelChoice;
+use kickpath::bench::BenchOptions;
+use kickpath::install::Policy;
+use kickpath::qemu::{Kind, Memory};
+use kickpath::serve::ServeOptions;
+use kickpath::session::{NetChoice, Settings};
+use kickpath_abi::config::{self, Ipv4Config, Irq, LogLevel, Transport, parse_ipv4};
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo run                                 boot the guest, talk to it, tell the story
+  cargo run -- serve                        keep it up: status page at http://127.0.0.1:8080/
+  cargo run -- --machine q35 --irq intx     another machine, another interrupt rung
+  cargo run -- --features=-event_idx        see what a feature is good for: refuse it
+  cargo run -- --pcap run.pcap              record every frame for Wireshark
+  cargo run -- --net tap                    Linux itself at the far end (root)
+  cargo run -- --dry-run                    print QEMU's command line, ready to paste
+  cargo run -- --json | jq .status.counters numbers for a program
+  cargo run -- bench                        what a packet costs, in instructions and kicks
+  cargo run -- doctor                       what this machine has, and what it lacks";
+
+/// See one packet leave a virtual machine.
+///
+/// Builds a small bare-metal guest around a virtio-net driver, boots it in QEMU
+/// and is the other end of its network cable. Without a command it runs `run`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kickpath",
+    version,
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The options of `run`, which is what happens without a command.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot the guest, ping it, exchange UDP, fetch its page, tell the story (the default).
+    Run(RunArgs),
+    /// Keep the guest up with its services on ports of 127.0.0.1, until Ctrl-C.
+    Serve(ServeArgs),
+    /// Count what a packet costs, and compare with the limits.
+    Bench(BenchArgs),
+    /// Make disk images that boot by BIOS and by UEFI.
+    Image(ImageArgs),
+    /// Say what this machine has and lacks, and what each would give.
+    Doctor(DoctorArgs),
+}
+
+/// The machine and what the guest is told.
+#[derive(Args, Debug)]
+pub struct MachineArgs {
+    /// What executes the guest: auto takes KVM only where the CPU offers vmx or svm.
+    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
+    accel: AccelChoice,
+    /// The machine type.
+    #[arg(long, value_enum, default_value_t = KindArg::Pc)]
+    machine: KindArg,
+    /// How the driver reaches the device: auto is legacy port I/O where the device offers it.
+    #[arg(long, value_name = "auto|legacy|modern|mmio", default_value = "auto",
+          value_parser = word::<Transport>)]
+    transport: Transport,
+    /// The rung of the interrupt ladder: auto is the first that works, from the top.
+    #[arg(long, value_name = "auto|msix|msix-shared|intx|poll", default_value = "auto",
+          value_parser = word::<Irq>)]
+    irq: Irq,
+    /// Memory of the machine, such as 64M or 8G.
+    #[arg(long, value_name = "SIZE", default_value_t = Memory::default())]
+    memory: Memory,
+    /// The guest's IPv4 address: dhcp, or an address with its prefix length.
+    #[arg(long, value_name = "dhcp|ADDR/PREFIX", default_value = "10.0.2.15/24",
+          value_parser = ipv4)]
+    ip: Ipv4,
+    /// Features that the driver must not accept, such as -event_idx,-mrg_rxbuf.
+    #[arg(long, value_name = "-NAME,...", allow_hyphen_values = true)]
+    features: Option<String>,
+    /// How much the guest prints: off, error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = word::<LogLevel>)]
+    log: LogLevel,
+    /// Record every frame in this file, which Wireshark opens.
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+    /// The QEMU program; the one on the path if not given.
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
+    /// Boot this ELF file (by PVH) instead of building the guest.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "KICKPATH_KERNEL",
+        conflicts_with = "image"
+    )]
+    kernel: Option<PathBuf>,
+    /// Boot this disk image (BIOS or UEFI, whichever it is) instead of the ELF file.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// Install nothing; say what is missing instead.
+    #[arg(long)]
+    no_install: bool,
+    /// Print QEMU's command line, ready to paste, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Options of `run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// The far end of the cable: a host of our own, QEMU's user network, or Linux (root).
+    #[arg(long, value_name = "dgram|user|tap", default_value = "dgram")]
+    pub net: NetChoice,
+    /// Print one JSON object instead of the story.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `serve`.
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// TCP port of 127.0.0.1 for the status page; the next free one if it is taken.
+    #[arg(long, value_name = "PORT", default_value_t = 8080,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    http_port: u16,
+    /// Port of 127.0.0.1 for the UDP and TCP echo; the next free one if it is taken.
+    #[arg(long, value_name = "PORT", default_value_t = 7007,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    echo_port: u16,
+}
+
+/// Options of `bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// UDP echo requests.
+    #[arg(long, value_name = "COUNT", default_value_t = 100_000,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    echoes: u64,
+    /// Print one JSON object instead of the tables.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `image`.
+#[derive(Args, Debug)]
+pub struct ImageArgs {
+    /// Where to put the image that a BIOS boots.
+    #[arg(long, value_name = "FILE", required_unless_present = "uefi")]
+    pub bios: Option<PathBuf>,
+    /// Where to put the image that UEFI firmware boots.
+    #[arg(long, value_name = "FILE")]
+    pub uefi: Option<PathBuf>,
+    /// Use this ELF file instead of building the guest.
+    #[arg(long, value_name = "FILE", env = "KICKPATH_KERNEL")]
+    pub kernel: Option<PathBuf>,
+    /// Install nothing; say what is missing instead.
+    #[arg(long)]
+    no_install: bool,
+}
+
+/// Options of `doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// The QEMU program to look at; the one on the path if not given.
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+    /// Print one JSON object instead of the list.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KindArg {
+    Pc,
+    Q35,
+    Microvm,
+}
+
+/// An IPv4 configuration that a command line can hold.
+#[derive(Clone, Copy, Debug)]
+struct Ipv4(Ipv4Config);
+
+fn ipv4(text: &str) -> Result<Ipv4, String> {
+    parse_ipv4(text).map(Ipv4).ok_or_else(|| {
+        "expected dhcp or a host's address with its prefix, such as 10.0.2.15/24".into()
+    })
+}
+
+/// An enumeration of the guest's configuration, by its own words.
+trait Words: Copy + 'static {
+    const ALL: &'static [Self];
+    fn word(self) -> &'static str;
+}
+
+macro_rules! words {
+    ($($name:ident)+) => {
+        $(impl Words for config::$name {
+            const ALL: &'static [Self] = config::$name::ALL;
+            fn word(self) -> &'static str {
+                config::$name::word(self)
+            }
+        })+
+    };
+}
+
+words!(Transport Irq LogLevel);
+
+fn word<T: Words>(text: &str) -> Result<T, String> {
+    let found = T::ALL.iter().find(|value| value.word() == text);
+    found.copied().ok_or_else(|| {
+        let all: Vec<_> = T::ALL.iter().map(|value| value.word()).collect();
+        format!("expected one of: {}", all.join(", "))
+    })
+}
+
+fn policy(no_install: bool) -> Policy {
+    if no_install {
+        Policy::Forbid
+    } else {
+        Policy::Install
+    }
+}
+
+impl MachineArgs {
+    /// As the library takes them.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            accel: self.accel,
+            kind: match self.machine {
+                KindArg::Pc => Kind::Pc,
+                KindArg::Q35 => Kind::Q35,
+                KindArg::Microvm => Kind::Microvm,
+            },
+            transport: self.transport,
+            irq: self.irq,
+            memory: self.memory,
+            qemu: self.qemu.clone(),
+            ipv4: self.ip.0,
+            pcap: self.pcap.clone(),
+            log: self.log,
+            features: self.features.clone(),
+            kernel: self.kernel.clone(),
+            image: self.image.clone(),
+            policy: policy(self.no_install),
+        }
+    }
+}
+
+impl ServeArgs {
+    pub fn options(&self) -> ServeOptions {
+        ServeOptions {
+            http: self.http_port,
+            echo: self.echo_port,
+        }
+    }
+}
+
+impl BenchArgs {
+    pub fn options(&self) -> BenchOptions {
+        BenchOptions {
+            echoes: self.echoes,
+            ..BenchOptions::default()
+        }
+    }
+}
+
+impl ImageArgs {
+    pub fn policy(&self) -> Policy {
+        policy(self.no_install)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(format!("kickpath {line}").split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_is_run() {
+        let cli = parse("--irq intx --features=-event_idx,-mac --net tap --json").unwrap();
+        assert!(cli.command.is_none());
+        let settings = cli.run.machine.settings();
+        assert_eq!(settings.irq, Irq::Intx);
+        assert_eq!(settings.features.as_deref(), Some("-event_idx,-mac"));
+        assert_eq!(cli.run.net, NetChoice::Tap);
+        assert!(cli.run.json);
+        let Some(Command::Run(run)) = parse("run --machine q35").unwrap().command else {
+            panic!("run is a command");
+        };
+        assert_eq!(run.machine.settings().kind, Kind::Q35);
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        let settings = parse("").unwrap().run.machine.settings();
+        assert_eq!(settings.ipv4, Ipv4Config::Static(Ipv4Config::FALLBACK));
+        assert_eq!(settings.policy, Policy::Install);
+        let dhcp = parse("--ip dhcp --no-install")
+            .unwrap()
+            .run
+            .machine
+            .settings();
+        assert_eq!(dhcp.ipv4, Ipv4Config::Dhcp);
+        assert_eq!(dhcp.policy, Policy::Forbid);
+    }
+
+    #[test]
+    fn a_wrong_value_names_the_right_ones() {
+        for (line, expected) in [
+            ("--irq inty", "msix-shared"),
+            ("--ip 10.0.0.1", "10.0.2.15/24"),
+            ("--memory 1X", "64M"),
+            ("--net vpn", "dgram, user or tap"),
+            ("--accel hvf", "auto, kvm or tcg"),
+            ("--kernel a --image b", "cannot be used with"),
+            ("--pcap x serve", ""),
+            ("image", "--bios"),
+            ("bench --echoes 0", "1.."),
+            ("serve --http-port 0", "1.."),
+        ] {
+            let error = parse(line).unwrap_err().to_string();
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
+}

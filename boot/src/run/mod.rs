@@ -1,0 +1,328 @@
+//! `kickpath run`: boots the guest, talks to it, and tells the story.
+
+mod report;
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use kickpath_abi::status::Status;
+use serde::Serialize;
+
+use crate::command::Sink;
+use crate::guest::{Cause, Guest};
+use crate::ports::Services;
+use crate::qemu::Net;
+use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status};
+use crate::terminal::Story;
+use crate::wire::{Echo, FarEnd, HostSockets, Peer, PingReport, Tap, WireError};
+
+/// Pings of a run.
+const PINGS: u32 = 10;
+
+/// Content bytes of a ping, as of Linux's `ping`.
+const PING_SIZE: usize = 56;
+
+/// Content bytes of the UDP echoes: the smallest, a usual one, one in the
+/// middle, and the largest that fits into an Ethernet frame.
+const UDP_SIZES: [usize; 4] = [1, 64, 512, 1472];
+
+/// Where a guest's services are looked for on the loopback interface.
+pub(crate) const FIRST_PORTS: (u16, u16) = (8080, 7007);
+
+/// What a run found, as `--json` prints it.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether every reply came back intact.
+    pub ok: bool,
+    /// What was not as it should be.
+    pub failures: Vec<String>,
+    /// `kvm` or `tcg`.
+    pub accelerator: &'static str,
+    /// Why this one.
+    pub accelerator_reason: String,
+    /// The machine type.
+    pub machine: &'static str,
+    /// QEMU's version.
+    pub qemu: String,
+    /// QEMU's command line, ready to paste.
+    pub command_line: String,
+    /// From the start of QEMU until the guest served, in milliseconds.
+    pub up_after_ms: f64,
+    /// The guest's address with prefix.
+    pub address: String,
+    /// The pings; `None` where the far end cannot ping.
+    pub ping: Option<PingReport>,
+    /// The UDP echoes.
+    pub udp: Vec<UdpResult>,
+    /// The status page.
+    pub http: Option<HttpResult>,
+    /// The guest's report on itself, fetched at the end.
+    pub status: Option<Status>,
+}
+
+/// One UDP echo.
+#[derive(Debug, Serialize)]
+pub struct UdpResult {
+    /// Content bytes.
+    pub bytes: usize,
+    /// What came back.
+    #[serde(flatten)]
+    pub echo: Option<Echo>,
+    /// Why nothing intact came back.
+    pub error: Option<String>,
+}
+
+/// The status page.
+#[derive(Debug, Serialize)]
+pub struct HttpResult {
+    /// The status code.
+    pub status: u16,
+    /// Length of the page in bytes.
+    pub bytes: usize,
+    /// Its type.
+    pub content_type: String,
+}
+
+/// The far end of a run and what keeps it there.
+enum Cable {
+    Peer(Peer),
+    User(HostSockets),
+    Tap(Tap, HostSockets),
+}
+
+impl Cable {
+    fn far_end(&self) -> &dyn FarEnd {
+        match self {
+            Self::Peer(peer) => peer,
+            Self::User(sockets) | Self::Tap(_, sockets) => sockets,
+        }
+    }
+
+    fn describe(&self, prepared: &Prepared) -> String {
+        let host = prepared.plan.host;
+        match self {
+            Self::Peer(_) => format!(
+                "one Ethernet frame a Unix datagram; at the far end a host of our own, {host}"
+            ),
+            Self::User(_) => format!("QEMU's user network ({host}), ports of 127.0.0.1 forwarded"),
+            Self::Tap(tap, _) => format!(
+                "tap device; at the far end Linux, {host}, in the network namespace {}",
+                tap.namespace()
+            ),
+        }
+    }
+}
+
+/// The network of a command line that is printed and not run.
+///
+/// # Errors
+/// No port is free.
+pub fn dry_run_net(prepared: &Prepared, choice: NetChoice) -> Result<Net, SessionError> {
+    Ok(match choice {
+        NetChoice::Dgram => Net::dgram_to_paste(),
+        NetChoice::User => prepared.user_net(Services::find(FIRST_PORTS.0, FIRST_PORTS.1)?),
+        NetChoice::Tap => Net::TapName("tap0".into()),
+    })
+}
+
+/// Starts QEMU at this end of a cable.
+fn launch(prepared: &mut Prepared, choice: NetChoice) -> Result<(Guest, Cable), SessionError> {
+    match choice {
+        NetChoice::Dgram => {
+            let peer = prepared.connect_peer()?;
+            let mut guest = prepared.launch()?;
+            guest.attach_frames(peer.frame_log());
+            Ok((guest, Cable::Peer(peer)))
+        }
+        NetChoice::User => {
+            let (guest, services) = prepared.launch_forwarded(FIRST_PORTS)?;
+            let sockets = HostSockets::forwarded(services.forwards());
+            Ok((guest, Cable::User(sockets)))
+        }
+        NetChoice::Tap => {
+            let tap = prepared.connect_tap()?;
+            let guest = prepared.launch()?;
+            let sockets = tap.sockets();
+            Ok((guest, Cable::Tap(tap, sockets)))
+        }
+    }
+}
+
+/// Boots the guest and talks to it; tells `story`, where there is one, what
+/// happens while it happens.
+///
+/// # Errors
+/// The guest does not come up, or stops. A reply that is missing or damaged is
+/// not an error here but in the report.
+pub fn run<W: Write>(
+    settings: &Settings,
+    net: NetChoice,
+    mut story: Option<&mut Story<W>>,
+    sink: &mut Sink<'_>,
+) -> Result<Report, SessionError> {
+    let mut prepared = settings.prepare(false, sink)?;
+    if let Some(story) = &mut story {
+        report::machine(story, &prepared)?;
+    }
+    let (guest, cable) = launch(&mut prepared, net)?;
+    if let Some(story) = &mut story {
+        story.row("Cable", &cable.describe(&prepared))?;
+    }
+    let up = prepared.wait_until_up(&guest)?;
+    let far = cable.far_end();
+    let bound = prepared.accel().reply_bound();
+    let ip = up.ip();
+
+    let mut report = Report {
+        ok: false,
+        failures: Vec::new(),
+        accelerator: prepared.accel().word(),
+        accelerator_reason: prepared.decision.reason.clone(),
+        machine: settings.kind.word(),
+        qemu: qemu_version(&guest)?,
+        command_line: guest.command_line().to_owned(),
+        up_after_ms: up.line.at.as_secs_f64() * 1e3,
+        address: format!("{}/{}", up.address.address, up.address.prefix),
+        ping: None,
+        udp: Vec::new(),
+        http: None,
+        status: None,
+    };
+    // TCP comes first: it sends again what is lost while the guest still takes
+    // addresses from a router and forgets its neighbours.
+    match fetch_status(far, ip, bound) {
+        Ok(status) => {
+            if let Some(story) = &mut story {
+                report::boot(story, &status, &report)?;
+                report::device(story, &status)?;
+            }
+        }
+        Err(error) => report.failures.push(error.to_string()),
+    }
+    if let Some(story) = &mut story {
+        story.section("Traffic")?;
+    }
+    ping(far, ip, bound, &mut report, story.as_deref_mut())?;
+    udp(far, ip, bound, &mut report, story.as_deref_mut())?;
+    http(far, ip, bound, &mut report, story.as_deref_mut())?;
+    match fetch_status(far, ip, bound) {
+        Ok(status) => {
+            if let Some(story) = &mut story {
+                report::counters(story, &status.counters)?;
+            }
+            report.status = Some(status);
+        }
+        Err(error) => report.failures.push(error.to_string()),
+    }
+    if crate::interrupt::requested() {
+        return Err(guest.failure(Cause::Interrupted).into());
+    }
+    // A guest that stopped meanwhile is the cause of what is missing.
+    guest.check()?;
+    report.ok = report.failures.is_empty();
+    if report.ok {
+        if let Some(story) = &mut story {
+            report::end(story)?;
+        }
+        return Ok(report);
+    }
+    if let Some(story) = &mut story {
+        story.conclusion(false, "Not every reply came back intact.")?;
+        let cause = Cause::Other(report.failures.join("\n"));
+        return Err(guest.failure(cause).into());
+    }
+    Ok(report)
+}
+
+fn ping<W: Write>(
+    far: &dyn FarEnd,
+    ip: IpAddr,
+    bound: Duration,
+    report: &mut Report,
+    story: Option<&mut Story<W>>,
+) -> Result<(), SessionError> {
+    let result = far.ping(ip, PINGS, PING_SIZE, bound);
+    let (good, text) = match &result {
+        Ok(ping) => {
+            let good = ping.received == ping.sent && ping.corrupted == 0;
+            (good, report::ping(ping))
+        }
+        // Not a failure: nobody promised it.
+        Err(WireError::NotPossible(why)) => (true, format!("left out: {why}")),
+        Err(error) => (false, error.to_string()),
+    };
+    if let Some(story) = story {
+        story.verdict("Ping", good, &text)?;
+    }
+    if !good {
+        report.failures.push(format!("ping: {text}"));
+    }
+    report.ping = result.ok();
+    Ok(())
+}
+
+fn udp<W: Write>(
+    far: &dyn FarEnd,
+    ip: IpAddr,
+    bound: Duration,
+    report: &mut Report,
+    story: Option<&mut Story<W>>,
+) -> Result<(), SessionError> {
+    for bytes in UDP_SIZES {
+        let result = far.udp_echo(ip, bytes, bound);
+        let error = result.as_ref().err().map(ToString::to_string);
+        report.failures.extend(error.clone());
+        report.udp.push(UdpResult {
+            bytes,
+            echo: result.ok(),
+            error,
+        });
+    }
+    if let Some(story) = story {
+        let good = report.udp.iter().all(|result| result.error.is_none());
+        story.verdict("UDP echo", good, &report::udp(&report.udp))?;
+    }
+    Ok(())
+}
+
+fn http<W: Write>(
+    far: &dyn FarEnd,
+    ip: IpAddr,
+    bound: Duration,
+    report: &mut Report,
+    story: Option<&mut Story<W>>,
+) -> Result<(), SessionError> {
+    let (good, text) = match far.http_get(ip, "/", bound) {
+        Ok(page) => {
+            let content_type = page.field("content-type").unwrap_or("no type").to_owned();
+            let bytes = page.body.len();
+            let text = report::http(ip, page.status, bytes, &content_type);
+            report.http = Some(HttpResult {
+                status: page.status,
+                bytes,
+                content_type,
+            });
+            (page.status == 200 && bytes > 0, text)
+        }
+        Err(error) => (false, error.to_string()),
+    };
+    if let Some(story) = story {
+        story.verdict("HTTP", good, &text)?;
+    }
+    if !good {
+        report.failures.push(text);
+    }
+    Ok(())
+}
+
+fn qemu_version(guest: &Guest) -> Result<String, SessionError> {
+    let version = guest.qmp("query-version", serde_json::Value::Null)?;
+    let part = |name: &str| version["qemu"][name].as_u64().unwrap_or_default();
+    Ok(format!(
+        "{}.{}.{}",
+        part("major"),
+        part("minor"),
+        part("micro")
+    ))
+}

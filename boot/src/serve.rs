@@ -1,0 +1,108 @@
+//! `kickpath serve`: keeps the guest up until Ctrl-C.
+
+use std::io::Write;
+use std::time::Duration;
+
+use crate::command::Sink;
+use crate::guest::{Cause, Guest};
+use crate::interrupt;
+use crate::ports::Services;
+use crate::qemu::Net;
+use crate::session::{Prepared, SessionError, Settings};
+use crate::terminal::Story;
+
+/// The preferred ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServeOptions {
+    /// First TCP port that is tried for the status page.
+    pub http: u16,
+    /// First port that is tried for the UDP and TCP echo.
+    pub echo: u16,
+}
+
+/// The network of `serve` on a machine that is described and not run.
+///
+/// # Errors
+/// No port is free.
+pub fn dry_run_net(prepared: &Prepared, options: ServeOptions) -> Result<Net, SessionError> {
+    let services = Services::find(options.http, options.echo)?;
+    Ok(prepared.user_net(services))
+}
+
+/// Serves until Ctrl-C, which is success, or until the guest ends, which is
+/// not.
+///
+/// # Errors
+/// The guest does not come up, or ends.
+pub fn serve<W: Write>(
+    settings: &Settings,
+    options: ServeOptions,
+    story: &mut Story<W>,
+    sink: &mut Sink<'_>,
+) -> Result<(), SessionError> {
+    let mut prepared = settings.prepare(false, sink)?;
+    story.section("Machine")?;
+    story.row("Accelerator", &prepared.decision.to_string())?;
+    let (guest, services) = prepared.launch_forwarded((options.http, options.echo))?;
+    let served = until_up(&prepared, &guest, story).and_then(|seen| {
+        addresses(story, services)?;
+        stream(&guest, seen, story)
+    });
+    match served {
+        Err(SessionError::Guest(failure)) if matches!(failure.cause, Cause::Interrupted) => {
+            story.line("")?;
+            story.line("Stopped. QEMU has ended, and nothing is left behind.")?;
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Shows the boot; returns the number of the first line not shown.
+fn until_up<W: Write>(
+    prepared: &Prepared,
+    guest: &Guest,
+    story: &mut Story<W>,
+) -> Result<u64, SessionError> {
+    let up = prepared.wait_until_up(guest)?;
+    story.section("Guest")?;
+    let mut next = 0;
+    for line in guest.console_since(0) {
+        if line.number <= up.line.number {
+            story.faint(&format!("  {}", line.text))?;
+            next = line.number + 1;
+        }
+    }
+    Ok(next)
+}
+
+fn addresses<W: Write>(story: &mut Story<W>, services: Services) -> Result<(), SessionError> {
+    let Services { http, echo } = services;
+    story.section("Open")?;
+    story.row("Status page", &format!("http://127.0.0.1:{http}/"))?;
+    story.row("JSON", &format!("http://127.0.0.1:{http}/stats.json"))?;
+    story.row("Prometheus", &format!("http://127.0.0.1:{http}/metrics"))?;
+    story.row("Echo", &format!("127.0.0.1:{echo}, UDP and TCP"))?;
+    story.section("Try, in another terminal")?;
+    story.line(&format!("  curl http://127.0.0.1:{http}/stats.json"))?;
+    story.line(&format!("  echo hello | nc -u -w1 127.0.0.1 {echo}"))?;
+    story.line(&format!("  echo hello | nc -N 127.0.0.1 {echo}"))?;
+    story.section("The guest's log follows; Ctrl-C ends it all")?;
+    Ok(())
+}
+
+fn stream<W: Write>(
+    guest: &Guest,
+    mut next: u64,
+    story: &mut Story<W>,
+) -> Result<(), SessionError> {
+    loop {
+        for line in guest.next_lines(next, Duration::from_secs(1))? {
+            story.faint(&format!("  {}", line.text))?;
+            next = line.number + 1;
+        }
+        if interrupt::requested() {
+            return Err(guest.failure(Cause::Interrupted).into());
+        }
+    }
+}
