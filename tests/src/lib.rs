@@ -1,1 +1,14 @@
-//! What the guest tests share.
+//! What the guest tests share: the machine made ready ([`setup`]), a guest
+//! with a host at the far end of its cable ([`Lab`]), a list of tests with
+//! reasons for those that cannot run here ([`Suite`]), and frames that no
+//! honest host would send ([`frames`]).
+
+pub mod frames;
+mod lab;
+mod raw_wire;
+pub mod setup;
+mod suite;
+
+pub use lab::{Lab, Spec, UP, parse_address};
+pub use raw_wire::RawWire;
+pub use suite::Suite;

@@ -1,0 +1,121 @@
+//! The list of tests, and the report at its end.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Result, anyhow};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::{Lab, Spec};
+
+/// Guests at a time: each keeps one CPU busy, and one at the far end.
+const GUESTS: usize = 2;
+
+type Skipped = Arc<Mutex<Vec<(String, String)>>>;
+
+/// A list of tests. They run in the order in which they were added, two at a
+/// time unless `--test-threads` says otherwise.
+#[derive(Default)]
+pub struct Suite {
+    trials: Vec<Trial>,
+    skipped: Skipped,
+    missing: Option<String>,
+}
+
+impl Suite {
+    /// Adds tests that can only run when `missing` is `None`; otherwise it is
+    /// the reason that is shown for each of them.
+    pub fn needs(&mut self, missing: Option<String>, add: impl FnOnce(&mut Self)) {
+        let before = std::mem::replace(&mut self.missing, missing);
+        add(self);
+        self.missing = before;
+    }
+
+    /// Adds a test.
+    pub fn test(&mut self, name: &str, body: impl FnOnce() -> Result<()> + Send + 'static) {
+        let skipped = Arc::clone(&self.skipped);
+        let missing = self.missing.clone();
+        let title = name.to_owned();
+        self.trials.push(Trial::ignorable_test(name, move || {
+            if let Some(reason) = missing {
+                let mut skipped = skipped.lock().unwrap_or_else(PoisonError::into_inner);
+                skipped.push((title, reason.clone()));
+                return Ok(Completion::ignored_with(reason));
+            }
+            caught(body).map_err(|error| Failed::from(format!("{error:#}")))?;
+            Ok(Completion::Completed)
+        }));
+    }
+
+    /// Adds a test with a guest that is up. When it is over the guest must
+    /// still answer, and must not have counted an error of the device.
+    pub fn guest(
+        &mut self,
+        name: &str,
+        spec: Spec,
+        body: impl FnOnce(&mut Lab) -> Result<()> + Send + 'static,
+    ) {
+        self.launch(name, spec, |lab| {
+            lab.wait_until_up()?;
+            body(lab)?;
+            lab.check_health()
+        });
+    }
+
+    /// Adds a test with a guest that has just been started.
+    pub fn launch(
+        &mut self,
+        name: &str,
+        spec: Spec,
+        body: impl FnOnce(&mut Lab) -> Result<()> + Send + 'static,
+    ) {
+        self.test(name, move || {
+            let mut lab = Lab::launch(spec)?;
+            caught(|| body(&mut lab)).map_err(|error| lab.report(&error))
+        });
+    }
+
+    /// Runs the tests that the command line asks for, and says why others were
+    /// skipped.
+    pub fn run(self) -> ExitCode {
+        let mut arguments = Arguments::from_args();
+        arguments.test_threads.get_or_insert(GUESTS);
+        let conclusion = libtest_mimic::run(&arguments, self.trials);
+        if arguments.list {
+            return ExitCode::SUCCESS;
+        }
+        let mut skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        skipped.sort_by(|a, b| a.1.cmp(&b.1));
+        println!(
+            "{} passed, {} failed, {} skipped",
+            conclusion.num_passed,
+            conclusion.num_failed,
+            skipped.len()
+        );
+        for group in skipped.chunk_by(|a, b| a.1 == b.1) {
+            let names: Vec<&str> = group.iter().map(|(name, _)| name.as_str()).collect();
+            println!(
+                "  {} skipped, {}: {}",
+                group.len(),
+                group[0].1,
+                names.join(", ")
+            );
+        }
+        conclusion.exit_code()
+    }
+}
+
+/// A panic as an error, so that the report of a guest can be added to it.
+fn caught(body: impl FnOnce() -> Result<()>) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(anyhow!(text(&*panic))))
+}
+
+fn text(panic: &(dyn Any + Send)) -> String {
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("panicked: {}", message.unwrap_or("no message"))
+}

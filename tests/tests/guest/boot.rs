@@ -1,0 +1,154 @@
+//! Memory, configuration, and how the guest comes up.
+
+use anyhow::{Result, ensure};
+use kickpath::qemu::Kind;
+use kickpath_abi::config::{FW_CFG_FILE, Ipv4Config};
+use kickpath_tests::{Lab, Spec, Suite};
+
+use crate::faults::{FAILURE, expect_on_console};
+
+pub fn add(suite: &mut Suite) {
+    for kind in [Kind::Pc, Kind::Q35] {
+        for memory in ["16M", "64M", "3G", "8G"] {
+            let spec = memory_of(kind, memory);
+            let name = format!("boot::{kind}_with_{memory}_of_memory");
+            suite.guest(&name, spec, |lab| {
+                lab.check_services()?;
+                lab.echo_flood(3000, 1472)
+            });
+        }
+    }
+    // From an amount on, the guest works; below it, it says why it does not.
+    for memory in ["2M", "3M", "4M", "6M", "8M", "10M", "12M"] {
+        let name = format!("boot::pc_with_{memory}_works_or_says_why_not");
+        suite.launch(&name, memory_of(Kind::Pc, memory), works_or_says_why);
+    }
+    let floor = memory_of(Kind::Pc, "4M");
+    suite.launch(
+        "boot::too_little_memory_ends_with_a_message",
+        floor,
+        |lab| {
+            let exit = lab.guest.wait_for_exit(lab.left())?;
+            ensure!(exit == kickpath::guest::Exit::Guest(FAILURE), "{exit}");
+            expect_on_console(lab, &["memory"])
+        },
+    );
+
+    let bad = Spec::pc().ipv4(Ipv4Config::Dhcp).edit(|machine| {
+        let words = "colour=red log=loud irq=none ip=10.0.0.1/33 gateway=x transport features=mac";
+        machine.extra.extend(["-append".into(), words.into()]);
+    });
+    suite.guest(
+        "boot::bad_words_are_reported_and_the_defaults_used",
+        bad,
+        |lab| {
+            expect_on_console(
+                lab,
+                &[
+                    "unknown configuration key in 'colour=red'",
+                    "log='loud'",
+                    "irq='none'",
+                    "ip='10.0.0.1/33'",
+                    "gateway='x'",
+                    "unknown configuration key in 'transport'",
+                    "features='mac'",
+                ],
+            )?;
+            let status = lab.status()?;
+            ensure!(status.network.ipv4_source == "dhcp", "{:?}", status.network);
+            ensure!(status.interrupts.rung == "msix", "{:?}", status.interrupts);
+            lab.check_services()
+        },
+    );
+    let long = Spec::pc().edit(|machine| {
+        let words = format!("{}ip=10.0.2.15/24", "x=y ".repeat(300));
+        machine.extra.extend(["-append".into(), words.into()]);
+    });
+    suite.guest(
+        "boot::a_long_command_line_is_read_to_its_end",
+        long,
+        |lab| {
+            ensure!(
+                lab.status()?.network.ipv4_source == "static",
+                "{:?}",
+                lab.status()?.network
+            );
+            Ok(())
+        },
+    );
+    let fw_cfg = Spec::pc().ipv4(Ipv4Config::Dhcp).edit(|machine| {
+        let file = format!("name={FW_CFG_FILE},string=ip=10.0.2.15/24 irq=intx");
+        machine.extra.extend(["-fw_cfg".into(), file.into()]);
+    });
+    suite.guest(
+        "boot::the_configuration_can_come_by_fw_cfg",
+        fw_cfg,
+        |lab| {
+            let status = lab.status()?;
+            ensure!(
+                status.network.ipv4_source == "static",
+                "{:?}",
+                status.network
+            );
+            ensure!(status.interrupts.rung == "intx", "{:?}", status.interrupts);
+            ensure!(
+                status.boot.configuration.contains("irq=intx"),
+                "{:?}",
+                status.boot
+            );
+            lab.check_services()
+        },
+    );
+    let both = Spec::pc().edit(|machine| {
+        let file = format!("name={FW_CFG_FILE},string=irq=intx");
+        machine.extra.extend(["-fw_cfg".into(), file.into()]);
+    });
+    suite.guest("boot::the_command_line_comes_before_fw_cfg", both, |lab| {
+        ensure!(
+            lab.status()?.interrupts.rung == "msix",
+            "{:?}",
+            lab.status()?.interrupts
+        );
+        Ok(())
+    });
+    for cpus in [2, 4] {
+        let spec = Spec::pc().edit(move |machine| machine.cpus = cpus);
+        suite.guest(&format!("boot::with_{cpus}_cpus"), spec, |lab| {
+            lab.check_services()
+        });
+    }
+    for cpu in ["qemu64", "max", "Nehalem"] {
+        let spec = Spec::pc().edit(move |machine| machine.cpu = Some(cpu.into()));
+        let name = format!("boot::on_the_cpu_{}", cpu.to_lowercase());
+        suite.guest(&name, spec, |lab| lab.check_services());
+    }
+    let quiet = Spec::pc().config(|config| config.log = kickpath_abi::config::LogLevel::Trace);
+    suite.guest("boot::with_the_log_at_trace", quiet, |lab| {
+        lab.check_services()
+    });
+}
+
+fn memory_of(kind: Kind, memory: &'static str) -> Spec {
+    Spec::new(kind).edit(move |machine| {
+        machine.memory = memory.parse().expect("an amount of memory");
+    })
+}
+
+fn works_or_says_why(lab: &mut Lab) -> Result<()> {
+    match lab.wait_until_up() {
+        Ok(()) => lab.check_services(),
+        Err(_) => {
+            let exit = lab.guest.wait_for_exit(lab.left())?;
+            // Below a few MiB QEMU cannot even load the kernel.
+            let refused = matches!(exit, kickpath::guest::Exit::Failed(_));
+            ensure!(
+                refused || exit == kickpath::guest::Exit::Guest(FAILURE),
+                "{exit}"
+            );
+            if !refused {
+                expect_on_console(lab, &["memory"])?;
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Which network device is found, and what is said when none can be used.
+
+use anyhow::{Result, ensure};
+use kickpath::qemu::{Kind, NicTransport};
+use kickpath_abi::config::Transport;
+use kickpath_tests::{Lab, Spec, Suite};
+
+use crate::faults::{expect_failure, expect_on_console};
+
+pub fn add(suite: &mut Suite) {
+    for kind in [Kind::Pc, Kind::Q35] {
+        let none = Spec::new(kind).edit(|machine| machine.nic = None);
+        suite.launch(&format!("devices::{kind}_without_one"), none, |lab| {
+            expect_failure(lab, &["no virtio network device"])
+        });
+        let modern = Spec::new(kind).nic(|nic| nic.transport = NicTransport::Modern);
+        suite.launch(
+            &format!("devices::{kind}_with_a_modern_one_only"),
+            modern,
+            |lab| expect_failure(lab, &["1af4:1041", "no virtio network device is usable"]),
+        );
+        let legacy = Spec::new(kind).nic(|nic| nic.transport = NicTransport::Legacy);
+        suite.guest(
+            &format!("devices::{kind}_with_a_legacy_one_only"),
+            legacy,
+            |lab| {
+                let device = lab.status()?.device;
+                ensure!(device.transport_alternatives.is_empty(), "{device:?}");
+                lab.check_services()
+            },
+        );
+        // Both on the cable would be two hosts of one address; the second one
+        // has a cable of its own, that leads nowhere.
+        let two = Spec::new(kind).extra(&[
+            "-netdev",
+            "hubport,id=second,hubid=1",
+            "-device",
+            "virtio-net-pci,netdev=second,romfile=,mac=52:54:00:4b:50:99",
+        ]);
+        suite.guest(&format!("devices::{kind}_with_two"), two, |lab| {
+            expect_on_console(lab, &["2 network devices"])?;
+            ensure!(
+                lab.status()?.device.mac == "52:54:00:4b:50:01",
+                "the second one was taken"
+            );
+            lab.check_services()
+        });
+        // The first one in the order of the bus cannot be used.
+        let second = Spec::new(kind).property("addr", "9").extra(&[
+            "-netdev",
+            "hubport,id=first,hubid=1",
+            "-device",
+            "virtio-net-pci,netdev=first,romfile=,addr=8,disable-legacy=on",
+        ]);
+        suite.guest(
+            &format!("devices::{kind}_whose_first_is_modern_only"),
+            second,
+            |lab| {
+                expect_on_console(lab, &["00:08.0", "2 network devices"])?;
+                check_location(lab, "00:09.0")
+            },
+        );
+        let function = Spec::new(kind)
+            .extra(&["-device", "virtio-rng-pci,addr=8.0,multifunction=on"])
+            .property("addr", "8.3");
+        suite.guest(
+            &format!("devices::{kind}_in_a_later_function"),
+            function,
+            |lab| check_location(lab, "00:08.3"),
+        );
+    }
+    // The bridge comes behind the device on the command line, and so does the
+    // device: `extra` is at the end.
+    let bridge = Spec::pc().edit(|machine| behind(machine, "pci-bridge,id=bridge,chassis_nr=1"));
+    suite.guest("devices::pc_behind_a_bridge", bridge, |lab| {
+        check_location(lab, "01:05.0")
+    });
+    let bridge = Spec::new(Kind::Q35).edit(|machine| behind(machine, "pcie-pci-bridge,id=bridge"));
+    suite.guest("devices::q35_behind_a_bridge", bridge, |lab| {
+        check_location(lab, "01:05.0")
+    });
+
+    for (transport, message) in [
+        (Transport::Modern, "transport=modern is not built yet"),
+        (Transport::Mmio, "transport=mmio is not built yet"),
+    ] {
+        let spec = Spec::pc().config(move |config| config.transport = transport);
+        let name = format!("devices::transport_{transport}_is_refused");
+        suite.launch(&name, spec, move |lab| expect_failure(lab, &[message]));
+    }
+}
+
+/// Moves the network device behind a bridge.
+fn behind(machine: &mut kickpath::qemu::Machine, bridge: &str) {
+    if let Some(nic) = &mut machine.nic {
+        nic.properties.push(("bus".into(), "bridge".into()));
+        nic.properties.push(("addr".into(), "5".into()));
+    }
+    // QEMU creates devices in the order of its command line, but knows all
+    // buses that `-readconfig` or an earlier option made: machine options come
+    // first.
+    machine
+        .extra
+        .splice(0..0, ["-device".into(), bridge.into()]);
+}
+
+fn check_location(lab: &Lab, place: &str) -> Result<()> {
+    let status = lab.status()?;
+    ensure!(
+        status.device.location.contains(place),
+        "{} instead of {place}",
+        status.device.location
+    );
+    ensure!(status.interrupts.rung == "msix", "{:?}", status.interrupts);
+    lab.check_services()
+}

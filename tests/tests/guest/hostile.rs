@@ -1,0 +1,179 @@
+//! A network that sends what no honest host would send.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use kickpath::qemu::GUEST_MAC;
+use kickpath::wire::peer::PEER_MAC;
+use kickpath_tests::frames::{self, Random, Route};
+use kickpath_tests::{Lab, Spec, Suite};
+
+/// The number of an honest request behind those that are looked at.
+const FENCE: u16 = 0xc000;
+
+pub fn add(suite: &mut Suite) {
+    suite.guest("hostile::honest_requests_are_answered", Spec::pc(), |lab| {
+        // Else the next test would say nothing.
+        let route = from_peer(lab)?;
+        let mut no_checksum = route.udp4(5, b"x");
+        no_checksum[frames::IPV4_PAYLOAD + 6..][..2].fill(0);
+        let mut padded = route.udp4(6, b"x");
+        padded.extend([0xee; 17]);
+        let requests = [
+            route.udp4(0, b"x"),
+            route.udp6(1, b"x"),
+            route.ping4(2, b"x"),
+            route.ping6(3, b"x"),
+            route.syn(4),
+            no_checksum,
+            padded,
+        ];
+        // No answer can go to port 0.
+        let requests = requests.iter().skip(1).map(Vec::as_slice);
+        let answers = answers(lab, &route, requests)?;
+        ensure!(
+            answers == BTreeSet::from([1, 2, 3, 4, 5, 6]),
+            "answers to {answers:?}"
+        );
+        Ok(())
+    });
+    suite.guest(
+        "hostile::wrong_requests_are_not_answered",
+        Spec::pc(),
+        |lab| {
+            let route = from_peer(lab)?;
+            let requests = frames::forbidden(&route);
+            let bytes = requests.iter().map(|request| request.bytes.as_slice());
+            let answers = answers(lab, &route, bytes)?;
+            let wrong: Vec<&str> = requests
+                .iter()
+                .filter(|request| answers.contains(&request.number))
+                .map(|request| request.what)
+                .collect();
+            ensure!(wrong.is_empty(), "answered: {wrong:?}");
+            lab.check_services()
+        },
+    );
+    suite.guest(
+        "hostile::junk_leaves_the_guest_answering",
+        Spec::pc(),
+        |lab| {
+            let junk = frames::junk(&from_stranger(lab)?);
+            for (index, frame) in junk.iter().enumerate() {
+                lab.peer.send_frame(frame);
+                if index % 100 == 99 {
+                    let (first, last) = (index - 99, index);
+                    lab.ping(lab.address(), 1, 56)
+                        .with_context(|| format!("after the frames {first} to {last} of junk"))?;
+                }
+            }
+            check_everything(lab)
+        },
+    );
+    let spec = Spec::pc().bound(Duration::from_secs(120));
+    suite.guest(
+        "hostile::20000_random_frames_leave_the_guest_answering",
+        spec,
+        |lab| {
+            let route = from_stranger(lab)?;
+            let seed = seed()?;
+            let mut source = Random::new(seed);
+            for thousand in 0..20 {
+                for _ in 0..1000 {
+                    lab.peer.send_frame(&frames::random(&route, &mut source));
+                }
+                lab.ping(lab.address(), 1, 56).with_context(|| {
+                    format!("seed {seed}, within {thousand}000 and the next 1000")
+                })?;
+            }
+            let lost = lab.peer.counters().to_guest_dropped;
+            ensure!(lost == 0, "QEMU did not take {lost} of the frames");
+            check_everything(lab).with_context(|| format!("seed {seed}"))
+        },
+    );
+}
+
+/// `KICKPATH_SEED`, or the same as always: a failure must be seen again.
+fn seed() -> Result<u64> {
+    match std::env::var("KICKPATH_SEED") {
+        Ok(seed) => Ok(seed.parse().context("KICKPATH_SEED")?),
+        Err(_) => Ok(0x6b69_636b),
+    }
+}
+
+/// Frames that come from the peer itself.
+fn from_peer(lab: &Lab) -> Result<Route> {
+    let from_ipv6: IpAddr = "fe80::4b:50ff:fe00:2".parse()?;
+    let to_ipv6: IpAddr = "fe80::5054:ff:fe4b:5001".parse()?;
+    let (IpAddr::V6(from_ipv6), IpAddr::V6(to_ipv6)) = (from_ipv6, to_ipv6) else {
+        bail!("not IPv6");
+    };
+    Ok(Route {
+        from: PEER_MAC,
+        from_ipv4: lab.peer.plan().host,
+        from_ipv6,
+        to: GUEST_MAC,
+        to_ipv4: lab.ipv4(),
+        to_ipv6,
+    })
+}
+
+/// Frames from somebody who is not there: what they do to the guest's tables
+/// of neighbours must not cut it off from the peer.
+fn from_stranger(lab: &Lab) -> Result<Route> {
+    Ok(Route {
+        from: [0x02, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa],
+        from_ipv4: [10, 0, 2, 0x5d].into(),
+        from_ipv6: "fe80::aaaa:aaaa:aaaa:aaaa".parse()?,
+        ..from_peer(lab)?
+    })
+}
+
+/// Sends the requests, then honest ones of each kind, and returns the numbers
+/// of all requests that were answered before those were.
+fn answers<'a>(
+    lab: &Lab,
+    route: &Route,
+    requests: impl Iterator<Item = &'a [u8]>,
+) -> Result<BTreeSet<u16>> {
+    // The guest knows the peer's hardware addresses from here on.
+    lab.ping(route.to_ipv4.into(), 1, 8)?;
+    lab.ping(route.to_ipv6.into(), 1, 8)?;
+    lab.peer.capture(4096);
+    for request in requests {
+        lab.peer.send_frame(request);
+    }
+    let fences = [
+        route.udp4(FENCE, b"fence"),
+        route.udp6(FENCE + 1, b"fence"),
+        route.ping4(FENCE + 2, b"fence"),
+        route.ping6(FENCE + 3, b"fence"),
+        route.syn(FENCE + 4),
+    ];
+    for fence in &fences {
+        lab.peer.send_frame(fence);
+    }
+    let mut open: BTreeSet<u16> = (FENCE..).take(fences.len()).collect();
+    let mut answered = BTreeSet::new();
+    while !open.is_empty() {
+        let frame = lab.peer.recv_frame(lab.soon());
+        let frame = frame.with_context(|| format!("no answer to the fences {open:x?}"))?;
+        if let Some(number) = frames::answered(&frame.bytes)
+            && !open.remove(&number)
+        {
+            answered.insert(number);
+        }
+    }
+    Ok(answered)
+}
+
+/// Half-open connections of strangers may hold the TCP services for a moment.
+fn check_everything(lab: &Lab) -> Result<()> {
+    lab.eventually("after the frames", || lab.check_services())?;
+    let to_ipv6 = from_peer(lab)?.to_ipv6;
+    lab.ping(to_ipv6.into(), 3, 56)?;
+    lab.eventually("the report after the frames", || lab.status())?;
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! A cable that is pulled and plugged in again.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kickpath::wire::FarEnd;
+use kickpath_abi::config::Irq;
+use kickpath_tests::{Lab, Spec, Suite};
+use serde_json::json;
+
+const DOWN: &str = "the link is down";
+const UP: &str = "the link is up";
+
+pub fn add(suite: &mut Suite) {
+    for (name, irq) in [
+        ("msix", Irq::Msix),
+        ("msix_shared", Irq::MsixShared),
+        ("intx", Irq::Intx),
+        ("poll", Irq::Poll),
+    ] {
+        let spec = Spec::pc().config(move |config| config.irq = irq);
+        let name = format!("link::down_and_up_again_{name}");
+        suite.guest(&name, spec, pull_and_plug);
+    }
+    let spec = Spec::pc().config(|config| config.features_off = "status".into());
+    suite.guest("link::a_guest_that_cannot_be_told_goes_on", spec, |lab| {
+        set_link(lab, false)?;
+        ensure!(lab.status().is_err(), "the link is not down");
+        set_link(lab, true)?;
+        ensure!(
+            lab.eventually("the report", || lab.status())?
+                .device
+                .link_up,
+            "link down"
+        );
+        lab.check_services()
+    });
+}
+
+fn pull_and_plug(lab: &mut Lab) -> Result<()> {
+    for round in 1..=3 {
+        set_link(lab, false)?;
+        wait_for(lab, DOWN, round)?;
+        let silence = lab
+            .peer
+            .ping(lab.address(), 1, 56, Duration::from_millis(300))?;
+        ensure!(silence.lost() == 1, "an answer through a link that is down");
+        set_link(lab, true)?;
+        wait_for(lab, UP, round)?;
+        lab.check_services()?;
+        lab.echo_flood(500, 64)?;
+        ensure!(
+            lab.status()?.device.link_up,
+            "the report says that the link is down"
+        );
+    }
+    // Once each time, not more often.
+    for text in [DOWN, UP] {
+        let count = count(lab, text);
+        ensure!(count == 3, "'{text}' was logged {count} times");
+    }
+    Ok(())
+}
+
+fn set_link(lab: &Lab, up: bool) -> Result<()> {
+    lab.guest
+        .qmp("set_link", json!({ "name": "net0", "up": up }))?;
+    Ok(())
+}
+
+fn count(lab: &Lab, text: &str) -> usize {
+    let lines = lab.guest.console_since(0);
+    lines.iter().filter(|line| line.text.contains(text)).count()
+}
+
+/// Waits for the n-th line with this text.
+fn wait_for(lab: &Lab, text: &str, n: usize) -> Result<()> {
+    let mut from = 0;
+    for _ in 0..n {
+        from = lab.guest.wait_for_line(from, text, lab.soon())?.number + 1;
+    }
+    Ok(())
+}

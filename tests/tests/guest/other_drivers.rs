@@ -1,0 +1,68 @@
+//! Drivers of the crate `virtio-drivers` for other devices, over the legacy
+//! transport of this project.
+
+use std::io::Write;
+
+use anyhow::{Result, ensure};
+use kickpath::guest::Exit;
+use kickpath_abi::config::SelfTest;
+use kickpath_tests::{Lab, Spec, Suite, setup};
+
+use crate::faults::{expect_failure, expect_on_console};
+
+/// What the guest writes to isa-debug-exit when all is well.
+const SUCCESS: u8 = 0x10;
+
+const SECTOR: usize = 512;
+const SECTORS: usize = 64;
+/// The sector that the self-test inverts.
+const INVERTED: usize = 3;
+
+pub fn add(suite: &mut Suite) {
+    let entropy = Spec::pc()
+        .config(|config| config.selftest = SelfTest::Entropy)
+        .extra(&["-device", "virtio-rng-pci,disable-modern=on"]);
+    suite.launch("other_drivers::entropy", entropy, |lab| {
+        expect_success(lab, &["selftest entropy: "])
+    });
+    suite.test("other_drivers::block", || {
+        setup::setup()?;
+        let mut disk: Vec<u8> = (0..SECTORS * SECTOR).map(|n| (n / 7) as u8).collect();
+        let mut file = tempfile::NamedTempFile::new()?;
+        file.write_all(&disk)?;
+        let drive = format!("if=none,id=disk,format=raw,file={}", file.path().display());
+        let device = "virtio-blk-pci,disable-modern=on,queue-size=16,drive=disk";
+        let spec = Spec::pc()
+            .config(|config| config.selftest = SelfTest::Block)
+            .extra(&["-drive", &drive, "-device", device]);
+        let lab = Lab::launch(spec)?;
+        expect_success(&lab, &["selftest block: 64 sectors"])
+            .map_err(|error| lab.report(&error))?;
+        for byte in &mut disk[INVERTED * SECTOR..][..SECTOR] {
+            *byte = !*byte;
+        }
+        let after = std::fs::read(file.path())?;
+        ensure!(
+            after.len() == disk.len(),
+            "the disk has {} bytes now",
+            after.len()
+        );
+        let wrong = after.iter().zip(&disk).position(|(a, b)| a != b);
+        ensure!(
+            wrong.is_none(),
+            "byte {wrong:?} of the disk is not as it should be (sector {INVERTED} inverted)"
+        );
+        Ok(())
+    });
+    for (name, selftest) in [("entropy", SelfTest::Entropy), ("block", SelfTest::Block)] {
+        let spec = Spec::pc().config(move |config| config.selftest = selftest);
+        let name = format!("other_drivers::{name}_without_its_device_fails");
+        suite.launch(&name, spec, |lab| expect_failure(lab, &["there is no"]));
+    }
+}
+
+fn expect_success(lab: &Lab, texts: &[&str]) -> Result<()> {
+    let exit = lab.guest.wait_for_exit(lab.left())?;
+    ensure!(exit == Exit::Guest(SUCCESS), "{exit}");
+    expect_on_console(lab, texts)
+}

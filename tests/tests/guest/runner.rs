@@ -1,0 +1,275 @@
+//! The command, as a person runs it: `cargo run`.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use kickpath_abi::status::Status;
+use kickpath_tests::{Suite, setup};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const BOUND: Duration = Duration::from_secs(60);
+
+pub fn add(suite: &mut Suite) {
+    suite.test("runner::run_tells_the_story_of_a_packet", || {
+        let story = run(&["run"])?;
+        for word in [
+            "TCG",
+            "virtio-net",
+            "1af4:1000",
+            "EVENT_IDX",
+            "legacy",
+            "msix taken",
+            "receive 256",
+            "transmit 256",
+            "round trip min",
+            "1472",
+            "outw",
+            "interrupts",
+        ] {
+            ensure!(story.contains(word), "'{word}' is missing:\n{story}");
+        }
+        Ok(())
+    });
+    suite.test("runner::run_prints_json_for_programs", || {
+        let text = run(&[
+            "run",
+            "--json",
+            "--machine",
+            "q35",
+            "--irq",
+            "intx",
+            "--ip",
+            "dhcp",
+        ])?;
+        let report: serde_json::Value = serde_json::from_str(&text).context(text.clone())?;
+        let status: Status = serde_json::from_value(report["status"].clone()).context(text)?;
+        ensure!(status.interrupts.rung == "intx", "{status:?}");
+        ensure!(status.network.ipv4_source == "dhcp", "{status:?}");
+        Ok(())
+    });
+    suite.test("runner::run_over_the_user_network", || {
+        run(&["run", "--net", "user", "--features=-event_idx"]).map(drop)
+    });
+    suite.needs(setup::lacks_tap(), |suite| {
+        suite.test("runner::run_over_a_tap", || {
+            run(&["run", "--net", "tap"]).map(drop)
+        });
+    });
+    suite.test("runner::run_records_frames_for_wireshark", || {
+        let directory = tempfile::tempdir()?;
+        let file = directory.path().join("run.pcap");
+        let name = file.to_str().context("a path of UTF-8")?;
+        run(&["run", "--pcap", name])?;
+        let bytes = fs::read(&file)?;
+        // The magic number of times in nanoseconds, in the writer's byte order.
+        let magic = bytes.first_chunk().context("an empty file")?;
+        ensure!(
+            [u32::from_le_bytes(*magic), u32::from_be_bytes(*magic)].contains(&0xa1b2_3c4d),
+            "{magic:x?}"
+        );
+        ensure!(bytes.len() > 4000, "{} bytes", bytes.len());
+        Ok(())
+    });
+    suite.test("runner::the_dry_run_can_be_pasted", || {
+        let line = run(&["run", "--dry-run"])?;
+        ensure!(
+            line.contains("-kernel") && line.contains("-netdev"),
+            "{line}"
+        );
+        let mut shell = Command::new("sh");
+        let output = shell.args(["-n", "-c", &line]).output()?;
+        ensure!(output.status.success(), "{output:?}\n{line}");
+        Ok(())
+    });
+    suite.test("runner::what_is_not_built_is_refused", || {
+        for arguments in [
+            ["--transport", "modern"],
+            ["--transport", "mmio"],
+            ["--machine", "microvm"],
+        ] {
+            match run(&arguments) {
+                Ok(text) => bail!("{arguments:?} was accepted:\n{text}"),
+                Err(error) => {
+                    let error = error.to_string();
+                    ensure!(error.contains("not built yet"), "{arguments:?}: {error}");
+                }
+            }
+        }
+        Ok(())
+    });
+    suite.test("runner::serve_serves_until_ctrl_c", serve);
+    suite.test("runner::bench_is_within_its_limits", || {
+        run(&["bench", "--echoes", "20000"]).map(drop)
+    });
+}
+
+/// The program, built by the cargo that runs this test.
+fn program() -> Result<&'static Path> {
+    static PROGRAM: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    PROGRAM
+        .get_or_init(|| build().map_err(|error| format!("{error:#}")))
+        .as_deref()
+        .map_err(|error| anyhow!("cannot build the command: {error}"))
+}
+
+fn build() -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["build", "--package", "kickpath", "--bin", "kickpath"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stderr(Stdio::inherit())
+        .output()?;
+    ensure!(output.status.success(), "cargo: {}", output.status);
+    let text = String::from_utf8(output.stdout)?;
+    text.lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["reason"] == "compiler-artifact")
+        .filter(|message| message["target"]["name"] == "kickpath")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo names no executable")
+}
+
+fn command(arguments: &[&str]) -> Result<Command> {
+    let kernel = &setup::setup()?.kernel;
+    let mut command = Command::new(program()?);
+    command
+        .args(arguments)
+        .env("NO_COLOR", "1")
+        .env("KICKPATH_KERNEL", kernel)
+        .stdin(Stdio::null());
+    Ok(command)
+}
+
+/// Runs the command to its end, which must be a success; returns what it
+/// printed.
+fn run(arguments: &[&str]) -> Result<String> {
+    let output = command(arguments)?.output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "kickpath {arguments:?}: {}\n{text}{errors}",
+        output.status
+    );
+    Ok(text)
+}
+
+/// A running command; killed when it is dropped.
+struct Running {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    seen: String,
+}
+
+impl Running {
+    fn start(arguments: &[&str]) -> Result<Self> {
+        let mut child = command(arguments)?.stdout(Stdio::piped()).spawn()?;
+        let output = child.stdout.take().context("no output")?;
+        Ok(Self {
+            child,
+            output: BufReader::new(output),
+            seen: String::new(),
+        })
+    }
+
+    /// Reads up to a line with this text. A command that says nothing ends by
+    /// its own bounds.
+    fn line_with(&mut self, text: &str) -> Result<String> {
+        loop {
+            let mut line = String::new();
+            let length = self.output.read_line(&mut line)?;
+            ensure!(
+                length > 0,
+                "it ends before it says '{text}':\n{}",
+                self.seen
+            );
+            self.seen.push_str(&line);
+            if line.contains(text) {
+                return Ok(line);
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error means that it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn serve() -> Result<()> {
+    // Any port may be taken; the command then takes another.
+    let mut serving = Running::start(&["serve", "--http-port", "18080", "--echo-port", "17007"])?;
+    let page = address(&serving.line_with("http://127.0.0.1:")?, "127.0.0.1:")?;
+    let echo = address(&serving.line_with("UDP and TCP")?, "127.0.0.1:")?;
+
+    let mut stream = TcpStream::connect_timeout(&page, BOUND)?;
+    stream.set_read_timeout(Some(BOUND))?;
+    stream
+        .write_all(b"GET /stats.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (_, body) = answer
+        .split_once("\r\n\r\n")
+        .context("no end of the header")?;
+    serde_json::from_str::<Status>(body)?;
+
+    let socket = UdpSocket::bind(("127.0.0.1", 0))?;
+    socket.set_read_timeout(Some(BOUND))?;
+    socket.send_to(b"by UDP", echo)?;
+    let mut buffer = [0; 100];
+    let length = socket.recv(&mut buffer)?;
+    ensure!(&buffer[..length] == b"by UDP", "another answer");
+    let mut stream = TcpStream::connect_timeout(&echo, BOUND)?;
+    stream.set_read_timeout(Some(BOUND))?;
+    stream.write_all(b"by TCP")?;
+    stream.read_exact(&mut buffer[..6])?;
+    ensure!(&buffer[..6] == b"by TCP", "another answer");
+
+    let children = children(serving.child.id())?;
+    ensure!(children.len() == 1, "its children are {children:?}");
+    kill(
+        Pid::from_raw(serving.child.id().cast_signed()),
+        Signal::SIGINT,
+    )?;
+    // Its pipe ends with it; it reaps QEMU before.
+    serving.output.read_to_string(&mut serving.seen)?;
+    let status = serving.child.wait()?;
+    ensure!(status.success(), "{status}\n{}", serving.seen);
+    let deadline = Instant::now() + BOUND;
+    while Path::new(&format!("/proc/{}", children[0])).exists() {
+        ensure!(Instant::now() < deadline, "QEMU was left behind");
+    }
+    Ok(())
+}
+
+/// The address behind `prefix` in a line.
+fn address(line: &str, prefix: &str) -> Result<SocketAddr> {
+    let (_, rest) = line
+        .split_once(prefix)
+        .with_context(|| format!("no {prefix} in {line}"))?;
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    Ok(SocketAddr::from(([127, 0, 0, 1], digits.parse::<u16>()?)))
+}
+
+/// The processes that this one has started.
+fn children(pid: u32) -> Result<Vec<u32>> {
+    let mut children = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(task?.path().join("children"))?;
+        for child in text.split_whitespace() {
+            children.push(child.parse()?);
+        }
+    }
+    Ok(children)
+}
