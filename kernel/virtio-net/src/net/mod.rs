@@ -121,9 +121,8 @@ struct Open<H: Hal> {
 
 /// A virtio network device.
 pub struct VirtioNet<H: Hal, T: ConfigOps> {
-    // Declared before the queues: when the driver is dropped its transport
-    // goes first, and resets the device before the rings are given back.
     transport: T,
+    /// See [`Self::drop`] for how it goes.
     open: Option<Open<H>>,
     refused: Features,
     info: DeviceInfo,
@@ -468,6 +467,21 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         self.transport
             .read_config_space(offset)
             .map_err(|_| NetError::Config { offset })
+    }
+}
+
+impl<H: Hal, T: ConfigOps> Drop for VirtioNet<H, T> {
+    /// Resets an open device before its memory is given back. As in
+    /// [`Self::stop`], which also disconnects the interrupts, the memory of a
+    /// device that does not finish its reset is leaked.
+    fn drop(&mut self) {
+        let Some(open) = self.open.take() else {
+            return;
+        };
+        if let Err(error) = self.transport.reset() {
+            log::error!("{error}; the memory of its queues is not used again");
+            core::mem::forget(open);
+        }
     }
 }
 
