@@ -1,7 +1,6 @@
 //! Kickpath's guest: a unikernel around the virtio-net driver.
 #![no_std]
 #![no_main]
-#![allow(dead_code, unused_imports, reason = "the network is about to use it")]
 
 extern crate alloc;
 
@@ -11,15 +10,20 @@ mod console;
 mod entry;
 mod fw_cfg;
 mod memory;
+mod net;
+mod other_drivers;
 mod pci;
 mod selftest;
 mod stages;
 
+use alloc::string::{String, ToString};
 use core::panic::PanicInfo;
 
 use arch::Exit;
 use arch::time::{self, Frequency, Source};
 use entry::Platform;
+use kickpath_abi::config::{Config, SelfTest};
+use kickpath_abi::status::Boot;
 use spin::Once;
 
 static PLATFORM: Once<Platform> = Once::new();
@@ -61,23 +65,39 @@ extern "C" fn run() -> ! {
     report(platform, &config, source);
     selftest::run(config.selftest);
 
-    let functions = pci::scan();
-    for function in &functions {
-        log::debug!("{function}");
+    if let Err(error) = other_drivers::run(config.selftest) {
+        log::error!("kickpath: selftest {}: {error}", config.selftest);
+        arch::exit(Exit::Failure);
     }
-    let nics = pci::find_virtio_net(&functions);
-    stages::ended("PCI");
-    for nic in &nics {
-        log::info!("{} {:?}", nic.function, nic.bars);
+    if config.selftest != SelfTest::Off {
+        arch::exit(Exit::Success);
     }
-    for stage in stages::report() {
-        log::info!("{:>6} us {}", stage.end_us, stage.name);
+
+    match net::run(&config, boot(platform, &config)) {
+        Ok(()) => arch::exit(Exit::Success),
+        Err(error) => {
+            log::error!("kickpath: {error}");
+            arch::exit(Exit::Failure)
+        }
     }
-    arch::exit(Exit::Success)
+}
+
+/// How the kernel came up, for the status report.
+fn boot(platform: &Platform, config: &Config) -> Boot {
+    let frequency = time::frequency();
+    Boot {
+        protocol: platform.protocol.to_string(),
+        hypervisor: arch::cpu::hypervisor().as_str().to_string(),
+        configuration: config.to_string(),
+        stages: stages::report(),
+        tsc_hz: frequency.map_or(0, |frequency| frequency.hz),
+        tsc_source: frequency.map_or_else(String::new, |frequency| frequency.source.to_string()),
+        memory_bytes: platform.memory_map.usable_bytes(),
+    }
 }
 
 /// The first lines of the log.
-fn report(platform: &Platform, config: &kickpath_abi::config::Config, source: config::Source) {
+fn report(platform: &Platform, config: &Config, source: config::Source) {
     let heap = memory::heap::stats();
     log::info!(
         "Kickpath {} by {}, hypervisor '{}'",

@@ -15,9 +15,9 @@ use virtio_net::transport::legacy_pci::LegacyPciTransport;
 use virtio_net::transport::{TransportError, X86Ports};
 
 use crate::memory::KernelHal;
-use crate::pci::{self, PortConfigurationAccess};
+use crate::pci::{self, PortAccess};
 
-type LegacyTransport = LegacyPciTransport<KernelHal, PortConfigurationAccess>;
+type LegacyTransport = LegacyPciTransport<KernelHal, PortAccess>;
 
 /// Sector that the block test overwrites.
 const SECTOR: usize = 3;
@@ -93,7 +93,9 @@ fn block() -> Result<(), SelfTestError> {
     let mut read = [0; SECTOR_SIZE];
     driver.read_blocks(SECTOR, &mut read)?;
     if read != written {
-        return Err(SelfTestError::WrongData("the sector read is not the one written"));
+        return Err(SelfTestError::WrongData(
+            "the sector read is not the one written",
+        ));
     }
     log::info!(
         "kickpath: selftest block: {} sectors, sector {SECTOR} inverted",
@@ -109,9 +111,12 @@ fn open(kind: DeviceType) -> Result<LegacyTransport, SelfTestError> {
         DeviceType::EntropySource => 0x1005,
         _ => return Err(SelfTestError::NoDevice(kind)),
     };
-    let function = pci::find_virtio(device_id).ok_or(SelfTestError::NoDevice(kind))?;
+    let function = pci::scan()
+        .into_iter()
+        .find(|function| (function.vendor, function.device) == (pci::VENDOR_VIRTIO, device_id))
+        .ok_or(SelfTestError::NoDevice(kind))?;
     // SAFETY: the kernel runs at privilege 0, and the ports are those of this
     // function's BAR, which nobody else uses.
     let ports = unsafe { X86Ports::new() };
-    LegacyPciTransport::new(pci::access(), ports, function).map_err(SelfTestError::Transport)
+    LegacyPciTransport::new(PortAccess, ports, function.location).map_err(SelfTestError::Transport)
 }

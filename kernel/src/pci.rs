@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use virtio_drivers::transport::pci::bus::{
-    BarInfo, Command, ConfigurationAccess, DeviceFunction, HeaderType, PciRoot,
+    BarInfo, Command, ConfigurationAccess, DeviceFunction, HeaderType, PCI_CAP_ID_VNDR, PciRoot,
 };
 use x86_64::instructions::port::Port;
 
@@ -27,7 +27,8 @@ const INTERRUPT: u8 = 0x3c;
 const NO_VENDOR: u16 = 0xffff;
 const MULTIFUNCTION: u8 = 0x80;
 
-const VENDOR_VIRTIO: u16 = 0x1af4;
+/// PCI vendor id of virtio devices.
+pub const VENDOR_VIRTIO: u16 = 0x1af4;
 /// The virtio network device with a legacy interface (virtio specification
 /// 1.2, section 4.1.2.1).
 const DEVICE_NET_TRANSITIONAL: u16 = 0x1000;
@@ -180,51 +181,15 @@ pub struct VirtioNic {
 }
 
 impl VirtioNic {
-    /// First port of the legacy interface, BAR 0 (virtio specification 1.2,
-    /// section 4.1.4.8), and the number of ports.
-    pub fn legacy_ports(&self) -> Option<(u16, u32)> {
-        match self.bars.first()? {
-            Some(BarInfo::IO { address, size }) if self.is_transitional() => {
-                Some((u16::try_from(*address).ok()?, *size))
-            }
-            _ => None,
-        }
+    /// Whether the device has the modern interface too: only then it has
+    /// virtio's capabilities (virtio specification 1.2, section 4.1.4).
+    pub fn has_modern_interface(&self) -> bool {
+        root()
+            .capabilities(self.function.location)
+            // The list has at most 48 members; more is a loop.
+            .take(48)
+            .any(|capability| capability.id == PCI_CAP_ID_VNDR)
     }
-
-    /// Whether the device has a legacy interface.
-    pub fn is_transitional(&self) -> bool {
-        self.function.device == DEVICE_NET_TRANSITIONAL
-    }
-
-    /// Makes the device decode its BARs and lets it read and write memory.
-    /// Kinds of BAR that it has none of stay off, because an unassigned BAR
-    /// would decode at address 0.
-    pub fn enable(&self) {
-        let mut command = Command::BUS_MASTER;
-        for bar in self.bars.iter().flatten() {
-            command |= match bar {
-                BarInfo::IO { .. } => Command::IO_SPACE,
-                BarInfo::Memory { .. } => Command::MEMORY_SPACE,
-            };
-        }
-        let mut root = root();
-        let (_, current) = root.get_status_command(self.function.location);
-        root.set_command(self.function.location, current | command);
-    }
-}
-
-/// Keeps a function from raising its INTx line, or allows it.
-pub fn set_intx_disabled(location: DeviceFunction, disabled: bool) {
-    let mut root = root();
-    let (_, mut command) = root.get_status_command(location);
-    command.set(Command::INTERRUPT_DISABLE, disabled);
-    root.set_command(location, command);
-}
-
-/// Whether the function asserts its INTx line.
-pub fn intx_pending(location: DeviceFunction) -> bool {
-    let (status, _) = root().get_status_command(location);
-    status.contains(virtio_drivers::transport::pci::bus::Status::INTERRUPT_STATUS)
 }
 
 /// The usable virtio network devices among `functions`, in their order. What

@@ -1,9 +1,9 @@
 //! The virtual address space.
 //!
 //! ```text
-//! 0xffff_8000_0000_0000  all memory, cached        physical_to_virtual
-//! 0xffff_a000_0000_0000  device registers, uncached   map_mmio
-//! 0xffff_ffff_8000_0000  the kernel's image, 2 GiB    kernel.ld
+//! 0xffff_8000_0000_0000  all memory but the kernel's code, cached
+//! 0xffff_a000_0000_0000  device registers, uncached (`map_mmio`)
+//! 0xffff_ffff_8000_0000  the kernel's image (`kernel.ld`)
 //! ```
 //!
 //! Nothing else is mapped; address 0 is not.

@@ -9,6 +9,7 @@ use core::ptr::{self, NonNull};
 use spin::Mutex;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Efer, EferFlags};
 use x86_64::structures::paging::mapper::MapToError;
+use x86_64::structures::paging::page_table::PageTableEntry;
 use x86_64::structures::paging::{
     FrameAllocator, Mapper, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags, PhysFrame,
     Size1GiB, Size2MiB, Size4KiB, Translate,
@@ -47,6 +48,8 @@ pub enum MapError {
     TooLarge(PhysAddr, u64),
     /// Memory is there, not a device.
     IsMemory(PhysAddr),
+    /// The loader did not map this page of the kernel's image.
+    NotLoaded(VirtAddr),
     /// No memory for page tables.
     NoFrames,
     /// The page is mapped already, to something else.
@@ -69,6 +72,9 @@ impl fmt::Display for MapError {
                     f,
                     "device registers at {address:#x} are where the memory is"
                 )
+            }
+            Self::NotLoaded(address) => {
+                write!(f, "the loader left out the kernel's page at {address:#x}")
             }
             Self::NoFrames => f.write_str("no memory for page tables"),
             Self::Conflict(address) => write!(f, "{address:#x} is mapped already"),
@@ -120,7 +126,22 @@ pub unsafe fn build(
     for range in memory_extents(map) {
         map_memory(&mut tables, range, free)?;
     }
+    for address in (layout::text().start..layout::rodata().end).step_by(PAGE as usize) {
+        let frame = loaded_frame(&loader_tables, VirtAddr::new_truncate(address))?;
+        hide_frame(&mut tables, frame, free)?;
+    }
     Ok(root)
+}
+
+/// The frame where the loader put a page of the image.
+fn loaded_frame(
+    loader_tables: &OffsetPageTable<'_>,
+    address: VirtAddr,
+) -> Result<PhysFrame, MapError> {
+    loader_tables
+        .translate_addr(address)
+        .map(PhysFrame::containing_address)
+        .ok_or(MapError::NotLoaded(address))
 }
 
 /// The root of the page tables in force.
@@ -150,13 +171,11 @@ fn map_image(
             continue;
         }
         let address = VirtAddr::new_truncate(address);
-        let frame = loader_tables
-            .translate_addr(address)
-            .ok_or(MapError::Conflict(address))?;
+        let frame = loaded_frame(loader_tables, address)?;
         let page: Page = Page::containing_address(address);
         // SAFETY: the page is part of this kernel's image and gets the frame
         // that it already has.
-        unsafe { tables.map_to(page, PhysFrame::containing_address(frame), flags, free) }
+        unsafe { tables.map_to(page, frame, flags, free) }
             .map_err(map_error)?
             .ignore();
     }
@@ -244,6 +263,61 @@ where
         .map_err(map_error)?
         .ignore();
     Ok(())
+}
+
+/// Takes a frame of the kernel's code or constants out of the mapping of all
+/// memory, where it could be written to. Larger pages around it are split.
+fn hide_frame(
+    tables: &mut OffsetPageTable<'_>,
+    frame: PhysFrame,
+    free: &mut FreeMemory,
+) -> Result<(), MapError> {
+    let offset = tables.phys_offset();
+    let address = VirtAddr::new_truncate(MEMORY_BASE + frame.start_address().as_u64());
+    let page: Page = Page::containing_address(address);
+    let mut table = tables.level_4_table_mut();
+    // Each level's index, and the size of a page one level below.
+    for (index, size_below) in [
+        (page.p4_index(), None),
+        (page.p3_index(), Some(Size2MiB::SIZE)),
+        (page.p2_index(), Some(Size4KiB::SIZE)),
+    ] {
+        let entry = &mut table[index];
+        if entry.is_unused() {
+            return Ok(());
+        }
+        if let Some(size) = size_below
+            && entry.flags().contains(PageTableFlags::HUGE_PAGE)
+        {
+            let lower = free.allocate_frame().ok_or(MapError::NoFrames)?;
+            split(entry, lower, size, offset);
+        }
+        // SAFETY: the entry leads to a table that this module made in free
+        // memory; the only other way to it is `tables`, which is borrowed.
+        table = unsafe { &mut *(offset + entry.addr().as_u64()).as_mut_ptr() };
+    }
+    table[page.p1_index()].set_unused();
+    Ok(())
+}
+
+/// Replaces a large page by a table of smaller ones in the frame `lower`.
+fn split(entry: &mut PageTableEntry, lower: PhysFrame, size: u64, offset: VirtAddr) {
+    let flags = if size == Size4KiB::SIZE {
+        READ_WRITE
+    } else {
+        READ_WRITE | PageTableFlags::HUGE_PAGE
+    };
+    let table: *mut PageTable = (offset + lower.start_address().as_u64()).as_mut_ptr();
+    // SAFETY: the frame is free memory, mapped at this address, and nobody
+    // else has it. All bit patterns are entries; each is written.
+    let table = unsafe { &mut *table };
+    let mut address = entry.addr();
+    for smaller in table.iter_mut() {
+        smaller.set_addr(address, flags);
+        address += size;
+    }
+    // Protection is the entries' matter, as it is in the tables of `map_to`.
+    entry.set_frame(lower, PageTableFlags::PRESENT | PageTableFlags::WRITABLE);
 }
 
 fn map_error<S: PageSize>(error: MapToError<S>) -> MapError {

@@ -10,14 +10,14 @@ use virtio_net::net::NetError;
 
 use super::device::Nic;
 use crate::arch::time;
-use crate::system;
+use crate::memory::heap;
 
 /// Frames outstanding at most.
 const DEPTH: u16 = 64;
 /// Rounds of [`DEPTH`] frames that are measured.
 const ROUNDS: u32 = 1_000;
 /// Rounds before that, for caches and QEMU's translator.
-const WARM_UP: u32 = 10;
+const WARM_UP: u16 = 10;
 /// Length of each frame in bytes: the smallest that Ethernet has.
 const FRAME_LENGTH: usize = 60;
 /// How long the device may take for a round before the bench gives up, in
@@ -63,30 +63,23 @@ impl From<NetError> for BenchError {
 /// [`BenchError`], when the device fails or stalls.
 pub fn transmit(nic: &mut Nic) -> Result<(), BenchError> {
     let mac = nic.info().mac;
-    let (_, tx) = nic.queues()?;
-    // Every buffer holds the frame already when the measurement begins.
-    let mut slots = alloc::vec::Vec::new();
-    while let Some(mut slot) = tx.reserve() {
-        let frame = tx.frame_mut(&mut slot, FRAME_LENGTH);
-        frame.fill(0);
-        frame[..6].fill(0xff);
-        frame[6..12].copy_from_slice(&mac);
-        frame[12..14].copy_from_slice(&ETHERTYPE_EXPERIMENTAL);
-        slots.push(slot);
-    }
-    slots.drain(..).for_each(|slot| tx.cancel(slot));
-
-    for _ in 0..WARM_UP {
-        round(nic)?;
+    // The warm-up leaves the frame in every buffer.
+    let mut frame = [0; FRAME_LENGTH];
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&mac);
+    frame[12..14].copy_from_slice(&ETHERTYPE_EXPERIMENTAL);
+    let [_, transmit] = nic.snapshots().ok_or(NetError::NotOpen)?;
+    for _ in 0..transmit.size.div_ceil(DEPTH).max(WARM_UP) {
+        round(nic, |buffer| buffer.copy_from_slice(&frame))?;
     }
     let before = nic.stats();
-    let allocations = system::cpu().heap_allocations;
+    let allocations = heap::stats().allocations;
     let mut cycles = 0;
     for _ in 0..ROUNDS {
-        cycles += round(nic)?;
+        cycles += round(nic, |_| ())?;
     }
     let after = nic.stats();
-    let allocations = system::cpu().heap_allocations - allocations;
+    let allocations = heap::stats().allocations - allocations;
     log::info!(
         "kickpath: bench {{\"{}\":{{\"packets\":{},\"instructions\":{},\"kicks\":{},\
          \"kicks_suppressed\":{},\"register_accesses\":{},\"heap_allocations\":{}}}}}",
@@ -103,20 +96,22 @@ pub fn transmit(nic: &mut Nic) -> Result<(), BenchError> {
 
 /// Sends [`DEPTH`] frames, waits until the device has used them and reclaims
 /// them; returns the cycles of all but the wait.
-fn round(nic: &mut Nic) -> Result<u64, BenchError> {
+#[inline]
+fn round(nic: &mut Nic, build: impl Fn(&mut [u8])) -> Result<u64, BenchError> {
     let (_, tx) = nic.queues()?;
     let start = time::cycles();
     for _ in 0..DEPTH {
-        if let Some(slot) = tx.reserve() {
-            tx.start_xmit(slot, FRAME_LENGTH);
+        if let Some(mut slot) = tx.reserve() {
+            build(slot.frame_mut(FRAME_LENGTH));
+            slot.start_xmit(FRAME_LENGTH);
         }
     }
     tx.kick();
     let sent = time::cycles();
 
-    let limit = time::now_us() + PATIENCE_US;
+    let limit = time::now() + PATIENCE_US;
     while !tx.all_used() {
-        if time::now_us() > limit {
+        if time::now() > limit {
             let outstanding = tx.outstanding();
             return Err(BenchError::Stuck { outstanding });
         }

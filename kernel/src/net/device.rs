@@ -14,10 +14,10 @@ use virtio_net::transport::legacy_pci::LegacyPciTransport;
 
 use super::report::{self, Fixed};
 use crate::memory::KernelHal;
-use crate::pci::PortConfigurationAccess;
+use crate::pci::PortAccess;
 
 /// The transport of this version: legacy port I/O.
-pub type NicTransport = LegacyPciTransport<KernelHal, PortConfigurationAccess>;
+pub type NicTransport = LegacyPciTransport<KernelHal, PortAccess>;
 
 /// The network device of this kernel.
 pub type Nic = VirtioNet<KernelHal, NicTransport>;
@@ -118,8 +118,8 @@ impl phy::TxToken for TxToken<'_> {
         let Some(mut slot) = self.tx.reserve() else {
             return discard(f);
         };
-        let result = f(self.tx.frame_mut(&mut slot, length));
-        self.tx.start_xmit(slot, length);
+        let result = f(slot.frame_mut(length));
+        slot.start_xmit(length);
         result
     }
 }

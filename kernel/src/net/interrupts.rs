@@ -59,8 +59,7 @@ impl InterruptController for Controller {
             VectorUse::Queue(_) => queue_used,
             VectorUse::AllQueues => any_queue_used,
         };
-        let vector =
-            interrupts::allocate_vector(handler).ok_or(InterruptUnavailable::NoVector)?;
+        let vector = interrupts::allocate_vector(handler).ok_or(InterruptUnavailable::NoVector)?;
         let (address, data) = interrupts::msi_message(&vector);
         self.msi.push(vector);
         Ok(MsiMessage { address, data })
@@ -75,7 +74,11 @@ impl InterruptController for Controller {
         // One network device, so the register never changes.
         INTX_ISR.call_once(|| isr);
         let vector = interrupts::allocate_vector(intx).ok_or(InterruptUnavailable::NoVector)?;
-        interrupts::route_gsi(gsi, &vector);
+        if let Err(error) = interrupts::route_gsi(gsi, &vector) {
+            log::warn!("{error}");
+            interrupts::free_vector(vector);
+            return Err(InterruptUnavailable::NoRoute);
+        }
         self.intx = Some(vector);
         Ok(())
     }

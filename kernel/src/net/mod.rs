@@ -16,11 +16,13 @@ use kickpath_services::Stack;
 use smoltcp::time::Instant;
 use virtio_net::net::{Features, NetError};
 use virtio_net::transport::legacy_pci::LegacyPciTransport;
-use virtio_net::transport::{BusName, TransportError, X86Ports};
+use virtio_net::transport::{BusName, X86Ports};
 use virtio_net::vectors::Rung;
+use x86_64::instructions::interrupts as interrupts_at_cpu;
 
 use crate::arch::{self, time};
-use crate::pci::{self, VirtioFunction};
+use crate::pci::{self, PortAccess, VirtioNic};
+use crate::stages;
 use device::{Nic, PhyDevice};
 use interrupts::Controller;
 use report::Fixed;
@@ -82,20 +84,24 @@ struct Host {
 /// Finds the device, brings it up and runs the measurement or the services
 /// that `config` names. Returns when the measurement is over or when there is
 /// no network to be had.
-pub fn run(config: &Config, mut boot: Boot) -> Result<(), NetworkError> {
+pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
     if let config::Transport::Modern | config::Transport::Mmio = config.transport {
         return Err(NetworkError::TransportNotBuilt(config.transport));
     }
-    let (nic, function) = probe(refused_features(config))?;
-    crate::stage(&mut boot, "device probed");
+    let (nic, found) = probe(refused_features(config))?;
+    stages::ended("device probed");
+    let function = &found.function;
     let mut host = Host {
         nic,
-        controller: Controller::new(pci::intx_gsi(&function)),
+        controller: Controller::new(arch::interrupts::intx_gsi(
+            function.interrupt_pin,
+            function.interrupt_line,
+        )),
         top: top_rung(config.irq),
         fixed: Fixed {
             boot,
-            device_id: format!("{:04x}:{:04x}", function.vendor_id, function.device_id),
-            alternatives: if function.has_modern_interface {
+            device_id: format!("{:04x}:{:04x}", function.vendor, function.device),
+            alternatives: if found.has_modern_interface() {
                 Vec::from([config::Transport::Modern.word().into()])
             } else {
                 Vec::new()
@@ -104,7 +110,7 @@ pub fn run(config: &Config, mut boot: Boot) -> Result<(), NetworkError> {
         reopen_at: 0,
     };
     host.nic.open(&mut host.controller, host.top)?;
-    crate::stage(&mut host.fixed.boot, "device open");
+    stages::ended("device open");
     for attempt in host.nic.attempts() {
         match attempt.result {
             Ok(()) => log::info!("interrupts: {}", attempt.rung),
@@ -118,13 +124,18 @@ pub fn run(config: &Config, mut boot: Boot) -> Result<(), NetworkError> {
 }
 
 /// Takes the first network device that can be driven.
-fn probe(refused: Features) -> Result<(Nic, VirtioFunction), NetworkError> {
-    let candidates = pci::find_virtio_net();
+fn probe(refused: Features) -> Result<(Nic, VirtioNic), NetworkError> {
+    let functions = pci::scan();
+    for function in &functions {
+        log::debug!("{function}");
+    }
+    let candidates = pci::find_virtio_net(&functions);
+    stages::ended("PCI scanned");
     if candidates.is_empty() {
         return Err(NetworkError::NoDevice);
     }
-    for function in &candidates {
-        match try_probe(function, refused) {
+    for candidate in &candidates {
+        match try_probe(candidate, refused) {
             Ok(nic) => {
                 let info = nic.info();
                 log::info!(
@@ -135,28 +146,24 @@ fn probe(refused: Features) -> Result<(Nic, VirtioFunction), NetworkError> {
                 log::info!("features offered:    {}", info.offered);
                 log::info!("features negotiated: {}", info.negotiated);
                 if candidates.len() > 1 {
-                    log::info!("{} network devices, the first usable one is taken", candidates.len());
+                    log::info!(
+                        "{} network devices, the first usable one is taken",
+                        candidates.len()
+                    );
                 }
-                return Ok((nic, function.clone()));
+                return Ok((nic, candidate.clone()));
             }
-            Err(error) => log::warn!("{}: {error}", function.location),
+            Err(error) => log::warn!("{}: {error}", candidate.function),
         }
     }
     Err(NetworkError::NoUsableDevice)
 }
 
-fn try_probe(function: &VirtioFunction, refused: Features) -> Result<Nic, NetError> {
-    if !function.has_legacy_interface {
-        return Err(TransportError::NotThisTransport {
-            vendor: function.vendor_id,
-            device: function.device_id,
-        }
-        .into());
-    }
+fn try_probe(candidate: &VirtioNic, refused: Features) -> Result<Nic, NetError> {
     // SAFETY: the kernel runs at privilege 0, and the ports are those of this
     // function's BAR, which nobody else uses.
     let ports = unsafe { X86Ports::new() };
-    let transport = LegacyPciTransport::new(pci::access(), ports, function.location)?;
+    let transport = LegacyPciTransport::new(PortAccess, ports, candidate.function.location)?;
     Nic::probe(transport, refused, &interrupts::STATE)
 }
 
@@ -195,9 +202,10 @@ fn serve(config: &Config, mut host: Host) -> ! {
         };
         Stack::new(config, mac, &mut device, now(), time::cycles())
     };
-    crate::stage(&mut host.fixed.boot, "network up");
+    stages::ended("network up");
+    host.fixed.boot.stages = stages::report();
     let mut announced = false;
-    let mut last_work = time::now_us();
+    let mut last_work = time::now();
     loop {
         host.look_after_device();
         let time = now();
@@ -211,7 +219,7 @@ fn serve(config: &Config, mut host: Host) -> ! {
             announced = announce(&stack);
         }
         if busy {
-            last_work = time::now_us();
+            last_work = time::now();
             continue;
         }
         let deadline = stack
@@ -232,7 +240,7 @@ fn announce(stack: &Stack) -> bool {
 }
 
 fn now() -> Instant {
-    Instant::from_micros(i64::try_from(time::now_us()).unwrap_or(i64::MAX))
+    Instant::from_micros(i64::try_from(time::now()).unwrap_or(i64::MAX))
 }
 
 impl Host {
@@ -242,9 +250,13 @@ impl Host {
             Ok(false) => (),
             Ok(true) => log::info!(
                 "the link is {}",
-                if self.nic.info().link_up { "up" } else { "down" }
+                if self.nic.info().link_up {
+                    "up"
+                } else {
+                    "down"
+                }
             ),
-            Err(NetError::NotOpen) if time::now_us() < self.reopen_at => (),
+            Err(NetError::NotOpen) if time::now() < self.reopen_at => (),
             Err(error) => self.reopen(&error),
         }
     }
@@ -252,7 +264,7 @@ impl Host {
     #[cold]
     fn reopen(&mut self, error: &NetError) {
         log::error!("{error}");
-        let now = time::now_us();
+        let now = time::now();
         if now < self.reopen_at {
             // It broke again within the interval: wait it out, closed.
             self.nic.stop(&mut self.controller);
@@ -268,7 +280,7 @@ impl Host {
     /// Sleeps until there may be something to do: an interrupt, or `deadline`
     /// in microseconds since boot.
     fn idle(&mut self, deadline: Option<u64>, last_work: u64) {
-        let now = time::now_us();
+        let now = time::now();
         let mut deadline = deadline.unwrap_or(u64::MAX);
         match self.nic.rung() {
             Some(Rung::Polling) if now < last_work + POLL_SPIN_US => {
@@ -279,7 +291,7 @@ impl Host {
             Some(_) => (),
             None => deadline = deadline.min(self.reopen_at),
         }
-        arch::interrupts::disable();
+        interrupts_at_cpu::disable();
         // From here an interrupt waits until the CPU sleeps, and wakes it.
         let work = match self.nic.rung() {
             Some(Rung::Polling) | None => self.nic.has_work(),
@@ -288,6 +300,6 @@ impl Host {
         if !work && deadline > now {
             arch::idle_until((deadline != u64::MAX).then_some(deadline));
         }
-        arch::interrupts::enable();
+        interrupts_at_cpu::enable();
     }
 }

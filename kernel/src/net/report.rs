@@ -6,13 +6,14 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use kickpath_abi::config;
-use kickpath_abi::status::{Attempt, Boot, Counters, Device, Interrupts, Queue, Status};
+use kickpath_abi::status::{Attempt, Boot, Counters, Cpu, Device, Interrupts, Queue, Status};
 use virtio_net::net::Features;
 use virtio_net::transport::BusName;
 use virtio_net::vectors::Rung;
 
 use super::device::Nic;
-use crate::system;
+use crate::arch::{self, time};
+use crate::memory::heap;
 
 /// Names of the two queues, in the order of their index (specification
 /// 5.1.2).
@@ -52,9 +53,8 @@ pub fn status(fixed: &Fixed, nic: &Nic) -> Status {
             id: fixed.device_id.clone(),
             transport: config::Transport::Legacy.to_string(),
             transport_alternatives: fixed.alternatives.clone(),
-            doorbell: snapshots.map_or_else(String::new, |[_, transmit]| {
-                transmit.doorbell.to_string()
-            }),
+            doorbell: snapshots
+                .map_or_else(String::new, |[_, transmit]| transmit.doorbell.to_string()),
             mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
             mtu: u32::from(info.mtu),
             link_up: info.link_up,
@@ -91,7 +91,7 @@ pub fn status(fixed: &Fixed, nic: &Nic) -> Status {
             .collect(),
         network: Default::default(),
         counters: counters(nic),
-        cpu: system::cpu(),
+        cpu: cpu(),
     }
 }
 
@@ -112,6 +112,19 @@ pub fn counters(nic: &Nic) -> Counters {
         interrupts: stats.interrupts,
         interrupts_spurious: stats.interrupts_spurious,
         register_accesses: stats.register_accesses,
+    }
+}
+
+/// What the CPU has done.
+fn cpu() -> Cpu {
+    let heap = heap::stats();
+    Cpu {
+        uptime_us: time::now(),
+        cycles: time::uptime_cycles(),
+        idle_cycles: arch::idle_cycles(),
+        heap_allocations: heap.allocations,
+        heap_used: heap.used,
+        heap_size: heap.size,
     }
 }
 

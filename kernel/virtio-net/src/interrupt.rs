@@ -23,6 +23,8 @@ pub enum IsrRegister {
 
 // SAFETY: it is the address of a device register that any CPU may read.
 unsafe impl Send for IsrRegister {}
+// SAFETY: as above; a shared reference allows no more than a copy.
+unsafe impl Sync for IsrRegister {}
 
 impl IsrRegister {
     /// Reads, and so acknowledges, the interrupt status.
