@@ -3,7 +3,7 @@
 
 use core::arch::asm;
 use core::hint::black_box;
-use core::sync::atomic::AtomicU8;
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use kickpath_abi::config::SelfTest;
 use x86_64::instructions::interrupts;
@@ -11,9 +11,10 @@ use x86_64::instructions::interrupts;
 /// An address that no mapping covers: between device registers and the image.
 const UNMAPPED: usize = 0xffff_f000_dead_b000;
 
-/// Data that holds a valid instruction (`ret`), so that only its protection
-/// stops it from being executed.
-static DATA: AtomicU8 = AtomicU8::new(0xc3);
+/// Data that gets a valid instruction, so that only its protection stops it
+/// from being executed.
+static DATA: AtomicU8 = AtomicU8::new(0);
+const RET: u8 = 0xc3;
 
 /// Commits the fault that `test` names; returns for a test that is no fault.
 pub fn run(test: SelfTest) {
@@ -38,8 +39,9 @@ pub fn run(test: SelfTest) {
             survived(test, 0);
         }
         SelfTest::ExecuteData => {
+            DATA.store(black_box(RET), Ordering::Relaxed);
             // SAFETY: not at all: this is the fault.
-            let data: extern "C" fn() = unsafe { core::mem::transmute(&raw const DATA) };
+            let data: extern "C" fn() = unsafe { core::mem::transmute(DATA.as_ptr()) };
             data();
             survived(test, 0);
         }
