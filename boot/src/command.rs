@@ -8,7 +8,11 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 use thiserror::Error;
+
+use crate::interrupt;
 
 /// What a long task says while it works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +54,12 @@ pub enum CommandError {
         /// The last lines that it printed.
         tail: String,
     },
+    /// Somebody asked us to end (see [`interrupt`]), and it was told to as well.
+    #[error("`{command}` was interrupted")]
+    Interrupted {
+        /// The command line.
+        command: String,
+    },
     /// It took too long and was stopped.
     #[error("`{command}` was stopped after {} s without success:\n{tail}", limit.as_secs())]
     TimedOut {
@@ -66,7 +76,7 @@ impl CommandError {
     /// The last lines that the program printed; empty if it never started.
     pub fn tail(&self) -> &str {
         match self {
-            Self::Start { .. } => "",
+            Self::Start { .. } | Self::Interrupted { .. } => "",
             Self::Failed { tail, .. } | Self::TimedOut { tail, .. } => tail,
         }
     }
@@ -87,7 +97,8 @@ pub fn command_line(command: &Command) -> String {
 ///
 /// # Errors
 /// [`CommandError`] when it cannot be started, fails, or is still running after
-/// `limit` (it is killed then).
+/// `limit` (it is killed then). When we are asked to end, it gets `SIGTERM` and
+/// is waited for: a package manager must not stop halfway.
 pub fn run(
     command: &mut Command,
     limit: Option<Duration>,
@@ -119,6 +130,7 @@ pub fn run(
     let started = Instant::now();
     let mut tail = Tail::default();
     let mut ended: Option<(ExitStatus, Instant)> = None;
+    let mut interrupted = false;
     let check = |child: &mut Child| -> Result<_, CommandError> {
         Ok(child
             .try_wait()
@@ -141,6 +153,15 @@ pub fn run(
                 thread::sleep(POLL / 10);
             }
         }
+        if !interrupted && interrupt::requested() {
+            interrupted = true;
+            if ended.is_none()
+                && let Ok(pid) = i32::try_from(child.id())
+            {
+                // Fails only if the program has just ended, which is as good.
+                let _ = signal::kill(Pid::from_raw(pid), Signal::SIGTERM);
+            }
+        }
         // A grandchild may go on printing; what it says is no longer ours.
         if ended.is_some_and(|(_, at)| at.elapsed() > 10 * POLL) {
             break;
@@ -157,6 +178,7 @@ pub fn run(
         }
     }
     match ended {
+        _ if interrupted => Err(CommandError::Interrupted { command: line }),
         Some((status, _)) if status.success() => Ok(()),
         Some((status, _)) => Err(CommandError::Failed {
             command: line,

@@ -236,6 +236,7 @@ impl<'a> Finder<'a> {
         if choice != Choice::Rustup && survey.toolchain.is_none() {
             match self.distribution() {
                 Ok(toolchain) => survey.toolchain = Some(toolchain),
+                Err(ToolchainError::NoToolchain { tried }) => survey.tried.extend(tried),
                 Err(why) => survey.tried.push(why.to_string()),
             }
         }
@@ -375,10 +376,15 @@ impl<'a> Finder<'a> {
             .distribution_needs()
             .iter()
             .filter(|need| self.host.find(need).is_none())
-            .map(|need| format!("missing from the distribution: {}", need.apt))
+            .map(|need| need.apt)
             .collect();
         let (Some(linker), true) = (self.any_linker(), missing.is_empty()) else {
-            return Err(ToolchainError::NoToolchain { tried: missing });
+            return Err(ToolchainError::NoToolchain {
+                tried: vec![format!(
+                    "not installed from the distribution: {}",
+                    missing.join(", ")
+                )],
+            });
         };
         let rustc = self.host.path(RUSTC);
         let compiler = self.probe(&rustc)?;
