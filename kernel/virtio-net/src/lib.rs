@@ -6,12 +6,68 @@
 //! ladder, virtqueues sized at run time, kicks that are one store and happen
 //! only when the device wants one, interrupts that are masked while polling.
 //!
-//! Where to read on, in the order of a packet's way out:
-//! [`net::VirtioNet`] -> [`net::tx::TxQueue::start_xmit`] ->
-//! [`queue::split::SplitRing::add`] -> [`queue::Virtqueue::kick`] ->
-//! [`doorbell::Doorbell::ring`], and how it all was set up: [`vectors::find_vqs`].
-//! Items name the Linux function that they answer to, also as search aliases.
+//! # Example
 //!
+//! A kernel has implemented [`Hal`] and [`ConfigurationAccess`] for
+//! `virtio-drivers`, and [`InterruptController`] for this crate. It found the
+//! device at `nic` and answers one frame with the same bytes:
+//!
+//! ```no_run
+//! # use virtio_drivers::Hal;
+//! # use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
+//! use virtio_net::interrupt::InterruptState;
+//! use virtio_net::net::{Features, NetError, VirtioNet};
+//! use virtio_net::transport::{X86Ports, legacy_pci::LegacyPciTransport};
+//! use virtio_net::vectors::{InterruptController, Rung};
+//!
+//! /// What the interrupt handlers tell the driver.
+//! static INTERRUPTS: InterruptState = InterruptState::new();
+//!
+//! fn echo_one<H: Hal, C: ConfigurationAccess>(
+//!     configuration: C,
+//!     nic: DeviceFunction,
+//!     controller: &mut impl InterruptController,
+//!     wait_for_interrupt: fn(),
+//! ) -> Result<(), NetError> {
+//!     // SAFETY: a kernel may access ports, and nobody else drives `nic`.
+//!     let ports = unsafe { X86Ports::new() };
+//!     let transport = LegacyPciTransport::<H, C>::new(configuration, ports, nic)?;
+//!     let mut net = VirtioNet::<H, _>::probe(transport, Features::empty(), &INTERRUPTS)?;
+//!     net.open(controller, Rung::MsixPerQueue)?;
+//!     loop {
+//!         net.poll()?; // masks interrupts, reports a device that broke down
+//!         let (rx, tx) = net.queues()?;
+//!         if let Some(request) = rx.receive() {
+//!             let bytes = rx.frame(&request); // where the device wrote them
+//!             if let Some(mut reply) = tx.reserve() {
+//!                 reply.frame_mut(bytes.len()).copy_from_slice(bytes);
+//!                 reply.start_xmit(bytes.len());
+//!             }
+//!             rx.recycle(request);
+//!             net.kick(); // one VM exit for all that was queued, or none
+//!             return Ok(());
+//!         }
+//!         net.kick();
+//!         if !net.enable_interrupts() {
+//!             wait_for_interrupt(); // not if one came since `poll`
+//!         }
+//!     }
+//! }
+//! ```
+//!
+//! Dropping the device resets it and gives its memory back;
+//! [`stop`](net::VirtioNet::stop) also disconnects its interrupts.
+//!
+//! # Where to read on
+//!
+//! In the order of a packet's way out: [`net::VirtioNet`] ->
+//! [`net::tx::TxSlot::start_xmit`] -> [`queue::split::SplitRing::add`] ->
+//! [`queue::Virtqueue::kick`] -> [`doorbell::Doorbell::ring`], and how it all
+//! was set up: [`vectors::find_vqs`]. Items name the Linux function that they
+//! answer to, also as search aliases.
+//!
+//! [`ConfigurationAccess`]: virtio_drivers::transport::pci::bus::ConfigurationAccess
+//! [`InterruptController`]: vectors::InterruptController
 //! [`Hal`]: virtio_drivers::Hal
 //! [`Transport`]: virtio_drivers::transport::Transport
 #![no_std]
