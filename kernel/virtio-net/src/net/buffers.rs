@@ -18,59 +18,72 @@ const FRAME_OFFSET: usize = 16;
 /// frame check sequence not.
 pub const MAX_FRAME: usize = STRIDE - FRAME_OFFSET;
 
-/// A fixed number of equal buffers.
+/// A fixed number of equal buffers, one a slot of a ring. A buffer goes by the
+/// number of its slot's first descriptor, so that no division is needed to
+/// find it.
 pub struct FrameBuffers<H: Hal> {
     memory: DmaRegion<H>,
-    count: u16,
-    header_length: u16,
+    /// Address of the first buffer's header as the device sees it.
+    first_header: PhysAddr,
+    /// Address of the first buffer's frame as the driver sees it.
+    first_frame: NonNull<u8>,
+    /// Bytes of memory a descriptor: [`STRIDE`] by the slot's length.
+    stride: u32,
+    header_length: u32,
 }
 
+// SAFETY: `first_frame` points into `memory`, which this value owns.
+unsafe impl<H: Hal> Send for FrameBuffers<H> {}
+
 impl<H: Hal> FrameBuffers<H> {
-    /// Allocates `count` zeroed buffers for frames behind headers of
-    /// `header_length` bytes, at most 16. `None` when there is no memory.
-    pub fn new(count: u16, header_length: usize, direction: BufferDirection) -> Option<Self> {
+    /// Allocates zeroed buffers for frames behind headers of `header_length`
+    /// bytes, at most 16: one for each slot of a ring of `size` descriptors
+    /// and `slot_length` descriptors a slot, both powers of two. `None` when
+    /// there is no memory.
+    pub fn new(
+        size: u16,
+        slot_length: u16,
+        header_length: usize,
+        direction: BufferDirection,
+    ) -> Option<Self> {
+        let stride = STRIDE.checked_div(usize::from(slot_length))?;
         if header_length > FRAME_OFFSET {
             return None;
         }
-        let memory = DmaRegion::new(usize::from(count) * STRIDE, direction)?;
+        let memory = DmaRegion::new(usize::from(size) * stride, direction)?;
+        // SAFETY: the memory holds at least one stride.
+        let first_frame = unsafe { memory.pointer().add(FRAME_OFFSET) };
         Some(Self {
+            first_header: memory.physical() + (FRAME_OFFSET - header_length) as PhysAddr,
+            first_frame,
+            // At most STRIDE and FRAME_OFFSET.
+            stride: stride as u32,
+            header_length: header_length as u32,
             memory,
-            count,
-            header_length: header_length as u16,
         })
-    }
-
-    /// Number of buffers.
-    #[inline]
-    pub fn count(&self) -> u16 {
-        self.count
     }
 
     /// Length of the header in bytes.
     #[inline]
-    pub fn header_length(&self) -> usize {
-        usize::from(self.header_length)
+    pub fn header_length(&self) -> u32 {
+        self.header_length
     }
 
-    /// Address of the header as the device sees it; the frame follows.
+    /// Address of the header of the slot that begins with descriptor `head`,
+    /// as the device sees it; the frame follows.
     #[inline]
-    pub fn physical(&self, index: u16) -> PhysAddr {
-        self.memory.physical()
-            + (usize::from(index) * STRIDE + FRAME_OFFSET - usize::from(self.header_length))
-                as PhysAddr
+    pub fn header(&self, head: u16) -> PhysAddr {
+        self.first_header + PhysAddr::from(u32::from(head) * self.stride)
     }
 
     /// Address of the frame as the driver sees it; [`MAX_FRAME`] bytes.
     #[inline]
-    pub fn frame(&self, index: u16) -> NonNull<u8> {
-        debug_assert!(index < self.count);
-        // SAFETY: `index` is below `count` (checked by the callers in this
-        // crate, which only pass numbers that they drew from `0..count`), and
-        // the memory holds `count` strides.
-        unsafe {
-            self.memory
-                .pointer()
-                .add(usize::from(index) * STRIDE + FRAME_OFFSET)
-        }
+    pub fn frame(&self, head: u16) -> NonNull<u8> {
+        let offset = u32::from(head) * self.stride;
+        debug_assert!((offset as usize) < self.memory.size());
+        // SAFETY: `head` is the first descriptor of a slot, so that a whole
+        // stride of memory begins at `offset`; the callers in this crate have
+        // it from the ring.
+        unsafe { self.first_frame.add(offset as usize) }
     }
 }

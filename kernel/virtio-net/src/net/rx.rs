@@ -24,7 +24,7 @@ pub struct RxQueue<H: Hal> {
 /// A received frame that the device has given to the driver.
 #[derive(Debug)]
 pub struct RxFrame {
-    index: u16,
+    buffer: u16,
     length: u16,
 }
 
@@ -34,12 +34,17 @@ impl<H: Hal> RxQueue<H> {
         header_length: usize,
         any_layout: bool,
     ) -> Result<Self, NetError> {
-        let count = queue.ring().capacity();
-        let buffers = FrameBuffers::new(count, header_length, BufferDirection::DeviceToDriver)
-            .ok_or(NetError::NoBuffers {
-                queue: queue.ring().queue(),
-                count,
-            })?;
+        let ring = queue.ring();
+        let buffers = FrameBuffers::new(
+            ring.size(),
+            ring.slot_length(),
+            header_length,
+            BufferDirection::DeviceToDriver,
+        )
+        .ok_or(NetError::NoBuffers {
+            queue: ring.queue(),
+            count: ring.capacity(),
+        })?;
         Ok(Self {
             queue,
             buffers,
@@ -55,8 +60,8 @@ impl<H: Hal> RxQueue<H> {
     /// kick.
     #[doc(alias = "try_fill_recv")]
     pub(super) fn fill(&mut self) -> Result<(), NetError> {
-        for index in 0..self.buffers.count() {
-            self.post(index)?;
+        while let Some(head) = self.queue.ring().next_head() {
+            self.post(head.descriptor())?;
         }
         Ok(())
     }
@@ -76,15 +81,16 @@ impl<H: Hal> RxQueue<H> {
                     return None;
                 }
             };
-            let length = used.length as usize;
-            // `pop_used` made sure that it is at most what was posted.
-            if length > self.buffers.header_length() {
-                let length = (length - self.buffers.header_length()) as u16;
+            if let Some(length) = used.length.checked_sub(self.buffers.header_length())
+                && length > 0
+            {
                 self.packets += 1;
                 self.bytes += u64::from(length);
                 return Some(RxFrame {
-                    index: used.token,
-                    length,
+                    buffer: used.token,
+                    // `pop_used` made sure that it is at most what was
+                    // posted, MAX_FRAME.
+                    length: length as u16,
                 });
             }
             // Not even a header: nothing to hand on.
@@ -102,7 +108,7 @@ impl<H: Hal> RxQueue<H> {
         // nobody writes.
         unsafe {
             core::slice::from_raw_parts(
-                self.buffers.frame(frame.index).as_ptr(),
+                self.buffers.frame(frame.buffer).as_ptr(),
                 usize::from(frame.length),
             )
         }
@@ -112,47 +118,35 @@ impl<H: Hal> RxQueue<H> {
     /// kick.
     #[inline]
     pub fn recycle(&mut self, frame: RxFrame) {
-        self.repost(frame.index);
+        self.repost(frame.buffer);
     }
 
     #[inline]
-    fn repost(&mut self, index: u16) {
-        if let Err(NetError::Queue(error)) = self.post(index) {
+    fn repost(&mut self, buffer: u16) {
+        if let Err(error) = self.post(buffer) {
             self.error = Some(error);
         }
     }
 
     #[inline]
-    fn post(&mut self, index: u16) -> Result<(), NetError> {
-        let address = self.buffers.physical(index);
-        let header = self.buffers.header_length() as u32;
-        let whole = Buffer {
-            address,
-            length: header + MAX_FRAME as u32,
-            writable: true,
-        };
+    fn post(&mut self, buffer: u16) -> Result<(), QueueError> {
+        let address = self.buffers.header(buffer);
+        let header = self.buffers.header_length();
         // SAFETY: the buffer is part of `self.buffers`, which outlives the
         // device's use of it (`del_vqs` resets first), and it is not at the
         // device: it was never posted or has just come back.
         unsafe {
             if self.any_layout {
-                self.queue.add(&[whole], index)?;
+                let frame = Buffer::new(address, header + MAX_FRAME as u32, true);
+                self.queue.add(&[frame], buffer)
             } else {
                 let parts = [
-                    Buffer {
-                        length: header,
-                        ..whole
-                    },
-                    Buffer {
-                        address: address + u64::from(header),
-                        length: MAX_FRAME as u32,
-                        writable: true,
-                    },
+                    Buffer::new(address, header, true),
+                    Buffer::new(address + u64::from(header), MAX_FRAME as u32, true),
                 ];
-                self.queue.add(&parts, index)?;
+                self.queue.add(&parts, buffer)
             }
         }
-        Ok(())
     }
 
     /// The virtqueue and the memory of its buffers, which must outlive the

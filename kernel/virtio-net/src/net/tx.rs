@@ -27,7 +27,6 @@ pub struct TxQueue<H: Hal> {
 pub struct TxSlot<'q, H: Hal> {
     queue: &'q mut TxQueue<H>,
     head: Head,
-    slot: u16,
 }
 
 impl<H: Hal> TxQueue<H> {
@@ -36,14 +35,19 @@ impl<H: Hal> TxQueue<H> {
         header_length: usize,
         any_layout: bool,
     ) -> Result<Self, NetError> {
-        let count = queue.ring().capacity();
+        let ring = queue.ring();
         // Zeroed: without offloads the header of every frame is all zero
         // (specification 5.1.6.2), so it is never written again.
-        let buffers = FrameBuffers::new(count, header_length, BufferDirection::DriverToDevice)
-            .ok_or(NetError::NoBuffers {
-                queue: queue.ring().queue(),
-                count,
-            })?;
+        let buffers = FrameBuffers::new(
+            ring.size(),
+            ring.slot_length(),
+            header_length,
+            BufferDirection::DriverToDevice,
+        )
+        .ok_or(NetError::NoBuffers {
+            queue: ring.queue(),
+            count: ring.capacity(),
+        })?;
         Ok(Self {
             queue,
             buffers,
@@ -85,16 +89,9 @@ impl<H: Hal> TxQueue<H> {
     #[doc(alias = "free_old_xmit")]
     #[inline]
     pub fn reclaim(&mut self) {
-        loop {
-            match self.queue.pop_used() {
-                // Its slot is free by that.
-                Ok(Some(_)) => (),
-                Ok(None) => return,
-                Err(error) => {
-                    self.error = Some(error);
-                    return;
-                }
-            }
+        // What was sent lies in its slot's buffer, which is free by that.
+        if let Err(error) = self.queue.discard_used() {
+            self.error = Some(error);
         }
     }
 
@@ -106,12 +103,7 @@ impl<H: Hal> TxQueue<H> {
             None if self.make_room() => self.queue.ring().next_head()?,
             None => return None,
         };
-        let slot = self.queue.ring().slot(head);
-        Some(TxSlot {
-            queue: self,
-            head,
-            slot,
-        })
+        Some(TxSlot { queue: self, head })
     }
 
     /// Number of frames that the device has not been seen to have used.
@@ -151,7 +143,7 @@ impl<H: Hal> TxSlot<'_, H> {
         // the memory was zeroed when it was allocated.
         unsafe {
             core::slice::from_raw_parts_mut(
-                self.queue.buffers.frame(self.slot).as_ptr(),
+                self.queue.buffers.frame(self.head.descriptor()).as_ptr(),
                 length.min(MAX_FRAME),
             )
         }
@@ -165,40 +157,25 @@ impl<H: Hal> TxSlot<'_, H> {
     #[doc(alias = "ndo_start_xmit")]
     #[inline]
     pub fn start_xmit(self, length: usize) {
-        let Self {
-            queue: tx,
-            head,
-            slot,
-        } = self;
+        let Self { queue: tx, head } = self;
         let length = length.min(MAX_FRAME) as u32;
-        let address = tx.buffers.physical(slot);
-        let header = tx.buffers.header_length() as u32;
+        let buffer = head.descriptor();
+        let address = tx.buffers.header(buffer);
+        let header = tx.buffers.header_length();
         // SAFETY: the buffer is part of `buffers`, which outlives the
         // device's use of it (`del_vqs` resets first). It belongs to the
         // slot, so nobody writes it until that is free again. The head is the
         // next one still, because the queue was borrowed since it was asked.
         let added = unsafe {
             if tx.any_layout {
-                let whole = Buffer {
-                    address,
-                    length: header + length,
-                    writable: false,
-                };
-                tx.queue.add_at(head, &[whole], slot)
+                let frame = Buffer::new(address, header + length, false);
+                tx.queue.add_at(head, &[frame], buffer)
             } else {
                 let parts = [
-                    Buffer {
-                        address,
-                        length: header,
-                        writable: false,
-                    },
-                    Buffer {
-                        address: address + u64::from(header),
-                        length,
-                        writable: false,
-                    },
+                    Buffer::new(address, header, false),
+                    Buffer::new(address + u64::from(header), length, false),
                 ];
-                tx.queue.add_at(head, &parts, slot)
+                tx.queue.add_at(head, &parts, buffer)
             }
         };
         match added {

@@ -120,6 +120,16 @@ impl<H: Hal> Virtqueue<H> {
         self.ring.pop_used()
     }
 
+    /// Takes every used buffer and forgets it; see [`SplitRing::discard_used`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`SplitRing::discard_used`].
+    #[inline]
+    pub fn discard_used(&mut self) -> Result<(), QueueError> {
+        self.ring.discard_used()
+    }
+
     /// Publishes what was added and tells the device, if it wants to know.
     /// Returns whether the doorbell was rung (Linux `virtqueue_kick`).
     #[doc(alias = "virtqueue_kick")]

@@ -63,6 +63,18 @@ pub struct Buffer {
     pub writable: bool,
 }
 
+impl Buffer {
+    /// A piece of `length` bytes at `address`.
+    #[inline]
+    pub const fn new(address: PhysAddr, length: u32, writable: bool) -> Self {
+        Self {
+            address,
+            length,
+            writable,
+        }
+    }
+}
+
 /// A buffer chain that the device has given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
@@ -84,6 +96,15 @@ const OUTSTANDING: ChainState = 1 << 16;
 /// The first descriptor of a free slot, which the next chain will take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head(u16);
+
+impl Head {
+    /// The descriptor's number, 0 to size - 1. A caller that keeps a buffer a
+    /// slot knows by it which is free.
+    #[inline]
+    pub fn descriptor(self) -> u16 {
+        self.0
+    }
+}
 
 /// Which way driver and device tell each other when they want to hear of
 /// progress.
@@ -146,8 +167,8 @@ pub struct SplitRing<H: Hal> {
     size: u16,
     /// `size - 1`: what a free-running index is masked with.
     mask: u16,
-    /// Descriptors a slot, as a power of two.
-    slot_shift: u8,
+    /// Descriptors a slot, a power of two.
+    slot_length: u16,
     mode: EventMode,
     /// Next index of the available ring; published up to `published_idx`.
     avail_idx: u16,
@@ -207,8 +228,7 @@ impl<H: Hal> SplitRing<H> {
             queue,
             size,
             mask: size - 1,
-            // At most 15.
-            slot_shift: slot_length.trailing_zeros() as u8,
+            slot_length,
             mode,
             avail_idx: 0,
             published_idx: 0,
@@ -248,10 +268,15 @@ impl<H: Hal> SplitRing<H> {
         self.size
     }
 
+    /// Number of descriptors a slot.
+    pub fn slot_length(&self) -> u16 {
+        self.slot_length
+    }
+
     /// Number of chains that the ring holds.
     #[inline]
     pub fn capacity(&self) -> u16 {
-        self.size >> self.slot_shift
+        self.size / self.slot_length
     }
 
     /// Number of chains that can be added.
@@ -304,19 +329,12 @@ impl<H: Hal> SplitRing<H> {
     /// The slot that the next chain will take, if there is room for one.
     #[inline]
     pub fn next_head(&self) -> Option<Head> {
-        let head = (self.avail_idx << self.slot_shift) & self.mask;
+        let head = self.avail_idx.wrapping_mul(self.slot_length) & self.mask;
         if *self.chain(head) == 0 {
             Some(Head(head))
         } else {
             self.search_free_slot(head)
         }
-    }
-
-    /// The number of a slot, 0 to capacity - 1. A caller that keeps a buffer a
-    /// slot knows by it which is free.
-    #[inline]
-    pub fn slot(&self, head: Head) -> u16 {
-        head.0 >> self.slot_shift
     }
 
     /// Finds a free slot after one that the device did not give back in order.
@@ -326,7 +344,7 @@ impl<H: Hal> SplitRing<H> {
             return None;
         }
         (1..self.capacity())
-            .map(|distance| taken.wrapping_add(distance << self.slot_shift) & self.mask)
+            .map(|distance| taken.wrapping_add(distance.wrapping_mul(self.slot_length)) & self.mask)
             .find(|&head| *self.chain(head) == 0)
             .map(Head)
     }
@@ -377,7 +395,7 @@ impl<H: Hal> SplitRing<H> {
         buffers: &[Buffer],
         token: u16,
     ) -> Result<(), QueueError> {
-        let most = 1 << self.slot_shift;
+        let most = usize::from(self.slot_length);
         let (last, rest) = match buffers.split_last() {
             // Any slot holds a single buffer; no need to ask.
             Some(parts) if buffers.len() == 1 || buffers.len() <= most => parts,
@@ -455,24 +473,9 @@ impl<H: Hal> SplitRing<H> {
     /// impossible, and ever after.
     #[inline]
     pub fn pop_used(&mut self) -> Result<Option<Used>, QueueError> {
-        if self.last_used_idx == self.seen_used_idx && !self.look_for_used()? {
+        let Some((entry, head, state)) = self.peek_used()? else {
             return Ok(None);
-        }
-        let entry = usize::from(self.last_used_idx & self.mask);
-        // Read after the index: `look_for_used` loaded it with Acquire.
-        let id = u32::from_le(self.used_element(entry, 0).load(Ordering::Relaxed));
-        if id >= u32::from(self.size) {
-            return self.break_down(BrokenReason::IdOutOfRange {
-                id,
-                size: self.size,
-            });
-        }
-        // Below `size`, so it fits.
-        let head = id as u16;
-        let state = *self.chain(head);
-        if state == 0 {
-            return self.break_down(BrokenReason::IdNotOutstanding { id: head });
-        }
+        };
         // Devices have always been careless about the length of a chain they
         // only read (specification 2.6.8.1); nothing depends on that one.
         let writable = (state >> 32) as u32;
@@ -487,12 +490,57 @@ impl<H: Hal> SplitRing<H> {
                 });
             }
         }
-        *self.chain_mut(head) = 0;
-        self.last_used_idx = self.last_used_idx.wrapping_add(1);
+        self.consume_used(head);
         Ok(Some(Used {
             token: state as u16,
             length,
         }))
+    }
+
+    /// Takes every used chain and forgets it: for a ring whose chains the
+    /// device only reads, each in the buffer of its slot.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::pop_used`], but lengths are not looked at.
+    #[inline]
+    pub fn discard_used(&mut self) -> Result<(), QueueError> {
+        while let Some((_, head, _)) = self.peek_used()? {
+            self.consume_used(head);
+        }
+        Ok(())
+    }
+
+    /// The next used entry: its place in the used ring, the head of its chain
+    /// and what is known of it.
+    // Always: out of line, its three results go by memory.
+    #[inline(always)]
+    fn peek_used(&mut self) -> Result<Option<(usize, u16, ChainState)>, QueueError> {
+        if self.last_used_idx == self.seen_used_idx && !self.look_for_used()? {
+            return Ok(None);
+        }
+        let entry = usize::from(self.last_used_idx & self.mask);
+        // Read after the index: `look_for_used` loaded it with Acquire.
+        let id = u32::from_le(self.used_element(entry, 0).load(Ordering::Relaxed));
+        if id > u32::from(self.mask) {
+            return self.break_down(BrokenReason::IdOutOfRange {
+                id,
+                size: self.size,
+            });
+        }
+        // At most `size - 1`, so it fits.
+        let head = id as u16;
+        let state = *self.chain(head);
+        if state == 0 {
+            return self.break_down(BrokenReason::IdNotOutstanding { id: head });
+        }
+        Ok(Some((entry, head, state)))
+    }
+
+    #[inline]
+    fn consume_used(&mut self, head: u16) {
+        *self.chain_mut(head) = 0;
+        self.last_used_idx = self.last_used_idx.wrapping_add(1);
     }
 
     /// Reads the device's index and returns whether there is news.
@@ -522,6 +570,7 @@ impl<H: Hal> SplitRing<H> {
     }
 
     #[cold]
+    #[inline(never)]
     fn break_down<T>(&mut self, reason: BrokenReason) -> Result<T, QueueError> {
         self.broken = Some(reason);
         // From here every `pop_used` goes by `look_for_used`, which refuses.
