@@ -1,7 +1,7 @@
 //! Interrupts of devices: vectors, who handles them, and how a message (MSI)
 //! or a line (INTx) is made to raise one.
 
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use spin::Mutex;
 
@@ -20,34 +20,19 @@ const FIRST_DEVICE_VECTOR: u8 = 0x30;
 /// Number of vectors for devices.
 const DEVICE_VECTORS: u8 = 64;
 
-/// An interrupt vector that belongs to one handler.
+/// An interrupt vector, 0x30 to 0x6f, that belongs to one handler.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Vector(u8);
-
-impl Vector {
-    /// The number the CPU knows it by, 0x30 to 0x6f.
-    pub fn number(&self) -> u8 {
-        self.0
-    }
-}
 
 /// The handler of every vector, a `fn()` each.
 static HANDLERS: [AtomicPtr<()>; 256] =
     [const { AtomicPtr::new(unexpected as fn() as *mut ()) }; 256];
-static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
 /// Serialises the search for a free vector.
 static ALLOCATION: Mutex<()> = Mutex::new(());
 
-/// The handler of vectors that have none.
-fn unexpected() {
-    UNEXPECTED.fetch_add(1, Ordering::Relaxed);
-}
-
-/// Interrupts that came by a vector without a handler, since boot. One may be
-/// on its way when its vector is freed.
-pub fn unexpected_count() -> u64 {
-    UNEXPECTED.load(Ordering::Relaxed)
-}
+/// The handler of vectors that have none: an interrupt may be on its way when
+/// its vector is freed.
+fn unexpected() {}
 
 /// Called by the stubs with interrupts disabled.
 pub(super) extern "C" fn dispatch(vector: u64) {
