@@ -37,12 +37,12 @@ const POLL: Duration = Duration::from_millis(100);
 #[derive(Debug, Error)]
 pub enum CommandError {
     /// It could not be started, or not be waited for.
-    #[error("cannot run `{command}`: {source}")]
+    #[error("cannot run `{command}`: {cause}")]
     Start {
         /// The command line.
         command: String,
         /// What the operating system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// It ended with a failure.
     #[error("`{command}` failed ({status}):\n{tail}")]
@@ -105,9 +105,9 @@ pub fn run(
     sink: &mut Sink<'_>,
 ) -> Result<(), CommandError> {
     let line = command_line(command);
-    let start = |source| CommandError::Start {
+    let start = |cause| CommandError::Start {
         command: line.clone(),
-        source,
+        cause,
     };
     let (reader, writer) = io::pipe().map_err(start)?;
     let mut child = command

@@ -43,12 +43,12 @@ pub enum ImageError {
     #[error(transparent)]
     Command(#[from] CommandError),
     /// A file could not be written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -162,7 +162,7 @@ impl Sysroot {
         // Made anew, as the links of another toolchain must not stay. Cargo
         // knows the compiler by its version, and does not build again for this.
         if path.exists() {
-            fs::remove_dir_all(path).map_err(|source| file_error(path, source))?;
+            fs::remove_dir_all(path).map_err(|cause| file_error(path, cause))?;
         }
         let own = toolchain.sysroot.join("lib/rustlib");
         let rustlib = path.join("lib/rustlib");
@@ -173,7 +173,7 @@ impl Sysroot {
         let tools = rustlib.join(host).join("bin");
         let bin = path.join("bin");
         for directory in [&tools, &bin] {
-            fs::create_dir_all(directory).map_err(|source| file_error(directory, source))?;
+            fs::create_dir_all(directory).map_err(|cause| file_error(directory, cause))?;
         }
         for directory in [&tools, &bin] {
             link(&toolchain.linker, &directory.join("rust-lld"))?;
@@ -215,10 +215,10 @@ impl Sysroot {
 
 /// Links every entry of `from` but `except` into the new directory `to`.
 fn link_entries(from: &Path, to: &Path, except: &str) -> Result<(), ImageError> {
-    fs::create_dir_all(to).map_err(|source| file_error(to, source))?;
-    let entries = fs::read_dir(from).map_err(|source| file_error(from, source))?;
+    fs::create_dir_all(to).map_err(|cause| file_error(to, cause))?;
+    let entries = fs::read_dir(from).map_err(|cause| file_error(from, cause))?;
     for entry in entries {
-        let entry = entry.map_err(|source| file_error(from, source))?;
+        let entry = entry.map_err(|cause| file_error(from, cause))?;
         if entry.file_name() != except {
             link(&entry.path(), &to.join(entry.file_name()))?;
         }
@@ -227,13 +227,13 @@ fn link_entries(from: &Path, to: &Path, except: &str) -> Result<(), ImageError> 
 }
 
 fn link(target: &Path, path: &Path) -> Result<(), ImageError> {
-    symlink(target, path).map_err(|source| file_error(path, source))
+    symlink(target, path).map_err(|cause| file_error(path, cause))
 }
 
 fn script(path: &Path, line: &str) -> Result<(), ImageError> {
     fs::write(path, format!("#!/bin/sh\n{line}\n"))
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
-        .map_err(|source| file_error(path, source))
+        .map_err(|cause| file_error(path, cause))
 }
 
 fn quoted(path: &Path) -> String {
@@ -242,10 +242,10 @@ fn quoted(path: &Path) -> String {
     shlex::try_quote(&text).map_or_else(|_| text.to_string(), |text| text.into_owned())
 }
 
-fn file_error(path: &Path, source: io::Error) -> ImageError {
+fn file_error(path: &Path, cause: io::Error) -> ImageError {
     ImageError::File {
         path: path.to_owned(),
-        source,
+        cause,
     }
 }
 

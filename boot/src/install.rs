@@ -212,12 +212,12 @@ pub enum InstallError {
         command: String,
     },
     /// The package manager failed.
-    #[error("cannot install {packages}: {source}\nTo try it yourself:\n    {command}")]
+    #[error("cannot install {packages}: {cause}\nTo try it yourself:\n    {command}")]
     Failed {
         /// What was to be installed.
         packages: String,
         /// What the package manager said.
-        source: CommandError,
+        cause: CommandError,
         /// The command to try by hand.
         command: String,
     },
@@ -238,12 +238,12 @@ pub enum InstallError {
         waited: Duration,
     },
     /// The lock file cannot be used.
-    #[error("cannot lock {}: {source}", path.display())]
+    #[error("cannot lock {}: {cause}", path.display())]
     Lock {
         /// The lock file.
         path: PathBuf,
         /// What the operating system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -408,9 +408,9 @@ impl Host {
     /// run in several processes, and apt's own lock does not cover `update`.
     fn lock(&self, sink: &mut Sink<'_>) -> Result<File, InstallError> {
         let path = self.path("/var/lock/kickpath-install.lock");
-        let failed = |source| InstallError::Lock {
+        let failed = |cause| InstallError::Lock {
             path: path.clone(),
-            source,
+            cause,
         };
         let file = File::options()
             .create(true)
@@ -424,7 +424,7 @@ impl Host {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(fs::TryLockError::WouldBlock) => {}
-                Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
+                Err(fs::TryLockError::Error(cause)) => return Err(failed(cause)),
             }
             let waited = started.elapsed();
             if waited >= self.patience {

@@ -19,7 +19,6 @@ mod find;
 
 use std::env;
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -186,24 +185,16 @@ pub enum ToolchainError {
     #[error(transparent)]
     Command(#[from] CommandError),
     /// Cargo could not build the guest.
-    #[error("building the guest failed:\n{}", diagnostics(source))]
+    #[error("building the guest failed:\n{}", diagnostics(cause))]
     Build {
         /// How cargo ended, and what it printed last.
-        source: CommandError,
+        cause: CommandError,
     },
     /// Cargo succeeded but its product is not where it should be.
     #[error("cargo built the guest without an error, but there is no {}", path.display())]
     NoKernel {
         /// Where it should be.
         path: PathBuf,
-    },
-    /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
     },
 }
 
@@ -237,7 +228,7 @@ pub fn build_kernel(
             "-Zbuild-std-features=compiler-builtins-mem",
         ]);
     }
-    command::run(&mut command, None, sink).map_err(|source| ToolchainError::Build { source })?;
+    command::run(&mut command, None, sink).map_err(|cause| ToolchainError::Build { cause })?;
 
     let path = target_directory.join(TARGET).join(PROFILE).join(KERNEL);
     if path.is_file() {

@@ -65,7 +65,7 @@ impl<'a> Apt<'a> {
         let mut simulate = self.command(&["-s"]);
         simulate.args(&arguments).args(packages);
         let plan = command::output(&mut simulate, SIMULATE_LIMIT)
-            .map_err(|source| self.failed(packages, source))?;
+            .map_err(|cause| self.failed(packages, cause))?;
         let plan = Plan::parse(&plan);
 
         let strangers: Vec<_> = plan
@@ -116,13 +116,13 @@ impl<'a> Apt<'a> {
         sink: &mut Sink<'_>,
     ) -> Result<(), InstallError> {
         command::run(&mut self.command(arguments), Some(limit), sink)
-            .map_err(|source| self.failed(packages, source))
+            .map_err(|cause| self.failed(packages, cause))
     }
 
-    fn failed(&self, packages: &[&str], source: CommandError) -> InstallError {
+    fn failed(&self, packages: &[&str], cause: CommandError) -> InstallError {
         InstallError::Failed {
             packages: packages.join(" "),
-            source,
+            cause,
             command: Manager::Apt.command(packages, self.host.root),
         }
     }

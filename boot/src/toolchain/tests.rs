@@ -283,7 +283,7 @@ fn a_failed_build_shows_its_errors_first() {
     let failed = |script: &str| {
         let mut shell = Command::new("/bin/sh");
         let error = command::run(shell.args(["-c", script]), None, &mut |_| {}).unwrap_err();
-        ToolchainError::Build { source: error }.to_string()
+        ToolchainError::Build { cause: error }.to_string()
     };
     let text =
         failed("echo '   Compiling core'; echo 'error: no such thing'; echo ' --> x.rs'; exit 101");
