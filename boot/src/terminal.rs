@@ -77,6 +77,17 @@ impl<W: Write> Story<W> {
         self.out.flush()
     }
 
+    /// A row whose text has columns of its own: nothing is wrapped.
+    #[allow(clippy::missing_errors_doc, reason = "see `section`")]
+    pub fn columns(&mut self, label: &str, text: &str) -> io::Result<()> {
+        let indent = "";
+        writeln!(
+            self.out,
+            "{indent:INDENT$}{NAME}{label:LABEL$}{NAME:#} {text}"
+        )?;
+        self.out.flush()
+    }
+
     /// A line as it is.
     #[allow(clippy::missing_errors_doc, reason = "see `section`")]
     pub fn line(&mut self, text: &str) -> io::Result<()> {

@@ -217,10 +217,10 @@ pub(super) fn conclusion<W: Write>(story: &mut Story<W>, missed: &[String]) -> i
     if missed.is_empty() {
         return story.conclusion(true, "Every limit is kept.");
     }
-    for line in missed {
-        story.conclusion(false, line)?;
-    }
-    Ok(())
+    story.conclusion(false, "Not every limit is kept.")?;
+    missed
+        .iter()
+        .try_for_each(|line| story.line(&format!("  {line}")))
 }
 
 /// Large numbers whole, small ones with four digits after the point at most.

@@ -66,8 +66,7 @@ pub struct Report {
 pub struct UdpResult {
     /// Content bytes.
     pub bytes: usize,
-    /// What came back.
-    #[serde(flatten)]
+    /// What came back intact.
     pub echo: Option<Echo>,
     /// Why nothing intact came back.
     pub error: Option<String>,

@@ -40,20 +40,22 @@ pub(super) fn boot<W: Write>(
 ) -> io::Result<()> {
     let boot = &status.boot;
     story.section("Boot")?;
+    story.columns(
+        "stage",
+        "     took     ended, since the guest's first instruction",
+    )?;
     let mut before = 0;
     for stage in &boot.stages {
-        let took = stage.end_us.saturating_sub(before);
+        let took = micros(stage.end_us.saturating_sub(before));
         before = stage.end_us;
-        story.row(
-            &stage.name,
-            &format!("{:>9}  at {:>9}", micros(took), micros(stage.end_us)),
-        )?;
+        let end = micros(before);
+        story.columns(&stage.name, &format!("{took:>12} {end:>12}"))?;
     }
     story.row(
         "Up",
         &format!(
-            "{:.0} ms after the start of QEMU {}, by {}; the rest was firmware and QEMU itself",
-            report.up_after_ms,
+            "{} ms after the start of QEMU {}, by {}; the rest was firmware and QEMU itself",
+            thousands(report.up_after_ms.round() as u64),
             report.qemu,
             if boot.protocol.is_empty() {
                 "an unknown entry"
@@ -102,7 +104,13 @@ pub(super) fn device<W: Write>(story: &mut Story<W>, status: &Status) -> io::Res
     } else {
         format!("the device also offers {}", others.join(" and "))
     };
-    story.row("Transport", &format!("{}; {others}", device.transport))?;
+    let transport = match device.transport.as_str() {
+        "legacy" => "legacy: registers by port I/O",
+        "modern" => "modern: registers in memory",
+        "mmio" => "virtio-mmio: registers in memory, no PCI",
+        other => other,
+    };
+    story.row("Transport", &format!("{transport}; {others}"))?;
     story.row(
         "Kick",
         &format!("{} (one instruction, one VM exit)", device.doorbell),
@@ -120,9 +128,16 @@ fn ladder(interrupts: &Interrupts) -> String {
     let tried: Vec<String> = interrupts
         .attempts
         .iter()
-        .map(|attempt| format!("{} {}", attempt.rung, attempt.outcome))
+        .map(|attempt| format!("{} ({})", attempt.rung, attempt.outcome))
         .collect();
-    format!("{}; tried: {}", interrupts.rung, tried.join(", "))
+    let rung = match interrupts.rung.as_str() {
+        "msix" => "MSI-X, a vector a queue",
+        "msix-shared" => "MSI-X, one vector for all queues",
+        "intx" => "the INTx line",
+        "poll" => "none: the guest polls",
+        other => other,
+    };
+    format!("{rung}; rungs tried: {}", tried.join(", "))
 }
 
 fn list(names: &[String]) -> String {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
-use pcap_file::{DataLink, PcapError, TsResolution};
+use pcap_file::{DataLink, Endianness, PcapError, TsResolution};
 use smoltcp::wire::{EthernetFrame, PrettyPrinter};
 
 use super::MAX_FRAME;
@@ -146,6 +146,7 @@ impl PcapFile {
             snaplen: MAX_FRAME as u32,
             datalink: DataLink::ETHERNET,
             ts_resolution: TsResolution::NanoSecond,
+            endianness: Endianness::native(),
             ..PcapHeader::default()
         };
         // Without a buffer: a run that is killed leaves all that it recorded.

@@ -129,12 +129,19 @@ impl Series {
                 self.waiting += 1;
                 self.report.sent += 1;
             }
-            if let Some(frame) = stack.next_frame(Duration::from_millis(20)) {
+            // Takes all that has come before it sends again, as a network
+            // driver does: one wake-up, many frames.
+            let mut wait = Duration::from_millis(20);
+            while let Some(frame) = stack.next_frame(wait) {
+                wait = Duration::ZERO;
                 let at = frame.at;
                 if let Some(frame) = self.take(frame) {
                     stack.ingest(frame);
                 } else {
                     last_answer = at;
+                }
+                if self.waiting == 0 {
+                    break;
                 }
             }
             self.give_up();
