@@ -1,0 +1,24 @@
+//! The driver against the other side of its interface.
+//!
+//! - Rings: rust-vmm's `virtio-queue` is the device. It shares nothing with
+//!   the driver but the specification.
+//! - Registers: a model of a legacy virtio-pci network device, ports and
+//!   configuration space, whose queues are `virtio-queue`'s.
+//!
+//! Both share a guest's memory with the driver, whose `Hal` is
+//! [`support::memory::GuestHal`].
+
+mod support;
+
+mod find_vqs;
+mod legacy_pci;
+mod msix;
+mod net_faults;
+mod net_lifecycle;
+mod net_traffic;
+mod ring;
+mod ring_events;
+mod ring_malicious;
+mod ring_threads;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod x86_ports;

@@ -1,0 +1,172 @@
+//! MSI-X of a legacy device: the table, the capability, the vectors.
+
+use virtio_drivers::transport::{DeviceStatus, Transport};
+use virtio_net::transport::{ConfigOps, MsiMessage, TransportError};
+
+use crate::support::device::Interrupt::Msi;
+use crate::support::device::{LegacyDevice, NO_VECTOR, TABLE_BASE};
+use crate::support::memory;
+use crate::support::net::{MAC, Machine, feature};
+use crate::support::pci::MSIX_CAPABILITY;
+use crate::support::transport::Legacy;
+
+/// A machine whose device was acknowledged, as it is when vectors are set.
+fn ready() -> (Machine, Legacy) {
+    let machine = Machine::new(feature::ALL, 256);
+    let mut transport = machine.legacy().unwrap();
+    transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
+    (machine, transport)
+}
+
+/// Messages that differ in address and data.
+pub fn messages(count: u32) -> Vec<MsiMessage> {
+    (0..count)
+        .map(|index| MsiMessage {
+            address: 0x1_fee0_0000 + u64::from(index),
+            data: 0x40 + index,
+        })
+        .collect()
+}
+
+#[test]
+fn vectors_are_read_back() {
+    let (machine, mut transport) = ready();
+    transport.msix_enable(&messages(3)).unwrap();
+    transport.set_config_vector(0).unwrap();
+    transport.set_queue_vector(0, 1).unwrap();
+    transport.set_queue_vector(1, 2).unwrap();
+    assert_eq!(machine.device().config_vector, 0);
+    assert_eq!(machine.device().queues[0].vector, 1);
+    assert_eq!(machine.device().queues[1].vector, 2);
+    // The device has three entries and no queue 2.
+    let not_taken = |queue, wrote| TransportError::VectorNotTaken {
+        queue,
+        wrote,
+        read: NO_VECTOR,
+    };
+    assert_eq!(transport.set_config_vector(3), Err(not_taken(None, 3)));
+    assert_eq!(transport.set_queue_vector(1, 3), Err(not_taken(Some(1), 3)));
+    assert_eq!(transport.set_queue_vector(2, 1), Err(not_taken(Some(2), 1)));
+    // Not even NO_VECTOR itself counts as taken.
+    assert_eq!(
+        transport.set_config_vector(NO_VECTOR),
+        Err(not_taken(None, NO_VECTOR))
+    );
+}
+
+/// The messages go to the table's first entries, the others are masked.
+#[test]
+fn messages_arrive_from_their_entries() {
+    let (machine, mut transport) = ready();
+    let connected = messages(3);
+    assert_eq!(transport.msix_entries(), 3);
+    for count in [3, 2, 3] {
+        transport.msix_enable(&connected[..count]).unwrap();
+        transport.set_config_vector(0).unwrap();
+        transport.set_queue_vector(0, 1).unwrap();
+        transport.set_queue_vector(1, 2).unwrap();
+        let mut device = machine.device();
+        device.interrupt_for_config();
+        device.interrupt_for_queue(0);
+        device.interrupt_for_queue(1);
+        let sent: Vec<_> = connected[..count].iter().copied().map(Msi).collect();
+        assert_eq!(std::mem::take(&mut device.interrupts), sent);
+    }
+    assert_eq!(
+        transport.msix_enable(&messages(4)),
+        Err(TransportError::TooFewVectors {
+            needed: 4,
+            available: 3
+        })
+    );
+}
+
+#[test]
+fn without_msix_there_are_no_vectors() {
+    let machine = Machine::with_vectors(feature::ALL, 256, 0);
+    let mut transport = machine.legacy().unwrap();
+    assert_eq!(transport.msix_entries(), 0);
+    assert_eq!(
+        transport.msix_enable(&messages(1)),
+        Err(TransportError::TooFewVectors {
+            needed: 1,
+            available: 0
+        })
+    );
+    transport.msix_disable();
+    assert_eq!(transport.read_config_space::<[u8; 6]>(0), Ok(MAC));
+}
+
+#[test]
+fn a_table_of_2048_entries_is_the_largest() {
+    let machine = Machine::with_vectors(feature::ALL, 256, 2048);
+    // The BAR must hold 32 KiB.
+    machine
+        .device()
+        .pci
+        .bar(1, TABLE_BASE as u32 & !0x7fff, !0x7fff);
+    memory::add_mmio(TABLE_BASE & !0x7fff, 0x2000);
+    assert_eq!(machine.legacy().unwrap().msix_entries(), 2048);
+}
+
+/// An MSI-X capability that cannot be true costs MSI-X, not the device.
+#[test]
+fn a_broken_msix_capability_is_as_none() {
+    let without = |change: &dyn Fn(&mut LegacyDevice)| {
+        let machine = Machine::new(feature::ALL, 256);
+        change(&mut machine.device());
+        let transport = machine.legacy().unwrap();
+        assert_eq!(transport.msix_entries(), 0);
+        drop(transport);
+        let device = machine.device();
+        assert!(!device.pci.msix_enabled());
+    };
+    let location = MSIX_CAPABILITY + 4;
+    // The BAR it names: ports, none, beyond the last, no address.
+    for bar in [0, 2, 3, 4, 5, 6, 7] {
+        without(&move |device| device.pci.set(location, bar));
+    }
+    without(&|device| device.pci.bar(1, 0, !0xfff));
+    without(&|device| device.pci.bar(1, 0, 0));
+    // The last BAR cannot have 64 bits.
+    without(&|device| {
+        device.pci.set(location, 5);
+        device.pci.bar(5, 0xfeb0_0004, !0xfff);
+    });
+    // The table begins or ends outside of its BAR of 4096 bytes.
+    for offset in [0xfd8, 0x1000, 0xffff_fff8] {
+        without(&move |device| device.pci.set(location, offset | 1));
+    }
+    without(&|device| device.pci.msix(MSIX_CAPABILITY, 2048, 1));
+    // The BAR, so the device says, ends beyond the last address.
+    without(&|device| {
+        device.pci.lying_bar(1, 0xffff_fff4, 0xffff_0004);
+        device.pci.lying_bar(2, !0, !0);
+        device.pci.set(location, 0x20 | 1);
+    });
+    // The capability's own end lies beyond the configuration space.
+    without(&|device| {
+        device.pci.set(0x84, 0xfc09);
+        device.pci.msix(0xfc, 3, 1);
+    });
+    // The list has no end.
+    without(&|device| {
+        device.pci.set(0x84, 0x8809);
+        device.pci.set(0x88, 0x8409);
+    });
+    without(&|device| device.pci.set(0x84, 0x8409));
+    // The list goes astray.
+    for next in [0x10, 0x3c, 0x85, 0xff] {
+        without(&move |device| device.pci.set(0x84, next << 8 | 9));
+    }
+    // There is no list.
+    without(&|device| device.pci.set(0x04, 0));
+}
+
+/// What the last entry needs to fit is enough.
+#[test]
+fn a_table_may_end_with_its_bar() {
+    let machine = Machine::new(feature::ALL, 256);
+    machine.device().pci.set(MSIX_CAPABILITY + 4, 0xfd0 | 1);
+    assert_eq!(machine.legacy().unwrap().msix_entries(), 3);
+}

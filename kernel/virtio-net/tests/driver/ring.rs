@@ -1,0 +1,429 @@
+//! What the device sees of what the driver adds, and the way back.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use proptest::prelude::*;
+use virtio_net::queue::split::{Buffer, EventMode, Layout, SplitRing, Used};
+use virtio_net::queue::{DmaRegion, QueueError};
+
+use crate::support::faults;
+use crate::support::memory::{self, GuestHal};
+use crate::support::ring::{Ends, readable, writable};
+
+const DESC_F_NEXT: u16 = 1;
+const DESC_F_WRITE: u16 = 2;
+
+/// Every size that a split queue can have.
+fn sizes() -> impl Iterator<Item = u16> {
+    (0..=15).map(|shift| 1 << shift)
+}
+
+/// `length` buffers, the last `writable` of them for the device to write, all
+/// different.
+fn buffers(length: u16, writable_count: u16, salt: u64) -> Vec<Buffer> {
+    (0..length)
+        .map(|index| Buffer {
+            address: 0x1_0000_0000 + (salt << 32) + 0x1001 * u64::from(index),
+            length: 1 + u32::from(index) + salt as u32,
+            writable: index >= length - writable_count,
+        })
+        .collect()
+}
+
+/// Takes one chain at the device and compares it with what was added.
+fn expect_chain(ends: &mut Ends, expected: &[Buffer]) -> u16 {
+    let (head, descriptors) = ends.take().expect("the device sees no chain");
+    assert_eq!(descriptors.len(), expected.len());
+    for (position, (descriptor, buffer)) in descriptors.iter().zip(expected).enumerate() {
+        assert_eq!(descriptor.addr().0, buffer.address);
+        assert_eq!(descriptor.len(), buffer.length);
+        let mut flags = 0;
+        if position + 1 < expected.len() {
+            flags |= DESC_F_NEXT;
+        }
+        if buffer.writable {
+            flags |= DESC_F_WRITE;
+        }
+        assert_eq!(descriptor.flags(), flags, "descriptor {position}");
+    }
+    head
+}
+
+fn writable_bytes(buffers: &[Buffer]) -> u32 {
+    buffers
+        .iter()
+        .filter(|buffer| buffer.writable)
+        .map(|buffer| buffer.length)
+        .sum()
+}
+
+#[test]
+fn the_layout_is_the_specifications() {
+    // Specification 2.6.2: ALIGN(16 n + 2 (3 + n)) + 2 * 3 + 8 n.
+    for size in sizes() {
+        let n = usize::from(size);
+        let layout = Layout::new(size);
+        assert_eq!(layout.avail, 16 * n);
+        assert_eq!(layout.used, (16 * n + 2 * (3 + n)).div_ceil(4096) * 4096);
+        assert_eq!(layout.total, layout.used + 6 + 8 * n);
+    }
+    assert_eq!(
+        Layout::new(256),
+        Layout {
+            avail: 4096,
+            used: 8192,
+            total: 8192 + 6 + 2048
+        }
+    );
+}
+
+#[test]
+fn sizes_that_no_split_queue_has_are_refused() {
+    let new = |size, chain| SplitRing::<GuestHal>::new(3, size, chain, EventMode::Flags).err();
+    let bad_size = |size| Some(QueueError::BadSize { queue: 3, size });
+    for size in [0, 3, 5, 255, 32767, 32769, 65535, 65536, 1 << 20, u32::MAX] {
+        assert_eq!(new(size, 1), bad_size(size));
+    }
+    // It must hold a chain.
+    for (size, chain) in [(1, 2), (4, 5), (4, 8), (0x8000, 0x8001), (2, u16::MAX)] {
+        assert_eq!(new(size, chain), bad_size(size));
+    }
+    assert_eq!(memory::pages_in_use(), 0);
+}
+
+#[test]
+fn a_ring_holds_as_many_chains_as_fit() {
+    for (size, chain, capacity) in [
+        (8, 0, 8),
+        (8, 1, 8),
+        (8, 2, 4),
+        (8, 3, 2),
+        (8, 4, 2),
+        (8, 8, 1),
+        (0x8000, 1, 0x8000),
+        (0x8000, 0x8000, 1),
+    ] {
+        let driver = Ends::with_chains(size, chain, EventMode::Flags).driver;
+        assert_eq!(
+            (driver.size(), driver.capacity(), driver.free()),
+            (size, capacity, capacity)
+        );
+    }
+}
+
+#[test]
+fn without_memory_there_is_no_ring() {
+    faults::plan(&[0]);
+    assert_eq!(
+        SplitRing::<GuestHal>::new(5, 256, 1, EventMode::EventIdx).err(),
+        Some(QueueError::NoMemory { queue: 5, pages: 3 })
+    );
+    assert_eq!(faults::take_strikes().len(), 1);
+    assert_eq!(memory::pages_in_use(), 0);
+}
+
+#[test]
+fn a_region_is_page_aligned_zeroed_and_given_back() {
+    use virtio_drivers::BufferDirection::Both;
+    assert!(DmaRegion::<GuestHal>::new(0, Both).is_none());
+    for bytes in [1, 4096, 4097] {
+        let region = DmaRegion::<GuestHal>::new(bytes, Both).unwrap();
+        assert_eq!(region.size(), bytes.div_ceil(4096) * 4096);
+        assert_eq!(memory::pages_in_use(), bytes.div_ceil(4096));
+        assert!(region.physical().is_multiple_of(4096));
+        assert!(region.pointer().addr().get().is_multiple_of(4096));
+    }
+    assert_eq!(memory::pages_in_use(), 0);
+}
+
+#[test]
+fn every_size_carries_single_buffers_around_its_ring() {
+    for mode in [EventMode::Flags, EventMode::EventIdx] {
+        for size in sizes() {
+            let mut ends = Ends::new(size, mode);
+            assert_eq!(ends.driver.size(), size);
+            // Full, half full and full again, beginning in the middle.
+            for round in 0..3u64 {
+                let count = if round == 1 { size.div_ceil(2) } else { size };
+                for token in 0..count {
+                    assert_eq!(ends.driver.free(), size - token);
+                    let buffer = [writable(0x2000 * u64::from(token) + round, 100)];
+                    ends.add(&buffer, token).unwrap();
+                }
+                assert_eq!(ends.driver.outstanding(), count);
+                assert!(ends.take().is_none(), "seen before it was published");
+                assert!(ends.driver.has_unpublished());
+                ends.driver.publish();
+                assert!(!ends.driver.has_unpublished());
+                let mut heads = BTreeSet::new();
+                for token in 0..count {
+                    let buffer = [writable(0x2000 * u64::from(token) + round, 100)];
+                    let head = expect_chain(&mut ends, &buffer);
+                    assert!(heads.insert(head), "descriptor {head} is in two chains");
+                    assert!(!ends.driver.has_used());
+                    ends.give_back(head, 100);
+                    assert!(ends.driver.has_used());
+                    assert_eq!(
+                        ends.driver.pop_used(),
+                        Ok(Some(Used { token, length: 100 }))
+                    );
+                }
+                assert!(ends.take().is_none());
+                assert_eq!(ends.driver.pop_used(), Ok(None));
+                assert_eq!((ends.driver.free(), ends.driver.outstanding()), (size, 0));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_chain_can_be_as_long_as_the_ring() {
+    for size in sizes() {
+        let mut ends = Ends::with_chains(size, size, EventMode::EventIdx);
+        for (round, written) in [0, 1, size / 2, size].into_iter().enumerate() {
+            let chain = buffers(size, written, round as u64);
+            ends.add(&chain, 0xbeef).unwrap();
+            assert_eq!(ends.driver.free(), 0);
+            ends.driver.publish();
+            let head = expect_chain(&mut ends, &chain);
+            let length = writable_bytes(&chain);
+            ends.give_back(head, length);
+            let used = Used {
+                token: 0xbeef,
+                length,
+            };
+            assert_eq!(ends.driver.pop_used(), Ok(Some(used)));
+            assert_eq!(ends.driver.free(), 1);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_changes_nothing() {
+    for (size, chain) in [(1, 1), (2, 1), (2, 2), (8, 1), (8, 4), (8, 3)] {
+        let mut ends = Ends::with_chains(size, chain, EventMode::Flags);
+        let most = usize::from(chain.next_power_of_two());
+        let capacity = ends.driver.capacity();
+        for token in 0..capacity {
+            for length in [0, most + 1, 0x1_0000, 0x1_0001] {
+                assert_eq!(
+                    ends.add(&vec![readable(9, 9); length], 99),
+                    Err(QueueError::ChainLength {
+                        queue: 7,
+                        length,
+                        most
+                    })
+                );
+            }
+            ends.add(&buffers(most as u16, 0, token.into()), token)
+                .unwrap();
+        }
+        assert_eq!(ends.driver.next_head(), None);
+        for length in [0, 1, most, most + 1] {
+            assert_eq!(
+                ends.add(&vec![readable(9, 9); length], 99),
+                Err(QueueError::Full { queue: 7, capacity })
+            );
+        }
+        ends.driver.publish();
+        for token in 0..capacity {
+            expect_chain(&mut ends, &buffers(most as u16, 0, token.into()));
+        }
+        assert!(ends.take().is_none());
+    }
+}
+
+/// A chain of `length` readable buffers has nothing that could be written, so
+/// what the device says of its length is not believed (specification
+/// 2.6.8.1).
+#[test]
+fn the_length_of_a_readable_chain_is_not_believed() {
+    let mut ends = Ends::with_chains(4, 2, EventMode::Flags);
+    for length in [0, 1, 10, u32::MAX] {
+        ends.add(&[readable(0x1000, 10), readable(0x2000, 10)], 3)
+            .unwrap();
+        ends.driver.publish();
+        let (head, _) = ends.take().unwrap();
+        ends.give_back(head, length);
+        let used = Used {
+            token: 3,
+            length: 0,
+        };
+        assert_eq!(ends.driver.pop_used(), Ok(Some(used)));
+    }
+}
+
+/// Specification 2.6.4.2 allows 2^32 bytes a chain; the sum saturates.
+#[test]
+fn the_writable_bytes_of_a_chain_do_not_overflow() {
+    let mut ends = Ends::with_chains(4, 2, EventMode::Flags);
+    ends.add(&[writable(0, u32::MAX), writable(0, u32::MAX)], 1)
+        .unwrap();
+    ends.driver.publish();
+    let (head, _) = ends.take().unwrap();
+    ends.give_back(head, u32::MAX);
+    let used = Used {
+        token: 1,
+        length: u32::MAX,
+    };
+    assert_eq!(ends.driver.pop_used(), Ok(Some(used)));
+}
+
+/// Chains that carry nothing back can be taken all at once.
+#[test]
+fn discarding_frees_every_used_slot() {
+    let mut ends = Ends::with_chains(16, 2, EventMode::EventIdx);
+    for used in [0, 1, 7, 8, 3] {
+        assert_eq!(ends.driver.discard_used(), Ok(()));
+        while ends.driver.free() > 0 {
+            ends.add(&[readable(1, 2), readable(3, 4)], 0).unwrap();
+        }
+        ends.driver.publish();
+        let mut heads: Vec<_> = std::iter::from_fn(|| Some(ends.take()?.0)).collect();
+        heads.reverse();
+        for &head in &heads[..used] {
+            ends.give_back(head, 99);
+        }
+        assert_eq!(ends.driver.discard_used(), Ok(()));
+        assert_eq!(usize::from(ends.driver.free()), used);
+        for &head in &heads[used..] {
+            ends.give_back(head, 0);
+        }
+    }
+}
+
+#[test]
+fn publish_shows_everything_that_was_added_and_only_that() {
+    let mut ends = Ends::new(8, EventMode::EventIdx);
+    for batch in [1u16, 3, 2, 8, 5] {
+        for token in 0..batch {
+            ends.add(&[readable(0x1000 + u64::from(token), 1)], token)
+                .unwrap();
+        }
+        ends.driver.publish();
+        for token in 0..batch {
+            let head = expect_chain(&mut ends, &[readable(0x1000 + u64::from(token), 1)]);
+            ends.give_back(head, 0);
+        }
+        assert!(ends.take().is_none());
+        for token in 0..batch {
+            let used = Used { token, length: 0 };
+            assert_eq!(ends.driver.pop_used(), Ok(Some(used)));
+        }
+    }
+    assert_eq!(ends.driver.avail_idx(), 19);
+    assert_eq!(ends.driver.last_used_idx(), 19);
+    assert_eq!(ends.driver.used_idx(), 19);
+}
+
+/// One thing that a driver or a device does.
+#[derive(Clone, Debug)]
+enum Step {
+    Add {
+        length: u16,
+        writable: u16,
+    },
+    Publish,
+    /// The device uses one of the chains it has, any of them.
+    Use {
+        which: prop::sample::Index,
+        length: prop::sample::Index,
+    },
+    Pop,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (1..=5u16, 0..=5u16).prop_map(|(length, writable)| Step::Add {
+            length,
+            writable: writable.min(length),
+        }),
+        2 => Just(Step::Publish),
+        4 => any::<(prop::sample::Index, prop::sample::Index)>()
+            .prop_map(|(which, length)| Step::Use { which, length }),
+        3 => Just(Step::Pop),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// Chains of any length and direction, used in any order, come back with
+    /// their own token and length. The slot that the driver announces is the
+    /// one that the device gets, and nobody else has it.
+    #[test]
+    fn chains_come_back_whatever_the_order(
+        shift in 0..8u32,
+        slot_shift in 0..4u32,
+        event_idx: bool,
+        steps in prop::collection::vec(step(), 1..400),
+    ) {
+        let capacity = 1u16 << shift;
+        let most = 1u16 << slot_shift;
+        let mode = if event_idx { EventMode::EventIdx } else { EventMode::Flags };
+        let mut ends = Ends::with_chains(capacity * most, most, mode);
+        let mut unpublished: Vec<(u16, u16, Vec<Buffer>)> = Vec::new();
+        let mut at_device: Vec<(u16, u16, u32)> = Vec::new();
+        let mut used = VecDeque::new();
+        let mut taken = BTreeSet::new();
+        let mut token = 0u16;
+        for step in steps {
+            match step {
+                Step::Add { length, writable } => {
+                    token = token.wrapping_mul(3).wrapping_add(1);
+                    let chain = buffers(length, writable, u64::from(token));
+                    let head = ends.driver.next_head();
+                    prop_assert_eq!(head.is_some(), taken.len() < usize::from(capacity));
+                    let result = ends.add(&chain, token);
+                    match head {
+                        None => {
+                            prop_assert_eq!(result, Err(QueueError::Full { queue: 7, capacity }));
+                        }
+                        Some(_) if length > most => {
+                            let (length, most) = (length.into(), most.into());
+                            let error = QueueError::ChainLength { queue: 7, length, most };
+                            prop_assert_eq!(result, Err(error));
+                        }
+                        Some(head) => {
+                            prop_assert_eq!(result, Ok(()));
+                            let head = head.descriptor();
+                            prop_assert!(head % most == 0 && head / most < capacity);
+                            prop_assert!(taken.insert(head), "slot {} was taken", head);
+                            unpublished.push((token, head, chain));
+                        }
+                    }
+                }
+                Step::Publish => {
+                    ends.driver.publish();
+                    for (token, head, chain) in unpublished.drain(..) {
+                        prop_assert_eq!(expect_chain(&mut ends, &chain), head);
+                        at_device.push((token, head, writable_bytes(&chain)));
+                    }
+                    prop_assert!(ends.take().is_none());
+                }
+                Step::Use { which, length } => {
+                    if !at_device.is_empty() {
+                        let index = which.index(at_device.len());
+                        let (token, head, writable) = at_device.swap_remove(index);
+                        let length = length.index(writable as usize + 1) as u32;
+                        ends.give_back(head, length);
+                        used.push_back((Used { token, length }, head));
+                    }
+                }
+                Step::Pop => {
+                    let popped = ends.driver.pop_used();
+                    if let Some((expected, head)) = used.pop_front() {
+                        prop_assert_eq!(popped, Ok(Some(expected)));
+                        taken.remove(&head);
+                    } else {
+                        prop_assert_eq!(popped, Ok(None));
+                    }
+                }
+            }
+            let outstanding = taken.len() as u16;
+            prop_assert_eq!(ends.driver.outstanding(), outstanding);
+            prop_assert_eq!(ends.driver.free(), capacity - outstanding);
+            prop_assert_eq!(ends.driver.has_used(), !used.is_empty());
+        }
+    }
+}

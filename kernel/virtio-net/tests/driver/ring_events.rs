@@ -1,0 +1,478 @@
+//! Who is woken when: kicks and interrupts, by flags and by event index, over
+//! more than two turns of the 16-bit indices.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+use virtio_net::queue::split::EventMode;
+use virtio_queue::QueueT;
+
+use crate::support::ring::{Ends, writable};
+
+const NO_INTERRUPT: u16 = 1;
+
+/// What a step does; numbers are upper bounds.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The driver adds so many chains.
+    Add(u16),
+    /// The driver publishes, and kicks if it must.
+    Publish,
+    /// The driver takes so many used chains.
+    Pop(u16),
+    /// The driver polls: no interrupts.
+    Mask,
+    /// The driver asks for an interrupt after so many more, to sleep.
+    Arm(u16),
+    /// The device takes so many chains from the ring.
+    Take(u16),
+    /// The device uses so many of them, and interrupts if it must.
+    Use(u16, bool),
+    /// The device asks for no kicks.
+    Busy,
+    /// The device asks for a kick and goes to sleep, if it has seen all.
+    Sleep,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (1..20u16).prop_map(Step::Add),
+        3 => Just(Step::Publish),
+        3 => (1..20u16).prop_map(Step::Pop),
+        1 => Just(Step::Mask),
+        2 => (0..6u16).prop_map(Step::Arm),
+        3 => (1..20u16).prop_map(Step::Take),
+        4 => (1..20u16, any::<bool>()).prop_map(|(n, signal)| Step::Use(n, signal)),
+        1 => Just(Step::Busy),
+        2 => Just(Step::Sleep),
+    ]
+}
+
+/// A ring and a model of who waits for what. All positions are counted from
+/// the start in 64 bits, so that nothing here wraps.
+struct Model {
+    ends: Ends,
+    mode: EventMode,
+    added: u64,
+    published: u64,
+    taken: u64,
+    used: u64,
+    popped: u64,
+    in_flight: VecDeque<u16>,
+    /// Where the device asked to be kicked, by event.
+    kick_at: u64,
+    device_busy: bool,
+    device_asleep: bool,
+    /// Entry whose use is to interrupt, `None` while masked.
+    interrupt_at: Option<u64>,
+    masked_since: u64,
+    driver_asleep: bool,
+    signalled: u64,
+    kicks: u64,
+    kicks_suppressed: u64,
+    interrupts: u64,
+    interrupts_suppressed: u64,
+}
+
+impl Model {
+    fn new(size: u16, mode: EventMode) -> Self {
+        let ends = Ends::new(size, mode);
+        Self {
+            ends,
+            mode,
+            added: 0,
+            published: 0,
+            taken: 0,
+            used: 0,
+            popped: 0,
+            in_flight: VecDeque::new(),
+            kick_at: 0,
+            device_busy: false,
+            device_asleep: true,
+            interrupt_at: None,
+            masked_since: 0,
+            driver_asleep: false,
+            signalled: 0,
+            kicks: 0,
+            kicks_suppressed: 0,
+            interrupts: 0,
+            interrupts_suppressed: 0,
+        }
+    }
+
+    fn add(&mut self, count: u16) {
+        for _ in 0..count {
+            let token = self.added as u16 % self.ends.driver.size();
+            if self.ends.add(&[writable(0x1000, 64)], token).is_err() {
+                return;
+            }
+            self.added += 1;
+        }
+    }
+
+    fn publish(&mut self) {
+        if self.added == self.published {
+            return;
+        }
+        let kick = self.ends.driver.publish();
+        let expected = match self.mode {
+            // The event has 16 bits: it stands for every 65536th entry.
+            EventMode::EventIdx => {
+                (self.published..self.added).any(|entry| entry as u16 == self.kick_at as u16)
+            }
+            EventMode::Flags => !self.device_busy,
+        };
+        assert_eq!(
+            kick, expected,
+            "entries {}..{}, the device asked for a kick at {}",
+            self.published, self.added, self.kick_at
+        );
+        self.published = self.added;
+        if self.device_asleep {
+            assert!(kick, "the device sleeps and nobody wakes it");
+        }
+        if kick {
+            self.kicks += 1;
+            self.device_asleep = false;
+        } else {
+            self.kicks_suppressed += 1;
+        }
+    }
+
+    fn pop(&mut self, count: u16) {
+        for _ in 0..count {
+            let popped = self.ends.driver.pop_used().unwrap();
+            assert_eq!(popped.is_some(), self.popped < self.used);
+            match popped {
+                // Used in order, hence back in order.
+                Some(used) => {
+                    assert_eq!(used.token, self.popped as u16 % self.ends.driver.size())
+                }
+                None => return,
+            }
+            self.popped += 1;
+        }
+    }
+
+    fn mask(&mut self) {
+        self.ends.driver.disable_interrupts();
+        self.driver_asleep = false;
+        self.interrupt_at = None;
+        self.masked_since = self.used;
+    }
+
+    fn arm(&mut self, more: u16) {
+        let more = match self.mode {
+            EventMode::EventIdx => more,
+            EventMode::Flags => 0,
+        };
+        let ready = self.ends.driver.enable_interrupts_after(more);
+        assert_eq!(ready, self.used - self.popped > u64::from(more));
+        self.interrupt_at = Some(self.popped + u64::from(more));
+        self.driver_asleep = !ready;
+    }
+
+    fn take(&mut self, count: u16) {
+        for _ in 0..count {
+            let chain = self.ends.take();
+            assert_eq!(chain.is_some(), self.taken < self.published);
+            let Some((head, _)) = chain else { return };
+            self.in_flight.push_back(head);
+            self.taken += 1;
+        }
+    }
+
+    fn give_back(&mut self, count: u16, signal: bool) {
+        for _ in 0..count {
+            let Some(head) = self.in_flight.pop_front() else {
+                break;
+            };
+            self.ends.give_back(head, 0);
+            self.used += 1;
+        }
+        if signal {
+            self.signal();
+        }
+    }
+
+    fn signal(&mut self) {
+        if self.signalled == self.used {
+            return;
+        }
+        let window = self.signalled..self.used;
+        let interrupt = self.ends.must_interrupt();
+        self.signalled = self.used;
+        match (self.mode, self.interrupt_at) {
+            (EventMode::Flags, armed) => assert_eq!(interrupt, armed.is_some()),
+            (EventMode::EventIdx, Some(entry)) => assert_eq!(
+                interrupt,
+                window.contains(&entry),
+                "used {window:?}, the driver asked for an interrupt at {entry}"
+            ),
+            // What was used before the mask may still interrupt.
+            (EventMode::EventIdx, None) => assert!(
+                !interrupt || window.start < self.masked_since,
+                "an interrupt for {window:?}, masked since {}",
+                self.masked_since
+            ),
+        }
+        if interrupt {
+            self.interrupts += 1;
+            self.driver_asleep = false;
+        } else {
+            self.interrupts_suppressed += 1;
+        }
+        if self.driver_asleep {
+            let waits_for = self.interrupt_at.unwrap();
+            assert!(
+                self.used <= waits_for,
+                "the driver sleeps and nobody wakes it"
+            );
+        }
+    }
+
+    fn busy(&mut self) {
+        self.ends
+            .device
+            .disable_notification(&self.ends.memory)
+            .unwrap();
+        self.device_busy = true;
+        self.device_asleep = false;
+    }
+
+    fn sleep(&mut self) {
+        // A device signals what it used before it sleeps.
+        self.signal();
+        let more = self
+            .ends
+            .device
+            .enable_notification(&self.ends.memory)
+            .unwrap();
+        assert_eq!(more, self.taken < self.published);
+        self.kick_at = self.taken;
+        self.device_busy = false;
+        self.device_asleep = !more;
+    }
+
+    fn run(&mut self, step: Step) {
+        match step {
+            Step::Add(count) => self.add(count),
+            Step::Publish => self.publish(),
+            Step::Pop(count) => self.pop(count),
+            Step::Mask => self.mask(),
+            Step::Arm(more) => self.arm(more),
+            Step::Take(count) => self.take(count),
+            Step::Use(count, signal) => self.give_back(count, signal),
+            Step::Busy => self.busy(),
+            Step::Sleep => self.sleep(),
+        }
+    }
+}
+
+/// Chains that go through a ring: past the wrap of its indices, twice.
+const CHAINS: u64 = 140_000;
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 8,
+        max_shrink_iters: 300,
+        ..ProptestConfig::default()
+    })]
+
+    /// The steps are repeated until enough chains are through.
+    #[test]
+    fn nobody_sleeps_through_what_it_waits_for(
+        shift in 0..7u32,
+        event_idx: bool,
+        steps in prop::collection::vec(step(), 20..400),
+    ) {
+        let mode = if event_idx { EventMode::EventIdx } else { EventMode::Flags };
+        let mut model = Model::new(1 << shift, mode);
+        while model.popped < CHAINS {
+            for &step in &steps {
+                model.run(step);
+            }
+            // Whatever the steps are, something gets through. As every poll
+            // does, this masks interrupts.
+            for step in [
+                Step::Mask,
+                Step::Add(4),
+                Step::Publish,
+                Step::Take(4),
+                Step::Use(4, true),
+                Step::Pop(4),
+            ] {
+                model.run(step);
+            }
+        }
+    }
+}
+
+/// A device that sleeps whenever it has seen all: every single kick must come.
+#[test]
+fn no_kick_is_lost_at_the_wrap() {
+    for (mode, batch) in [
+        (EventMode::EventIdx, 3),
+        (EventMode::EventIdx, 4),
+        (EventMode::Flags, 4),
+    ] {
+        let mut model = Model::new(4, mode);
+        let mut batches = 0;
+        while model.popped < CHAINS {
+            model.mask();
+            model.add(batch);
+            model.publish();
+            model.take(batch);
+            model.give_back(batch, true);
+            model.pop(batch);
+            model.sleep();
+            batches += 1;
+        }
+        assert_eq!(model.kicks, batches);
+    }
+}
+
+/// A device that is awake is never kicked, by flags: it said so. By event,
+/// which it does not move, once in 65536 chains.
+#[test]
+fn kicks_are_suppressed_while_the_device_is_awake() {
+    for (mode, kicks) in [(EventMode::EventIdx, 3), (EventMode::Flags, 0)] {
+        let mut model = Model::new(4, mode);
+        model.busy();
+        while model.popped < CHAINS {
+            model.mask();
+            model.add(4);
+            model.publish();
+            model.take(4);
+            model.give_back(4, true);
+            model.pop(4);
+        }
+        assert_eq!(model.kicks, kicks);
+        assert_eq!(model.kicks + model.kicks_suppressed, CHAINS / 4);
+    }
+}
+
+/// While every poll masks, no interrupt comes, however long.
+#[test]
+fn masked_interrupts_do_not_fire() {
+    for (mode, size) in [
+        (EventMode::EventIdx, 64),
+        (EventMode::EventIdx, 32768),
+        (EventMode::Flags, 64),
+    ] {
+        let mut model = Model::new(size, mode);
+        while model.popped < CHAINS {
+            model.mask();
+            model.add(size);
+            model.publish();
+            model.take(size);
+            model.give_back(size, true);
+            model.pop(size);
+        }
+        assert_eq!(model.interrupts, 0, "{mode:?}, ring of {size}");
+        assert_ne!(model.interrupts_suppressed, 0);
+    }
+}
+
+/// A driver that sleeps after every chain is woken by every chain.
+#[test]
+fn no_interrupt_is_lost_at_the_wrap() {
+    for mode in [EventMode::EventIdx, EventMode::Flags] {
+        let mut model = Model::new(2, mode);
+        while model.popped < CHAINS {
+            model.mask();
+            model.pop(2);
+            model.add(1);
+            model.publish();
+            model.arm(0);
+            assert!(model.driver_asleep);
+            model.take(1);
+            model.give_back(1, true);
+            assert!(!model.driver_asleep);
+            model.pop(1);
+        }
+        assert_eq!(model.interrupts, model.popped);
+    }
+}
+
+/// Interrupts may be asked for late, but not past what is outstanding.
+#[test]
+fn a_delayed_interrupt_comes_before_the_device_runs_dry() {
+    use virtio_net::doorbell::Doorbell;
+    use virtio_net::queue::Virtqueue;
+
+    for outstanding in 1..=64u16 {
+        let Ends {
+            driver,
+            device,
+            memory,
+        } = Ends::new(64, EventMode::EventIdx);
+        let doorbell = Doorbell::Call {
+            function: |_| (),
+            queue: 7,
+        };
+        let mut queue = Virtqueue::new(driver, doorbell);
+        let mut device = device;
+        for token in 0..outstanding {
+            // SAFETY: nothing accesses the buffer, which is only a number.
+            unsafe { queue.add(&[writable(0x1000, 64)], token) }.unwrap();
+        }
+        queue.kick();
+        assert!(!queue.enable_interrupts_delayed());
+        let mut interrupted_at = None;
+        for count in 1..=outstanding {
+            let head = device
+                .pop_descriptor_chain(&memory)
+                .expect("published")
+                .head_index();
+            device.add_used(&memory, head, 0).unwrap();
+            if device.needs_notification(&memory).unwrap() {
+                assert_eq!(interrupted_at.replace(count), None, "interrupted twice");
+            }
+        }
+        // Linux `virtqueue_enable_cb_delayed`: past three quarters.
+        assert_eq!(interrupted_at, Some(outstanding * 3 / 4 + 1));
+    }
+}
+
+#[test]
+fn a_new_ring_asks_for_no_interrupts() {
+    let ends = Ends::new(4, EventMode::Flags);
+    assert_eq!(ends.avail_flags(), NO_INTERRUPT);
+    let mut model = Model::new(4, EventMode::EventIdx);
+    model.add(4);
+    model.publish();
+    model.take(4);
+    model.give_back(4, true);
+    assert_eq!(model.interrupts, 0);
+}
+
+/// With flags, the flag says what was asked for last.
+#[test]
+fn the_flag_follows() {
+    let mut ends = Ends::new(4, EventMode::Flags);
+    for _ in 0..3 {
+        assert!(!ends.driver.enable_interrupts_after(0));
+        assert_eq!(ends.avail_flags(), 0);
+        ends.driver.disable_interrupts();
+        assert_eq!(ends.avail_flags(), NO_INTERRUPT);
+    }
+}
+
+/// Nothing was added: nothing is counted, and nobody is kicked, even by a
+/// device that asks for every kick.
+#[test]
+fn an_empty_kick_is_none() {
+    use virtio_net::doorbell::Doorbell;
+    use virtio_net::queue::{QueueStats, Virtqueue};
+
+    for mode in [EventMode::EventIdx, EventMode::Flags] {
+        let doorbell = Doorbell::Call {
+            function: |queue| panic!("the doorbell of queue {queue} rang"),
+            queue: 7,
+        };
+        let mut queue = Virtqueue::new(Ends::new(4, mode).driver, doorbell);
+        assert!(!queue.kick());
+        assert_eq!(queue.stats(), QueueStats::default());
+    }
+}

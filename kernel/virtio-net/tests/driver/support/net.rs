@@ -1,0 +1,344 @@
+//! A machine with the network device in it, and what the device does with its
+//! queues.
+
+use std::cell::{RefCell, RefMut};
+use std::rc::Rc;
+
+use virtio_net::interrupt::InterruptState;
+use virtio_net::net::{Features, NetError, VirtioNet};
+use virtio_net::transport::TransportError;
+use virtio_net::transport::legacy_pci::LegacyPciTransport;
+use virtio_net::vectors::Rung;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::controller::FakeController;
+use super::device::{FakePorts, LegacyDevice, ModelQueue};
+use super::memory::{self, GuestHal};
+use super::pci::{FUNCTION, FakeAccess};
+use super::transport::{Legacy, Wired};
+
+pub const RX: usize = 0;
+pub const TX: usize = 1;
+
+/// Length of the header of every frame.
+pub const HEADER: usize = 10;
+/// The device's hardware address.
+pub const MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
+
+/// Feature bits by number, so that a wrong number in the driver shows.
+pub mod feature {
+    pub const MTU: u32 = 1 << 3;
+    pub const MAC: u32 = 1 << 5;
+    pub const STATUS: u32 = 1 << 16;
+    pub const ANY_LAYOUT: u32 = 1 << 27;
+    pub const EVENT_IDX: u32 = 1 << 29;
+    /// What the driver implements.
+    pub const ALL: u32 = MTU | MAC | STATUS | ANY_LAYOUT | EVENT_IDX;
+}
+
+/// The driver under test.
+pub type Net = VirtioNet<GuestHal, Wired>;
+
+/// Puts a frame into the transmit queue, unless it is full.
+pub fn send(net: &mut Net, frame: &[u8]) -> bool {
+    let (_, tx) = net.queues().unwrap();
+    let Some(mut slot) = tx.reserve() else {
+        return false;
+    };
+    slot.frame_mut(frame.len()).copy_from_slice(frame);
+    slot.start_xmit(frame.len());
+    true
+}
+
+/// Takes every received frame.
+pub fn receive_all(net: &mut Net) -> Vec<Vec<u8>> {
+    let (rx, _) = net.queues().unwrap();
+    let mut frames = Vec::new();
+    while let Some(frame) = rx.receive() {
+        frames.push(rx.frame(&frame).to_vec());
+        rx.recycle(frame);
+    }
+    frames
+}
+
+/// A frame of `length` bytes that is different for every `number`.
+pub fn pattern(number: usize, length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|at| {
+            (at ^ at >> 8)
+                .wrapping_mul(31)
+                .wrapping_add(number.wrapping_mul(89) + 7) as u8
+        })
+        .collect()
+}
+
+/// Device, interrupt controller and what the handlers share with the driver.
+pub struct Machine {
+    pub device: Rc<RefCell<LegacyDevice>>,
+    pub controller: FakeController,
+    pub state: &'static InterruptState,
+}
+
+/// A frame as the device sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Lengths of the chain's descriptors.
+    pub descriptors: Vec<u32>,
+    /// The header.
+    pub header: Vec<u8>,
+    /// The frame.
+    pub frame: Vec<u8>,
+}
+
+impl Machine {
+    /// A device that offers `offered`, with queues of `size` and MSI-X
+    /// vectors for all. Its MTU is 1500 and its link up.
+    pub fn new(offered: u32, size: u16) -> Self {
+        Self::with_vectors(offered, size, 3)
+    }
+
+    /// The same with `vectors` MSI-X vectors.
+    pub fn with_vectors(offered: u32, size: u16, vectors: u16) -> Self {
+        let mut config = MAC.to_vec();
+        config.extend([1, 0]); // status: the link is up
+        config.extend([1, 0]); // max_virtqueue_pairs
+        config.extend(1500u16.to_le_bytes());
+        Self {
+            device: LegacyDevice::new(vectors, &[size, size], offered, &config),
+            controller: FakeController::new(),
+            state: Box::leak(Box::default()),
+        }
+    }
+
+    /// The device.
+    pub fn device(&self) -> RefMut<'_, LegacyDevice> {
+        self.device.borrow_mut()
+    }
+
+    /// The transport under test, as it is.
+    pub fn legacy(&self) -> Result<Legacy, TransportError> {
+        LegacyPciTransport::new(
+            FakeAccess(Rc::clone(&self.device)),
+            FakePorts(Rc::clone(&self.device)),
+            FUNCTION,
+        )
+    }
+
+    /// The transport for a process without a device.
+    pub fn transport(&self) -> Wired {
+        Wired(self.legacy().unwrap())
+    }
+
+    /// The driver, probed.
+    pub fn probe(&self) -> Result<Net, NetError> {
+        self.probe_refusing(Features::empty())
+    }
+
+    /// The driver, probed with these features refused.
+    pub fn probe_refusing(&self, refused: Features) -> Result<Net, NetError> {
+        VirtioNet::probe(self.transport(), refused, self.state)
+    }
+
+    /// The driver, probed and open at the best rung.
+    pub fn open(&mut self) -> Net {
+        let mut net = self.probe().unwrap();
+        net.open(&mut self.controller, Rung::MsixPerQueue).unwrap();
+        net
+    }
+
+    /// Calls the handlers of the interrupts that the device has sent.
+    pub fn deliver(&self) {
+        self.controller.deliver(&mut self.device(), self.state);
+    }
+
+    /// The device hears its transmit doorbell: sends what is queued, interrupts
+    /// if it must and goes back to sleep. A device that was not kicked does
+    /// nothing.
+    pub fn run_transmit(&self) -> Vec<Sent> {
+        if std::mem::take(&mut self.device().queues[TX].kicked) {
+            self.transmit(usize::MAX)
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// The device, awake, sends at most `count` of the frames that are queued.
+    pub fn transmit(&self, count: usize) -> Vec<Sent> {
+        let mut device = self.device();
+        let mut sent = Vec::new();
+        while sent.len() < count {
+            let Some((head, descriptors)) = device.next_chain(TX) else {
+                break;
+            };
+            sent.push(read_frame(&descriptors));
+            device.use_chain(TX, head, 0);
+        }
+        sent
+    }
+
+    /// A frame arrives from the wire. Returns whether there was a buffer.
+    pub fn receive(&self, frame: &[u8]) -> bool {
+        let mut bytes = vec![0; HEADER];
+        bytes.extend(frame);
+        self.receive_bytes(&bytes)
+    }
+
+    /// Header and frame arrive, or part of them.
+    pub fn receive_bytes(&self, bytes: &[u8]) -> bool {
+        let mut device = self.device();
+        let Some((head, descriptors)) = device.next_chain(RX) else {
+            return false;
+        };
+        let mut rest = bytes;
+        for descriptor in descriptors {
+            assert!(descriptor.is_write_only(), "a receive buffer to read");
+            let (now, later) = rest.split_at(rest.len().min(descriptor.len() as usize));
+            check_memory(&descriptor);
+            memory::guest_memory()
+                .write_slice(now, descriptor.addr())
+                .unwrap();
+            rest = later;
+        }
+        assert!(rest.is_empty(), "the receive buffer is too small");
+        device.use_chain(RX, head, bytes.len() as u32);
+        true
+    }
+
+    /// Serves both queues without a look at what is in them, as far as the
+    /// device finds its way.
+    pub fn serve_blindly(&self) {
+        let memory = memory::guest_memory();
+        let mut device = self.device();
+        for queue in [RX, TX] {
+            let ring = device.ring(queue);
+            let Some(chain) = ring.pop_descriptor_chain(&memory) else {
+                continue;
+            };
+            let head = chain.head_index();
+            if head < ring.size() {
+                device.use_chain(queue, head, 70);
+            }
+        }
+    }
+
+    /// Address and length of a queue's ring, from the first descriptor to the
+    /// end of the used ring.
+    pub fn ring_memory(&self, queue: usize) -> (u64, usize) {
+        let mut device = self.device();
+        let ring = device.ring(queue);
+        let end = ring.used_ring() + 6 + 8 * u64::from(ring.size());
+        (ring.desc_table(), (end - ring.desc_table()) as usize)
+    }
+
+    /// Changes the configuration, and says so.
+    pub fn change_config(&self, offset: usize, bytes: &[u8]) {
+        let mut device = self.device();
+        device.config[offset..offset + bytes.len()].copy_from_slice(bytes);
+        device.interrupt_for_config();
+    }
+
+    /// What must hold whatever the driver did.
+    pub fn assert_no_violation(&self) {
+        let device = self.device();
+        assert!(device.violations.is_empty(), "{:#?}", device.violations);
+    }
+
+    /// The driver is gone: nothing is left of it.
+    pub fn assert_nothing_left(&self) {
+        self.assert_no_violation();
+        let device = self.device();
+        assert_eq!(device.status, 0, "the device was not reset");
+        assert!(!device.pci.msix_enabled(), "MSI-X is on");
+        assert!(device.queues.iter().all(|queue| queue.pfn == 0));
+        assert_eq!(memory::pages_in_use(), 0, "pages are missing");
+    }
+}
+
+fn take(ring: &mut virtio_queue::Queue) -> Option<(u16, Vec<Descriptor>)> {
+    let memory = memory::guest_memory();
+    let chain = ring.iter(&memory).unwrap().next()?;
+    Some((chain.head_index(), chain.collect()))
+}
+
+fn check_memory(descriptor: &Descriptor) {
+    assert!(
+        memory::is_allocated(descriptor.addr().0, descriptor.len().into()),
+        "{:#x}, {} bytes, is not the driver's memory",
+        descriptor.addr().0,
+        descriptor.len()
+    );
+}
+
+/// Reads what the driver wants sent. The header's length is the device's
+/// knowledge, not the number of descriptors (specification 2.6.4.3).
+fn read_frame(descriptors: &[Descriptor]) -> Sent {
+    let mut bytes = Vec::new();
+    for descriptor in descriptors {
+        assert!(!descriptor.is_write_only(), "a frame to send to write");
+        assert_ne!(descriptor.len(), 0, "a buffer of no bytes");
+        check_memory(descriptor);
+        let mut piece = vec![0; descriptor.len() as usize];
+        memory::guest_memory()
+            .read_slice(&mut piece, descriptor.addr())
+            .unwrap();
+        bytes.append(&mut piece);
+    }
+    let frame = bytes.split_off(HEADER);
+    Sent {
+        descriptors: descriptors.iter().map(Descriptor::len).collect(),
+        header: bytes,
+        frame,
+    }
+}
+
+impl LegacyDevice {
+    fn ring(&mut self, queue: usize) -> &mut virtio_queue::Queue {
+        let ModelQueue { ring, .. } = &mut self.queues[queue];
+        ring.as_mut().expect("the queue is not set up")
+    }
+
+    /// The next chain of a queue. When there is none, the device asks to be
+    /// kicked for the next.
+    pub fn next_chain(&mut self, queue: usize) -> Option<(u16, Vec<Descriptor>)> {
+        let memory = memory::guest_memory();
+        let ring = self.ring(queue);
+        loop {
+            ring.disable_notification(&memory).unwrap();
+            if let Some(chain) = take(ring) {
+                return Some(chain);
+            }
+            if !ring.enable_notification(&memory).unwrap() {
+                return None;
+            }
+        }
+    }
+
+    /// Uses a chain, and interrupts if the driver wants it.
+    pub fn use_chain(&mut self, queue: usize, head: u16, length: u32) {
+        let memory = memory::guest_memory();
+        let ring = self.ring(queue);
+        ring.add_used(&memory, head, length).unwrap();
+        // The flag is left to the user of `virtio-queue`.
+        let flags: u16 = memory.read_obj(GuestAddress(ring.avail_ring())).unwrap();
+        let wanted = ring.event_idx_enabled() || u16::from_le(flags) & 1 == 0;
+        if ring.needs_notification(&memory).unwrap() && wanted {
+            self.interrupt_for_queue(queue);
+        }
+    }
+
+    /// The device needs no kicks for a queue until it sleeps again.
+    pub fn stay_awake(&mut self, queue: usize) {
+        let memory = memory::guest_memory();
+        self.ring(queue).disable_notification(&memory).unwrap();
+    }
+
+    /// Writes 16 bits into a queue's used ring, `offset` bytes from its start.
+    pub fn scribble_used(&mut self, queue: usize, offset: u64, value: u16) {
+        let address = self.ring(queue).used_ring() + offset;
+        memory::guest_memory()
+            .write_obj(value.to_le(), GuestAddress(address))
+            .unwrap();
+    }
+}
