@@ -10,6 +10,7 @@ use crate::ports::Services;
 use crate::qemu::Net;
 use crate::session::{Prepared, SessionError, Settings};
 use crate::terminal::Story;
+use crate::wire::HostSockets;
 
 /// The preferred ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +45,8 @@ pub fn serve<W: Write>(
     story.section("Machine")?;
     story.row("Accelerator", &prepared.decision.to_string())?;
     let (guest, services) = prepared.launch_forwarded((options.http, options.echo))?;
-    let served = until_up(&prepared, &guest, story).and_then(|seen| {
+    let far = HostSockets::forwarded(services.forwards());
+    let served = until_up(&prepared, &guest, &far, story).and_then(|seen| {
         addresses(story, services)?;
         stream(&guest, seen, story)
     });
@@ -62,18 +64,17 @@ pub fn serve<W: Write>(
 fn until_up<W: Write>(
     prepared: &Prepared,
     guest: &Guest,
+    far: &HostSockets,
     story: &mut Story<W>,
 ) -> Result<u64, SessionError> {
-    let up = prepared.wait_until_up(guest)?;
+    let up = prepared.wait_until_up(guest, far)?;
     story.section("Guest")?;
-    let mut next = 0;
     for line in guest.console_since(0) {
-        if line.number <= up.line.number {
+        if line.number < up.next_line {
             story.faint(&format!("  {}", line.text))?;
-            next = line.number + 1;
         }
     }
-    Ok(next)
+    Ok(up.next_line)
 }
 
 fn addresses<W: Write>(story: &mut Story<W>, services: Services) -> Result<(), SessionError> {

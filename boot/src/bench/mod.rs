@@ -11,7 +11,7 @@ mod table;
 use std::io::Write;
 use std::time::Duration;
 
-use kickpath_abi::config::Bench;
+use kickpath_abi::config::{Bench, LogLevel};
 use kickpath_abi::status::Status;
 use serde::{Deserialize, Serialize};
 
@@ -188,9 +188,11 @@ pub fn prepare(
     dry_run: bool,
     sink: &mut Sink<'_>,
 ) -> Result<Prepared, SessionError> {
-    // Instructions can be counted under TCG only.
+    // Instructions can be counted under TCG only, and the guest's own results
+    // come by its log.
     let settings = Settings {
         accel: AccelChoice::Tcg,
+        log: LogLevel::Info,
         ..settings.clone()
     };
     let mut prepared = settings.prepare(dry_run, sink)?;
@@ -280,7 +282,7 @@ fn udp_echo(
     without_ioeventfd(&mut prepared.machine);
     let mut guest = prepared.launch()?;
     guest.attach_frames(peer.frame_log());
-    let up = prepared.wait_until_up(&guest)?;
+    let up = prepared.wait_until_up(&guest, &peer)?;
     let bound = prepared.accel().reply_bound();
     let status = || {
         fetch_status(&peer, up.ip(), bound).map_err(|error| {

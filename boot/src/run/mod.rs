@@ -168,8 +168,8 @@ pub fn run<W: Write>(
     if let Some(story) = &mut story {
         story.row("Cable", &cable.describe(&prepared))?;
     }
-    let up = prepared.wait_until_up(&guest)?;
     let far = cable.far_end();
+    let up = prepared.wait_until_up(&guest, far)?;
     let bound = prepared.accel().reply_bound();
     let ip = up.ip();
 
@@ -181,7 +181,7 @@ pub fn run<W: Write>(
         machine: settings.kind.word(),
         qemu: qemu_version(&guest)?,
         command_line: guest.command_line().to_owned(),
-        up_after_ms: up.line.at.as_secs_f64() * 1e3,
+        up_after_ms: up.after.as_secs_f64() * 1e3,
         address: format!("{}/{}", up.address.address, up.address.prefix),
         ping: None,
         udp: Vec::new(),

@@ -1,28 +1,19 @@
-//! From what the user asked for to a running guest with a far end.
+//! What the user asked for, and a machine made of it.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use kickpath_abi::config::{Config, ConfigError, Ipv4Cidr, Ipv4Config, Irq, LogLevel, Transport};
-use kickpath_abi::status::Status;
+use kickpath_abi::config::{Config, ConfigError, Ipv4Config, Irq, LogLevel, Transport};
 
+use super::Prepared;
 use crate::accel::{AccelChoice, Decision, NoKvm};
 use crate::command::Sink;
 use crate::doctor;
-use crate::guest::{Cause, Failure, Guest, Line};
+use crate::guest::Failure;
 use crate::install::{self, Host, InstallError, Policy, Requirement};
-use crate::ports::Services;
-use crate::qemu::{
-    Accel, Boot, DiskImage, FirmwareError, Kind, Machine, Memory, Net, Nic, NicTransport,
-};
+use crate::qemu::{Boot, DiskImage, FirmwareError, Kind, Machine, Memory};
 use crate::toolchain::{self, BuildOptions, ToolchainError};
-use crate::wire::peer::PeerOptions;
-use crate::wire::{Dgram, FarEnd, Peer, Plan, PlanError, Recorder, Tap, TapError, WireError};
-
-/// What the guest prints, once, when its network is ready; ` ipv4=` and its
-/// address with prefix follow.
-pub const UP: &str = "kickpath: up";
+use crate::wire::{Plan, PlanError, TapError};
 
 /// Which end of the cable is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -167,19 +158,6 @@ pub fn check_built(kind: Kind, transport: Transport) -> Result<(), NotBuilt> {
     }
 }
 
-/// A machine that is ready to start, but for its network.
-#[derive(Clone, Debug)]
-pub struct Prepared {
-    /// The machine, with a network device only after `connect`.
-    pub machine: Machine,
-    /// The accelerator, and why.
-    pub decision: Decision,
-    /// The addresses.
-    pub plan: Plan,
-    pcap: Option<PathBuf>,
-    transport: Transport,
-}
-
 impl Settings {
     /// The guest's configuration on a network with these addresses.
     fn config(&self, plan: &Plan) -> Result<Config, SessionError> {
@@ -301,184 +279,6 @@ pub fn require(
     Ok(install::ensure(requirements, policy, sink)?)
 }
 
-impl Prepared {
-    /// Puts a network device on this cable into the machine.
-    pub fn attach(&mut self, net: Net) {
-        let in_process = matches!(net, Net::Dgram { .. });
-        let mut nic = Nic::new(net);
-        nic.transport = match self.transport {
-            Transport::Legacy => NicTransport::Legacy,
-            Transport::Modern => NicTransport::Modern,
-            Transport::Auto | Transport::Mmio => NicTransport::Transitional,
-        };
-        if !in_process {
-            nic.dump.clone_from(&self.pcap);
-        }
-        self.machine.nic = Some(nic);
-    }
-
-    /// A host of our own at the far end.
-    ///
-    /// # Errors
-    /// The sockets or the file for frames cannot be made.
-    pub fn connect_peer(&mut self) -> Result<Peer, SessionError> {
-        let wire = self.wire()?;
-        self.attach(wire.net());
-        let peer = Peer::new(wire, self.plan, PeerOptions::of(&self.plan));
-        peer.map_err(system("start the host's end of the cable"))
-    }
-
-    /// A bare datagram cable.
-    ///
-    /// # Errors
-    /// As [`Prepared::connect_peer`].
-    pub fn wire(&self) -> Result<Dgram, SessionError> {
-        let recorder = Recorder::new(self.pcap.as_deref());
-        let recorder = recorder.map_err(|source| SessionError::System {
-            what: format!("write {}", shown(self.pcap.as_deref())),
-            source,
-        })?;
-        Dgram::new(recorder).map_err(system("make the host's end of the cable"))
-    }
-
-    /// A tap device at the far end.
-    ///
-    /// # Errors
-    /// No rights, or no such device.
-    pub fn connect_tap(&mut self) -> Result<Tap, SessionError> {
-        let tap = Tap::new(&self.plan)?;
-        self.attach(tap.net());
-        Ok(tap)
-    }
-
-    /// Starts QEMU.
-    ///
-    /// # Errors
-    /// It does not start.
-    pub fn launch(&self) -> Result<Guest, SessionError> {
-        Ok(Guest::launch(&self.machine)?)
-    }
-
-    /// Starts QEMU with its user network; its services are forwarded from the
-    /// first free ports.
-    ///
-    /// # Errors
-    /// It does not start, or no port is free.
-    pub fn launch_forwarded(
-        &mut self,
-        (http, echo): (u16, u16),
-    ) -> Result<(Guest, Services), SessionError> {
-        // Between our look and QEMU's bind another program may take a port:
-        // then there is a next one.
-        let mut tries = 5;
-        loop {
-            let services = Services::find(http, echo)?;
-            self.attach(self.user_net(services));
-            tries -= 1;
-            match self.launch() {
-                Err(SessionError::Guest(failure)) if tries > 0 && failure.is_port_taken() => {}
-                other => return Ok((other?, services)),
-            }
-        }
-    }
-
-    /// QEMU's user network with these forwards.
-    pub fn user_net(&self, services: Services) -> Net {
-        Net::User {
-            guest: self.plan.guest,
-            gateway: self.plan.host,
-            forwards: services.forwards(),
-        }
-    }
-
-    /// Waits until the guest serves, and returns its address.
-    ///
-    /// # Errors
-    /// It does not get there in time.
-    pub fn wait_until_up(&self, guest: &Guest) -> Result<Up, SessionError> {
-        let line = guest.wait_for_console(UP, self.accel().boot_bound())?;
-        let address = address_of(&line.text).ok_or_else(|| {
-            let text = format!("the guest's line '{}' names no IPv4 address", line.text);
-            guest.failure(Cause::Other(text))
-        })?;
-        Ok(Up { line, address })
-    }
-
-    /// The accelerator.
-    pub fn accel(&self) -> Accel {
-        self.decision.accel
-    }
-}
-
-fn shown(path: Option<&Path>) -> String {
-    path.map(|path| path.display().to_string())
-        .unwrap_or_default()
-}
-
-fn system(what: &'static str) -> impl Fn(std::io::Error) -> SessionError {
-    move |source| SessionError::System {
-        what: what.to_owned(),
-        source,
-    }
-}
-
-/// A guest that serves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Up {
-    /// The line that says so.
-    pub line: Line,
-    /// The guest's address.
-    pub address: Ipv4Cidr,
-}
-
-impl Up {
-    /// The guest's address without prefix.
-    pub fn ip(&self) -> IpAddr {
-        self.address.address.into()
-    }
-}
-
-/// Reads the address in a line such as `kickpath: up ipv4=10.0.2.15/24`.
-fn address_of(line: &str) -> Option<Ipv4Cidr> {
-    let (_, words) = line.split_once(UP)?;
-    let mut words = words.split_ascii_whitespace();
-    let value = words.find_map(|word| word.strip_prefix("ipv4="))?;
-    let (address, prefix) = value.split_once('/')?;
-    let address: Ipv4Addr = address.parse().ok()?;
-    let prefix = prefix.parse().ok().filter(|prefix| *prefix <= 32)?;
-    Some(Ipv4Cidr { address, prefix })
-}
-
-/// Fetches the guest's report on itself.
-///
-/// # Errors
-/// No answer, or not the report.
-pub fn fetch_status(
-    far: &dyn FarEnd,
-    ip: IpAddr,
-    bound: std::time::Duration,
-) -> Result<Status, StatusError> {
-    let page = far.http_get(ip, "/stats.json", bound)?;
-    if page.status != 200 {
-        return Err(StatusError::Code(page.status));
-    }
-    Ok(serde_json::from_slice(&page.body)?)
-}
-
-/// Why there is no report of the guest.
-#[derive(Debug, thiserror::Error)]
-pub enum StatusError {
-    /// The far end got no answer.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    /// The guest refused.
-    #[error("GET /stats.json: status {0} instead of 200")]
-    Code(u16),
-    /// The answer is something else.
-    #[error("GET /stats.json: {0}")]
-    Json(#[from] serde_json::Error),
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -498,22 +298,6 @@ mod tests {
         for transport in [Transport::Modern, Transport::Mmio] {
             let error = check_built(Kind::Pc, transport).unwrap_err();
             assert!(error.to_string().contains("is not built yet"), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_address_is_read_from_the_guests_line() {
-        let line = "[info] kickpath: up ipv4=192.0.2.7/28 ipv6=fe80::1/64";
-        let address = address_of(line).unwrap();
-        assert_eq!(address.address, Ipv4Addr::new(192, 0, 2, 7));
-        assert_eq!(address.prefix, 28);
-        for line in [
-            "kickpath: up",
-            "kickpath: up ipv4=none",
-            "kickpath: up ipv4=1.2.3.4/33",
-            "ipv4=1.2.3.4/24",
-        ] {
-            assert_eq!(address_of(line), None, "{line}");
         }
     }
 }

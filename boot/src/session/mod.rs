@@ -1,0 +1,139 @@
+//! From what the user asked for to a running guest with a far end.
+
+mod settings;
+mod up;
+
+use std::path::{Path, PathBuf};
+
+use kickpath_abi::config::Transport;
+
+pub use settings::{NetChoice, NotBuilt, SessionError, Settings, check_built, require};
+pub use up::{StatusError, UP, Up, fetch_status};
+
+use crate::accel::Decision;
+use crate::guest::Guest;
+use crate::ports::Services;
+use crate::qemu::{Accel, Machine, Net, Nic, NicTransport};
+use crate::wire::peer::PeerOptions;
+use crate::wire::{Dgram, Peer, Plan, Recorder, Tap};
+
+/// A machine that is ready to start, but for its network.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// The machine, with a network device only after `connect`.
+    pub machine: Machine,
+    /// The accelerator, and why.
+    pub decision: Decision,
+    /// The addresses.
+    pub plan: Plan,
+    pcap: Option<PathBuf>,
+    transport: Transport,
+}
+
+impl Prepared {
+    /// Puts a network device on this cable into the machine.
+    pub fn attach(&mut self, net: Net) {
+        let in_process = matches!(net, Net::Dgram { .. });
+        let mut nic = Nic::new(net);
+        nic.transport = match self.transport {
+            Transport::Legacy => NicTransport::Legacy,
+            Transport::Modern => NicTransport::Modern,
+            Transport::Auto | Transport::Mmio => NicTransport::Transitional,
+        };
+        if !in_process {
+            nic.dump.clone_from(&self.pcap);
+        }
+        self.machine.nic = Some(nic);
+    }
+
+    /// A host of our own at the far end.
+    ///
+    /// # Errors
+    /// The sockets or the file for frames cannot be made.
+    pub fn connect_peer(&mut self) -> Result<Peer, SessionError> {
+        let wire = self.wire()?;
+        self.attach(wire.net());
+        let peer = Peer::new(wire, self.plan, PeerOptions::of(&self.plan));
+        peer.map_err(system("start the host's end of the cable"))
+    }
+
+    /// A bare datagram cable.
+    ///
+    /// # Errors
+    /// As [`Prepared::connect_peer`].
+    pub fn wire(&self) -> Result<Dgram, SessionError> {
+        let recorder = Recorder::new(self.pcap.as_deref());
+        let recorder = recorder.map_err(|source| SessionError::System {
+            what: format!("write {}", shown(self.pcap.as_deref())),
+            source,
+        })?;
+        Dgram::new(recorder).map_err(system("make the host's end of the cable"))
+    }
+
+    /// A tap device at the far end.
+    ///
+    /// # Errors
+    /// No rights, or no such device.
+    pub fn connect_tap(&mut self) -> Result<Tap, SessionError> {
+        let tap = Tap::new(&self.plan)?;
+        self.attach(tap.net());
+        Ok(tap)
+    }
+
+    /// Starts QEMU.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn launch(&self) -> Result<Guest, SessionError> {
+        Ok(Guest::launch(&self.machine)?)
+    }
+
+    /// Starts QEMU with its user network; its services are forwarded from the
+    /// first free ports.
+    ///
+    /// # Errors
+    /// It does not start, or no port is free.
+    pub fn launch_forwarded(
+        &mut self,
+        (http, echo): (u16, u16),
+    ) -> Result<(Guest, Services), SessionError> {
+        // Between our look and QEMU's bind another program may take a port:
+        // then there is a next one.
+        let mut tries = 5;
+        loop {
+            let services = Services::find(http, echo)?;
+            self.attach(self.user_net(services));
+            tries -= 1;
+            match self.launch() {
+                Err(SessionError::Guest(failure)) if tries > 0 && failure.is_port_taken() => {}
+                other => return Ok((other?, services)),
+            }
+        }
+    }
+
+    /// QEMU's user network with these forwards.
+    pub fn user_net(&self, services: Services) -> Net {
+        Net::User {
+            guest: self.plan.guest,
+            gateway: self.plan.host,
+            forwards: services.forwards(),
+        }
+    }
+
+    /// The accelerator.
+    pub fn accel(&self) -> Accel {
+        self.decision.accel
+    }
+}
+
+fn shown(path: Option<&Path>) -> String {
+    path.map(|path| path.display().to_string())
+        .unwrap_or_default()
+}
+
+fn system(what: &'static str) -> impl Fn(std::io::Error) -> SessionError {
+    move |source| SessionError::System {
+        what: what.to_owned(),
+        source,
+    }
+}
