@@ -1,0 +1,386 @@
+//! Tracepoints of the kick path.
+//!
+//! A [`tracepoint!`] costs one predictable branch while tracing is off. While
+//! it is on, it stores a [`Record`] of 32 bytes in the [`Ring`]: what happened,
+//! where in the source, at which queue, two arguments, and the time stamp
+//! counter. Nothing leaves the guest by itself: whoever can read the guest's
+//! memory reads the ring, by the symbol [`RING_SYMBOL`].
+//!
+//! The ring keeps the first records and counts those for which there was no
+//! room: the beginning of a journey is worth more than its end, and nothing
+//! is lost in silence.
+//!
+//! ```
+//! use kickpath_trace::{Event, RING, tracepoint};
+//!
+//! RING.start();
+//! tracepoint!(Event::Publish, 1, 7, 6);
+//! RING.stop();
+//! let records: Vec<_> = RING.records().collect();
+//! assert_eq!(records.len(), 1);
+//! assert_eq!((records[0].queue(), records[0].a, records[0].b), (1, 7, 6));
+//! let site = records[0].site();
+//! assert_eq!(site.event, Event::Publish);
+//! assert!(site.file.ends_with(".rs") && site.line > 0);
+//! ```
+#![no_std]
+#![deny(missing_docs)]
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Name of the symbol at which the ring lies in the guest's image.
+pub const RING_SYMBOL: &str = "KICKPATH_TRACE_RING";
+
+/// First word of a ring, so that a reader knows that it found one.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"KICKTRC1");
+
+/// Records that the ring holds.
+pub const CAPACITY: usize = 4096;
+
+/// The number that a [`Record`] has for a queue when there is none.
+pub const NO_QUEUE: u16 = 0xffff;
+
+macro_rules! events {
+    ($($(#[$meta:meta])* $name:ident = $number:literal,)+) => {
+        /// What a tracepoint reports. Numbers are never used again for
+        /// another meaning. The documentation of each says what its arguments
+        /// `a` and `b` are; `lo..hi` are bits, lowest first.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Event {
+            $($(#[$meta])* $name = $number,)+
+        }
+
+        impl Event {
+            /// Every event, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// The event with this number.
+            pub const fn from_number(number: u32) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)+
+                    _ => None,
+                }
+            }
+
+            /// The event's name in the source.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)+
+                }
+            }
+        }
+    };
+}
+
+events! {
+    /// A rung of the interrupt ladder is tried. `a`: 0 MSI-X a vector a
+    /// queue, 1 MSI-X shared, 2 INTx, 3 polling.
+    FindVqsTry = 1,
+    /// A rung was taken or not. `a`: the rung; `b`: 1 taken, 0 not.
+    FindVqsResult = 2,
+    /// A queue was set up. `a`: number of descriptors; `b`: address of the
+    /// descriptor table as the device sees it.
+    SetupQueue = 3,
+    /// The notify hook was attached to a queue. `a`: 0 port, 1 16-bit memory,
+    /// 2 32-bit memory, 3 call; `b`: port or address.
+    AttachDoorbell = 4,
+    /// A socket was given data to send. `a`: bytes; `b`: port it goes to.
+    SocketSend = 10,
+    /// smoltcp asks for room for a frame. `a`: bytes.
+    TxTokenConsume = 11,
+    /// A frame is put into the transmit queue. `a`: bytes; `b`: address of
+    /// its header as the device sees it.
+    StartXmit = 12,
+    /// A chain went into the descriptor table and the available ring. `a`:
+    /// 0..16 head, 16..32 entry of the available ring, 32..48 number of
+    /// descriptors, 48 the device writes; `b`: address of the first buffer.
+    Add = 13,
+    /// A descriptor of that chain. `a`: 0..16 its number, 16..32 flags, 32..64
+    /// length in bytes; `b`: address.
+    Descriptor = 14,
+    /// The available index became visible to the device. `a`: the new index;
+    /// `b`: the one before.
+    Publish = 15,
+    /// Whether the device wants to know. `a`: 0..16 new index, 16..32 old
+    /// index, 32..48 the device's event or flags, 48 by event; `b`: 1 yes.
+    KickPrepare = 16,
+    /// The device is going to be notified.
+    Notify = 17,
+    /// The instruction after this record is the doorbell. `a`: as in
+    /// `AttachDoorbell`; `b`: port or address.
+    DoorbellRing = 18,
+    /// The instruction before this record was the doorbell: the guest runs
+    /// again.
+    DoorbellRang = 19,
+    /// A queue's MSI-X vector.
+    VringInterrupt = 30,
+    /// The INTx line. `a`: the interrupt status that was read.
+    IntxInterrupt = 31,
+    /// The MSI-X vector of configuration changes.
+    ConfigInterrupt = 32,
+    /// A poll begins; interrupts are masked.
+    Poll = 33,
+    /// A used chain was taken back. `a`: 0..16 head, 16..32 entry of the used
+    /// ring, 32..64 bytes written; `b`: 0..16 the device's used index.
+    PopUsed = 34,
+    /// smoltcp reads a received frame. `a`: bytes; `b`: address of its header
+    /// as the device sees it.
+    RxTokenConsume = 35,
+    /// A socket got data. `a`: bytes; `b`: port it came from.
+    SocketReceive = 36,
+    /// Interrupts are asked for again. `a`: 0..16 the event that was written,
+    /// 48 by event; `b`: 1 when there is work already.
+    EnableInterrupts = 37,
+    /// Interrupts are masked. `a`: as in `EnableInterrupts`.
+    DisableInterrupts = 38,
+    /// The CPU sleeps until an interrupt.
+    Idle = 39,
+}
+
+/// A place in the source that has a tracepoint.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Site {
+    /// What happens there.
+    pub event: Event,
+    /// Line of the file, from 1.
+    pub line: u32,
+    /// The file as the compiler knows it.
+    pub file: &'static str,
+    /// The module.
+    pub module: &'static str,
+}
+
+/// What a tracepoint left behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Record {
+    /// Time stamp counter.
+    pub tsc: u64,
+    /// Address of the [`Site`] in bits 0 to 47 (the others repeat bit 47) and
+    /// the queue's index in bits 48 to 63.
+    pub site_and_queue: u64,
+    /// First argument; see [`Event`].
+    pub a: u64,
+    /// Second argument; see [`Event`].
+    pub b: u64,
+}
+
+const _: () = assert!(size_of::<Record>() == 32);
+
+impl Record {
+    /// Address of the [`Site`] in the image that left the record.
+    pub const fn site_address(&self) -> u64 {
+        ((self.site_and_queue << 16) as i64 >> 16) as u64
+    }
+
+    /// The queue's index, [`NO_QUEUE`] when it is about none.
+    pub const fn queue(&self) -> u16 {
+        (self.site_and_queue >> 48) as u16
+    }
+
+    /// The site, for a record of this very program.
+    pub fn site(&self) -> &'static Site {
+        let address = self.site_address() as usize;
+        // SAFETY: records of this program's ring are made by `emit` alone,
+        // from a `&'static Site` whose upper 16 bits repeat bit 47 as every
+        // address of a four-level page table does. (`Record`'s fields are
+        // public, but only the ring's are asked here: see `Ring::records`.)
+        unsafe { &*core::ptr::with_exposed_provenance(address) }
+    }
+}
+
+/// Where records are kept. Its layout is what a reader of the guest's memory
+/// sees.
+#[repr(C)]
+pub struct Ring {
+    magic: u64,
+    capacity: u64,
+    /// Records that were made, including those that were lost.
+    count: AtomicU64,
+    enabled: AtomicBool,
+    records: [UnsafeCell<Record>; CAPACITY],
+}
+
+// SAFETY: a record is written by whoever drew its index from `count`, which
+// nobody else gets; it is read only by `records`, after `stop`, on the CPU
+// that wrote it, or from outside of the guest.
+unsafe impl Sync for Ring {}
+
+/// Byte offsets of the fields of a [`Ring`] in memory, for a reader of it.
+pub mod layout {
+    use super::Ring;
+
+    /// 64 bits: [`super::MAGIC`].
+    pub const MAGIC: usize = core::mem::offset_of!(Ring, magic);
+    /// 64 bits: number of records that there is room for.
+    pub const CAPACITY: usize = core::mem::offset_of!(Ring, capacity);
+    /// 64 bits: number of records made, lost ones included.
+    pub const COUNT: usize = core::mem::offset_of!(Ring, count);
+    /// The first record.
+    pub const RECORDS: usize = core::mem::offset_of!(Ring, records);
+}
+
+/// The ring of this program.
+// SAFETY: nothing else in the program has this name.
+#[unsafe(export_name = "KICKPATH_TRACE_RING")]
+pub static RING: Ring = Ring {
+    magic: MAGIC,
+    capacity: CAPACITY as u64,
+    count: AtomicU64::new(0),
+    enabled: AtomicBool::new(false),
+    records: [const {
+        UnsafeCell::new(Record {
+            tsc: 0,
+            site_and_queue: 0,
+            a: 0,
+            b: 0,
+        })
+    }; CAPACITY],
+};
+
+impl Ring {
+    /// Begins to record, after what is there.
+    pub fn start(&self) {
+        self.enabled.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends recording.
+    pub fn stop(&self) {
+        self.enabled.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether tracepoints record.
+    #[inline(always)]
+    pub fn is_enabled(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed)
+    }
+
+    /// Records that there was no room for.
+    pub fn lost(&self) -> u64 {
+        self.count
+            .load(Ordering::Relaxed)
+            .saturating_sub(CAPACITY as u64)
+    }
+
+    /// The records, oldest first. To be called while recording is stopped.
+    pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        let count = self.count.load(Ordering::Acquire).min(CAPACITY as u64) as usize;
+        self.records[..count]
+            .iter()
+            // SAFETY: the record was finished before `stop`.
+            .map(|record| unsafe { *record.get() })
+    }
+}
+
+/// Stores a record. Called by [`tracepoint!`] alone.
+#[cold]
+#[inline(never)]
+pub fn emit(site: &'static Site, queue: u16, a: u64, b: u64) {
+    let tsc = time_stamp();
+    // An interrupt may come at any place here and make records of its own.
+    let index = RING.count.fetch_add(1, Ordering::Relaxed);
+    let Some(slot) = RING.records.get(index as usize) else {
+        return;
+    };
+    let address = core::ptr::from_ref(site).expose_provenance() as u64;
+    let record = Record {
+        tsc,
+        site_and_queue: address & 0xffff_ffff_ffff | u64::from(queue) << 48,
+        a,
+        b,
+    };
+    // SAFETY: the index is ours alone, so nobody else writes the slot, and
+    // readers wait for `stop`.
+    unsafe { slot.get().write(record) };
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn time_stamp() -> u64 {
+    // SAFETY: every x86-64 CPU has the counter, and it has no effect.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn time_stamp() -> u64 {
+    0
+}
+
+/// Reports an [`Event`] at a queue with up to two arguments (`u64`). Arguments
+/// are evaluated only while tracing is on.
+///
+/// ```
+/// use kickpath_trace::{Event, NO_QUEUE, tracepoint};
+/// tracepoint!(Event::Idle, NO_QUEUE);
+/// tracepoint!(Event::StartXmit, 1, 60, 0x1000);
+/// ```
+#[macro_export]
+macro_rules! tracepoint {
+    ($event:expr, $queue:expr) => {
+        $crate::tracepoint!($event, $queue, 0, 0)
+    };
+    ($event:expr, $queue:expr, $a:expr) => {
+        $crate::tracepoint!($event, $queue, $a, 0)
+    };
+    ($event:expr, $queue:expr, $a:expr, $b:expr) => {
+        if $crate::RING.is_enabled() {
+            static SITE: $crate::Site = $crate::Site {
+                event: $event,
+                line: ::core::line!(),
+                file: ::core::file!(),
+                module: ::core::module_path!(),
+            };
+            $crate::emit(&SITE, $queue, $a, $b);
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_name_their_event() {
+        for event in Event::ALL {
+            assert_eq!(Event::from_number(*event as u32), Some(*event));
+        }
+        assert_eq!(Event::from_number(0), None);
+        assert_eq!(Event::PopUsed.name(), "PopUsed");
+    }
+
+    #[test]
+    fn a_kernel_address_survives_beside_the_queue() {
+        let record = Record {
+            site_and_queue: 0xffff_ffff_8012_3450 & 0xffff_ffff_ffff | 0x1234 << 48,
+            ..Record::default()
+        };
+        assert_eq!(record.site_address(), 0xffff_ffff_8012_3450);
+        assert_eq!(record.queue(), 0x1234);
+    }
+
+    // One test alone uses the program's ring.
+    #[test]
+    fn the_ring_keeps_the_first_records_and_counts_the_rest() {
+        tracepoint!(Event::Notify, 9);
+        assert_eq!(RING.records().count(), 0);
+        RING.start();
+        for index in 0..CAPACITY as u64 + 5 {
+            tracepoint!(Event::Add, 1, index, !index);
+        }
+        RING.stop();
+        tracepoint!(Event::Notify, 9);
+        assert_eq!(RING.lost(), 5);
+        let mut last = 0;
+        for (index, record) in RING.records().enumerate() {
+            assert_eq!((record.a, record.b), (index as u64, !(index as u64)));
+            assert_eq!(record.queue(), 1);
+            assert_eq!(record.site().event, Event::Add);
+            assert!(record.tsc >= last);
+            last = record.tsc;
+        }
+        assert_eq!(RING.records().count(), CAPACITY);
+    }
+}
