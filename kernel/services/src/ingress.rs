@@ -9,6 +9,7 @@
 use smoltcp::phy::{Device, DeviceCapabilities, PacketMeta, RxToken, TxToken};
 use smoltcp::time::Instant;
 
+use crate::checksum::{self, Duties, ETHERNET, IPV6_HEADER, Ipv4, Sum, UDP};
 use crate::{DHCP_CLIENT_PORT, ECHO_PORT};
 
 /// Which sockets a frame is for.
@@ -24,53 +25,93 @@ pub(crate) enum Class {
     Fragment,
     /// Anything else.
     Other,
+    /// Nobody: a checksum is wrong.
+    Corrupt,
 }
 
-/// Reads just enough headers to tell where a frame goes. It decides nothing
-/// else: smoltcp validates every field again.
+/// Reads just enough headers to tell where a frame goes, and verifies its
+/// checksums. It decides nothing else: smoltcp validates every field again, and
+/// refuses what is too short or contradicts itself.
 #[inline]
-pub(crate) fn classify(frame: &[u8]) -> Class {
-    const UDP: u8 = 17;
-    const ETHERNET: usize = 14;
-    let Some(ethertype) = frame.get(12..14) else {
+pub(crate) fn classify(frame: &[u8], duties: &Duties) -> Class {
+    let Some((ethernet, packet)) = frame.split_first_chunk::<ETHERNET>() else {
         return Class::Other;
     };
-    match [ethertype[0], ethertype[1]] {
-        [0x08, 0x00] => {
-            // RFC 791, 3.1: a header without options has 20 bytes.
-            let Some(packet) = frame.get(ETHERNET..ETHERNET + 28) else {
-                return Class::Other;
-            };
-            // "More fragments" or an offset.
-            if (packet[6] & 0x3f) | packet[7] != 0 {
-                return Class::Fragment;
-            }
-            if packet[0] != 0x45 || packet[9] != UDP {
-                return Class::Other;
-            }
-            match u16::from_be_bytes([packet[22], packet[23]]) {
-                ECHO_PORT => {
-                    let source =
-                        u32::from_be_bytes([packet[12], packet[13], packet[14], packet[15]]);
-                    Class::UdpEcho(0xffff_0000_0000 | u128::from(source))
-                }
-                DHCP_CLIENT_PORT => Class::Dhcp,
-                _ => Class::Other,
-            }
-        }
-        [0x86, 0xdd] => {
-            let Some(packet) = frame.get(ETHERNET..ETHERNET + 48) else {
-                return Class::Other;
-            };
-            if packet[6] != UDP || u16::from_be_bytes([packet[42], packet[43]]) != ECHO_PORT {
-                return Class::Other;
-            }
-            let mut source = [0; 16];
-            source.copy_from_slice(&packet[8..24]);
-            Class::UdpEcho(u128::from_be_bytes(source))
-        }
+    match [ethernet[12], ethernet[13]] {
+        [0x08, 0x00] => classify_ipv4(packet, duties),
+        [0x86, 0xdd] => classify_ipv6(packet, duties).unwrap_or(Class::Other),
         _ => Class::Other,
     }
+}
+
+#[inline]
+fn classify_ipv4(packet: &[u8], duties: &Duties) -> Class {
+    let Some(packet) = Ipv4::parse(packet) else {
+        return Class::Other;
+    };
+    if !packet.is_header_right(duties) {
+        return Class::Corrupt;
+    }
+    let header = packet.header;
+    // "More fragments" or an offset.
+    if (header[6] & 0x3f) | header[7] != 0 {
+        return Class::Fragment;
+    }
+    let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
+    let source = 0xffff_0000_0000 | u128::from(source);
+    let addresses = packet.addresses();
+    classify_transport(addresses, true, source, header[9], packet.payload, duties)
+}
+
+#[inline]
+fn classify_ipv6(packet: &[u8], duties: &Duties) -> Option<Class> {
+    const HOP_BY_HOP: u8 = 0;
+    let (header, payload) = packet.split_first_chunk::<IPV6_HEADER>()?;
+    let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    let mut payload = payload.get(..length)?;
+    let mut protocol = header[6];
+    // The only extension header behind which smoltcp looks.
+    if protocol == HOP_BY_HOP {
+        let &[next, length] = payload.first_chunk::<2>()?;
+        payload = payload.get(8 + usize::from(length) * 8..)?;
+        protocol = next;
+    }
+    let source = u128::from_be_bytes(*header[8..].first_chunk()?);
+    let addresses = Sum::of_header(header.last_chunk::<32>()?);
+    Some(classify_transport(
+        addresses, false, source, protocol, payload, duties,
+    ))
+}
+
+#[inline]
+fn classify_transport(
+    addresses: Sum,
+    is_ipv4: bool,
+    source: u128,
+    protocol: u8,
+    payload: &[u8],
+    duties: &Duties,
+) -> Class {
+    let (segment, class) = match (protocol, payload) {
+        // A datagram says itself how long it is.
+        (UDP, &[_, _, port_high, port_low, high, low, ..]) => {
+            let length = usize::from(u16::from_be_bytes([high, low]));
+            let Some(datagram) = payload.get(..length) else {
+                return Class::Other;
+            };
+            let class = match u16::from_be_bytes([port_high, port_low]) {
+                ECHO_PORT => Class::UdpEcho(source),
+                DHCP_CLIENT_PORT => Class::Dhcp,
+                _ => Class::Other,
+            };
+            (datagram, class)
+        }
+        _ => (payload, Class::Other),
+    };
+    if !checksum::is_transport_right(addresses, is_ipv4, protocol, segment, duties) {
+        return Class::Corrupt;
+    }
+    class
 }
 
 /// A device that receives one frame and can send one answer: how a frame that
@@ -134,38 +175,89 @@ impl RxToken for Frame<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
+    use etherparse::PacketBuilder;
 
-    #[test]
-    fn short_frames_have_no_class() {
-        let mut frame = [0u8; 62];
-        frame[12..14].copy_from_slice(&[0x86, 0xdd]);
-        frame[20] = 17;
-        frame[57] = 7;
-        for length in 0..62 {
-            assert_eq!(classify(&frame[..length]), Class::Other, "{length}");
-        }
-        assert_eq!(classify(&frame), Class::UdpEcho(0));
+    fn ipv4(payload: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([10, 0, 2, 2], [10, 0, 2, 15], 64)
+            .udp(1000, 7)
+            .write(&mut frame, payload)
+            .unwrap();
+        frame
+    }
+
+    fn ipv6(payload: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv6([1; 16], [3; 16], 64)
+            .udp(1000, 7)
+            .write(&mut frame, payload)
+            .unwrap();
+        frame
     }
 
     #[test]
-    fn fragments_and_options_leave_the_fast_path() {
-        let mut frame = [0u8; 42];
-        frame[12] = 8;
-        frame[14] = 0x45;
-        frame[23] = 17;
-        frame[26..30].copy_from_slice(&[10, 0, 2, 2]);
-        frame[37] = 7;
-        assert_eq!(classify(&frame), Class::UdpEcho(0xffff_0a00_0202));
+    fn the_sender_of_an_echo_request_is_told() {
+        let known = Class::UdpEcho(0xffff_0a00_0202);
+        assert_eq!(classify(&ipv4(b"abc"), &Duties::ALL), known);
+        let known = Class::UdpEcho(u128::from_be_bytes([1; 16]));
+        assert_eq!(classify(&ipv6(b"abc"), &Duties::ALL), known);
+        // Padding of the frame is no part of the packet.
+        let mut frame = ipv6(b"");
+        frame.extend([0xff; 9]);
+        assert_eq!(classify(&frame, &Duties::ALL), known);
+    }
+
+    #[test]
+    fn every_changed_bit_behind_the_ethernet_header_is_seen() {
+        for frame in [ipv4(b"a payload"), ipv6(b"a payload"), ipv4(b""), ipv6(b"")] {
+            let right = classify(&frame, &Duties::ALL);
+            assert!(matches!(right, Class::UdpEcho(_)));
+            for bit in 14 * 8..frame.len() * 8 {
+                let mut changed = frame.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                let class = classify(&changed, &Duties::ALL);
+                // IPv6 does not protect its first words and its hop limit.
+                let unprotected = frame[12] == 0x86 && bit / 8 <= 21;
+                assert!(unprotected || class != right, "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_checksum_is_right_in_ipv4_only() {
+        let mut frame = ipv4(b"abc");
+        frame[40..42].fill(0);
+        assert!(matches!(classify(&frame, &Duties::ALL), Class::UdpEcho(_)));
+        let mut frame = ipv6(b"abc");
+        frame[60..62].fill(0);
+        assert_eq!(classify(&frame, &Duties::ALL), Class::Corrupt);
+    }
+
+    #[test]
+    fn fragments_are_told() {
+        let mut frame = ipv4(b"abc");
         // Don't-fragment is no fragment.
         frame[20] = 0x40;
-        assert_eq!(classify(&frame), Class::UdpEcho(0xffff_0a00_0202));
+        assert!(matches!(classify(&frame, &Duties::NONE), Class::UdpEcho(_)));
         frame[20] = 0x20;
-        assert_eq!(classify(&frame), Class::Fragment);
-        frame[20] = 0;
-        frame[21] = 1;
-        assert_eq!(classify(&frame), Class::Fragment);
-        frame[21] = 0;
-        frame[14] = 0x46;
-        assert_eq!(classify(&frame), Class::Other);
+        assert_eq!(classify(&frame, &Duties::NONE), Class::Fragment);
+        (frame[20], frame[21]) = (0, 1);
+        assert_eq!(classify(&frame, &Duties::NONE), Class::Fragment);
+    }
+
+    #[test]
+    fn short_frames_have_no_class() {
+        for frame in [ipv4(b"abc"), ipv6(b"abc")] {
+            for length in 0..frame.len() {
+                assert_eq!(
+                    classify(&frame[..length], &Duties::ALL),
+                    Class::Other,
+                    "{length}"
+                );
+            }
+        }
     }
 }

@@ -65,6 +65,7 @@ extern crate alloc;
 
 mod address;
 mod chargen;
+mod checksum;
 mod http;
 mod ingress;
 mod pool;

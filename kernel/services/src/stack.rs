@@ -13,6 +13,7 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
 use crate::address::Ipv4;
 use crate::chargen::Pattern;
+use crate::checksum::{Checked, Duties, Fragments};
 use crate::ingress::{self, Class, OneFrame};
 use crate::pool::{Limits, Pool, earlier};
 use crate::slaac::{self, Slaac};
@@ -67,6 +68,8 @@ pub trait StatusSource {
 /// The guest's network. See the crate for an example.
 pub struct Stack {
     interface: Box<Interface>,
+    duties: Duties,
+    fragments: Fragments,
     ipv4: Ipv4,
     ipv6: Slaac,
     udp_echo: udp::Echo,
@@ -100,7 +103,10 @@ impl Stack {
         let mac = EthernetAddress(mac);
         let mut settings = iface::Config::new(HardwareAddress::Ethernet(mac));
         settings.random_seed = seed;
-        let mut interface = Box::new(Interface::new(settings, device, now));
+        let duties = Duties::of(device);
+        let ip_mtu = device.capabilities().ip_mtu();
+        let mut device = Checked::new(device, duties);
+        let mut interface = Box::new(Interface::new(settings, &mut device, now));
         interface.set_reassembly_timeout(REASSEMBLY_TIMEOUT);
         let ipv4 = Ipv4::new(config, &mut interface, now);
         let ipv6 = Slaac::new(mac, &mut interface, now);
@@ -108,10 +114,12 @@ impl Stack {
         let sockets = ECHO.sockets + DISCARD.sockets + CHARGEN.sockets + HTTP.sockets;
         let mut sockets = SocketSet::new(Vec::with_capacity(sockets + 3));
         // The UDP sockets first: a datagram is offered to them in this order.
-        let udp_echo = udp::Echo::new(&mut sockets);
-        let udp_chargen = udp::Chargen::new(&mut sockets);
+        let udp_echo = udp::Echo::new(&mut sockets, ip_mtu);
+        let udp_chargen = udp::Chargen::new(&mut sockets, ip_mtu);
         let mut stack = Self {
             interface,
+            duties,
+            fragments: Fragments::default(),
             ipv4,
             ipv6,
             udp_echo,
@@ -133,6 +141,7 @@ impl Stack {
     ///
     /// `now` must not go back. The device's tokens may be dropped unused.
     pub fn poll<D: Device + StatusSource>(&mut self, now: Instant, device: &mut D) -> bool {
+        let device = &mut Checked::new(device, self.duties);
         let mut busy = false;
         let mut others = self.deadline.is_some_and(|deadline| now >= deadline);
         for _ in 0..INGRESS_BATCH {
@@ -142,7 +151,7 @@ impl Stack {
             busy = true;
             let meta = receive.meta();
             match receive.consume(|frame| self.ingest(now, frame, meta, answer)) {
-                Class::UdpEcho(_) => {}
+                Class::UdpEcho(_) | Class::Corrupt => {}
                 class => {
                     others = true;
                     // A packet that came in fragments may be answered in
@@ -185,7 +194,17 @@ impl Stack {
         meta: PacketMeta,
         answer: T,
     ) -> Class {
-        let class = ingress::classify(frame);
+        let class = ingress::classify(frame, &self.duties);
+        match class {
+            Class::Corrupt => return class,
+            Class::Fragment => {
+                let end = now + REASSEMBLY_TIMEOUT;
+                if !self.fragments.admit(frame, &self.duties, end, now) {
+                    return Class::Corrupt;
+                }
+            }
+            _ => {}
+        }
         let mut device = OneFrame::new(frame, meta, answer);
         let interface = &mut *self.interface;
         match class {
@@ -225,7 +244,11 @@ impl Stack {
     }
 
     /// Everything but the UDP echo's fast path.
-    fn serve_others<D: Device + StatusSource>(&mut self, now: Instant, device: &mut D) -> bool {
+    fn serve_others<D: Device + StatusSource>(
+        &mut self,
+        now: Instant,
+        device: &mut Checked<'_, D>,
+    ) -> bool {
         let interface = &mut *self.interface;
         interface.poll_maintenance(now);
         if self.ipv4.poll(now, interface, device) | self.ipv6.poll(now, interface, device) {
@@ -249,7 +272,7 @@ impl Stack {
         let due = {
             let report = || status::Status {
                 network: self.ipv4.report(interface),
-                ..device.status()
+                ..device.device.status()
             };
             self.http
                 .serve(now, &mut http::Server::new(&report), sockets)

@@ -15,9 +15,10 @@ use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
 use smoltcp::socket::{Socket, udp};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::IpAddress;
+use smoltcp::wire::{IPV4_HEADER_LEN, IpAddress, IpProtocol, UDP_HEADER_LEN};
 
 use crate::chargen::Pattern;
+use crate::checksum::{Checked, Sum};
 use crate::stack::drain_fragments;
 use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT};
 
@@ -79,15 +80,15 @@ fn may_answer_stranger(interface: &Interface, datagram: &udp::UdpMetadata) -> bo
 }
 
 /// What a turn works with.
-pub(crate) struct Context<'a, D: ?Sized> {
+pub(crate) struct Context<'a, 'd, D: ?Sized> {
     pub(crate) now: Instant,
     pub(crate) interface: &'a mut Interface,
-    pub(crate) device: &'a mut D,
+    pub(crate) device: &'a mut Checked<'d, D>,
     /// The sockets that have no set of their own.
     pub(crate) sockets: &'a mut SocketSet<'static>,
 }
 
-impl<D: Device + ?Sized> Context<'_, D> {
+impl<D: Device + ?Sized> Context<'_, '_, D> {
     fn drain_fragments(&mut self) -> bool {
         drain_fragments(self.now, self.interface, self.device)
     }
@@ -101,10 +102,14 @@ struct Lane {
     port: u16,
     /// Datagrams in the transmit buffer.
     queued: usize,
+    /// Datagrams with a larger payload go out in fragments.
+    unfragmented: usize,
+    /// The checksum of the one that does.
+    of_fragments: [u8; 2],
 }
 
 impl Lane {
-    fn new(port: u16, datagrams: usize, bytes: usize) -> Self {
+    fn new(port: u16, datagrams: usize, bytes: usize, ip_mtu: usize) -> Self {
         let mut set = SocketSet::new(vec![]);
         // One more entry, for the gap before the buffer's wrap.
         let socket = set.add(opened(buffer(0, 0), buffer(datagrams + 1, bytes), port));
@@ -113,17 +118,62 @@ impl Lane {
             socket,
             port,
             queued: 0,
+            unfragmented: ip_mtu.saturating_sub(IPV4_HEADER_LEN + UDP_HEADER_LEN),
+            of_fragments: [0, 0],
         }
     }
 
-    fn socket(&mut self) -> &mut udp::Socket<'static> {
-        self.set.get_mut(self.socket)
+    /// Copies a datagram in; returns whether there was room.
+    #[inline]
+    fn push(&mut self, payload: &[u8], to: udp::UdpMetadata) -> bool {
+        if payload.len() > self.unfragmented && !self.prepare_fragments(payload, &to) {
+            return false;
+        }
+        let socket = self.set.get_mut::<udp::Socket>(self.socket);
+        let pushed = socket.send_slice(payload, to).is_ok();
+        self.queued += usize::from(pushed);
+        pushed
     }
 
-    /// Copies a datagram in; returns whether there was room.
-    fn push(&mut self, payload: &[u8], to: udp::UdpMetadata) -> bool {
-        let sent = self.socket().send_slice(payload, to).is_ok();
-        self.queued += usize::from(sent);
+    /// Computes the checksum for the first fragment. Only one datagram that goes
+    /// out in fragments is taken at a time.
+    #[cold]
+    fn prepare_fragments(&mut self, payload: &[u8], to: &udp::UdpMetadata) -> bool {
+        let (Some(IpAddress::Ipv4(source)), IpAddress::Ipv4(destination)) =
+            (to.local_address, to.endpoint.addr)
+        else {
+            // smoltcp does not fragment IPv6.
+            return false;
+        };
+        if self.queued > 0 {
+            return false;
+        }
+        let mut addresses = [0; 8];
+        addresses[..4].copy_from_slice(&source.octets());
+        addresses[4..].copy_from_slice(&destination.octets());
+        let length = UDP_HEADER_LEN + payload.len();
+        let mut header = [0; UDP_HEADER_LEN];
+        header[..2].copy_from_slice(&self.port.to_be_bytes());
+        header[2..4].copy_from_slice(&to.endpoint.port.to_be_bytes());
+        header[4..6].copy_from_slice(&(length as u16).to_be_bytes());
+        self.of_fragments = Sum::pseudo_header(Sum::of(&addresses), IpProtocol::Udp.into(), length)
+            .plus(Sum::of(&header))
+            .plus(Sum::of(payload))
+            .udp_checksum();
+        true
+    }
+
+    /// Sends the next datagram, if it can be sent now.
+    #[inline]
+    fn send_one<D: Device + ?Sized>(
+        &mut self,
+        now: Instant,
+        interface: &mut Interface,
+        device: &mut Checked<'_, D>,
+    ) -> bool {
+        device.of_fragments = self.of_fragments;
+        let sent = interface.poll_egress(now, device, &mut self.set) != PollResult::None;
+        self.queued -= usize::from(sent);
         sent
     }
 
@@ -134,13 +184,12 @@ impl Lane {
         &mut self,
         now: Instant,
         interface: &mut Interface,
-        device: &mut D,
+        device: &mut Checked<'_, D>,
     ) -> bool {
         while self.queued > 0 {
-            if interface.poll_egress(now, device, &mut self.set) == PollResult::None {
+            if !self.send_one(now, interface, device) {
                 return false;
             }
-            self.queued -= 1;
         }
         true
     }
@@ -220,7 +269,7 @@ pub(crate) struct Echo {
 
 impl Echo {
     /// Makes the sockets; the one for the slow path is added to `others`.
-    pub(crate) fn new(others: &mut SocketSet<'static>) -> Self {
+    pub(crate) fn new(others: &mut SocketSet<'static>, ip_mtu: usize) -> Self {
         let mut receive = SocketSet::new(vec![]);
         let received = buffer(FAST_DEPTH + 1, FAST_DEPTH * FAST_PAYLOAD);
         let receive_socket = receive.add(opened(received, buffer(0, 0), ECHO_PORT));
@@ -230,13 +279,19 @@ impl Echo {
             receive_socket,
             // As much again as the receiving half: with one datagram's slack for
             // the gap at the wrap, whatever is received can be taken over.
-            transmit: Lane::new(ECHO_PORT, FAST_DEPTH, (FAST_DEPTH + 1) * FAST_PAYLOAD),
+            transmit: Lane::new(
+                ECHO_PORT,
+                FAST_DEPTH,
+                (FAST_DEPTH + 1) * FAST_PAYLOAD,
+                ip_mtu,
+            ),
             stuck: None,
             slow: FirstContact::new(
                 others,
                 ECHO_PORT,
                 (SLOW_DEPTH, SLOW_RECEIVE_BYTES),
                 (SLOW_DEPTH, SLOW_TRANSMIT_BYTES),
+                ip_mtu,
             ),
         }
     }
@@ -260,7 +315,7 @@ impl Echo {
         &mut self,
         now: Instant,
         interface: &mut Interface,
-        device: &mut D,
+        device: &mut Checked<'_, D>,
     ) -> bool {
         loop {
             let receive = self.receive.get_mut::<udp::Socket>(self.receive_socket);
@@ -286,7 +341,11 @@ impl Echo {
     /// device; or, if a known sender's next hop has vanished from the neighbour
     /// cache, wait for that for a while and then drop what is queued.
     #[cold]
-    fn is_given_up<D: Device + ?Sized>(&mut self, now: Instant, device: &mut D) -> bool {
+    fn is_given_up<D: Device + ?Sized>(
+        &mut self,
+        now: Instant,
+        device: &mut Checked<'_, D>,
+    ) -> bool {
         if device.transmit(now).is_none() {
             self.stuck = None;
             return false;
@@ -304,7 +363,7 @@ impl Echo {
     /// The slow path. Returns whether anything was sent.
     pub(crate) fn answer_strangers<D: Device + ?Sized>(
         &mut self,
-        context: &mut Context<'_, D>,
+        context: &mut Context<'_, '_, D>,
     ) -> bool {
         self.slow
             .serve(context, &mut self.known, |lane, payload, to| {
@@ -338,8 +397,9 @@ impl FirstContact {
         port: u16,
         receive: (usize, usize),
         transmit: (usize, usize),
+        ip_mtu: usize,
     ) -> Self {
-        let lane = || Lane::new(port, transmit.0, transmit.1);
+        let lane = || Lane::new(port, transmit.0, transmit.1, ip_mtu);
         Self {
             receive_socket: others.add(opened(buffer(receive.0, receive.1), buffer(0, 0), port)),
             fresh: lane(),
@@ -352,7 +412,7 @@ impl FirstContact {
     /// lane and returns whether there was room. Returns whether anything was sent.
     fn serve<D: Device + ?Sized>(
         &mut self,
-        context: &mut Context<'_, D>,
+        context: &mut Context<'_, '_, D>,
         known: &mut Known,
         mut answer: impl FnMut(&mut Lane, &[u8], udp::UdpMetadata) -> bool,
     ) -> bool {
@@ -397,7 +457,7 @@ impl FirstContact {
 
     fn serve_parked<D: Device + ?Sized>(
         &mut self,
-        context: &mut Context<'_, D>,
+        context: &mut Context<'_, '_, D>,
         known: &mut Known,
     ) -> bool {
         let Some((sender, since)) = self.waiting else {
@@ -407,11 +467,9 @@ impl FirstContact {
         let before = self.parked.queued;
         // Fragments of one before the next, which would overwrite them.
         while self.parked.queued > 0 && context.drain_fragments() {
-            let set = &mut self.parked.set;
-            if context.interface.poll_egress(now, context.device, set) == PollResult::None {
+            if !self.parked.send_one(now, context.interface, context.device) {
                 break;
             }
-            self.parked.queued -= 1;
         }
         let sent = self.parked.queued < before;
         if self.parked.queued == 0 {
@@ -434,13 +492,13 @@ pub(crate) struct Chargen {
 
 impl Chargen {
     /// Adds the sockets of chargen and discard to `others`.
-    pub(crate) fn new(others: &mut SocketSet<'static>) -> Self {
+    pub(crate) fn new(others: &mut SocketSet<'static>, ip_mtu: usize) -> Self {
         others.add(opened(buffer(0, 0), buffer(0, 0), DISCARD_PORT));
         let receive = (CHARGEN_DEPTH, CHARGEN_DEPTH * FAST_PAYLOAD);
         let transmit = (CHARGEN_DEPTH, CHARGEN_DEPTH * CHARGEN_PAYLOAD);
         Self {
             pattern: Pattern::default(),
-            contact: FirstContact::new(others, CHARGEN_PORT, receive, transmit),
+            contact: FirstContact::new(others, CHARGEN_PORT, receive, transmit, ip_mtu),
         }
     }
 
@@ -448,17 +506,14 @@ impl Chargen {
     /// whether anything was sent.
     pub(crate) fn serve<D: Device + ?Sized>(
         &mut self,
-        context: &mut Context<'_, D>,
+        context: &mut Context<'_, '_, D>,
         echo: &mut Echo,
     ) -> bool {
         let pattern = &mut self.pattern;
         self.contact.serve(context, &mut echo.known, |lane, _, to| {
-            let Ok(room) = lane.socket().send(CHARGEN_PAYLOAD, to) else {
-                return false;
-            };
-            pattern.fill(room);
-            lane.queued += 1;
-            true
+            let mut text = [0; CHARGEN_PAYLOAD];
+            pattern.fill(&mut text);
+            lane.push(&text, to)
         })
     }
 
