@@ -274,7 +274,7 @@ const CHAINS: u64 = 140_000;
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 8,
+        cases: 6,
         max_shrink_iters: 300,
         ..ProptestConfig::default()
     })]
