@@ -4,6 +4,7 @@
 
 use kickpath_abi::status::Status;
 use kickpath_services::StatusSource;
+use kickpath_trace::{Event, NO_QUEUE, tracepoint};
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use virtio_net::net::VirtioNet;
@@ -91,7 +92,11 @@ impl phy::RxToken for RxToken<'_> {
     #[inline]
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
         match &self.frame {
-            Some(frame) => f(self.rx.frame(frame)),
+            Some(frame) => {
+                let bytes = self.rx.frame(frame);
+                tracepoint!(Event::RxTokenConsume, NO_QUEUE, bytes.len() as u64);
+                f(bytes)
+            }
             None => f(&[]),
         }
     }
@@ -115,6 +120,7 @@ pub struct TxToken<'a> {
 impl phy::TxToken for TxToken<'_> {
     #[inline]
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
+        tracepoint!(Event::TxTokenConsume, NO_QUEUE, length as u64);
         let Some(mut slot) = self.tx.reserve() else {
             return discard(f);
         };

@@ -13,6 +13,7 @@ use core::fmt;
 use kickpath_abi::config::{self, Config};
 use kickpath_abi::status::Boot;
 use kickpath_services::Stack;
+use kickpath_trace::{Event, NO_QUEUE, RING, tracepoint};
 use smoltcp::time::Instant;
 use virtio_net::net::{Features, NetError};
 use virtio_net::transport::legacy_pci::LegacyPciTransport;
@@ -87,6 +88,10 @@ struct Host {
 pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
     if let config::Transport::Modern | config::Transport::Mmio = config.transport {
         return Err(NetworkError::TransportNotBuilt(config.transport));
+    }
+    if config.trace {
+        // SAFETY: the kernel has one CPU.
+        unsafe { RING.start() };
     }
     let (nic, found) = probe(refused_features(config))?;
     stages::ended("device probed");
@@ -298,6 +303,7 @@ impl Host {
             Some(_) => self.nic.enable_interrupts(),
         };
         if !work && deadline > now {
+            tracepoint!(Event::Idle, NO_QUEUE);
             arch::idle_until((deadline != u64::MAX).then_some(deadline));
         }
         interrupts_at_cpu::enable();

@@ -13,9 +13,11 @@
 //! ```
 //! use kickpath_trace::{Event, RING, tracepoint};
 //!
-//! RING.start();
+//! // SAFETY: this program has no other thread.
+//! unsafe { RING.start() };
 //! tracepoint!(Event::Publish, 1, 7, 6);
-//! RING.stop();
+//! // SAFETY: as above.
+//! unsafe { RING.stop() };
 //! let records: Vec<_> = RING.records().collect();
 //! assert_eq!(records.len(), 1);
 //! assert_eq!((records[0].queue(), records[0].a, records[0].b), (1, 7, 6));
@@ -27,7 +29,7 @@
 #![deny(missing_docs)]
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 /// Name of the symbol at which the ring lies in the guest's image.
 pub const RING_SYMBOL: &str = "KICKPATH_TRACE_RING";
@@ -93,13 +95,16 @@ events! {
     /// A frame is put into the transmit queue. `a`: bytes; `b`: address of
     /// its header as the device sees it.
     StartXmit = 12,
-    /// A chain went into the descriptor table and the available ring. `a`:
-    /// 0..16 head, 16..32 entry of the available ring, 32..48 number of
-    /// descriptors, 48 the device writes; `b`: address of the first buffer.
-    Add = 13,
-    /// A descriptor of that chain. `a`: 0..16 its number, 16..32 flags, 32..64
-    /// length in bytes; `b`: address.
-    Descriptor = 14,
+    /// A descriptor other than the last of its chain was written. `a`: 0..16
+    /// its number, 32..64 length in bytes; `b`: 0..63 address, 63 the device
+    /// writes it.
+    Descriptor = 13,
+    /// The last descriptor of a chain was written and the chain put into the
+    /// available ring. `a`: 0..16 head of the chain, 16..32 entry of the ring,
+    /// 32..64 length of the last descriptor in bytes; `b`: 0..63 its address,
+    /// 63 the device writes it. Its number is the head's plus that of
+    /// `Descriptor`s since the last `Add`.
+    Add = 14,
     /// The available index became visible to the device. `a`: the new index;
     /// `b`: the one before.
     Publish = 15,
@@ -125,8 +130,7 @@ events! {
     /// A used chain was taken back. `a`: 0..16 head, 16..32 entry of the used
     /// ring, 32..64 bytes written; `b`: 0..16 the device's used index.
     PopUsed = 34,
-    /// smoltcp reads a received frame. `a`: bytes; `b`: address of its header
-    /// as the device sees it.
+    /// smoltcp reads a received frame. `a`: bytes.
     RxTokenConsume = 35,
     /// A socket got data. `a`: bytes; `b`: port it came from.
     SocketReceive = 36,
@@ -200,9 +204,18 @@ pub struct Ring {
     capacity: u64,
     /// Records that were made, including those that were lost.
     count: AtomicU64,
-    enabled: AtomicBool,
     records: [UnsafeCell<Record>; CAPACITY],
 }
+
+/// Whether tracepoints record: a symbol of its own, so that a tracepoint can
+/// ask for it in one instruction.
+static ENABLED: Flag = Flag(UnsafeCell::new(false));
+
+struct Flag(UnsafeCell<bool>);
+
+// SAFETY: it is written only by `Ring::start` and `Ring::stop`, whose callers
+// promise that nobody reads it meanwhile.
+unsafe impl Sync for Flag {}
 
 // SAFETY: a record is written by whoever drew its index from `count`, which
 // nobody else gets; it is read only by `records`, after `stop`, on the CPU
@@ -230,7 +243,6 @@ pub static RING: Ring = Ring {
     magic: MAGIC,
     capacity: CAPACITY as u64,
     count: AtomicU64::new(0),
-    enabled: AtomicBool::new(false),
     records: [const {
         UnsafeCell::new(Record {
             tsc: 0,
@@ -243,19 +255,26 @@ pub static RING: Ring = Ring {
 
 impl Ring {
     /// Begins to record, after what is there.
-    pub fn start(&self) {
-        self.enabled.store(true, Ordering::Relaxed);
+    ///
+    /// # Safety
+    ///
+    /// No other thread may be at a tracepoint. (An interrupt handler of the
+    /// same CPU may; it sees the one or the other.)
+    pub unsafe fn start(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { *ENABLED.0.get() = true };
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// Ends recording.
-    pub fn stop(&self) {
-        self.enabled.store(false, Ordering::Relaxed);
-    }
-
-    /// Whether tracepoints record.
-    #[inline(always)]
-    pub fn is_enabled(&self) -> bool {
-        self.enabled.load(Ordering::Relaxed)
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::start`].
+    pub unsafe fn stop(&self) {
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: the caller's promise.
+        unsafe { *ENABLED.0.get() = false };
     }
 
     /// Records that there was no room for.
@@ -273,6 +292,16 @@ impl Ring {
             // SAFETY: the record was finished before `stop`.
             .map(|record| unsafe { *record.get() })
     }
+}
+
+/// Whether tracepoints record.
+#[inline(always)]
+pub fn is_enabled() -> bool {
+    // A plain load, because the compiler takes an atomic one into a register
+    // before it looks at it: an instruction more at every tracepoint.
+    // SAFETY: the callers of `Ring::start` and `Ring::stop` promise that no
+    // other thread is at a tracepoint when they write it.
+    unsafe { *ENABLED.0.get() }
 }
 
 /// Stores a record. Called by [`tracepoint!`] alone.
@@ -326,7 +355,7 @@ macro_rules! tracepoint {
         $crate::tracepoint!($event, $queue, $a, 0)
     };
     ($event:expr, $queue:expr, $a:expr, $b:expr) => {
-        if $crate::RING.is_enabled() {
+        if $crate::is_enabled() {
             static SITE: $crate::Site = $crate::Site {
                 event: $event,
                 line: ::core::line!(),
@@ -366,11 +395,13 @@ mod tests {
     fn the_ring_keeps_the_first_records_and_counts_the_rest() {
         tracepoint!(Event::Notify, 9);
         assert_eq!(RING.records().count(), 0);
-        RING.start();
+        // SAFETY: no other test has a tracepoint.
+        unsafe { RING.start() };
         for index in 0..CAPACITY as u64 + 5 {
             tracepoint!(Event::Add, 1, index, !index);
         }
-        RING.stop();
+        // SAFETY: as above.
+        unsafe { RING.stop() };
         tracepoint!(Event::Notify, 9);
         assert_eq!(RING.lost(), 5);
         let mut last = 0;

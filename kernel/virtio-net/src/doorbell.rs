@@ -3,6 +3,8 @@
 use core::fmt;
 use core::ptr::NonNull;
 
+use kickpath_trace::{Event, tracepoint};
+
 /// How the device is told that a queue has new buffers. Computed once, when
 /// the queue is set up; ringing it is a single store, and that store is the
 /// VM exit.
@@ -52,24 +54,13 @@ impl Doorbell {
     /// Tells the device. This is the instruction on which the VM exits.
     #[inline]
     pub fn ring(self) {
+        let (queue, [kind, target]) = (self.queue(), self.trace_arguments());
+        tracepoint!(Event::DoorbellRing, queue, kind, target);
         match self {
-            Self::Port { port, queue } => {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: whoever built this doorbell knows `port` for the
-                // QUEUE_NOTIFY register of a device that the driver owns;
-                // writing it makes the device read the queue, nothing else.
-                // Not `nomem`: the ring's stores stay before it.
-                unsafe {
-                    core::arch::asm!(
-                        "out dx, ax",
-                        in("dx") port,
-                        in("ax") queue,
-                        options(nostack, preserves_flags),
-                    );
-                }
-                #[cfg(not(target_arch = "x86_64"))]
-                let _ = (port, queue);
-            }
+            // SAFETY: whoever built this doorbell knows `port` for the
+            // QUEUE_NOTIFY register of a device that the driver owns; writing
+            // it makes the device read the queue, nothing else.
+            Self::Port { port, queue } => unsafe { vp_notify_port(queue, port) },
             // SAFETY: whoever built this doorbell mapped the register of a
             // device that the driver owns.
             Self::Mmio16 { register, queue } => unsafe {
@@ -81,7 +72,55 @@ impl Doorbell {
             },
             Self::Call { function, queue } => function(queue),
         }
+        tracepoint!(Event::DoorbellRang, queue, kind, target);
     }
+
+    /// Index of the queue that is told of.
+    #[inline]
+    pub fn queue(self) -> u16 {
+        match self {
+            Self::Port { queue, .. }
+            | Self::Mmio16 { queue, .. }
+            | Self::Mmio32 { queue, .. }
+            | Self::Call { queue, .. } => queue,
+        }
+    }
+
+    /// Kind and target as trace records have them.
+    #[inline]
+    pub(crate) fn trace_arguments(self) -> [u64; 2] {
+        match self {
+            Self::Port { port, .. } => [0, u64::from(port)],
+            Self::Mmio16 { register, .. } => [1, register.addr().get() as u64],
+            Self::Mmio32 { register, .. } => [2, register.addr().get() as u64],
+            Self::Call { .. } => [3, 0],
+        }
+    }
+}
+
+/// The port write of a kick. It is a function of its own, never inlined, so
+/// that the whole program has one instruction that causes this VM exit: a trace
+/// can name its address, and a debugger can stop there.
+///
+/// # Safety
+///
+/// `port` must be the QUEUE_NOTIFY register of a device that the driver owns.
+#[inline(never)]
+#[unsafe(export_name = "vp_notify_port")]
+unsafe extern "C" fn vp_notify_port(queue: u16, port: u16) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise. Not `nomem`: the ring's stores stay before
+    // it.
+    unsafe {
+        core::arch::asm!(
+            "out dx, ax",
+            in("dx") port,
+            in("ax") queue,
+            options(nostack, preserves_flags),
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (port, queue);
 }
 
 /// The access in one line, such as `outw 1 -> port 0xc010`.

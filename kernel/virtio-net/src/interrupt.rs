@@ -7,6 +7,8 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use kickpath_trace::{Event, NO_QUEUE, tracepoint};
+
 /// In the ISR status: a queue has used buffers (specification 4.1.4.5).
 const ISR_QUEUE: u8 = 1;
 /// In the ISR status: the device's configuration has changed.
@@ -80,6 +82,7 @@ impl InterruptState {
     pub fn vring_interrupt(&self) {
         // Relaxed: the CPU that takes the interrupt is the one that polls.
         self.interrupts.fetch_add(1, Ordering::Relaxed);
+        tracepoint!(Event::VringInterrupt, NO_QUEUE);
     }
 
     /// Handles the MSI-X vector that all queues share (Linux
@@ -93,6 +96,7 @@ impl InterruptState {
     /// `vp_config_changed`).
     #[inline]
     pub fn vp_config_changed(&self) {
+        tracepoint!(Event::ConfigInterrupt, NO_QUEUE);
         self.interrupts.fetch_add(1, Ordering::Relaxed);
         self.config_changed.store(true, Ordering::Release);
     }
@@ -108,6 +112,7 @@ impl InterruptState {
 
     #[inline]
     fn note_isr(&self, status: u8) {
+        tracepoint!(Event::IntxInterrupt, NO_QUEUE, u64::from(status));
         if status & (ISR_QUEUE | ISR_CONFIG) == 0 {
             self.not_ours.fetch_add(1, Ordering::Relaxed);
             return;

@@ -11,6 +11,7 @@ extern crate alloc;
 use core::fmt;
 
 use alloc::vec::Vec;
+use kickpath_trace::{Event, NO_QUEUE, tracepoint};
 use virtio_drivers::Hal;
 
 use crate::doorbell::Doorbell;
@@ -209,7 +210,15 @@ pub fn find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
     attempts.clear();
     let mut last = FindVqsError::Interrupt(InterruptUnavailable::Unsupported);
     for rung in Rung::LADDER.into_iter().filter(|rung| *rung >= top) {
-        match try_find_vqs(transport, controller, count, rung, &mut negotiate) {
+        tracepoint!(Event::FindVqsTry, NO_QUEUE, rung as u64);
+        let result = try_find_vqs(transport, controller, count, rung, &mut negotiate);
+        tracepoint!(
+            Event::FindVqsResult,
+            NO_QUEUE,
+            rung as u64,
+            u64::from(result.is_ok())
+        );
+        match result {
             Ok(queues) => {
                 attempts.push(Attempt {
                     rung,
@@ -326,6 +335,14 @@ fn setup_queue<H: Hal, T: ConfigOps>(
             device: ring.device_area(),
         },
     )?;
+    tracepoint!(
+        Event::SetupQueue,
+        index,
+        u64::from(ring.size()),
+        ring.descriptor_area()
+    );
+    let [kind, target] = doorbell.trace_arguments();
+    tracepoint!(Event::AttachDoorbell, index, kind, target);
     Ok(Virtqueue::new(ring, doorbell))
 }
 

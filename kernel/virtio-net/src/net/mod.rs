@@ -13,6 +13,7 @@ pub use error::NetError;
 pub use features::Features;
 
 use alloc::vec::Vec;
+use kickpath_trace::{Event, NO_QUEUE, tracepoint};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::{DeviceStatus, DeviceType};
 
@@ -326,6 +327,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         if let Some(error) = open.rx.error.or(open.tx.error) {
             return Err(error.into());
         }
+        tracepoint!(Event::Poll, NO_QUEUE);
         open.rx.queue.disable_interrupts();
         open.tx.queue.disable_interrupts();
         if self.interrupts.take_config_changed() {
@@ -397,7 +399,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             stats.rx_bytes += rx.bytes;
             stats.rx_dropped += rx.dropped;
             stats.rx_errors += u64::from(rx.error.is_some());
-            stats.tx_packets += tx.packets;
+            stats.tx_packets += tx.queue.ring().added();
             stats.tx_bytes += tx.bytes;
             stats.tx_waited += tx.waited;
             stats.tx_errors += u64::from(tx.error.is_some());

@@ -1,6 +1,7 @@
 //! The transmit queue. A frame is written straight into the memory that the
 //! device will read; buffers come back lazily, when new ones are needed.
 
+use kickpath_trace::{Event, tracepoint};
 use virtio_drivers::{BufferDirection, Hal};
 
 use super::buffers::{FrameBuffers, MAX_FRAME};
@@ -17,7 +18,6 @@ pub struct TxQueue<H: Hal> {
     /// Whether somebody waits for a buffer: only then the device is asked to
     /// interrupt for used ones.
     pub(super) waiting: bool,
-    pub(super) packets: u64,
     pub(super) bytes: u64,
     pub(super) waited: u64,
     pub(super) error: Option<QueueError>,
@@ -53,7 +53,6 @@ impl<H: Hal> TxQueue<H> {
             buffers,
             any_layout,
             waiting: false,
-            packets: 0,
             bytes: 0,
             waited: 0,
             error: None,
@@ -91,6 +90,27 @@ impl<H: Hal> TxQueue<H> {
     pub fn reclaim(&mut self) {
         // What was sent lies in its slot's buffer, which is free by that.
         if let Err(error) = self.queue.discard_used() {
+            self.error = Some(error);
+        }
+    }
+
+    /// Adds a frame of `length` bytes with the header in a descriptor of its
+    /// own.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Virtqueue::add_at`], with the buffer of that slot.
+    #[cold]
+    unsafe fn add_in_parts(&mut self, head: Head, length: u32) {
+        let buffer = head.descriptor();
+        let address = self.buffers.header(buffer);
+        let header = self.buffers.header_length();
+        let parts = [
+            Buffer::new(address, header, false),
+            Buffer::new(address + u64::from(header), length, false),
+        ];
+        // SAFETY: the caller's promise.
+        if let Err(error) = unsafe { self.queue.add_at(head, &parts, buffer) } {
             self.error = Some(error);
         }
     }
@@ -155,35 +175,33 @@ impl<H: Hal> TxSlot<'_, H> {
     ///
     /// A broken queue drops the frame; [`super::VirtioNet::poll`] reports it.
     #[doc(alias = "ndo_start_xmit")]
-    #[inline]
+    #[inline(always)]
     pub fn start_xmit(self, length: usize) {
         let Self { queue: tx, head } = self;
         let length = length.min(MAX_FRAME) as u32;
         let buffer = head.descriptor();
         let address = tx.buffers.header(buffer);
         let header = tx.buffers.header_length();
+        tracepoint!(
+            Event::StartXmit,
+            tx.queue.ring().queue(),
+            u64::from(length),
+            address
+        );
         // SAFETY: the buffer is part of `buffers`, which outlives the
         // device's use of it (`del_vqs` resets first). It belongs to the
         // slot, so nobody writes it until that is free again. The head is the
         // next one still, because the queue was borrowed since it was asked.
-        let added = unsafe {
+        unsafe {
             if tx.any_layout {
                 let frame = Buffer::new(address, header + length, false);
-                tx.queue.add_at(head, &[frame], buffer)
+                if let Err(error) = tx.queue.add_at(head, &[frame], buffer) {
+                    tx.error = Some(error);
+                }
             } else {
-                let parts = [
-                    Buffer::new(address, header, false),
-                    Buffer::new(address + u64::from(header), length, false),
-                ];
-                tx.queue.add_at(head, &parts, buffer)
+                tx.add_in_parts(head, length);
             }
-        };
-        match added {
-            Ok(()) => {
-                tx.packets += 1;
-                tx.bytes += u64::from(length);
-            }
-            Err(error) => tx.error = Some(error),
         }
+        tx.bytes += u64::from(length);
     }
 }

@@ -13,6 +13,7 @@ pub mod split;
 pub use dma::DmaRegion;
 pub use error::{BrokenReason, QueueError};
 
+use kickpath_trace::{Event, tracepoint};
 use virtio_drivers::Hal;
 
 use crate::doorbell::Doorbell;
@@ -163,6 +164,7 @@ impl<H: Hal> Virtqueue<H> {
     #[inline]
     pub fn notify(&mut self) {
         self.stats.kicks += 1;
+        tracepoint!(Event::Notify, self.ring.queue());
         self.doorbell.ring();
     }
 
