@@ -97,7 +97,7 @@ impl Accel {
     pub fn reply_bound(self) -> Duration {
         Duration::from_secs(match self {
             Self::Kvm { emulated: true } => 30,
-            Self::Kvm { emulated: false } | Self::Tcg => 10,
+            Self::Kvm { emulated: false } | Self::Tcg => 5,
         })
     }
 }

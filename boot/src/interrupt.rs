@@ -1,38 +1,48 @@
 //! Ctrl-C, `SIGTERM` and `SIGHUP`: the first asks every wait to end, so that
-//! destructors run and nothing is left behind; the second ends the program at
-//! once (the kernel then ends QEMU, see [`crate::guest`]).
+//! destructors run and nothing is left behind; one that comes later than
+//! [`IMPATIENCE`] ends the program at once (the kernel then ends QEMU, see
+//! [`crate::guest`]).
 
 use std::io;
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::iterator::Signals;
 
 /// Exit status of a program that Ctrl-C ended, as a shell reports it.
 pub const EXIT_STATUS: u8 = 130;
 
-static REQUESTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+/// A signal that follows another sooner than this is the same wish: `timeout`
+/// and the like send one to the program and one to its group.
+pub const IMPATIENCE: Duration = Duration::from_millis(500);
+
+static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Takes the signals over. Only a program does this, never a library.
 ///
 /// # Errors
-/// The system refuses a handler.
+/// The system refuses a handler or a thread.
 pub fn install() -> io::Result<()> {
-    let requested = Arc::clone(REQUESTED.get_or_init(Arc::default));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // In this order the second signal finds the flag set.
-        flag::register_conditional_shutdown(signal, EXIT_STATUS.into(), Arc::clone(&requested))?;
-        flag::register(signal, Arc::clone(&requested))?;
-    }
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            let mut first = None;
+            for _ in signals.forever() {
+                REQUESTED.store(true, Ordering::Relaxed);
+                let first = *first.get_or_insert_with(Instant::now);
+                if first.elapsed() > IMPATIENCE {
+                    signal_hook::low_level::exit(EXIT_STATUS.into());
+                }
+            }
+        })?;
     Ok(())
 }
 
 /// Whether somebody asked this program to end. Always `false` without
 /// [`install`].
 pub fn requested() -> bool {
-    REQUESTED
-        .get()
-        .is_some_and(|requested| requested.load(Ordering::Relaxed))
+    REQUESTED.load(Ordering::Relaxed)
 }

@@ -5,7 +5,6 @@ mod cli;
 use std::io;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use kickpath::bench;
 use kickpath::command::Progress;
@@ -26,7 +25,7 @@ fn main() -> ExitCode {
     log::set_logger(&Warnings).expect("the first and only logger");
     log::set_max_level(log::LevelFilter::Warn);
     let result = interrupt::install()
-        .context("cannot take over signals")
+        .map_err(|error| anyhow::anyhow!("cannot take over signals: {error}"))
         .and_then(|()| match cli.command.unwrap_or(Command::Run(cli.run)) {
             Command::Run(args) => run_command(&args),
             Command::Serve(args) => serve_command(&args),
@@ -55,7 +54,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
         _ => {}
     }
     let style = anstyle::AnsiColor::Red.on_default().bold();
-    anstream::eprintln!("{style}error:{style:#} {error:#}");
+    anstream::eprintln!("{style}error:{style:#} {error}");
     ExitCode::FAILURE
 }
 

@@ -111,6 +111,8 @@ fn ctrl_c_ends_everything() {
         let (mut child, pid) = start_hanging(&directory, &["run"]);
         thread::sleep(Duration::from_millis(300));
         send(&child, signal);
+        // As `timeout` does, which means the same.
+        send(&child, signal);
         let status = wait_for_end(&mut child);
         assert_eq!(status.code(), Some(130));
         assert!(!runs(pid));
@@ -189,6 +191,32 @@ fn a_guest_that_fails_is_reported() {
     let failure = json["failures"][0].as_str().unwrap();
     assert!(failure.contains("no device"), "{failure}");
     assert_eq!(leftovers(&directory), Vec::<String>::new());
+}
+
+#[test]
+fn a_guest_that_does_not_answer_is_a_failure_in_bounded_time() {
+    let directory = tempfile::tempdir().unwrap();
+    qemu();
+    let text = print("kickpath: up ipv4=10.0.2.15/24\n");
+    let kernel = kernel(&directory, "mute", &[&text, HANG]);
+    let mut command = kickpath(&directory);
+    command.args(["--accel", "tcg", "--kernel"]).arg(&kernel);
+    let start = Instant::now();
+    let (output, text) = run(command);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for part in [
+        "Not every reply came back intact.",
+        "ping: 0 of 10 replies",
+        "UDP datagram of 1472 bytes to 10.0.2.15:7: no answer within",
+        "TCP connection to 10.0.2.15:80: no answer within",
+        "End of the guest's console:\n  kickpath: up",
+        "Last frames on the wire:",
+        "type=ARP",
+        "-netdev dgram",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(start.elapsed() < BOUND, "{text}");
 }
 
 #[test]

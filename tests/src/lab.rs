@@ -147,6 +147,7 @@ pub struct Lab {
     pub guest: Guest,
     /// The host.
     pub peer: Peer,
+    router: bool,
     deadline: Instant,
 }
 
@@ -173,16 +174,22 @@ impl Lab {
         Ok(Self {
             guest,
             peer,
+            router: options.router,
             deadline,
         })
     }
 
-    /// Waits until the guest has an address and serves.
+    /// Waits until the guest has an address and serves, and has heard the
+    /// router, if there is one.
     ///
     /// # Errors
     /// It does not in time, or comes to an end before.
     pub fn wait_until_up(&self) -> Result<()> {
         self.guest.wait_for_console(UP, self.left())?;
+        if self.router {
+            self.guest
+                .wait_for_console("IPv6 address fd", self.left())?;
+        }
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -13,6 +14,9 @@ use crate::{Lab, Spec};
 /// Guests at a time: each keeps one CPU busy, and one at the far end.
 const GUESTS: usize = 2;
 
+/// How many of the slowest tests are named at the end.
+const SLOWEST: usize = 10;
+
 type Skipped = Arc<Mutex<Vec<(String, String)>>>;
 
 /// A list of tests. They run in the order in which they were added, two at a
@@ -21,6 +25,7 @@ type Skipped = Arc<Mutex<Vec<(String, String)>>>;
 pub struct Suite {
     trials: Vec<Trial>,
     skipped: Skipped,
+    times: Arc<Mutex<Vec<(Duration, String)>>>,
     missing: Option<String>,
 }
 
@@ -36,6 +41,7 @@ impl Suite {
     /// Adds a test.
     pub fn test(&mut self, name: &str, body: impl FnOnce() -> Result<()> + Send + 'static) {
         let skipped = Arc::clone(&self.skipped);
+        let times = Arc::clone(&self.times);
         let missing = self.missing.clone();
         let title = name.to_owned();
         self.trials.push(Trial::ignorable_test(name, move || {
@@ -44,7 +50,14 @@ impl Suite {
                 skipped.push((title, reason.clone()));
                 return Ok(Completion::ignored_with(reason));
             }
-            caught(body).map_err(|error| Failed::from(format!("{error:#}")))?;
+            let start = Instant::now();
+            let result = caught(body);
+            let took = (start.elapsed(), title);
+            times
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(took);
+            result.map_err(|error| Failed::from(format!("{error:#}")))?;
             Ok(Completion::Completed)
         }));
     }
@@ -103,6 +116,11 @@ impl Suite {
                 names.join(", ")
             );
         }
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.sort_by(|a, b| b.cmp(a));
+        let slowest = times.iter().take(SLOWEST);
+        let slowest = slowest.map(|(took, name)| format!("{name} {:.1} s", took.as_secs_f64()));
+        println!("slowest: {}", slowest.collect::<Vec<_>>().join(", "));
         conclusion.exit_code()
     }
 }

@@ -16,7 +16,7 @@ use kickpath_abi::status::Status;
 use serde::{Deserialize, Serialize};
 
 use crate::accel::AccelChoice;
-use crate::command::Sink;
+use crate::command::{Progress, Sink};
 use crate::guest::{Cause, Exit, Guest};
 use crate::qemu::Machine;
 use crate::session::{Prepared, SessionError, Settings, fetch_status};
@@ -222,10 +222,12 @@ pub fn bench<W: Write>(
     if let Some(story) = &mut story {
         table::introduction(story)?;
     }
+    sink(Progress::Step("Measuring the driver alone"));
     let (driver_tx, driver_line) = driver_tx(prepared.clone())?;
     if let Some(story) = &mut story {
         table::driver(story, &driver_tx)?;
     }
+    sink(Progress::Step("Measuring UDP echoes"));
     let (udp_echo, echo_line) = udp_echo(prepared, options)?;
     if let Some(story) = &mut story {
         table::echo(story, &udp_echo)?;

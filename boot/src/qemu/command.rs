@@ -282,12 +282,6 @@ pub fn quote(word: &OsStr) -> String {
     }
 }
 
-/// A whole command, quoted for a POSIX shell, on one line.
-pub fn shell_quote<'a>(words: impl IntoIterator<Item = &'a OsStr>) -> String {
-    let words: Vec<String> = words.into_iter().map(quote).collect();
-    words.join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use kickpath_abi::config::{Config, Ipv4Cidr};
 
-pub use command::{quote, shell_quote};
+pub use command::quote;
 pub use firmware::{DiskImage, Firmware, FirmwareError};
 pub use values::{Kind, Memory, MemoryError};
 

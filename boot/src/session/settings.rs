@@ -7,7 +7,7 @@ use kickpath_abi::config::{Config, ConfigError, Ipv4Config, Irq, LogLevel, Trans
 
 use super::Prepared;
 use crate::accel::{AccelChoice, Decision, NoKvm};
-use crate::command::Sink;
+use crate::command::{Progress, Sink};
 use crate::doctor;
 use crate::guest::Failure;
 use crate::install::{self, Host, InstallError, Policy, Requirement};
@@ -210,7 +210,9 @@ impl Settings {
             }
             (None, None) => {
                 let options = BuildOptions::from_env(self.policy)?;
-                Boot::Kernel(toolchain::build_kernel(&options, sink)?)
+                let kernel = toolchain::build_kernel(&options, sink)?;
+                sink(Progress::Step("Starting QEMU"));
+                Boot::Kernel(kernel)
             }
         };
         let mut machine = Machine::new(qemu, self.kind, decision.accel, boot);

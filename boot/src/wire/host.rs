@@ -421,3 +421,6 @@ fn echo_reply(guest: IpAddr, bytes: &[u8], sequence: u16) -> Option<&[u8]> {
     };
     (ident == IDENT && seq_no == sequence).then_some(data)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,17 +3,19 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use super::host::enter;
 use super::plan::ULA_PREFIX_LEN;
-use super::{HostSockets, Plan};
-use crate::qemu::{Net, shell_quote};
+use super::{HostSockets, Plan, left};
+use crate::qemu::Net;
 
 /// Where `ip netns` keeps its namespaces.
 const NAMESPACES: &str = "/run/netns";
@@ -23,6 +25,9 @@ const PREFIX: &str = "kickpath-";
 
 /// Name of the device inside of the namespace.
 const DEVICE: &str = "tap0";
+
+/// How long an `ip` command may take.
+const COMMAND_BOUND: Duration = Duration::from_secs(20);
 
 /// Why there is no tap.
 #[derive(Debug, thiserror::Error)]
@@ -69,9 +74,7 @@ impl Tap {
     /// No root, no `ip` command, or a kernel without namespaces or taps.
     pub fn new(plan: &Plan) -> Result<Self, TapError> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
-        if !nix::unistd::geteuid().is_root() {
-            return Err(TapError::NotRoot);
-        }
+        Self::check_rights()?;
         sweep();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let namespace = Namespace(format!("{PREFIX}{}-{number}", std::process::id()));
@@ -91,6 +94,18 @@ impl Tap {
             namespace: namespace.keep(),
             device,
         })
+    }
+
+    /// Whether this user may make a tap at all.
+    ///
+    /// # Errors
+    /// [`TapError::NotRoot`].
+    pub fn check_rights() -> Result<(), TapError> {
+        if nix::unistd::geteuid().is_root() {
+            Ok(())
+        } else {
+            Err(TapError::NotRoot)
+        }
     }
 
     /// QEMU's half of the description of this cable: it inherits the device.
@@ -177,21 +192,50 @@ fn owner(namespace: &str) -> Option<u32> {
     pid.parse().ok()
 }
 
+/// Runs `ip`. Not by [`crate::command`], which ends programs on Ctrl-C: what
+/// was made must then still be removed.
 fn ip(arguments: &[&str]) -> Result<(), TapError> {
-    let words = std::iter::once("ip").chain(arguments.iter().copied());
-    let command = shell_quote(words.map(OsStr::new));
-    match Command::new("ip").args(arguments).output() {
-        Ok(Output { status, .. }) if status.success() => Ok(()),
-        Ok(Output { stderr, status, .. }) => {
-            let message = String::from_utf8_lossy(&stderr).trim().to_owned();
-            let message = if message.is_empty() {
-                status.to_string()
-            } else {
-                message
-            };
-            Err(TapError::Command { command, message })
+    let command = || format!("ip {}", arguments.join(" "));
+    let attempt = || -> io::Result<(ExitStatus, String)> {
+        let mut child = Command::new("ip")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            // Not to be ended by the terminal's Ctrl-C either.
+            .process_group(0)
+            .spawn()?;
+        let deadline = Instant::now() + COMMAND_BOUND;
+        let status = loop {
+            match child.try_wait()? {
+                Some(status) => break status,
+                None if left(deadline).is_zero() => {
+                    child.kill()?;
+                    child.wait()?;
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                None => thread::sleep(Duration::from_millis(2)),
+            }
+        };
+        let mut message = String::new();
+        if let Some(mut stderr) = child.stderr.take() {
+            stderr.read_to_string(&mut message)?;
         }
-        Err(source) => Err(TapError::Run { command, source }),
+        Ok((status, message))
+    };
+    match attempt() {
+        Ok((status, _)) if status.success() => Ok(()),
+        Ok((status, message)) => Err(TapError::Command {
+            command: command(),
+            message: match message.trim() {
+                "" => status.to_string(),
+                message => message.to_owned(),
+            },
+        }),
+        Err(source) => Err(TapError::Run {
+            command: command(),
+            source,
+        }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which network device is found, and what is said when none can be used.
 
 use anyhow::{Result, ensure};
-use kickpath::qemu::{Kind, NicTransport};
+use kickpath::qemu::{Kind, Machine, Net, Nic, NicTransport};
 use kickpath_abi::config::Transport;
 use kickpath_tests::{Lab, Spec, Suite};
 
@@ -69,8 +69,6 @@ pub fn add(suite: &mut Suite) {
             |lab| check_location(lab, "00:08.3"),
         );
     }
-    // The bridge comes behind the device on the command line, and so does the
-    // device: `extra` is at the end.
     let bridge = Spec::pc().edit(|machine| behind(machine, "pci-bridge,id=bridge,chassis_nr=1"));
     suite.guest("devices::pc_behind_a_bridge", bridge, |lab| {
         check_location(lab, "01:05.0")
@@ -91,17 +89,24 @@ pub fn add(suite: &mut Suite) {
 }
 
 /// Moves the network device behind a bridge.
-fn behind(machine: &mut kickpath::qemu::Machine, bridge: &str) {
-    if let Some(nic) = &mut machine.nic {
-        nic.properties.push(("bus".into(), "bridge".into()));
-        nic.properties.push(("addr".into(), "5".into()));
-    }
-    // QEMU creates devices in the order of its command line, but knows all
-    // buses that `-readconfig` or an earlier option made: machine options come
-    // first.
-    machine
-        .extra
-        .splice(0..0, ["-device".into(), bridge.into()]);
+fn behind(machine: &mut Machine, bridge: &str) {
+    // QEMU makes devices in the order of its command line, the bridge first.
+    let Some(Nic {
+        net: Net::Dgram { qemu, host },
+        ..
+    }) = machine.nic.take()
+    else {
+        return;
+    };
+    let netdev = format!(
+        "dgram,id=net0,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+        qemu.display(),
+        host.display()
+    );
+    let nic = "virtio-net-pci,netdev=net0,romfile=,bus=bridge,addr=5,mac=52:54:00:4b:50:01,\
+               disable-legacy=off";
+    let arguments = ["-device", bridge, "-netdev", &netdev, "-device", nic];
+    machine.extra.extend(arguments.map(Into::into));
 }
 
 fn check_location(lab: &Lab, place: &str) -> Result<()> {

@@ -38,6 +38,13 @@ pub fn add(suite: &mut Suite) {
             Ok(())
         });
         add("ping_over_ipv6", |site| {
+            // Linux first looks whether its own address is free.
+            site.patiently(|| {
+                let mut command = site.tap.command("ip");
+                let text = output(command.args(["-6", "addr", "show", "tap0", "tentative"]))?;
+                ensure!(text.trim().is_empty(), "{text}");
+                Ok(())
+            })?;
             site.ping(&["-6", "-f", "-c", "500", &format!("{LINK_LOCAL}%tap0")])?;
             site.ping(&[
                 "-6",
@@ -104,8 +111,10 @@ pub fn add(suite: &mut Suite) {
                 }
                 Ok(held)
             })?;
+            // As many at a time as the guest has sockets; the others are
+            // refused, for nobody has been idle for long.
             ensure!(
-                held.len() >= 100,
+                held.len() >= 16,
                 "only {} connections were made",
                 held.len()
             );
@@ -148,11 +157,10 @@ impl Site {
         Ipv4Config::FALLBACK.address.into()
     }
 
-    /// `ping`, which fails when a reply is missing at its end; with `-w` it has
-    /// an end.
+    /// `ping`; a reply may take 10 s, and none may be missing.
     fn ping(&self, arguments: &[&str]) -> Result<()> {
         let mut command = self.tap.command("ping");
-        command.args(["-q", "-w", "30"]).args(arguments);
+        command.args(["-q", "-W", "10"]).args(arguments);
         let text = output(&mut command)?;
         ensure!(
             text.contains(" 0% packet loss"),
