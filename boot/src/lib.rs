@@ -3,6 +3,7 @@
 //! From the top to the bottom:
 //!
 //! - [`run`], [`serve`], [`bench`]: what the command does;
+//! - [`trace`]: one packet seen at every layer;
 //! - [`session`]: from what the user asked for to a running guest;
 //! - [`toolchain`], [`install`], [`image`], [`command`], [`accel`], [`ports`]:
 //!   what this machine has, and what completes it;
@@ -27,4 +28,5 @@ pub mod serve;
 pub mod session;
 pub mod terminal;
 pub mod toolchain;
+pub mod trace;
 pub mod wire;
