@@ -20,6 +20,9 @@ pub const UP: &str = "kickpath: up";
 /// How long one answer may take, with another guest on the same CPUs.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// How long one ping of many may take.
+const PING: Duration = Duration::from_millis(500);
+
 type Edit = Box<dyn FnOnce(&mut Machine) + Send>;
 
 /// The machine of a test: QEMU's default PC with one network device at the end
@@ -257,6 +260,23 @@ impl Lab {
             "ping {address} with {size} bytes: {report:?}"
         );
         Ok(())
+    }
+
+    /// Pings until one is answered. After frames of strangers the guest may
+    /// have to ask for the peer's hardware address again, and what it wanted to
+    /// say meanwhile is lost.
+    ///
+    /// # Errors
+    /// None is, within the time for one answer.
+    pub fn wait_for_ping(&self, address: IpAddr) -> Result<()> {
+        let deadline = Instant::now() + self.soon();
+        loop {
+            let report = self.peer.ping(address, 1, 56, PING)?;
+            if report.received == 1 && report.corrupted == 0 {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "ping {address}: {report:?}");
+        }
     }
 
     /// Sends UDP echoes with 32 outstanding; none may be lost, damaged or come

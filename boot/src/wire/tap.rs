@@ -245,7 +245,12 @@ fn open_inside(namespace: &PathBuf) -> io::Result<OwnedFd> {
     thread::scope(|scope| {
         let opener = scope.spawn(|| {
             enter(namespace)?;
-            open_tap()
+            let device = open_tap()?;
+            // Nobody else is on this cable: the kernel's own link-local address
+            // needs no probing for duplicates, and is there at once. (A kernel
+            // without IPv6 has no such file.)
+            let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{DEVICE}/accept_dad"), "0");
+            Ok(device)
         });
         opener
             .join()

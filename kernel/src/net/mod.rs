@@ -38,6 +38,10 @@ const POLL_SPIN_US: u64 = 200;
 /// Without interrupts, how long it then sleeps, in microseconds.
 const POLL_SLEEP_US: u64 = 1_000;
 
+/// Without interrupts, how often the loop asks the device whether its
+/// configuration has changed, in microseconds. Each time costs exits.
+const CONFIG_INTERVAL_US: u64 = 100_000;
+
 /// Why there is no network.
 #[derive(Debug)]
 pub enum NetworkError {
@@ -80,6 +84,8 @@ struct Host {
     top: Rung,
     fixed: Fixed,
     reopen_at: u64,
+    /// When to look at the device's configuration next, without interrupts.
+    look_at_config_at: u64,
 }
 
 /// Finds the device, brings it up and runs the measurement or the services
@@ -113,6 +119,7 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
             },
         },
         reopen_at: 0,
+        look_at_config_at: 0,
     };
     host.nic.open(&mut host.controller, host.top)?;
     stages::ended("device open");
@@ -251,7 +258,11 @@ fn now() -> Instant {
 impl Host {
     /// Begins a poll of the device, and opens it again when it broke.
     fn look_after_device(&mut self) {
-        match self.nic.poll() {
+        let mut result = self.nic.poll();
+        if result == Ok(false) && self.nic.rung() == Some(Rung::Polling) {
+            result = self.look_at_config_now_and_then();
+        }
+        match result {
             Ok(false) => (),
             Ok(true) => log::info!(
                 "the link is {}",
@@ -264,6 +275,15 @@ impl Host {
             Err(NetError::NotOpen) if time::now() < self.reopen_at => (),
             Err(error) => self.reopen(&error),
         }
+    }
+
+    fn look_at_config_now_and_then(&mut self) -> Result<bool, NetError> {
+        let now = time::now();
+        if now < self.look_at_config_at {
+            return Ok(false);
+        }
+        self.look_at_config_at = now + CONFIG_INTERVAL_US;
+        self.nic.look_at_config()
     }
 
     #[cold]

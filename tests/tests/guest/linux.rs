@@ -38,13 +38,6 @@ pub fn add(suite: &mut Suite) {
             Ok(())
         });
         add("ping_over_ipv6", |site| {
-            // Linux first looks whether its own address is free.
-            site.patiently(|| {
-                let mut command = site.tap.command("ip");
-                let text = output(command.args(["-6", "addr", "show", "tap0", "tentative"]))?;
-                ensure!(text.trim().is_empty(), "{text}");
-                Ok(())
-            })?;
             site.ping(&["-6", "-f", "-c", "500", &format!("{LINK_LOCAL}%tap0")])?;
             site.ping(&[
                 "-6",

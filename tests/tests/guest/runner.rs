@@ -25,7 +25,7 @@ pub fn add(suite: &mut Suite) {
             "1af4:1000",
             "EVENT_IDX",
             "legacy",
-            "msix taken",
+            "msix (taken)",
             "receive 256",
             "transmit 256",
             "round trip min",

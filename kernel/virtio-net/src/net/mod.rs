@@ -331,15 +331,22 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         open.rx.queue.disable_interrupts();
         open.tx.queue.disable_interrupts();
         if self.interrupts.take_config_changed() {
-            return self.config_changed();
+            return self.look_at_config();
         }
         Ok(false)
     }
 
-    /// Linux `virtnet_config_changed_work`.
+    /// Looks at what the device says of itself (Linux
+    /// `virtnet_config_changed_work`). [`Self::poll`] does after an interrupt;
+    /// an embedder without interrupts calls this now and then. Returns whether
+    /// the link went up or down.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::NeedsReset`], [`NetError::Config`].
     #[cold]
     #[doc(alias = "virtnet_config_changed_work")]
-    fn config_changed(&mut self) -> Result<bool, NetError> {
+    pub fn look_at_config(&mut self) -> Result<bool, NetError> {
         if self
             .transport
             .get_status()
