@@ -11,6 +11,7 @@
 
 use alloc::vec;
 
+use kickpath_trace::{Event, NO_QUEUE, tracepoint};
 use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
 use smoltcp::socket::{Socket, udp};
@@ -58,6 +59,17 @@ fn opened(
     let mut socket = udp::Socket::new(receive, transmit);
     reopen(&mut socket, port);
     socket
+}
+
+/// A datagram has come out of a socket.
+#[inline]
+fn note_received(payload: &[u8], from: &udp::UdpMetadata) {
+    tracepoint!(
+        Event::SocketReceive,
+        NO_QUEUE,
+        payload.len() as u64,
+        u64::from(from.endpoint.port)
+    );
 }
 
 /// Whether a datagram may be answered. Not one that was sent to a broadcast or
@@ -129,6 +141,12 @@ impl Lane {
         if payload.len() > self.unfragmented && !self.prepare_fragments(payload, &to) {
             return false;
         }
+        tracepoint!(
+            Event::SocketSend,
+            NO_QUEUE,
+            payload.len() as u64,
+            u64::from(to.endpoint.port)
+        );
         let socket = self.set.get_mut::<udp::Socket>(self.socket);
         let pushed = socket.send_slice(payload, to).is_ok();
         self.queued += usize::from(pushed);
@@ -323,6 +341,7 @@ impl Echo {
             while room > 0
                 && let Ok((payload, from)) = receive.recv()
             {
+                note_received(payload, &from);
                 if may_answer(interface, &from) && self.transmit.push(payload, from) {
                     room -= 1;
                 }
@@ -429,6 +448,7 @@ impl FirstContact {
             let Ok((payload, from)) = receive.recv() else {
                 break;
             };
+            note_received(payload, &from);
             if !may_answer_stranger(context.interface, &from) {
                 continue;
             }

@@ -3,6 +3,7 @@
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use kickpath_trace::{Event, NO_QUEUE, tracepoint};
 use spin::Mutex;
 
 use super::{acpi, apic, io_apic, timer};
@@ -36,6 +37,7 @@ fn unexpected() {}
 
 /// Called by the stubs with interrupts disabled.
 pub(super) extern "C" fn dispatch(vector: u64) {
+    tracepoint!(Event::InterruptVector, NO_QUEUE, vector);
     timer::note_wakeup();
     let handler = HANDLERS[usize::from(vector as u8)].load(Ordering::Relaxed);
     // SAFETY: the table holds nothing but `fn()`.

@@ -13,7 +13,7 @@ use core::fmt;
 use kickpath_abi::config::{self, Config};
 use kickpath_abi::status::Boot;
 use kickpath_services::Stack;
-use kickpath_trace::{Event, NO_QUEUE, RING, tracepoint};
+use kickpath_trace::{Event, NO_QUEUE, RING, tracepoint_unless_repeated};
 use smoltcp::time::Instant;
 use virtio_net::net::{Features, NetError};
 use virtio_net::transport::legacy_pci::LegacyPciTransport;
@@ -323,7 +323,7 @@ impl Host {
             Some(_) => self.nic.enable_interrupts(),
         };
         if !work && deadline > now {
-            tracepoint!(Event::Idle, NO_QUEUE);
+            tracepoint_unless_repeated!(Event::Idle, NO_QUEUE);
             arch::idle_until((deadline != u64::MAX).then_some(deadline));
         }
         interrupts_at_cpu::enable();

@@ -119,13 +119,16 @@ events! {
     /// The instruction before this record was the doorbell: the guest runs
     /// again.
     DoorbellRang = 19,
+    /// The CPU took an interrupt; its handler is called next. `a`: the vector.
+    InterruptVector = 29,
     /// A queue's MSI-X vector.
     VringInterrupt = 30,
     /// The INTx line. `a`: the interrupt status that was read.
     IntxInterrupt = 31,
     /// The MSI-X vector of configuration changes.
     ConfigInterrupt = 32,
-    /// A poll begins; interrupts are masked.
+    /// A poll begins, and received frames wait for it. (One that finds none
+    /// leaves no record: without interrupts they would fill the ring.)
     Poll = 33,
     /// A used chain was taken back. `a`: 0..16 head, 16..32 entry of the used
     /// ring, 32..64 bytes written; `b`: 0..16 the device's used index.
@@ -139,7 +142,8 @@ events! {
     EnableInterrupts = 37,
     /// Interrupts are masked. `a`: as in `EnableInterrupts`.
     DisableInterrupts = 38,
-    /// The CPU sleeps until an interrupt.
+    /// The CPU sleeps until an interrupt. Recorded once until there is another
+    /// record.
     Idle = 39,
 }
 
@@ -212,6 +216,9 @@ pub struct Ring {
 static ENABLED: Flag = Flag(UnsafeCell::new(false));
 
 struct Flag(UnsafeCell<bool>);
+
+/// Site and queue of the last record, so that one that repeats can be left out.
+static LAST: AtomicU64 = AtomicU64::new(0);
 
 // SAFETY: it is written only by `Ring::start` and `Ring::stop`, whose callers
 // promise that nobody reads it meanwhile.
@@ -314,16 +321,33 @@ pub fn emit(site: &'static Site, queue: u16, a: u64, b: u64) {
     let Some(slot) = RING.records.get(index as usize) else {
         return;
     };
-    let address = core::ptr::from_ref(site).expose_provenance() as u64;
+    let site_and_queue = site_and_queue(site, queue);
+    LAST.store(site_and_queue, Ordering::Relaxed);
     let record = Record {
         tsc,
-        site_and_queue: address & 0xffff_ffff_ffff | u64::from(queue) << 48,
+        site_and_queue,
         a,
         b,
     };
     // SAFETY: the index is ours alone, so nobody else writes the slot, and
     // readers wait for `stop`.
     unsafe { slot.get().write(record) };
+}
+
+/// Stores a record unless the last one is of the same site and queue. Called
+/// by [`tracepoint_unless_repeated!`] alone.
+#[cold]
+#[inline(never)]
+pub fn emit_unless_repeated(site: &'static Site, queue: u16, a: u64, b: u64) {
+    if LAST.load(Ordering::Relaxed) != site_and_queue(site, queue) {
+        emit(site, queue, a, b);
+    }
+}
+
+#[inline(always)]
+fn site_and_queue(site: &'static Site, queue: u16) -> u64 {
+    let address = core::ptr::from_ref(site).expose_provenance() as u64;
+    address & 0xffff_ffff_ffff | u64::from(queue) << 48
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -343,7 +367,7 @@ fn time_stamp() -> u64 {
 ///
 /// ```
 /// use kickpath_trace::{Event, NO_QUEUE, tracepoint};
-/// tracepoint!(Event::Idle, NO_QUEUE);
+/// tracepoint!(Event::InterruptVector, NO_QUEUE);
 /// tracepoint!(Event::StartXmit, 1, 60, 0x1000);
 /// ```
 #[macro_export]
@@ -356,19 +380,64 @@ macro_rules! tracepoint {
     };
     ($event:expr, $queue:expr, $a:expr, $b:expr) => {
         if $crate::is_enabled() {
-            static SITE: $crate::Site = $crate::Site {
-                event: $event,
-                line: ::core::line!(),
-                file: ::core::file!(),
-                module: ::core::module_path!(),
-            };
-            $crate::emit(&SITE, $queue, $a, $b);
+            $crate::emit($crate::site!($event), $queue, $a, $b);
         }
     };
 }
 
+/// A [`tracepoint!`] for a state that lasts: it leaves one record until there
+/// is another.
+///
+/// ```
+/// use kickpath_trace::{Event, NO_QUEUE, tracepoint_unless_repeated};
+/// tracepoint_unless_repeated!(Event::Idle, NO_QUEUE);
+/// ```
+#[macro_export]
+macro_rules! tracepoint_unless_repeated {
+    ($event:expr, $queue:expr) => {
+        if $crate::is_enabled() {
+            $crate::emit_unless_repeated($crate::site!($event), $queue, 0, 0);
+        }
+    };
+}
+
+/// A [`tracepoint!`] that looks at a condition, but only while tracing is on.
+///
+/// ```
+/// use kickpath_trace::{Event, NO_QUEUE, tracepoint_if};
+/// let frames = 1;
+/// tracepoint_if!(frames > 0, Event::Poll, NO_QUEUE);
+/// ```
+#[macro_export]
+macro_rules! tracepoint_if {
+    ($condition:expr, $event:expr, $queue:expr) => {
+        if $crate::is_enabled() && $condition {
+            $crate::emit($crate::site!($event), $queue, 0, 0);
+        }
+    };
+}
+
+/// The [`Site`] of the place where this is written.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! site {
+    ($event:expr) => {{
+        static SITE: $crate::Site = $crate::Site {
+            event: $event,
+            line: ::core::line!(),
+            file: ::core::file!(),
+            module: ::core::module_path!(),
+        };
+        &SITE
+    }};
+}
+
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
+    use std::vec::Vec;
+
     use super::*;
 
     #[test]
@@ -397,15 +466,27 @@ mod tests {
         assert_eq!(RING.records().count(), 0);
         // SAFETY: no other test has a tracepoint.
         unsafe { RING.start() };
-        for index in 0..CAPACITY as u64 + 5 {
+        let idle = || tracepoint_unless_repeated!(Event::Idle, NO_QUEUE);
+        idle();
+        idle();
+        tracepoint_if!(RING.lost() > 0, Event::Poll, NO_QUEUE);
+        tracepoint_if!(RING.lost() == 0, Event::Poll, NO_QUEUE);
+        idle();
+        for index in 0..CAPACITY as u64 + 2 {
             tracepoint!(Event::Add, 1, index, !index);
         }
         // SAFETY: as above.
         unsafe { RING.stop() };
         tracepoint!(Event::Notify, 9);
         assert_eq!(RING.lost(), 5);
+        let events: Vec<_> = RING.records().map(|r| r.site().event).take(4).collect();
+        assert_eq!(
+            events,
+            [Event::Idle, Event::Poll, Event::Idle, Event::Add],
+            "what repeats is left out"
+        );
         let mut last = 0;
-        for (index, record) in RING.records().enumerate() {
+        for (index, record) in RING.records().skip(3).enumerate() {
             assert_eq!((record.a, record.b), (index as u64, !(index as u64)));
             assert_eq!(record.queue(), 1);
             assert_eq!(record.site().event, Event::Add);

@@ -63,13 +63,9 @@ impl Doorbell {
             Self::Port { port, queue } => unsafe { vp_notify_port(queue, port) },
             // SAFETY: whoever built this doorbell mapped the register of a
             // device that the driver owns.
-            Self::Mmio16 { register, queue } => unsafe {
-                register.write_volatile(queue.to_le());
-            },
+            Self::Mmio16 { register, queue } => unsafe { vp_notify_mmio(queue, register) },
             // SAFETY: as above.
-            Self::Mmio32 { register, queue } => unsafe {
-                register.write_volatile(u32::from(queue).to_le());
-            },
+            Self::Mmio32 { register, queue } => unsafe { vm_notify(queue, register) },
             Self::Call { function, queue } => function(queue),
         }
         tracepoint!(Event::DoorbellRang, queue, kind, target);
@@ -121,6 +117,34 @@ unsafe extern "C" fn vp_notify_port(queue: u16, port: u16) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (port, queue);
+}
+
+/// The 16-bit memory write of a kick (Linux `vp_notify` of a modern device); a
+/// function of its own as [`vp_notify_port`] is.
+///
+/// # Safety
+///
+/// `register` must be the mapped notification register of a device that the
+/// driver owns.
+#[inline(never)]
+#[unsafe(export_name = "vp_notify_mmio")]
+unsafe extern "C" fn vp_notify_mmio(queue: u16, register: NonNull<u16>) {
+    // SAFETY: the caller's promise.
+    unsafe { register.write_volatile(queue.to_le()) };
+}
+
+/// The 32-bit memory write of a kick (Linux `vm_notify` of virtio-mmio); a
+/// function of its own as [`vp_notify_port`] is.
+///
+/// # Safety
+///
+/// `register` must be the mapped QueueNotify register of a device that the
+/// driver owns.
+#[inline(never)]
+#[unsafe(export_name = "vm_notify")]
+unsafe extern "C" fn vm_notify(queue: u16, register: NonNull<u32>) {
+    // SAFETY: the caller's promise.
+    unsafe { register.write_volatile(u32::from(queue).to_le()) };
 }
 
 /// The access in one line, such as `outw 1 -> port 0xc010`.

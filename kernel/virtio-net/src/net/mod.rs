@@ -13,7 +13,7 @@ pub use error::NetError;
 pub use features::Features;
 
 use alloc::vec::Vec;
-use kickpath_trace::{Event, NO_QUEUE, tracepoint};
+use kickpath_trace::{Event, NO_QUEUE, tracepoint_if};
 use virtio_drivers::Hal;
 use virtio_drivers::transport::{DeviceStatus, DeviceType};
 
@@ -327,7 +327,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         if let Some(error) = open.rx.error.or(open.tx.error) {
             return Err(error.into());
         }
-        tracepoint!(Event::Poll, NO_QUEUE);
+        tracepoint_if!(open.rx.queue.ring().has_used(), Event::Poll, NO_QUEUE);
         open.rx.queue.disable_interrupts();
         open.tx.queue.disable_interrupts();
         if self.interrupts.take_config_changed() {
@@ -373,7 +373,9 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             return true;
         }
         let received = open.rx.queue.enable_interrupts();
-        // Used transmit buffers are nobody's business, unless a sender waits.
+        // There is time now to take sent buffers back. No interrupt is asked
+        // for because of them, unless a sender waits.
+        open.tx.reclaim();
         let room = open.tx.waiting && open.tx.queue.enable_interrupts_delayed();
         received || room
     }
