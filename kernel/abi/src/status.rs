@@ -103,7 +103,7 @@ pub struct Attempt {
 /// A virtqueue as the driver sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Queue {
-    /// `receive` or `transmit`.
+    /// `receive`, `transmit` or `control`.
     pub name: String,
     /// Index of the queue at the device.
     pub index: u16,

@@ -6,7 +6,7 @@
 //! for the device lie outside.
 
 use kickpath_abi::config;
-use virtio_net::net::NetError;
+use virtio_net::net::{NetError, QueueRole};
 
 use super::device::Nic;
 use crate::arch::time;
@@ -68,7 +68,10 @@ pub fn transmit(nic: &mut Nic) -> Result<(), BenchError> {
     frame[..6].fill(0xff);
     frame[6..12].copy_from_slice(&mac);
     frame[12..14].copy_from_slice(&ETHERTYPE_EXPERIMENTAL);
-    let [_, transmit] = nic.snapshots().ok_or(NetError::NotOpen)?;
+    let transmit = nic
+        .snapshots()
+        .find(|queue| queue.role == QueueRole::Transmit)
+        .ok_or(NetError::NotOpen)?;
     for _ in 0..transmit.size.div_ceil(DEPTH).max(WARM_UP) {
         round(nic, |buffer| buffer.copy_from_slice(&frame))?;
     }

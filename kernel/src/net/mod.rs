@@ -15,7 +15,7 @@ use kickpath_abi::status::Boot;
 use kickpath_services::Stack;
 use kickpath_trace::{Event, NO_QUEUE, RING, tracepoint_unless_repeated};
 use smoltcp::time::Instant;
-use virtio_net::net::{Features, NetError};
+use virtio_net::net::{Changes, Features, NetError};
 use virtio_net::transport::legacy_pci::LegacyPciTransport;
 use virtio_net::transport::{BusName, X86Ports};
 use virtio_net::vectors::Rung;
@@ -259,31 +259,32 @@ impl Host {
     /// Begins a poll of the device, and opens it again when it broke.
     fn look_after_device(&mut self) {
         let mut result = self.nic.poll();
-        if result == Ok(false) && self.nic.rung() == Some(Rung::Polling) {
+        if result == Ok(Changes::empty()) && self.nic.rung() == Some(Rung::Polling) {
             result = self.look_at_config_now_and_then();
         }
         match result {
-            Ok(false) => (),
-            Ok(true) => log::info!(
-                "the link is {}",
-                if self.nic.info().link_up {
-                    "up"
-                } else {
-                    "down"
-                }
-            ),
+            Ok(changes) if changes.is_empty() => (),
+            Ok(changes) => self.changed(changes),
             Err(NetError::NotOpen) if time::now() < self.reopen_at => (),
             Err(error) => self.reopen(&error),
         }
     }
 
-    fn look_at_config_now_and_then(&mut self) -> Result<bool, NetError> {
+    fn look_at_config_now_and_then(&mut self) -> Result<Changes, NetError> {
         let now = time::now();
         if now < self.look_at_config_at {
-            return Ok(false);
+            return Ok(Changes::empty());
         }
         self.look_at_config_at = now + CONFIG_INTERVAL_US;
         self.nic.look_at_config()
+    }
+
+    #[cold]
+    fn changed(&self, changes: Changes) {
+        if changes.contains(Changes::LINK) {
+            let up = self.nic.info().link_up;
+            log::info!("the link is {}", if up { "up" } else { "down" });
+        }
     }
 
     #[cold]

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use kickpath_abi::config;
 use kickpath_abi::status::{Attempt, Boot, Counters, Cpu, Device, Interrupts, Queue, Status};
-use virtio_net::net::Features;
+use virtio_net::net::{Features, QueueRole};
 use virtio_net::transport::BusName;
 use virtio_net::vectors::Rung;
 
@@ -15,9 +15,14 @@ use super::device::Nic;
 use crate::arch::{self, time};
 use crate::memory::heap;
 
-/// Names of the two queues, in the order of their index (specification
-/// 5.1.2).
-const QUEUE_NAMES: [&str; 2] = ["receive", "transmit"];
+/// The report's name for a queue.
+fn queue_name(role: QueueRole) -> &'static str {
+    match role {
+        QueueRole::Receive => "receive",
+        QueueRole::Transmit => "transmit",
+        QueueRole::Control => "control",
+    }
+}
 
 /// The configuration word for a rung.
 pub fn rung_word(rung: Rung) -> &'static str {
@@ -42,7 +47,9 @@ pub struct Fixed {
 
 /// The report as of now, without the network stack's part.
 pub fn status(fixed: &Fixed, nic: &Nic) -> Status {
-    let snapshots = nic.snapshots();
+    let mut transmit = nic
+        .snapshots()
+        .filter(|queue| queue.role == QueueRole::Transmit);
     let info = nic.info();
     let [a, b, c, d, e, f] = info.mac;
     Status {
@@ -53,8 +60,9 @@ pub fn status(fixed: &Fixed, nic: &Nic) -> Status {
             id: fixed.device_id.clone(),
             transport: config::Transport::Legacy.to_string(),
             transport_alternatives: fixed.alternatives.clone(),
-            doorbell: snapshots
-                .map_or_else(String::new, |[_, transmit]| transmit.doorbell.to_string()),
+            doorbell: transmit
+                .next()
+                .map_or_else(String::new, |queue| queue.doorbell.to_string()),
             mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
             mtu: u32::from(info.mtu),
             link_up: info.link_up,
@@ -75,12 +83,10 @@ pub fn status(fixed: &Fixed, nic: &Nic) -> Status {
                 })
                 .collect(),
         },
-        queues: snapshots
-            .iter()
-            .flatten()
-            .zip(QUEUE_NAMES)
-            .map(|(queue, name)| Queue {
-                name: name.to_string(),
+        queues: nic
+            .snapshots()
+            .map(|queue| Queue {
+                name: queue_name(queue.role).to_string(),
                 index: queue.index,
                 size: queue.size,
                 avail_idx: queue.avail_idx,

@@ -61,7 +61,7 @@ pub enum VectorUse {
     ///
     /// [`vp_config_changed`]: crate::interrupt::InterruptState::vp_config_changed
     Config,
-    /// One queue: [`vring_interrupt`].
+    /// The queue of this index: [`vring_interrupt`].
     ///
     /// [`vring_interrupt`]: crate::interrupt::InterruptState::vring_interrupt
     Queue(u16),
@@ -179,19 +179,31 @@ pub struct RingShape {
     pub chain: u16,
 }
 
+/// A queue that [`find_vqs`] is to set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WantedQueue {
+    /// Index of the queue at the device.
+    pub index: u16,
+    /// The form of its ring.
+    pub shape: RingShape,
+    /// Whether an interrupt tells of its used buffers (Linux: whether there
+    /// is a callback). A queue without one has no vector on any MSI-X rung.
+    pub interrupt: bool,
+}
+
 /// What [`find_vqs`] found.
 pub struct Vqs<H: Hal> {
-    /// The queues, in the order of their index.
+    /// The queues, in the order in which they were wanted.
     pub queues: Vec<Virtqueue<H>>,
     /// The rung that was taken.
     pub rung: Rung,
 }
 
-/// Sets up queues `0..count` with the best interrupts that work, beginning at
-/// rung `top` (Linux `vp_find_vqs`).
+/// Sets up queues with the best interrupts that work, beginning at rung `top`
+/// (Linux `vp_find_vqs`).
 ///
 /// `negotiate` brings the device from reset to the point where queues may be
-/// set up, and says what form the rings have; it is called once a rung.
+/// set up, and says which are wanted; it is called once a rung.
 /// `attempts` receives every rung that was tried.
 ///
 /// # Errors
@@ -202,16 +214,15 @@ pub struct Vqs<H: Hal> {
 pub fn find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
     transport: &mut T,
     controller: &mut I,
-    count: u16,
     top: Rung,
-    mut negotiate: impl FnMut(&mut T) -> Result<RingShape, TransportError>,
+    mut negotiate: impl FnMut(&mut T) -> Result<Vec<WantedQueue>, TransportError>,
     attempts: &mut Vec<Attempt>,
 ) -> Result<Vqs<H>, FindVqsError> {
     attempts.clear();
     let mut last = FindVqsError::Interrupt(InterruptUnavailable::Unsupported);
     for rung in Rung::LADDER.into_iter().filter(|rung| *rung >= top) {
         tracepoint!(Event::FindVqsTry, NO_QUEUE, rung as u64);
-        let result = try_find_vqs(transport, controller, count, rung, &mut negotiate);
+        let result = try_find_vqs(transport, controller, rung, &mut negotiate);
         tracepoint!(
             Event::FindVqsResult,
             NO_QUEUE,
@@ -243,23 +254,36 @@ pub fn find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
 fn try_find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
     transport: &mut T,
     controller: &mut I,
-    count: u16,
     rung: Rung,
-    negotiate: &mut impl FnMut(&mut T) -> Result<RingShape, TransportError>,
+    negotiate: &mut impl FnMut(&mut T) -> Result<Vec<WantedQueue>, TransportError>,
 ) -> Result<Vec<Virtqueue<H>>, FindVqsError> {
     // The rings live outside of the attempt, so that the reset in `del_vqs`
     // comes before their memory is given back.
-    let mut queues = Vec::with_capacity(usize::from(count));
+    let mut queues = Vec::new();
     let result = (|| {
-        let shape = negotiate(transport)?;
-        request_vectors(transport, controller, count, rung)?;
-        for index in 0..count {
+        let wanted = negotiate(transport)?;
+        request_vectors(transport, controller, &wanted, rung)?;
+        queues.reserve_exact(wanted.len());
+        // Entry 0 is for configuration changes.
+        let mut entries = 1..;
+        for WantedQueue {
+            index,
+            shape,
+            interrupt,
+        } in wanted
+        {
             let queue = setup_queue(transport, index, shape)?;
             queues.push(queue);
-            match rung {
-                Rung::MsixPerQueue => transport.set_queue_vector(index, 1 + index)?,
-                Rung::MsixShared => transport.set_queue_vector(index, 1)?,
-                Rung::Intx | Rung::Polling => (),
+            let entry = match rung {
+                // A queue without a callback keeps NO_VECTOR, which it has
+                // since the reset.
+                _ if !interrupt => None,
+                Rung::MsixPerQueue => entries.next(),
+                Rung::MsixShared => Some(1),
+                Rung::Intx | Rung::Polling => None,
+            };
+            if let Some(entry) = entry {
+                transport.set_queue_vector(index, entry)?;
             }
         }
         Ok(())
@@ -278,11 +302,12 @@ fn try_find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
 fn request_vectors<T: ConfigOps, I: InterruptController>(
     transport: &mut T,
     controller: &mut I,
-    count: u16,
+    wanted: &[WantedQueue],
     rung: Rung,
 ) -> Result<(), FindVqsError> {
+    let interrupting = || wanted.iter().filter(|queue| queue.interrupt);
     let needed = match rung {
-        Rung::MsixPerQueue => 1 + count,
+        Rung::MsixPerQueue => u16::try_from(1 + interrupting().count()).unwrap_or(u16::MAX),
         Rung::MsixShared => 2,
         Rung::Intx => {
             let isr = transport.isr().ok_or(InterruptUnavailable::Unsupported)?;
@@ -304,8 +329,8 @@ fn request_vectors<T: ConfigOps, I: InterruptController>(
     if rung == Rung::MsixShared {
         messages.push(controller.attach_msi(VectorUse::AllQueues)?);
     } else {
-        for queue in 0..count {
-            messages.push(controller.attach_msi(VectorUse::Queue(queue))?);
+        for queue in interrupting() {
+            messages.push(controller.attach_msi(VectorUse::Queue(queue.index))?);
         }
     }
     transport.msix_enable(&messages)?;

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::control::ControlError;
 use crate::queue::QueueError;
 use crate::transport::TransportError;
 use crate::vectors::FindVqsError;
@@ -20,6 +21,8 @@ pub enum NetError {
     FindVqs(FindVqsError),
     /// A queue refused or broke.
     Queue(QueueError),
+    /// A command to the device was not carried out.
+    Control(ControlError),
     /// There was no memory for frame buffers.
     NoBuffers {
         /// Index of the queue.
@@ -51,6 +54,7 @@ impl fmt::Display for NetError {
             Self::Transport(error) => error.fmt(f),
             Self::FindVqs(error) => error.fmt(f),
             Self::Queue(error) => error.fmt(f),
+            Self::Control(error) => error.fmt(f),
             Self::NoBuffers { queue, count } => {
                 write!(f, "queue {queue}: no memory for {count} frame buffers")
             }
@@ -75,6 +79,12 @@ impl From<TransportError> for NetError {
 impl From<FindVqsError> for NetError {
     fn from(error: FindVqsError) -> Self {
         Self::FindVqs(error)
+    }
+}
+
+impl From<ControlError> for NetError {
+    fn from(error: ControlError) -> Self {
+        Self::Control(error)
     }
 }
 

@@ -97,8 +97,37 @@ impl Features {
     pub const IMPLEMENTED: Self = Self::MAC
         .union(Self::MTU)
         .union(Self::STATUS)
+        .union(Self::CTRL_VQ)
+        .union(Self::MQ)
         .union(Self::ANY_LAYOUT)
         .union(Self::EVENT_IDX);
+
+    /// Features with what each needs (specification 5.1.3.1).
+    const NEEDS: [(Self, Self); 9] = [
+        (Self::CTRL_RX, Self::CTRL_VQ),
+        (Self::CTRL_VLAN, Self::CTRL_VQ),
+        (Self::CTRL_RX_EXTRA, Self::CTRL_RX),
+        (Self::GUEST_ANNOUNCE, Self::CTRL_VQ),
+        (Self::CTRL_MAC_ADDR, Self::CTRL_VQ),
+        (Self::CTRL_GUEST_OFFLOADS, Self::CTRL_VQ),
+        (Self::MQ, Self::CTRL_VQ),
+        (Self::RSS, Self::CTRL_VQ),
+        (Self::HASH_REPORT, Self::CTRL_VQ),
+    ];
+
+    /// Without the features that need others that are not there (Linux
+    /// `virtnet_validate_features`).
+    #[doc(alias = "virtnet_validate_features")]
+    pub fn without_dangling(mut self) -> Self {
+        // In the order of the table, so that what is removed is missed by
+        // what needs it further down.
+        for (feature, needed) in Self::NEEDS {
+            if !self.contains(needed) {
+                self.remove(feature);
+            }
+        }
+        self
+    }
 
     /// The feature with this name: the specification's without its prefix, in
     /// either case (`event_idx`).

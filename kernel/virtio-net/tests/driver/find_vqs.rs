@@ -6,7 +6,7 @@ use virtio_net::queue::QueueError;
 use virtio_net::queue::split::{EventMode, Layout};
 use virtio_net::transport::{ConfigOps, TransportError};
 use virtio_net::vectors::{
-    self, Attempt, FindVqsError, InterruptUnavailable, RingShape, Rung, VectorUse, Vqs,
+    self, Attempt, FindVqsError, InterruptUnavailable, RingShape, Rung, VectorUse, Vqs, WantedQueue,
 };
 
 use crate::support::device::{NO_VECTOR, status};
@@ -36,7 +36,6 @@ fn find(
     vectors::find_vqs::<GuestHal, _, _>(
         transport,
         &mut machine.controller,
-        QUEUES,
         top,
         |transport| {
             {
@@ -50,10 +49,17 @@ fn find(
             transport.set_status(DeviceStatus::ACKNOWLEDGE);
             transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
             transport.finalize_features(feature::EVENT_IDX.into())?;
-            Ok(RingShape {
+            let shape = RingShape {
                 mode: EventMode::EventIdx,
                 chain: 1,
-            })
+            };
+            Ok((0..QUEUES)
+                .map(|index| WantedQueue {
+                    index,
+                    shape,
+                    interrupt: true,
+                })
+                .collect())
         },
         attempts,
     )

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use virtio_net::net::buffers::MAX_FRAME;
-use virtio_net::net::{Features, Stats};
+use virtio_net::net::{Changes, Features, Stats};
 use virtio_net::vectors::Rung;
 
 use crate::support::net::{HEADER, Machine, Net, RX, TX, feature, pattern, receive_all, send};
@@ -243,7 +243,7 @@ fn a_full_ring_makes_the_sender_wait_and_wakes_it() {
         let mut machine = Machine::new(offered, size);
         let mut net = machine.open();
         for round in 0..3 {
-            assert_eq!(net.poll(), Ok(false));
+            assert_eq!(net.poll(), Ok(Changes::empty()));
             for number in 0..buffers {
                 assert!(send(&mut net, &pattern(number, 100)));
             }
@@ -266,7 +266,7 @@ fn a_full_ring_makes_the_sender_wait_and_wakes_it() {
                 "nobody woke the sender"
             );
             assert!(net.has_work());
-            assert_eq!(net.poll(), Ok(false));
+            assert_eq!(net.poll(), Ok(Changes::empty()));
             assert!(net.queues().unwrap().1.has_room());
         }
         machine.assert_no_violation();
@@ -283,7 +283,7 @@ fn sent_frames_are_nobodys_business() {
         let mut machine = Machine::new(offered, 64);
         let mut net = machine.open();
         for number in 0..500 {
-            assert_eq!(net.poll(), Ok(false));
+            assert_eq!(net.poll(), Ok(Changes::empty()));
             assert!(send(&mut net, &pattern(number, 60)));
             net.kick();
             assert!(!net.enable_interrupts());
@@ -347,7 +347,7 @@ fn a_frame_on_the_verge_of_sleep_is_not_slept_over() {
         let mut machine = Machine::new(offered, 8);
         let mut net = machine.open();
         for number in 0..20 {
-            assert_eq!(net.poll(), Ok(false));
+            assert_eq!(net.poll(), Ok(Changes::empty()));
             assert!(receive_all(&mut net).is_empty());
             net.kick();
             assert!(machine.receive(&pattern(number, 70)));
@@ -370,7 +370,7 @@ fn polling_is_not_interrupted() {
         let mut net = machine.open();
         let mut received = 0;
         while received < 70_000 {
-            assert_eq!(net.poll(), Ok(false));
+            assert_eq!(net.poll(), Ok(Changes::empty()));
             for _ in 0..32 {
                 assert!(machine.receive_bytes(&[0; HEADER + 1]));
             }
@@ -448,7 +448,7 @@ proptest! {
                     }
                 }
                 Step::Poll => {
-                    prop_assert_eq!(net.poll(), Ok(false));
+                    prop_assert_eq!(net.poll(), Ok(Changes::empty()));
                     for frame in receive_all(&mut net) {
                         expected.rx_packets += 1;
                         expected.rx_bytes += frame.len() as u64;

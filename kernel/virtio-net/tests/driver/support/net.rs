@@ -22,6 +22,9 @@ use super::transport::{Legacy, Wired};
 pub const RX: usize = 0;
 pub const TX: usize = 1;
 
+/// Size of the control queue, as QEMU has it.
+pub const CONTROL_SIZE: u16 = 64;
+
 /// Length of the header of every frame.
 pub const HEADER: usize = 10;
 /// The device's hardware address.
@@ -32,10 +35,15 @@ pub mod feature {
     pub const MTU: u32 = 1 << 3;
     pub const MAC: u32 = 1 << 5;
     pub const STATUS: u32 = 1 << 16;
+    pub const CTRL_VQ: u32 = 1 << 17;
     pub const ANY_LAYOUT: u32 = 1 << 27;
     pub const EVENT_IDX: u32 = 1 << 29;
-    /// What the driver implements.
+    /// What the driver implements and what is no matter of the control queue.
     pub const ALL: u32 = MTU | MAC | STATUS | ANY_LAYOUT | EVENT_IDX;
+    /// What needs a control queue, with it.
+    pub const CONTROL: u32 = CTRL_VQ;
+    /// What the driver implements.
+    pub const IMPLEMENTED: u32 = ALL | CONTROL;
 }
 
 /// The driver under test.
@@ -93,8 +101,8 @@ pub struct Sent {
 }
 
 impl Machine {
-    /// A device that offers `offered`, with queues of `size` and MSI-X
-    /// vectors for all. Its MTU is 1500 and its link up.
+    /// A device that offers `offered`, with queues of `size`, a control queue
+    /// of 64 if it is among that, and MSI-X vectors for all that interrupt. Its MTU is 1500 and its link up.
     pub fn new(offered: u32, size: u16) -> Self {
         Self::with_vectors(offered, size, 3)
     }
@@ -105,8 +113,10 @@ impl Machine {
         config.extend([1, 0]); // status: the link is up
         config.extend([1, 0]); // max_virtqueue_pairs
         config.extend(1500u16.to_le_bytes());
+        let control = (offered & feature::CTRL_VQ != 0).then_some(CONTROL_SIZE);
+        let sizes: Vec<_> = [size, size].into_iter().chain(control).collect();
         Self {
-            device: LegacyDevice::new(vectors, &[size, size], offered, &config),
+            device: LegacyDevice::new(vectors, &sizes, offered, &config),
             controller: FakeController::new(),
             state: Box::leak(Box::default()),
         }

@@ -1,0 +1,396 @@
+//! The control queue (specification 5.1.6.5; Linux
+//! `virtnet_send_command`): commands to the device, one at a time, each
+//! answered before the next.
+//!
+//! A command is a chain of a header, its data and a byte that the device
+//! answers with. All of that lies in memory of the queue's own.
+
+use core::fmt;
+use core::ptr::NonNull;
+
+use virtio_drivers::{BufferDirection, Hal};
+
+use super::{Features, NetError};
+use crate::queue::split::Buffer;
+use crate::queue::{DmaRegion, QueueError, Virtqueue};
+
+/// Descriptors of the longest command: header, two tables, answer.
+pub(super) const CHAIN: u16 = 4;
+
+/// How long the device may take for an answer before it is given up, in cycles
+/// of the CPU's time stamp counter: 2 to 10 seconds.
+const PATIENCE: u64 = 10_000_000_000;
+/// The same where there is no such counter, in looks at the used ring.
+const PATIENCE_LOOKS: u64 = 1 << 30;
+
+/// Where the parts of a command lie in the queue's memory, in bytes.
+mod area {
+    pub const HEADER: usize = 0;
+    pub const DATA: usize = 8;
+    pub const ANSWER: usize = 4095;
+    pub const SIZE: usize = 4096;
+}
+
+/// The device's answer: done.
+const ACK_OK: u8 = 0;
+/// What the answer holds until the device writes it; no answer that a device
+/// gives.
+const NO_ANSWER: u8 = 0xff;
+
+/// A hardware address.
+pub type MacAddress = [u8; 6];
+
+/// A command to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// Receive every frame (`VIRTIO_NET_CTRL_RX_PROMISC`), or not.
+    Promiscuous(bool),
+    /// Receive every multicast frame (`VIRTIO_NET_CTRL_RX_ALLMULTI`).
+    AllMulticast(bool),
+    /// Receive every unicast frame (`VIRTIO_NET_CTRL_RX_ALLUNI`).
+    AllUnicast(bool),
+    /// Receive no multicast frame (`VIRTIO_NET_CTRL_RX_NOMULTI`).
+    NoMulticast(bool),
+    /// Receive no unicast frame (`VIRTIO_NET_CTRL_RX_NOUNI`).
+    NoUnicast(bool),
+    /// Receive no broadcast frame (`VIRTIO_NET_CTRL_RX_NOBCAST`).
+    NoBroadcast(bool),
+    /// Receive what is addressed to these, beside the device's own address
+    /// (`VIRTIO_NET_CTRL_MAC_TABLE_SET`).
+    MacTables {
+        /// Unicast addresses.
+        unicast: &'a [MacAddress],
+        /// Multicast addresses.
+        multicast: &'a [MacAddress],
+    },
+    /// The device's own address (`VIRTIO_NET_CTRL_MAC_ADDR_SET`).
+    MacAddress(MacAddress),
+    /// Receive frames of this VLAN (`VIRTIO_NET_CTRL_VLAN_ADD`), 0 to 4095.
+    VlanAdd(u16),
+    /// No longer receive them (`VIRTIO_NET_CTRL_VLAN_DEL`).
+    VlanRemove(u16),
+    /// The driver has announced itself (`VIRTIO_NET_CTRL_ANNOUNCE_ACK`).
+    AnnounceAck,
+    /// Use this many queue pairs (`VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`).
+    QueuePairs(u16),
+    /// Offloads that the driver takes from now on, by their feature bits
+    /// (`VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET`).
+    GuestOffloads(Features),
+}
+
+impl Command<'_> {
+    /// Class and command as the device knows them.
+    const fn numbers(&self) -> [u8; 2] {
+        match self {
+            Self::Promiscuous(_) => [0, 0],
+            Self::AllMulticast(_) => [0, 1],
+            Self::AllUnicast(_) => [0, 2],
+            Self::NoMulticast(_) => [0, 3],
+            Self::NoUnicast(_) => [0, 4],
+            Self::NoBroadcast(_) => [0, 5],
+            Self::MacTables { .. } => [1, 0],
+            Self::MacAddress(_) => [1, 1],
+            Self::VlanAdd(_) => [2, 0],
+            Self::VlanRemove(_) => [2, 1],
+            Self::AnnounceAck => [3, 0],
+            Self::QueuePairs(_) => [4, 0],
+            Self::GuestOffloads(_) => [5, 0],
+        }
+    }
+
+    /// The feature without which the device does not know the command.
+    pub const fn feature(&self) -> Features {
+        match self {
+            Self::Promiscuous(_) | Self::AllMulticast(_) | Self::MacTables { .. } => {
+                Features::CTRL_RX
+            }
+            Self::AllUnicast(_)
+            | Self::NoMulticast(_)
+            | Self::NoUnicast(_)
+            | Self::NoBroadcast(_) => Features::CTRL_RX_EXTRA,
+            Self::MacAddress(_) => Features::CTRL_MAC_ADDR,
+            Self::VlanAdd(_) | Self::VlanRemove(_) => Features::CTRL_VLAN,
+            Self::AnnounceAck => Features::GUEST_ANNOUNCE,
+            Self::QueuePairs(_) => Features::MQ,
+            Self::GuestOffloads(_) => Features::CTRL_GUEST_OFFLOADS,
+        }
+    }
+
+    /// The specification's name, without prefix.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Promiscuous(_) => "RX_PROMISC",
+            Self::AllMulticast(_) => "RX_ALLMULTI",
+            Self::AllUnicast(_) => "RX_ALLUNI",
+            Self::NoMulticast(_) => "RX_NOMULTI",
+            Self::NoUnicast(_) => "RX_NOUNI",
+            Self::NoBroadcast(_) => "RX_NOBCAST",
+            Self::MacTables { .. } => "MAC_TABLE_SET",
+            Self::MacAddress(_) => "MAC_ADDR_SET",
+            Self::VlanAdd(_) => "VLAN_ADD",
+            Self::VlanRemove(_) => "VLAN_DEL",
+            Self::AnnounceAck => "ANNOUNCE_ACK",
+            Self::QueuePairs(_) => "MQ_VQ_PAIRS_SET",
+            Self::GuestOffloads(_) => "GUEST_OFFLOADS_SET",
+        }
+    }
+
+    /// Writes the data into `area` and returns the lengths of its two parts,
+    /// each a descriptor of its own, as devices without `VIRTIO_F_ANY_LAYOUT`
+    /// may expect. `None` when the area is too small.
+    fn write(&self, area: &mut [u8]) -> Option<[usize; 2]> {
+        let mut data = Data { area, length: 0 };
+        match *self {
+            Self::Promiscuous(on)
+            | Self::AllMulticast(on)
+            | Self::AllUnicast(on)
+            | Self::NoMulticast(on)
+            | Self::NoUnicast(on)
+            | Self::NoBroadcast(on) => data.push(&[u8::from(on)])?,
+            Self::MacTables { unicast, multicast } => {
+                data.push_table(unicast)?;
+                let first = data.length;
+                data.push_table(multicast)?;
+                return Some([first, data.length - first]);
+            }
+            Self::MacAddress(address) => data.push(&address)?,
+            Self::VlanAdd(id) | Self::VlanRemove(id) => data.push(&id.to_le_bytes())?,
+            Self::AnnounceAck => {}
+            Self::QueuePairs(pairs) => data.push(&pairs.to_le_bytes())?,
+            Self::GuestOffloads(offloads) => data.push(&offloads.bits().to_le_bytes())?,
+        }
+        Some([data.length, 0])
+    }
+}
+
+/// Most addresses that fit the two tables of [`Command::MacTables`] together.
+pub const MAC_TABLE_ENTRIES: usize = (area::ANSWER - area::DATA - 2 * 4) / 6;
+
+/// What has been written of a command's data.
+struct Data<'a> {
+    area: &'a mut [u8],
+    length: usize,
+}
+
+impl Data<'_> {
+    fn push(&mut self, bytes: &[u8]) -> Option<()> {
+        let end = self.length + bytes.len();
+        self.area.get_mut(self.length..end)?.copy_from_slice(bytes);
+        self.length = end;
+        Some(())
+    }
+
+    /// `struct virtio_net_ctrl_mac`.
+    fn push_table(&mut self, addresses: &[MacAddress]) -> Option<()> {
+        self.push(&u32::try_from(addresses.len()).ok()?.to_le_bytes())?;
+        addresses.iter().try_for_each(|address| self.push(address))
+    }
+}
+
+/// Why a command was not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlError {
+    /// The feature that the command needs was not agreed on.
+    NotNegotiated {
+        /// The command's name in the specification.
+        command: &'static str,
+        /// The feature.
+        feature: Features,
+    },
+    /// The data is too long for the queue's memory. Nothing was sent.
+    TooLong {
+        /// The command's name in the specification.
+        command: &'static str,
+    },
+    /// The device answered that it did not do it.
+    Refused {
+        /// The command's name in the specification.
+        command: &'static str,
+        /// The answer; `VIRTIO_NET_ERR` is 1.
+        ack: u8,
+    },
+    /// The device did not answer in time. The control queue is given up.
+    NoAnswer {
+        /// The command's name in the specification.
+        command: &'static str,
+    },
+    /// The device broke the queue's protocol. The control queue is given up.
+    Queue(QueueError),
+    /// The control queue was given up before, until the device is opened
+    /// again.
+    GivenUp {
+        /// The command's name in the specification.
+        command: &'static str,
+    },
+}
+
+impl fmt::Display for ControlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::NotNegotiated { command, feature } => {
+                write!(
+                    f,
+                    "command {command} needs {feature}, which was not negotiated"
+                )
+            }
+            Self::TooLong { command } => write!(f, "command {command} is too long"),
+            Self::Refused { command, ack } => {
+                write!(f, "the device refused command {command} (ack {ack})")
+            }
+            Self::NoAnswer { command } => write!(
+                f,
+                "the device does not answer command {command}; the control queue is given up"
+            ),
+            Self::Queue(error) => write!(f, "{error}; the control queue is given up"),
+            Self::GivenUp { command } => {
+                write!(f, "no command {command}: the control queue was given up")
+            }
+        }
+    }
+}
+
+impl core::error::Error for ControlError {}
+
+/// The control virtqueue with the memory of its command.
+pub(super) struct ControlQueue<H: Hal> {
+    queue: Virtqueue<H>,
+    memory: DmaRegion<H>,
+    /// Whether the device may still have the memory, or is not to be trusted.
+    given_up: bool,
+    patience: u64,
+}
+
+impl<H: Hal> ControlQueue<H> {
+    pub(super) fn new(queue: Virtqueue<H>) -> Result<Self, NetError> {
+        let memory = DmaRegion::new(area::SIZE, BufferDirection::Both).ok_or_else(|| {
+            NetError::NoBuffers {
+                queue: queue.ring().queue(),
+                count: 1,
+            }
+        })?;
+        Ok(Self {
+            queue,
+            memory,
+            given_up: false,
+            patience: PATIENCE,
+        })
+    }
+
+    /// The virtqueue, to look at.
+    pub(super) fn queue(&self) -> &Virtqueue<H> {
+        &self.queue
+    }
+
+    /// Sends a command and waits for its answer (Linux
+    /// `virtnet_send_command`).
+    #[doc(alias = "virtnet_send_command")]
+    pub(super) fn execute(&mut self, command: &Command<'_>) -> Result<(), ControlError> {
+        let name = command.name();
+        if self.given_up {
+            return Err(ControlError::GivenUp { command: name });
+        }
+        let lengths = self
+            .write(command)
+            .ok_or(ControlError::TooLong { command: name })?;
+        self.send(lengths)
+            .and_then(|()| self.wait(name))
+            .inspect_err(|_| self.given_up = true)?;
+        // SAFETY: the answer lies within the memory, which this queue owns.
+        match unsafe { self.pointer(area::ANSWER).read_volatile() } {
+            ACK_OK => Ok(()),
+            ack => Err(ControlError::Refused { command: name, ack }),
+        }
+    }
+
+    /// Writes a command into the memory and returns the lengths of the parts
+    /// of its data.
+    fn write(&mut self, command: &Command<'_>) -> Option<[usize; 2]> {
+        // SAFETY: the memory has this size and was zeroed. The device has
+        // given it back: the last command was answered, else the queue would
+        // have been given up.
+        let memory: &mut [u8; area::SIZE] = unsafe { self.memory.pointer().cast().as_mut() };
+        let [header, number, ..] = memory;
+        [*header, *number] = command.numbers();
+        let (rest, answer) = memory.split_at_mut(area::ANSWER);
+        answer.fill(NO_ANSWER);
+        command.write(rest.get_mut(area::DATA..)?)
+    }
+
+    /// Offers the command to the device.
+    fn send(&mut self, [first, second]: [usize; 2]) -> Result<(), ControlError> {
+        let at = |offset: usize, length: usize, writable| {
+            // At most the size of the area.
+            Buffer::new(
+                self.memory.physical() + offset as u64,
+                length as u32,
+                writable,
+            )
+        };
+        let header = at(area::HEADER, 2, false);
+        let data = at(area::DATA, first, false);
+        let more = at(area::DATA + first, second, false);
+        let answer = at(area::ANSWER, 1, true);
+        let chain = [header, data, more, answer];
+        let short = [header, data, answer];
+        let shortest = [header, answer];
+        let chain: &[Buffer] = match (first, second) {
+            (0, _) => &shortest,
+            (_, 0) => &short,
+            _ => &chain,
+        };
+        self.queue.disable_interrupts();
+        // SAFETY: the buffers lie in `memory`, which lives until the device
+        // was reset (`into_parts`), and which is not touched until the device
+        // has given the chain back, or never again.
+        unsafe { self.queue.add(chain, 0) }.map_err(ControlError::Queue)?;
+        self.queue.kick();
+        Ok(())
+    }
+
+    /// Waits for the answer, not for ever.
+    fn wait(&mut self, command: &'static str) -> Result<(), ControlError> {
+        let start = time_stamp();
+        let mut looks = 0;
+        while self
+            .queue
+            .pop_used()
+            .map_err(ControlError::Queue)?
+            .is_none()
+        {
+            looks += 1;
+            let late = match (time_stamp(), start) {
+                (Some(now), Some(start)) => now.wrapping_sub(start) > self.patience,
+                _ => looks > PATIENCE_LOOKS,
+            };
+            if late {
+                return Err(ControlError::NoAnswer { command });
+            }
+            core::hint::spin_loop();
+        }
+        Ok(())
+    }
+
+    fn pointer(&self, offset: usize) -> NonNull<u8> {
+        debug_assert!(offset < area::SIZE);
+        // SAFETY: the offsets are those of `area`, and the memory has its size.
+        unsafe { self.memory.pointer().add(offset) }
+    }
+
+    /// The virtqueue and its memory, which must outlive the device's use of
+    /// it.
+    pub(super) fn into_parts(self) -> (Virtqueue<H>, DmaRegion<H>) {
+        (self.queue, self.memory)
+    }
+}
+
+/// A counter that runs at 1 to 5 GHz, where there is one.
+#[cfg(target_arch = "x86_64")]
+fn time_stamp() -> Option<u64> {
+    // SAFETY: every x86-64 CPU has the counter, and it has no effect.
+    Some(unsafe { core::arch::x86_64::_rdtsc() })
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn time_stamp() -> Option<u64> {
+    None
+}

@@ -1,0 +1,293 @@
+//! Probe, open, stop: how the device comes and goes.
+
+extern crate alloc;
+
+use alloc::vec::Vec;
+
+use virtio_drivers::Hal;
+use virtio_drivers::transport::{DeviceStatus, DeviceType};
+
+use super::config::{DEFAULT_MTU, DeviceInfo};
+use super::control::{self, Command, ControlQueue};
+use super::header::LEGACY_HEADER_LENGTH;
+use super::pair::QueuePair;
+use super::rx::RxQueue;
+use super::stats::Stats;
+use super::tx::TxQueue;
+use super::{Features, NetError, Open, VirtioNet};
+use crate::interrupt::InterruptState;
+use crate::queue::Virtqueue;
+use crate::queue::split::EventMode;
+use crate::transport::{ConfigOps, TransportError};
+use crate::vectors::{self, InterruptController, RingShape, Rung, WantedQueue};
+
+impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+    /// Resets the device, negotiates and reads its configuration (Linux
+    /// `virtnet_probe`). Of the features that the driver implements, those in
+    /// `refused` are not taken.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::NotNetwork`], [`NetError::Transport`],
+    /// [`NetError::Config`].
+    #[doc(alias = "virtnet_probe")]
+    pub fn probe(
+        mut transport: T,
+        refused: Features,
+        interrupts: &'static InterruptState,
+    ) -> Result<Self, NetError> {
+        let device_type = transport.device_type();
+        if device_type != DeviceType::Network {
+            return Err(NetError::NotNetwork { device_type });
+        }
+        // With one pair, there is nothing that MQ would be good for.
+        let (offered, negotiated) = negotiate(&mut transport, refused | Features::MQ)?;
+        let mut net = Self {
+            transport,
+            open: None,
+            refused,
+            queue_pairs: 1,
+            info: DeviceInfo {
+                offered,
+                negotiated,
+                mac: [0; 6],
+                mtu: DEFAULT_MTU,
+                link_up: true,
+                max_queue_pairs: 1,
+            },
+            interrupts,
+            attempts: Vec::with_capacity(Rung::LADDER.len()),
+            past: Stats::default(),
+        };
+        net.read_info()?;
+        Ok(net)
+    }
+
+    /// Asks for this many queue pairs from the next [`Self::open`] on, 1 if
+    /// not said. A device that has not as many, or no `VIRTIO_NET_F_MQ` and
+    /// control queue, gives what it has: see [`Self::queue_pairs`].
+    pub fn set_queue_pairs(&mut self, pairs: u16) {
+        self.queue_pairs = pairs.max(1);
+    }
+
+    /// Finds the queues, beginning at rung `top` of the interrupt ladder,
+    /// gives the device its receive buffers and lets it go (Linux
+    /// `virtnet_open`). An open device is stopped first.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::FindVqs`] when no rung works, [`NetError::NoBuffers`],
+    /// [`NetError::Queue`]. The device is stopped then.
+    #[doc(alias = "ndo_open")]
+    pub fn open<I: InterruptController>(
+        &mut self,
+        controller: &mut I,
+        top: Rung,
+    ) -> Result<(), NetError> {
+        self.stop(controller);
+        let wanted_pairs = self.queue_pairs.min(self.info.max_queue_pairs);
+        let mut refused = self.refused;
+        refused.set(
+            Features::MQ,
+            wanted_pairs == 1 || refused.contains(Features::MQ),
+        );
+        let mut pairs = 1;
+        let info = &mut self.info;
+        let vqs = vectors::find_vqs::<H, T, I>(
+            &mut self.transport,
+            controller,
+            top,
+            |transport| {
+                (info.offered, info.negotiated) = negotiate(transport, refused)?;
+                if info.negotiated.contains(Features::MQ) {
+                    pairs = wanted_pairs;
+                }
+                Ok(wanted_queues(info, pairs))
+            },
+            &mut self.attempts,
+        )?;
+        let rung = vqs.rung;
+        match self.attach(vqs.queues, pairs, rung) {
+            Ok(open) => {
+                self.open = Some(open);
+                self.transport.set_status(
+                    DeviceStatus::ACKNOWLEDGE
+                        | DeviceStatus::DRIVER
+                        | DeviceStatus::FEATURES_OK
+                        | DeviceStatus::DRIVER_OK,
+                );
+                self.activate(pairs);
+                Ok(())
+            }
+            Err(error) => {
+                vectors::del_vqs::<H, T, I>(&mut self.transport, controller, Vec::new());
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the pairs and the control queue of virtqueues in the order of
+    /// [`wanted_queues`], and fills the receive queues.
+    fn attach(
+        &self,
+        queues: Vec<Virtqueue<H>>,
+        pairs: u16,
+        rung: Rung,
+    ) -> Result<Open<H>, NetError> {
+        let mut queues = queues.into_iter();
+        // On an error the rings are gone by the end of this function. The
+        // device was not told DRIVER_OK, before which it may not look at them
+        // (specification 3.1.2); the caller resets it all the same.
+        let first = self.attach_pair(&mut queues)?;
+        let others = (1..pairs)
+            .map(|_| self.attach_pair(&mut queues))
+            .collect::<Result<Vec<_>, _>>()?;
+        let control = queues.next().map(ControlQueue::new).transpose()?;
+        Ok(Open {
+            first,
+            others,
+            control,
+            rung,
+        })
+    }
+
+    fn attach_pair(
+        &self,
+        queues: &mut impl Iterator<Item = Virtqueue<H>>,
+    ) -> Result<QueuePair<H>, NetError> {
+        let any_layout = self.info.negotiated.contains(Features::ANY_LAYOUT);
+        let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
+            return Err(NetError::NotOpen);
+        };
+        let mut rx = RxQueue::new(receive, LEGACY_HEADER_LENGTH, any_layout)?;
+        let tx = TxQueue::new(transmit, LEGACY_HEADER_LENGTH, any_layout)?;
+        rx.fill()?;
+        Ok(QueuePair { rx, tx })
+    }
+
+    /// The first steps of a live device; only such a one may be kicked
+    /// (specification 3.1.1).
+    fn activate(&mut self, pairs: u16) {
+        if let Some(open) = &mut self.open {
+            open.first.kick();
+            open.others.iter_mut().for_each(QueuePair::kick);
+        }
+        if pairs > 1
+            && let Err(error) = self.command(&Command::QueuePairs(pairs))
+        {
+            // The device uses the first pair alone then (specification
+            // 5.1.6.5.5), so the others only stay empty.
+            log::error!("{error}; using one queue pair");
+        }
+    }
+
+    /// Resets the device and takes back every queue, buffer and interrupt
+    /// (Linux `virtnet_close` and `remove_vq_common`). Frames that were not
+    /// sent yet are lost. Stopping twice does nothing.
+    #[doc(alias = "ndo_stop")]
+    pub fn stop<I: InterruptController>(&mut self, controller: &mut I) {
+        let Some(open) = self.open.take() else {
+            return;
+        };
+        self.past = self.stats_with(Some(&open));
+        // The buffers of all queues stay until the reset in `del_vqs`.
+        let mut queues = Vec::new();
+        let mut buffers = Vec::new();
+        let Open {
+            first,
+            others,
+            control,
+            ..
+        } = open;
+        for QueuePair { rx, tx } in core::iter::once(first).chain(others) {
+            let (receive, rx_buffers) = rx.into_parts();
+            let (transmit, tx_buffers) = tx.into_parts();
+            queues.extend([receive, transmit]);
+            buffers.extend([rx_buffers, tx_buffers]);
+        }
+        let control = control.map(ControlQueue::into_parts);
+        let control = control.map(|(queue, memory)| {
+            queues.push(queue);
+            memory
+        });
+        if !vectors::del_vqs(&mut self.transport, controller, queues) {
+            // The device may still write there.
+            core::mem::forget((buffers, control));
+        }
+    }
+}
+
+impl<H: Hal, T: ConfigOps> Drop for VirtioNet<H, T> {
+    /// Resets an open device before its memory is given back. As in
+    /// [`Self::stop`], which also disconnects the interrupts, the memory of a
+    /// device that does not finish its reset is leaked.
+    fn drop(&mut self) {
+        let Some(open) = self.open.take() else {
+            return;
+        };
+        if let Err(error) = self.transport.reset() {
+            log::error!("{error}; the memory of its queues is not used again");
+            core::mem::forget(open);
+        }
+    }
+}
+
+/// Brings the device from any state to agreed features (specification 3.1.1,
+/// steps 1 to 6) and returns what it offers and what was agreed.
+fn negotiate<T: ConfigOps>(
+    transport: &mut T,
+    refused: Features,
+) -> Result<(Features, Features), TransportError> {
+    // 1. Reset. 2. ACKNOWLEDGE: seen. 3. DRIVER: known how to drive.
+    transport.reset()?;
+    transport.set_status(DeviceStatus::ACKNOWLEDGE);
+    transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
+    // 4. to 6. Features: of what is offered, what is implemented and wanted.
+    let offered = Features::from_bits_retain(transport.read_device_features());
+    let negotiated = (offered & (Features::IMPLEMENTED - refused)).without_dangling();
+    transport.finalize_features(negotiated.bits())?;
+    Ok((offered, negotiated))
+}
+
+/// The queues of `pairs` pairs, and the control queue if there is one
+/// (specification 5.1.2): receiveqN is 2(N-1), transmitqN follows it, and
+/// controlq follows all that the device has.
+fn wanted_queues(info: &DeviceInfo, pairs: u16) -> Vec<WantedQueue> {
+    let mode = if info.negotiated.contains(Features::EVENT_IDX) {
+        EventMode::EventIdx
+    } else {
+        EventMode::Flags
+    };
+    // Specification 2.6.4.3 and 5.1.6.1: without ANY_LAYOUT the header has a
+    // descriptor of its own.
+    let chain = if info.negotiated.contains(Features::ANY_LAYOUT) {
+        1
+    } else {
+        2
+    };
+    let data = (0..2 * pairs).map(|index| WantedQueue {
+        index,
+        shape: RingShape { mode, chain },
+        interrupt: true,
+    });
+    // Without MQ the device has one pair, whatever it has else.
+    let pairs_of_device = if info.negotiated.contains(Features::MQ) {
+        info.max_queue_pairs
+    } else {
+        1
+    };
+    let control = info.negotiated.contains(Features::CTRL_VQ).then(|| {
+        WantedQueue {
+            // At most 65536, which no transport can name; the device answers
+            // that there is no such queue.
+            index: pairs_of_device.saturating_mul(2),
+            shape: RingShape {
+                mode,
+                chain: control::CHAIN,
+            },
+            // Its answers are waited for.
+            interrupt: false,
+        }
+    });
+    data.chain(control).collect()
+}

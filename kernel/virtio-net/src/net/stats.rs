@@ -1,0 +1,157 @@
+//! What the device has done, in numbers.
+
+use virtio_drivers::Hal;
+
+use super::{Open, QueuePair, VirtioNet};
+use crate::doorbell::Doorbell;
+use crate::queue::Virtqueue;
+use crate::transport::ConfigOps;
+
+/// What has been counted since probe (Linux `ndo_get_stats64`, and what a
+/// packet costs). Counters never go back, not even over `stop` and `open`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Frames received.
+    pub rx_packets: u64,
+    /// Bytes of those frames, Ethernet header included.
+    pub rx_bytes: u64,
+    /// Buffers that came back without a frame.
+    pub rx_dropped: u64,
+    /// Times that the receive queue broke.
+    pub rx_errors: u64,
+    /// Frames put into the transmit queue.
+    pub tx_packets: u64,
+    /// Bytes of those frames, Ethernet header included.
+    pub tx_bytes: u64,
+    /// Times that a sender had to wait for a free buffer.
+    pub tx_waited: u64,
+    /// Times that the transmit queue broke.
+    pub tx_errors: u64,
+    /// Doorbell writes, each a VM exit.
+    pub kicks: u64,
+    /// Kicks that the device did not want.
+    pub kicks_suppressed: u64,
+    /// Interrupts that were the device's.
+    pub interrupts: u64,
+    /// Interrupts that were not, or found nothing to do.
+    pub interrupts_spurious: u64,
+    /// Accesses to device registers, doorbells included.
+    pub register_accesses: u64,
+}
+
+/// What a queue is for (specification 5.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueRole {
+    /// receiveqN.
+    Receive,
+    /// transmitqN.
+    Transmit,
+    /// controlq.
+    Control,
+}
+
+/// What one queue looks like now.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueSnapshot {
+    /// What it is for.
+    pub role: QueueRole,
+    /// Index at the device.
+    pub index: u16,
+    /// Number of descriptors.
+    pub size: u16,
+    /// The driver's index of the available ring.
+    pub avail_idx: u16,
+    /// The device's index of the used ring.
+    pub used_idx: u16,
+    /// How far the driver has consumed the used ring.
+    pub last_used_idx: u16,
+    /// Chains that can be added.
+    pub free: u16,
+    /// The notify hook.
+    pub doorbell: Doorbell,
+}
+
+impl QueueSnapshot {
+    fn of<H: Hal>((role, queue): (QueueRole, &Virtqueue<H>)) -> Self {
+        let ring = queue.ring();
+        Self {
+            role,
+            index: ring.queue(),
+            size: ring.size(),
+            avail_idx: ring.avail_idx(),
+            used_idx: ring.used_idx(),
+            last_used_idx: ring.last_used_idx(),
+            free: ring.free(),
+            doorbell: queue.doorbell(),
+        }
+    }
+}
+
+impl Stats {
+    /// Adds what the queues of a pair have counted.
+    fn add_pair<H: Hal>(&mut self, QueuePair { rx, tx }: &QueuePair<H>) {
+        self.rx_packets += rx.packets;
+        self.rx_bytes += rx.bytes;
+        self.rx_dropped += rx.dropped;
+        self.rx_errors += u64::from(rx.error.is_some());
+        self.tx_packets += tx.queue.ring().added();
+        self.tx_bytes += tx.bytes;
+        self.tx_waited += tx.waited;
+        self.tx_errors += u64::from(tx.error.is_some());
+        self.add_kicks(&rx.queue);
+        self.add_kicks(&tx.queue);
+    }
+
+    fn add_kicks<H: Hal>(&mut self, queue: &Virtqueue<H>) {
+        let stats = queue.stats();
+        self.kicks += stats.kicks;
+        self.kicks_suppressed += stats.kicks_suppressed;
+    }
+}
+
+impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+    /// What has been counted (Linux `ndo_get_stats64`).
+    #[doc(alias = "ndo_get_stats64")]
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.stats_with(self.open.as_ref());
+        stats.interrupts = self.interrupts.interrupts();
+        stats.interrupts_spurious = self.interrupts.not_ours();
+        stats.register_accesses =
+            self.transport.register_accesses() + self.interrupts.isr_reads() + stats.kicks;
+        stats
+    }
+
+    /// The counters of queues that are gone, and of those in `open`.
+    pub(super) fn stats_with(&self, open: Option<&Open<H>>) -> Stats {
+        let mut stats = self.past;
+        if let Some(open) = open {
+            stats.add_pair(&open.first);
+            open.others.iter().for_each(|pair| stats.add_pair(pair));
+            if let Some(control) = &open.control {
+                stats.add_kicks(control.queue());
+            }
+        }
+        stats
+    }
+
+    /// What the queues look like now: receive and transmit queue of each
+    /// pair, then the control queue, if there is one. Nothing while stopped.
+    pub fn snapshots(&self) -> impl Iterator<Item = QueueSnapshot> {
+        self.open.iter().flat_map(|open| {
+            let pairs = core::iter::once(&open.first).chain(&open.others);
+            pairs
+                .flat_map(|QueuePair { rx, tx }| {
+                    [
+                        (QueueRole::Receive, &rx.queue),
+                        (QueueRole::Transmit, &tx.queue),
+                    ]
+                })
+                .chain(
+                    open.control
+                        .iter()
+                        .map(|control| (QueueRole::Control, control.queue())),
+                )
+                .map(QueueSnapshot::of)
+        })
+    }
+}
