@@ -2,6 +2,7 @@
 //! last words go whatever state the kernel is in.
 
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
@@ -9,7 +10,7 @@ use uart_16550::backend::PioBackend;
 use uart_16550::{BaudRate, Config, Uart16550};
 use x86_64::instructions::interrupts::without_interrupts;
 
-use crate::arch::time;
+use crate::arch::{percpu, time};
 
 /// The first serial port.
 const PORT: u16 = 0x3f8;
@@ -18,6 +19,10 @@ const PORT: u16 = 0x3f8;
 const MAX_POLLS: u32 = 200_000;
 /// Bytes gathered before they go to the UART, a multiple of its FIFO's 16.
 const CHUNK: usize = 64;
+
+/// How long a CPU waits for another one's line, in TSC cycles: seconds. Then
+/// its own is lost.
+const PATIENCE: u64 = 10_000_000_000;
 
 /// The UART; `None` before [`init`] and where there is none.
 static UART: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
@@ -133,12 +138,16 @@ impl Log for Console {
             Level::Debug => "debug: ",
             Level::Trace => "trace: ",
         };
-        // An interrupt handler that logs finds the lock free.
+        // An interrupt handler that logs finds the lock free, or with another
+        // CPU.
         without_interrupts(|| {
-            if let Some(mut guard) = UART.try_lock()
+            if let Some(mut guard) = lock()
                 && let Some(uart) = guard.as_mut()
             {
+                let me = percpu::this().number();
+                WRITER.store(me, Ordering::Relaxed);
                 write_line(uart, level, *record.args());
+                WRITER.store(NOBODY, Ordering::Relaxed);
             }
         });
     }
@@ -146,8 +155,28 @@ impl Log for Console {
     fn flush(&self) {}
 }
 
+/// The number of the CPU that writes a line of the log.
+static WRITER: AtomicUsize = AtomicUsize::new(NOBODY);
+const NOBODY: usize = usize::MAX;
+
+/// Waits while another CPU has the UART. `None` when it is this one, whose
+/// message logs while it is written, or when the other does not end.
+fn lock() -> Option<spin::MutexGuard<'static, Option<Uart16550<PioBackend>>>> {
+    let start = time::cycles();
+    loop {
+        if let Some(guard) = UART.try_lock() {
+            return Some(guard);
+        }
+        let own = WRITER.load(Ordering::Relaxed) == percpu::this().number();
+        if own || time::cycles().wrapping_sub(start) > PATIENCE {
+            return None;
+        }
+        core::hint::spin_loop();
+    }
+}
+
 /// Prints a line whatever the log level and whoever holds the UART. Only for
-/// the end of the kernel.
+/// the end of the kernel, after `arch::begin_last_words`.
 pub fn emergency(message: fmt::Arguments<'_>) {
     match UART.try_lock() {
         Some(mut guard) => {

@@ -61,8 +61,16 @@ extern "C" fn run() -> ! {
     time::init(tables.pm_timer);
     stages::ended("clock");
 
+    let cpus = arch::smp::start_others(&tables);
+    if cpus > 1 {
+        stages::ended("other CPUs");
+    }
+
     let (config, source) = config::load(platform);
     report(platform, &config, source);
+    if cpus > 1 {
+        log::info!("{cpus} CPUs");
+    }
     selftest::run(config.selftest);
 
     if let Err(error) = other_drivers::run(config.selftest) {
@@ -134,7 +142,7 @@ fn report(platform: &Platform, config: &Config, source: config::Source) {
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    x86_64::instructions::interrupts::disable();
-    console::emergency(format_args!("{info}"));
+    arch::begin_last_words();
+    console::emergency(format_args!("{info}{}", arch::percpu::OnCpu));
     arch::exit(Exit::Failure)
 }

@@ -1,12 +1,15 @@
 //! Deliberate faults, so that a test can see how each is reported. All of them
 //! end the guest, or (`hang`) never return.
 
+use alloc::boxed::Box;
 use core::arch::asm;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 use kickpath_abi::config::SelfTest;
 use x86_64::instructions::interrupts;
+
+use crate::arch::{percpu, smp};
 
 /// An address that no mapping covers: between device registers and the image.
 const UNMAPPED: usize = 0xffff_f000_dead_b000;
@@ -25,6 +28,9 @@ pub fn run(test: SelfTest) {
     match test {
         SelfTest::Off | SelfTest::Entropy | SelfTest::Block => {}
         SelfTest::Panic => panic!("self-test"),
+        SelfTest::PanicOther => on_other_cpu(SelfTest::Panic),
+        SelfTest::PageFaultOther => on_other_cpu(SelfTest::PageFault),
+        SelfTest::StackOverflowOther => on_other_cpu(SelfTest::StackOverflow),
         SelfTest::PageFault => {
             let address = core::ptr::without_provenance::<u8>(UNMAPPED);
             // SAFETY: not at all: this is the fault.
@@ -49,13 +55,24 @@ pub fn run(test: SelfTest) {
             // SAFETY: `ud2` does nothing but raise #UD, which ends the guest.
             unsafe { asm!("ud2", options(nomem, nostack)) };
         }
-        SelfTest::Hang => {
-            interrupts::disable();
-            loop {
-                core::hint::spin_loop();
-            }
-        }
+        SelfTest::Hang => hang(),
     }
+}
+
+fn hang() -> ! {
+    interrupts::disable();
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// Commits the fault on the last CPU, while this one is deaf to interrupts.
+fn on_other_cpu(test: SelfTest) -> ! {
+    let Some((last, [_, ..])) = percpu::all().split_last() else {
+        panic!("this self-test needs a second CPU");
+    };
+    smp::run_on(last, Box::new(move || run(test)));
+    hang()
 }
 
 /// A fault that had no consequence is the failure that the test looks for.

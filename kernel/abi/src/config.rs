@@ -151,6 +151,12 @@ words! {
         ExecuteData = "execute-data",
         /// An undefined instruction (`ud2`).
         InvalidOpcode = "invalid-opcode",
+        /// `panic!` on a CPU that did not boot (needs `-smp 2`).
+        PanicOther = "panic-other-cpu",
+        /// A page fault there.
+        PageFaultOther = "page-fault-other-cpu",
+        /// A stack overflow there.
+        StackOverflowOther = "stack-overflow-other-cpu",
         /// An endless loop with interrupts off: the runner must notice.
         Hang = "hang",
         /// `virtio-drivers`' entropy driver over `LegacyPciTransport`.

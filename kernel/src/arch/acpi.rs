@@ -7,6 +7,7 @@
 use heapless::Vec;
 
 use crate::memory::firmware_bytes;
+use crate::memory::layout::MAX_CPUS;
 
 /// Length of the header that all tables share, in bytes.
 const HEADER: usize = 36;
@@ -67,6 +68,10 @@ pub struct Tables {
     pub overrides: Vec<SourceOverride, 16>,
     /// The power management timer, where there is one.
     pub pm_timer: Option<PmTimer>,
+    /// APIC ids of the CPUs that can be used.
+    pub cpus: Vec<u32, MAX_CPUS>,
+    /// CPUs for which there was no room in `cpus`.
+    pub cpus_left_out: usize,
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
@@ -175,6 +180,17 @@ fn read_madt(table: &[u8], tables: &mut Tables) {
 
 fn read_madt_entry(kind: u8, entry: &[u8], tables: &mut Tables) -> Option<()> {
     match kind {
+        // Local APIC, and local x2APIC for ids above 254. Bit 0 of the flags:
+        // the CPU is enabled; others may be plugged in some day.
+        0 => {
+            let id = u32::from(*entry.get(3)?);
+            add_cpu(id, u32_at(entry, 4)?, tables);
+            Some(())
+        }
+        9 => {
+            add_cpu(u32_at(entry, 4)?, u32_at(entry, 8)?, tables);
+            Some(())
+        }
         1 => tables
             .io_apics
             .push(IoApic {
@@ -199,6 +215,13 @@ fn read_madt_entry(kind: u8, entry: &[u8], tables: &mut Tables) -> Option<()> {
             Some(())
         }
         _ => Some(()),
+    }
+}
+
+fn add_cpu(apic_id: u32, flags: u32, tables: &mut Tables) {
+    // Firmware may name a CPU in both forms.
+    if flags & 1 != 0 && !tables.cpus.contains(&apic_id) && tables.cpus.push(apic_id).is_err() {
+        tables.cpus_left_out += 1;
     }
 }
 

@@ -2,11 +2,12 @@
 //! registers (x2APIC). Intel SDM volume 3, chapter 11.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 
+use x86_64::instructions::interrupts::without_interrupts;
 use x86_64::registers::model_specific::Msr;
 
-use super::{cpu, interrupts};
+use super::{cpu, interrupts, percpu};
 use crate::memory::map_mmio;
 
 const IA32_APIC_BASE: u32 = 0x1b;
@@ -32,6 +33,10 @@ pub enum Register {
     EndOfInterrupt = 0x0b0,
     /// The spurious interrupt's vector and the APIC's switch.
     SpuriousVector = 0x0f0,
+    /// Interrupt messages to other CPUs; a write sends one.
+    InterruptCommand = 0x300,
+    /// Their destination, in the xAPIC only.
+    InterruptDestination = 0x310,
     /// The timer's vector and mode.
     LvtTimer = 0x320,
     /// Pin LINT0: the legacy interrupt controllers.
@@ -52,12 +57,6 @@ const SPURIOUS_ENABLE: u32 = 1 << 8;
 
 /// The registers of the xAPIC; null when it is an x2APIC.
 static REGISTERS: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
-static ID: AtomicU8 = AtomicU8::new(0);
-
-/// This CPU's APIC id, as interrupt messages address it.
-pub fn id() -> u8 {
-    ID.load(Ordering::Relaxed)
-}
 
 fn xapic(base: *mut u8, register: Register) -> *mut u32 {
     base.wrapping_add(register as usize).cast()
@@ -99,19 +98,77 @@ pub fn end_of_interrupt() {
     write(Register::EndOfInterrupt, 0);
 }
 
-/// Enables the local APIC with everything masked. `address` is where ACPI says
-/// that its registers are.
-pub fn init(address: Option<u64>) {
+/// Delivery mode and level of the messages that start a CPU, and of others
+/// (Intel SDM volume 3, section 11.6.1).
+const COMMAND_ASSERT: u32 = 1 << 14;
+const COMMAND_NMI: u32 = 0b100 << 8;
+const COMMAND_INIT: u32 = 0b101 << 8;
+const COMMAND_STARTUP: u32 = 0b110 << 8;
+/// xAPIC: the last message has not left yet.
+const COMMAND_PENDING: u32 = 1 << 12;
+/// Reads of that bit before a message is given up as sent.
+const MAX_PENDING_READS: u32 = 100_000;
+
+/// Has the CPU with this APIC id wait for [`send_startup`].
+pub fn send_init(apic_id: u32) {
+    send(apic_id, COMMAND_ASSERT | COMMAND_INIT);
+}
+
+/// Has a CPU that waits begin in page `page` of memory, in 16-bit mode.
+pub fn send_startup(apic_id: u32, page: u8) {
+    send(apic_id, COMMAND_ASSERT | COMMAND_STARTUP | u32::from(page));
+}
+
+/// Interrupts a CPU even if it has interrupts disabled.
+pub fn send_nmi(apic_id: u32) {
+    send(apic_id, COMMAND_ASSERT | COMMAND_NMI);
+}
+
+/// Raises interrupt `vector` at a CPU.
+pub fn send_interrupt(apic_id: u32, vector: u8) {
+    send(apic_id, COMMAND_ASSERT | u32::from(vector));
+}
+
+fn send(apic_id: u32, command: u32) {
+    if REGISTERS.load(Ordering::Relaxed).is_null() {
+        let message = u64::from(apic_id) << 32 | u64::from(command);
+        // SAFETY: an x2APIC has this register; the message is to a CPU that
+        // this kernel uses, or that waits to be started.
+        unsafe { x2apic(Register::InterruptCommand).write(message) };
+        return;
+    }
+    // A message that an interrupt handler sends must not come in between.
+    without_interrupts(|| {
+        for _ in 0..MAX_PENDING_READS {
+            if read(Register::InterruptCommand) & COMMAND_PENDING == 0 {
+                break;
+            }
+        }
+        write(Register::InterruptDestination, apic_id << 24);
+        write(Register::InterruptCommand, command);
+    });
+}
+
+/// Turns this CPU's APIC on; returns the base register.
+fn enable() -> u64 {
     let mut base_register = Msr::new(IA32_APIC_BASE);
     // SAFETY: every CPU with 64-bit mode has this register.
     let mut base = unsafe { base_register.read() } | APIC_BASE_ENABLED;
+    // SAFETY: enabling is allowed at any time.
+    unsafe { base_register.write(base) };
     if cpu::has_x2apic() {
         base |= APIC_BASE_X2APIC;
+        // SAFETY: switching an enabled APIC to x2APIC mode is allowed at any
+        // time.
+        unsafe { base_register.write(base) };
     }
-    // SAFETY: enabling, and switching an enabled APIC to x2APIC mode, is
-    // allowed at any time.
-    unsafe { base_register.write(base) };
+    base
+}
 
+/// Enables the local APIC of the CPU that boots, with everything masked.
+/// `address` is where ACPI says that its registers are.
+pub fn init(address: Option<u64>) {
+    let base = enable();
     if base & APIC_BASE_X2APIC == 0 {
         let address = match base & APIC_BASE_ADDRESS {
             0 => address.unwrap_or(DEFAULT_ADDRESS),
@@ -128,9 +185,18 @@ pub fn init(address: Option<u64>) {
     } else {
         id
     };
-    // Messages carry 8 bits; the CPU that boots has a low number.
-    ID.store(id as u8, Ordering::Relaxed);
+    percpu::this().set_apic_id(id);
+    mask_all();
+}
 
+/// Enables the local APIC of another CPU. Its registers are at the same
+/// address as those of the first.
+pub fn init_other() {
+    enable();
+    mask_all();
+}
+
+fn mask_all() {
     for lvt in [Register::LvtTimer, Register::LvtLint0, Register::LvtError] {
         write(lvt, LVT_MASKED);
     }

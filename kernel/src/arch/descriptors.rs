@@ -1,5 +1,7 @@
-//! The descriptor tables: segments, the task state with its interrupt stacks,
-//! and the interrupt gates.
+//! The descriptor tables: segments and the task state with its interrupt
+//! stacks, for each CPU, and the interrupt gates, for all.
+
+use alloc::boxed::Box;
 
 use spin::Once;
 use x86_64::VirtAddr;
@@ -9,7 +11,7 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector
 use x86_64::structures::idt::InterruptDescriptorTable;
 use x86_64::structures::tss::TaskStateSegment;
 
-use super::stubs;
+use super::{percpu, stubs};
 use crate::memory::layout::Stack;
 
 /// Slot of the interrupt stack table for double faults.
@@ -18,35 +20,71 @@ const IST_DOUBLE_FAULT: u16 = 0;
 const IST_NMI: u16 = 1;
 
 static TASK_STATE: Once<TaskStateSegment> = Once::new();
-static SEGMENTS: Once<(GlobalDescriptorTable, [SegmentSelector; 3])> = Once::new();
+static SEGMENTS: Once<Segments> = Once::new();
+/// The same for every CPU.
 static GATES: Once<InterruptDescriptorTable> = Once::new();
 
-/// Loads all tables. From here on every exception is reported.
+/// The segments of one CPU: its task state is one of them.
+struct Segments {
+    table: GlobalDescriptorTable,
+    code: SegmentSelector,
+    data: SegmentSelector,
+    task: SegmentSelector,
+}
+
+/// Loads all tables on the CPU that boots. From here on every exception is
+/// reported.
 pub fn init() {
-    let task_state = TASK_STATE.call_once(|| {
-        let mut task_state = TaskStateSegment::new();
-        task_state.interrupt_stack_table[usize::from(IST_DOUBLE_FAULT)] = Stack::DoubleFault.top();
-        task_state.interrupt_stack_table[usize::from(IST_NMI)] = Stack::Nmi.top();
-        task_state
-    });
-    let (segments, [code, data, task]) = SEGMENTS.call_once(|| {
-        let mut segments = GlobalDescriptorTable::new();
-        let code = segments.append(Descriptor::kernel_code_segment());
-        let data = segments.append(Descriptor::kernel_data_segment());
-        let task = segments.append(Descriptor::tss_segment(task_state));
-        (segments, [code, data, task])
-    });
-    segments.load();
-    // SAFETY: the selectors are those of the table just loaded; in 64-bit mode
-    // a flat code segment and any data segment give the same address space.
-    unsafe {
-        CS::set_reg(*code);
-        SS::set_reg(*data);
-        DS::set_reg(*data);
-        ES::set_reg(*data);
-        load_tss(*task);
-    }
+    percpu::install_boot_cpu();
+    let task_state =
+        TASK_STATE.call_once(|| task_state(Stack::DoubleFault.top(), Stack::Nmi.top()));
+    SEGMENTS.call_once(|| Segments::new(task_state)).load();
     GATES.call_once(gates).load();
+}
+
+/// Loads all tables on another CPU, whose stacks are in `slot`.
+pub fn init_other(slot: u32) {
+    let top = |stack: Stack| VirtAddr::new_truncate(stack.range_of(slot).end);
+    let task_state = task_state(top(Stack::DoubleFault), top(Stack::Nmi));
+    let segments = Segments::new(Box::leak(Box::new(task_state)));
+    Box::leak(Box::new(segments)).load();
+    GATES.call_once(gates).load();
+}
+
+fn task_state(double_fault: VirtAddr, nmi: VirtAddr) -> TaskStateSegment {
+    let mut task_state = TaskStateSegment::new();
+    task_state.interrupt_stack_table[usize::from(IST_DOUBLE_FAULT)] = double_fault;
+    task_state.interrupt_stack_table[usize::from(IST_NMI)] = nmi;
+    task_state
+}
+
+impl Segments {
+    fn new(task_state: &'static TaskStateSegment) -> Self {
+        let mut table = GlobalDescriptorTable::new();
+        let code = table.append(Descriptor::kernel_code_segment());
+        let data = table.append(Descriptor::kernel_data_segment());
+        let task = table.append(Descriptor::tss_segment(task_state));
+        Self {
+            table,
+            code,
+            data,
+            task,
+        }
+    }
+
+    fn load(&'static self) {
+        self.table.load();
+        // SAFETY: the selectors are those of the table just loaded; in 64-bit
+        // mode a flat code segment and any data segment give the same address
+        // space.
+        unsafe {
+            CS::set_reg(self.code);
+            SS::set_reg(self.data);
+            DS::set_reg(self.data);
+            ES::set_reg(self.data);
+            load_tss(self.task);
+        }
+    }
 }
 
 fn gates() -> InterruptDescriptorTable {

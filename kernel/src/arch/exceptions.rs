@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use x86_64::registers::control::{Cr2, Cr3};
 use x86_64::structures::idt::PageFaultErrorCode;
 
-use super::{Exit, exit};
+use super::{Exit, begin_last_words, exit, percpu};
 use crate::console::emergency;
 use crate::memory::layout;
 
@@ -74,17 +74,20 @@ const PAGE_FAULT: u64 = 14;
 /// Prints everything about an exception and ends the guest.
 pub extern "C" fn report(frame: &Frame) -> ! {
     static REPORTING: AtomicBool = AtomicBool::new(false);
+    // Where another CPU reports, this is its NMI, and does not return.
+    begin_last_words();
     if REPORTING.swap(true, Ordering::Relaxed) {
         // An exception while one is reported: no more words.
         exit(Exit::Failure);
     }
     let fault_address = Cr2::read_raw();
     emergency(format_args!(
-        "exception {} {}, error code {:#x}, at rip {:#018x}",
+        "exception {} {}, error code {:#x}, at rip {:#018x}{}",
         frame.vector,
         name(frame.vector),
         frame.error_code,
         frame.rip,
+        percpu::OnCpu,
     ));
     if matches!(frame.vector, PAGE_FAULT | DOUBLE_FAULT) {
         explain_fault(frame, fault_address);

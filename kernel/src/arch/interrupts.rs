@@ -1,17 +1,20 @@
 //! Interrupts of devices: vectors, who handles them, and how a message (MSI)
-//! or a line (INTx) is made to raise one.
+//! or a line (INTx) is made to raise one. Every CPU has the same handlers.
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use kickpath_trace::{Event, NO_QUEUE, tracepoint};
 use spin::Mutex;
 
+use super::percpu::{self, PerCpu};
 use super::{acpi, apic, io_apic, timer};
 
 pub use io_apic::{Gsi, RouteError};
 
 /// The vector of the local APIC's timer.
 pub(super) const TIMER_VECTOR: u8 = 0xf0;
+/// Another CPU's message that there is something to do: it ends `hlt`.
+const WAKE_VECTOR: u8 = 0xf1;
 /// The local APIC reports with this vector that an interrupt has vanished. Its
 /// low four bits are ones, as old APICs demand.
 pub(super) const SPURIOUS_VECTOR: u8 = 0xff;
@@ -19,9 +22,9 @@ pub(super) const SPURIOUS_VECTOR: u8 = 0xff;
 /// controllers, which are masked.
 const FIRST_DEVICE_VECTOR: u8 = 0x30;
 /// Number of vectors for devices.
-const DEVICE_VECTORS: u8 = 64;
+const DEVICE_VECTORS: u8 = TIMER_VECTOR - FIRST_DEVICE_VECTOR;
 
-/// An interrupt vector, 0x30 to 0x6f, that belongs to one handler.
+/// An interrupt vector, 0x30 to 0xef, that belongs to one handler.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Vector(u8);
 
@@ -68,10 +71,10 @@ pub fn free_vector(vector: Vector) {
     set_handler(vector.0, unexpected);
 }
 
-/// The memory write by which a device raises `vector` on this CPU (Intel SDM
+/// The memory write by which a device raises `vector` on a CPU (Intel SDM
 /// volume 3, section 11.11): address and data of an MSI or MSI-X message.
-pub fn msi_message(vector: &Vector) -> (u64, u32) {
-    let destination = u64::from(apic::id()) << 12;
+pub fn msi_message(vector: &Vector, cpu: &PerCpu) -> (u64, u32) {
+    let destination = u64::from(destination(cpu)) << 12;
     (0xfee0_0000 | destination, u32::from(vector.0))
 }
 
@@ -88,14 +91,25 @@ pub fn intx_gsi(pin: u8, line: u8) -> Option<Gsi> {
     connected.then(|| io_apic::isa_gsi(line))
 }
 
-/// Lets `gsi` raise `vector`: level triggered as PCI's INTx are, active low
+/// A CPU's APIC id in the 8 bits that interrupt messages have for it; `smp`
+/// starts no CPU with a longer one, and the one that boots has a low one.
+fn destination(cpu: &PerCpu) -> u8 {
+    cpu.apic_id() as u8
+}
+
+/// Ends the wait of a CPU in `super::idle_until`, or its next one.
+pub fn wake(cpu: &PerCpu) {
+    apic::send_interrupt(cpu.apic_id(), WAKE_VECTOR);
+}
+
+/// Lets `gsi` raise `vector` on this CPU: level triggered as PCI's INTx are, active low
 /// unless ACPI says otherwise.
 ///
 /// # Errors
 ///
 /// [`RouteError`] when no I/O APIC has that input.
 pub fn route_gsi(gsi: Gsi, vector: &Vector) -> Result<(), RouteError> {
-    io_apic::route(gsi, vector.0, apic::id())
+    io_apic::route(gsi, vector.0, destination(percpu::this()))
 }
 
 /// Stops `gsi` from raising interrupts.
@@ -110,5 +124,7 @@ pub fn init(tables: &acpi::Tables) {
     apic::init(tables.local_apic_address);
     io_apic::init(tables);
     set_handler(TIMER_VECTOR, timer::expired);
+    // Its work is done by coming.
+    set_handler(WAKE_VECTOR, unexpected);
     timer::init();
 }

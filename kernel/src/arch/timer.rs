@@ -1,4 +1,5 @@
-//! The local APIC's timer as an alarm clock, and the idle state it ends.
+//! The local APIC's timer as an alarm clock, and the idle state it ends. Every
+//! CPU has its own.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
@@ -6,9 +7,9 @@ use x86_64::instructions::{interrupts as interrupt_flag, nop};
 use x86_64::registers::model_specific::Msr;
 
 use super::apic::{self, LVT_MASKED, Register};
-use super::cpu;
 use super::interrupts::TIMER_VECTOR;
 use super::time::{self, cycles};
+use super::{cpu, percpu};
 
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
 const LVT_TSC_DEADLINE: u32 = 0b10 << 17;
@@ -19,17 +20,39 @@ const MIN_MEASUREMENT: u64 = 100_000;
 
 /// Whether the timer takes deadlines in TSC cycles.
 static TSC_DEADLINE: AtomicBool = AtomicBool::new(false);
-/// One-shot timer: its ticks a TSC cycle, times 2^32; 0 until measured.
-static TICKS_PER_CYCLE: AtomicU64 = AtomicU64::new(0);
-/// One-shot timer: when it was started for the measurement.
-static MEASURED_SINCE: AtomicU64 = AtomicU64::new(0);
-/// The TSC for which the timer is set; 0 when it is not.
-static ARMED: AtomicU64 = AtomicU64::new(0);
-/// The TSC when `hlt` was entered; 0 outside.
-static HALTED_SINCE: AtomicU64 = AtomicU64::new(0);
-static IDLE: AtomicU64 = AtomicU64::new(0);
 
-/// Readies the timer, not set. The one-shot timer's rate is unknown: it counts
+/// The timer of one CPU, written by that CPU alone.
+pub struct Timer {
+    /// One-shot timer: its ticks a TSC cycle, times 2^32; 0 until measured.
+    ticks_per_cycle: AtomicU64,
+    /// One-shot timer: when it was started for the measurement.
+    measured_since: AtomicU64,
+    /// The TSC for which the timer is set; 0 when it is not.
+    armed: AtomicU64,
+    /// The TSC when `hlt` was entered; 0 outside.
+    halted_since: AtomicU64,
+    idle: AtomicU64,
+}
+
+impl Timer {
+    /// Not set.
+    pub const fn new() -> Self {
+        Self {
+            ticks_per_cycle: AtomicU64::new(0),
+            measured_since: AtomicU64::new(0),
+            armed: AtomicU64::new(0),
+            halted_since: AtomicU64::new(0),
+            idle: AtomicU64::new(0),
+        }
+    }
+
+    /// TSC cycles spent waiting in `hlt` since boot.
+    pub fn idle_cycles(&self) -> u64 {
+        self.idle.load(Ordering::Relaxed)
+    }
+}
+
+/// Readies this CPU's timer, not set. The one-shot timer's rate is unknown: it counts
 /// from here on until the rate is needed, which measures it in time that the
 /// boot takes anyway.
 pub fn init() {
@@ -49,12 +72,14 @@ pub fn init() {
 fn start_measurement() {
     apic::write(Register::TimerDivide, DIVIDE_BY_16);
     apic::write(Register::TimerInitialCount, u32::MAX);
-    MEASURED_SINCE.store(cycles(), Ordering::Relaxed);
+    let timer = &percpu::this().timer;
+    timer.measured_since.store(cycles(), Ordering::Relaxed);
 }
 
 /// The one-shot timer's ticks a TSC cycle, times 2^32; at least 1.
 fn ticks_per_cycle() -> u64 {
-    let known = TICKS_PER_CYCLE.load(Ordering::Relaxed);
+    let timer = &percpu::this().timer;
+    let known = timer.ticks_per_cycle.load(Ordering::Relaxed);
     if known != 0 {
         return known;
     }
@@ -62,7 +87,7 @@ fn ticks_per_cycle() -> u64 {
         // It ran out, more than a minute after boot.
         start_measurement();
     }
-    let since = MEASURED_SINCE.load(Ordering::Relaxed);
+    let since = timer.measured_since.load(Ordering::Relaxed);
     while cycles().wrapping_sub(since) < MIN_MEASUREMENT {
         core::hint::spin_loop();
     }
@@ -70,7 +95,7 @@ fn ticks_per_cycle() -> u64 {
     let elapsed = cycles().wrapping_sub(since);
     let rate = ((u128::from(ticks) << 32) / u128::from(elapsed)) as u64;
     let rate = rate.max(1);
-    TICKS_PER_CYCLE.store(rate, Ordering::Relaxed);
+    timer.ticks_per_cycle.store(rate, Ordering::Relaxed);
     apic::write(Register::LvtTimer, LVT_ONE_SHOT | u32::from(TIMER_VECTOR));
     rate
 }
@@ -79,12 +104,13 @@ fn ticks_per_cycle() -> u64 {
 /// set to an earlier time is left as it is: waking up once for nothing is
 /// cheaper than setting it for every packet that moves a timeout.
 fn arm(deadline: u64, now: u64) {
-    let armed = ARMED.load(Ordering::Relaxed);
+    let timer = &percpu::this().timer;
+    let armed = timer.armed.load(Ordering::Relaxed);
     if armed != 0 && armed <= deadline {
         return;
     }
     if TSC_DEADLINE.load(Ordering::Relaxed) {
-        ARMED.store(deadline, Ordering::Relaxed);
+        timer.armed.store(deadline, Ordering::Relaxed);
         // SAFETY: the CPU has this register, as `init` found.
         unsafe { Msr::new(IA32_TSC_DEADLINE).write(deadline) };
         return;
@@ -99,31 +125,29 @@ fn arm(deadline: u64, now: u64) {
             (u32::MAX, now.saturating_add(cycles))
         }
     };
-    ARMED.store(deadline, Ordering::Relaxed);
+    timer.armed.store(deadline, Ordering::Relaxed);
     apic::write(Register::TimerInitialCount, count);
 }
 
 /// The timer's interrupt handler.
 pub fn expired() {
-    ARMED.store(0, Ordering::Relaxed);
+    percpu::this().timer.armed.store(0, Ordering::Relaxed);
 }
 
 /// Called first in every interrupt, so that what the handlers do does not
 /// count as idle.
 #[inline]
 pub fn note_wakeup() {
-    let since = HALTED_SINCE.load(Ordering::Relaxed);
+    let timer = &percpu::this().timer;
+    let since = timer.halted_since.load(Ordering::Relaxed);
     if since != 0 {
-        HALTED_SINCE.store(0, Ordering::Relaxed);
-        let idle = IDLE.load(Ordering::Relaxed);
+        timer.halted_since.store(0, Ordering::Relaxed);
+        let idle = timer.idle.load(Ordering::Relaxed);
         let waited = cycles().wrapping_sub(since);
-        IDLE.store(idle.wrapping_add(waited), Ordering::Relaxed);
+        timer
+            .idle
+            .store(idle.wrapping_add(waited), Ordering::Relaxed);
     }
-}
-
-/// TSC cycles spent waiting in `hlt` since boot.
-pub fn idle_cycles() -> u64 {
-    IDLE.load(Ordering::Relaxed)
 }
 
 /// Waits for an interrupt, at most until [`time::now`] reaches `deadline`
@@ -147,7 +171,8 @@ pub fn idle_until(deadline: Option<u64>) {
         }
         arm(deadline, now);
     }
-    HALTED_SINCE.store(cycles(), Ordering::Relaxed);
+    let timer = &percpu::this().timer;
+    timer.halted_since.store(cycles(), Ordering::Relaxed);
     interrupt_flag::enable_and_hlt();
     interrupt_flag::disable();
     // An NMI or the like ends `hlt` without a handler of ours.

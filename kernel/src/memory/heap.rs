@@ -30,10 +30,8 @@ static HEAP: CountingHeap = CountingHeap {
     size: AtomicU64::new(0),
 };
 
-/// Adds without a `lock` prefix: there is one CPU, and handlers do not allocate.
 fn add(counter: &AtomicU64, amount: u64) {
-    let value = counter.load(Ordering::Relaxed).wrapping_add(amount);
-    counter.store(value, Ordering::Relaxed);
+    counter.fetch_add(amount, Ordering::Relaxed);
 }
 
 // SAFETY: passes everything on to `talc`, which is a correct allocator.

@@ -3,6 +3,7 @@
 //! ```text
 //! 0xffff_8000_0000_0000  all memory but the kernel's code, cached
 //! 0xffff_a000_0000_0000  device registers, uncached (`map_mmio`)
+//! 0xffff_c000_0000_0000  stacks of the CPUs that did not boot (`map_stack`)
 //! 0xffff_ffff_8000_0000  the kernel's image (`kernel.ld`)
 //! ```
 //!
@@ -25,6 +26,12 @@ pub const MMIO_BASE: u64 = 0xffff_a000_0000_0000;
 pub const MMIO_LIMIT: u64 = 1 << 46;
 /// The unit of protection, in bytes.
 pub const PAGE: u64 = 4096;
+/// Where the stacks of the CPUs are that did not boot, [`STACKS_STRIDE`] bytes
+/// of addresses for each; what is not a stack is never mapped.
+const STACKS_BASE: u64 = 0xffff_c000_0000_0000;
+const STACKS_STRIDE: u64 = 256 << 10;
+/// Most CPUs that are used.
+pub const MAX_CPUS: usize = 64;
 
 unsafe extern "C" {
     static __image_start: u8;
@@ -91,6 +98,19 @@ impl Stack {
         }
     }
 
+    /// The stack of this kind that another CPU than the one that booted has;
+    /// `slot` is 1 to [`MAX_CPUS`]. The page below it is never mapped.
+    pub fn range_of(self, slot: u32) -> Range<u64> {
+        // In ascending order, each behind its guard page.
+        let (start, size) = match self {
+            Self::DoubleFault => (PAGE, 16 << 10),
+            Self::Nmi => (2 * PAGE + (16 << 10), 16 << 10),
+            Self::Main => (3 * PAGE + (32 << 10), 128 << 10),
+        };
+        let start = STACKS_BASE + u64::from(slot) * STACKS_STRIDE + start;
+        start..start + size
+    }
+
     /// The page below it, which is never mapped.
     pub fn guard(self) -> Range<u64> {
         let start = match self {
@@ -111,9 +131,18 @@ impl Stack {
     }
 }
 
-/// The stack whose guard page contains `address`.
+/// The stack whose guard page contains `address`, of whatever CPU.
 pub fn guarded_stack(address: u64) -> Option<Stack> {
-    Stack::ALL
-        .into_iter()
-        .find(|stack| stack.guard().contains(&address))
+    Stack::ALL.into_iter().find(|stack| {
+        let of_others = || {
+            let slot = address.checked_sub(STACKS_BASE)? / STACKS_STRIDE;
+            let slot = u32::try_from(slot).ok()?;
+            (1..=MAX_CPUS as u32).contains(&slot).then(|| {
+                let start = stack.range_of(slot).start;
+                start - PAGE..start
+            })
+        };
+        stack.guard().contains(&address)
+            || of_others().is_some_and(|guard| guard.contains(&address))
+    })
 }

@@ -427,6 +427,28 @@ pub fn map_mmio(address: u64, size: u64) -> Result<NonNull<u8>, MapError> {
         .ok_or(MapError::OutOfRange(start, size))
 }
 
+/// Maps memory at `range`, whole pages where nothing is mapped: a stack.
+///
+/// # Errors
+///
+/// [`MapError::NoFrames`], [`MapError::Conflict`]. What was mapped until then
+/// stays.
+pub fn map_stack(range: Range<u64>) -> Result<(), MapError> {
+    let _lock = LOCK.lock();
+    let offset = VirtAddr::new_truncate(MEMORY_BASE);
+    // SAFETY: as in `map_mmio`.
+    let mut tables = unsafe { OffsetPageTable::new(active_root(offset), offset) };
+    for address in range.step_by(PAGE as usize) {
+        let page: Page = Page::containing_address(VirtAddr::new_truncate(address));
+        let frame = HeapFrames.allocate_frame().ok_or(MapError::NoFrames)?;
+        // SAFETY: the frame is fresh memory that nobody else has.
+        unsafe { tables.map_to(page, frame, READ_WRITE, &mut HeapFrames) }
+            .map_err(map_error)?
+            .flush();
+    }
+    Ok(())
+}
+
 /// The physical address behind a mapped virtual one.
 pub fn virtual_to_physical(address: VirtAddr) -> Option<PhysAddr> {
     let value = address.as_u64();

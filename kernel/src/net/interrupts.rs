@@ -8,6 +8,7 @@ use virtio_net::transport::MsiMessage;
 use virtio_net::vectors::{InterruptController, InterruptUnavailable, VectorUse};
 
 use crate::arch::interrupts::{self, Gsi, Vector};
+use crate::arch::percpu;
 
 /// What the handlers below tell the driver.
 pub static STATE: InterruptState = InterruptState::new();
@@ -60,7 +61,7 @@ impl InterruptController for Controller {
             VectorUse::AllQueues => any_queue_used,
         };
         let vector = interrupts::allocate_vector(handler).ok_or(InterruptUnavailable::NoVector)?;
-        let (address, data) = interrupts::msi_message(&vector);
+        let (address, data) = interrupts::msi_message(&vector, percpu::this());
         self.msi.push(vector);
         Ok(MsiMessage { address, data })
     }

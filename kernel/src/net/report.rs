@@ -127,7 +127,7 @@ fn cpu() -> Cpu {
     Cpu {
         uptime_us: time::now(),
         cycles: time::uptime_cycles(),
-        idle_cycles: arch::idle_cycles(),
+        idle_cycles: arch::percpu::this().idle_cycles(),
         heap_allocations: heap.allocations,
         heap_used: heap.used,
         heap_size: heap.size,

@@ -1,0 +1,80 @@
+//! The end of the guest. One CPU tells of it; the others stop where they are.
+
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use x86_64::instructions::{hlt, interrupts as interrupt_flag, port::Port};
+
+use super::apic;
+use super::percpu::{self, PerCpu};
+use super::time::cycles;
+
+/// The port of QEMU's `isa-debug-exit` device.
+const DEBUG_EXIT_PORT: u16 = 0xf4;
+
+/// How long the other CPUs are waited for, in TSC cycles: some milliseconds.
+/// Who does not stop by then may garble the last words.
+const PATIENCE: u64 = 50_000_000;
+
+/// How the guest ended. QEMU's exit status is `value << 1 | 1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All that was asked for was done; QEMU exits with 33.
+    Success = 0x10,
+    /// A panic, an exception, or nothing to run on; QEMU exits with 35.
+    Failure = 0x11,
+}
+
+/// Ends the guest through `isa-debug-exit`. Without that device the CPU stops
+/// for good.
+pub fn exit(exit: Exit) -> ! {
+    interrupt_flag::disable();
+    // SAFETY: the port is QEMU's device, or nothing.
+    unsafe { Port::<u8>::new(DEBUG_EXIT_PORT).write(exit as u8) };
+    stop()
+}
+
+/// Stops this CPU for good.
+pub fn stop() -> ! {
+    interrupt_flag::disable();
+    loop {
+        hlt();
+    }
+}
+
+/// The slot of the CPU that tells of the end.
+static TELLER: AtomicU32 = AtomicU32::new(NOBODY);
+const NOBODY: u32 = u32::MAX;
+/// Number of CPUs that have stopped for it.
+static STOPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// To be called first by whoever has last words. On the first CPU it stops the
+/// others and returns, there also when called again; on any other it does not
+/// return.
+pub fn begin_last_words() {
+    interrupt_flag::disable();
+    let me = percpu::this();
+    let claim = TELLER.compare_exchange(NOBODY, me.slot(), Ordering::AcqRel, Ordering::Acquire);
+    match claim {
+        Ok(_) => stop_others(me),
+        Err(teller) if teller == me.slot() => (),
+        Err(_) => {
+            STOPPED.fetch_add(1, Ordering::AcqRel);
+            stop()
+        }
+    }
+}
+
+/// Has every other CPU come to [`begin_last_words`], by a non-maskable
+/// interrupt: it may wait with interrupts disabled for a lock that it will
+/// never get.
+fn stop_others(me: &PerCpu) {
+    let others = || percpu::all().iter().filter(|cpu| cpu.slot() != me.slot());
+    others().for_each(|cpu| apic::send_nmi(cpu.apic_id()));
+    let start = cycles();
+    while STOPPED.load(Ordering::Acquire) < others().count()
+        && cycles().wrapping_sub(start) < PATIENCE
+    {
+        core::hint::spin_loop();
+    }
+}
