@@ -19,6 +19,7 @@ Examples:
   cargo run -- --features=-event_idx        see what a feature is good for: refuse it
   cargo run -- --pcap run.pcap              record every frame for Wireshark
   cargo run -- --net tap                    Linux itself at the far end (root)
+  cargo run -- --net tap --smp 2            two CPUs, a pair of queues each
   cargo run -- --dry-run                    print QEMU's command line, ready to paste
   cargo run -- --json | jq .status.counters numbers for a program
   cargo run -- bench                        what a packet costs, in instructions and kicks
@@ -80,6 +81,10 @@ pub struct MachineArgs {
     /// Memory of the machine, such as 64M or 8G.
     #[arg(long, value_name = "SIZE", default_value_t = Memory::default())]
     memory: Memory,
+    /// Virtual CPUs; with --net tap a pair of queues for each.
+    #[arg(long, value_name = "COUNT", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=64))]
+    smp: u8,
     /// The guest's IPv4 address: dhcp, or an address with its prefix length.
     #[arg(long, value_name = "dhcp|ADDR/PREFIX", default_value = "10.0.2.15/24",
           value_parser = ipv4)]
@@ -250,6 +255,7 @@ impl MachineArgs {
             transport: self.transport,
             irq: self.irq,
             memory: self.memory,
+            cpus: self.smp,
             qemu: self.qemu.clone(),
             ipv4: self.ip.0,
             pcap: self.pcap.clone(),
@@ -336,6 +342,7 @@ mod tests {
             ("--irq inty", "msix-shared"),
             ("--ip 10.0.0.1", "10.0.2.15/24"),
             ("--memory 1X", "64M"),
+            ("--smp 0", "1.."),
             ("--net vpn", "dgram, user or tap"),
             ("--accel hvf", "auto, kvm or tcg"),
             ("--kernel a --image b", "cannot be used with"),

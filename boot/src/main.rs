@@ -157,8 +157,8 @@ fn print_command_line(prepared: &mut Prepared, net: Net) -> ExitCode {
             "Nobody is at the far end of this cable when the line is pasted; \
              `--net user` makes one that this machine's programs can reach."
         }
-        Net::TapName(_) => "Paste this where a tap device of this name exists.",
-        Net::User { .. } | Net::TapFd(_) => "",
+        Net::TapName { .. } => "Paste this where a tap device of this name exists.",
+        Net::User { .. } | Net::TapFds(_) => "",
     };
     prepared.attach(net);
     anstream::println!("{}", prepared.machine.command_line());

@@ -35,8 +35,8 @@ const DEVICE_NET_TRANSITIONAL: u16 = 0x1000;
 /// The virtio network device without one.
 const DEVICE_NET_MODERN: u16 = 0x1041;
 
-/// Configuration access by ports. There is one CPU, and interrupt handlers do
-/// not use it, so address and data belong together.
+/// Configuration access by ports. Only the CPU that booted uses it, and not
+/// from interrupt handlers, so address and data belong together.
 #[derive(Clone, Copy, Debug)]
 pub struct PortAccess;
 

@@ -39,15 +39,15 @@ impl Process {
             // runner alone, which then ends QEMU in its own order.
             .process_group(0);
         let inherited = match machine.nic.as_ref().map(|nic| &nic.net) {
-            Some(Net::TapFd(fd)) => Some(*fd),
-            _ => None,
+            Some(Net::TapFds(queues)) => queues.clone(),
+            _ => Vec::new(),
         };
         let parent = getpid();
         // SAFETY: the closure runs in the forked child and makes system calls
         // that are async-signal-safe; it neither allocates nor takes a lock
         // (`io::Error` from an `Errno` holds a number only).
         unsafe {
-            command.pre_exec(move || in_child(parent, inherited));
+            command.pre_exec(move || in_child(parent, &inherited));
         }
 
         let (sender, receiver) = mpsc::channel();
@@ -109,13 +109,13 @@ impl Drop for Process {
 }
 
 /// Runs in the child between fork and exec.
-fn in_child(parent: Pid, inherited: Option<RawFd>) -> io::Result<()> {
+fn in_child(parent: Pid, inherited: &[RawFd]) -> io::Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The parent may have died before that line.
     if getppid() != parent {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
-    if let Some(fd) = inherited {
+    for &fd in inherited {
         // SAFETY: plain system call on a number; a closed descriptor is an
         // error, not undefined behaviour.
         let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };

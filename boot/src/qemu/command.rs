@@ -156,8 +156,13 @@ impl Machine {
         if let Some(nic) = &mut machine.nic {
             match &nic.net {
                 Net::Dgram { .. } => nic.net = Net::dgram_to_paste(),
-                Net::TapFd(_) => nic.net = Net::TapName("tap0".to_owned()),
-                Net::User { .. } | Net::TapName(_) => {}
+                Net::TapFds(_) => {
+                    nic.net = Net::TapName {
+                        name: "tap0".to_owned(),
+                        queues: nic.net.queue_pairs(),
+                    };
+                }
+                Net::User { .. } | Net::TapName { .. } => {}
             }
         }
         machine
@@ -190,6 +195,14 @@ impl Nic {
         }
         .set("netdev", "net0")
         .set("mac", mac);
+        let pairs = self.net.queue_pairs();
+        let mut vectors = self.vectors;
+        if pairs > 1 {
+            device = device.set("mq", "on");
+            // A vector for each queue, the control queue too, and one for
+            // configuration changes.
+            vectors = vectors.or(pairs.checked_mul(2).map(|queues| queues + 2));
+        }
         match kind {
             Kind::Microvm => line.option("-global", "virtio-mmio.force-legacy=off"),
             Kind::Pc | Kind::Q35 => {
@@ -200,7 +213,7 @@ impl Nic {
                     NicTransport::Legacy => device.set("disable-modern", "on"),
                     NicTransport::Modern => device.set("disable-legacy", "on"),
                 }
-                .set_if("vectors", self.vectors);
+                .set_if("vectors", vectors);
             }
         }
         device = device
@@ -258,12 +271,17 @@ impl Net {
                 }
                 user.0
             }
-            Self::TapFd(fd) => Properties::new("tap,id=net0").set("fd", fd.to_string()).0,
-            Self::TapName(name) => {
+            Self::TapFds(queues) => {
+                let fds: Vec<String> = queues.iter().map(ToString::to_string).collect();
+                let key = if fds.len() > 1 { "fds" } else { "fd" };
+                Properties::new("tap,id=net0").set(key, fds.join(":")).0
+            }
+            Self::TapName { name, queues } => {
                 Properties::new("tap,id=net0")
                     .set("ifname", name)
                     .set("script", "no")
                     .set("downscript", "no")
+                    .set_if("queues", (*queues > 1).then_some(queues))
                     .0
             }
         }
@@ -399,7 +417,7 @@ mod tests {
     #[test]
     fn microvm_has_virtio_mmio_version_2() {
         let mut machine = machine(Kind::Microvm, Accel::Kvm { emulated: false });
-        machine.nic = Some(Nic::new(Net::TapFd(7)));
+        machine.nic = Some(Nic::new(Net::TapFds(vec![7])));
         let line = machine.command_line();
         assert!(line.contains("-global virtio-mmio.force-legacy=off"));
         assert!(line.contains("-device virtio-net-device,netdev=net0,"));
@@ -433,9 +451,26 @@ mod tests {
         machine.qmp = Some("/t/qmp.sock".into());
         machine.nic = Some(Nic::new(dgram()));
         assert!(!machine.to_paste().command_line().contains("/t/"));
-        machine.nic = Some(Nic::new(Net::TapFd(9)));
+        machine.nic = Some(Nic::new(Net::TapFds(vec![9])));
         let line = machine.to_paste().command_line();
         assert!(line.contains("tap,id=net0,ifname=tap0,script=no"), "{line}");
+    }
+
+    #[test]
+    fn a_tap_with_several_queues_makes_a_device_with_several_pairs() {
+        let mut machine = machine(Kind::Q35, Accel::Tcg);
+        machine.cpus = 3;
+        machine.nic = Some(Nic::new(Net::TapFds(vec![7, 8, 12])));
+        let line = machine.command_line();
+        assert!(line.contains("-smp 3"), "{line}");
+        assert!(line.contains("-netdev tap,id=net0,fds=7:8:12"), "{line}");
+        assert!(line.contains(",mq=on,romfile=,vectors=8"), "{line}");
+        let line = machine.to_paste().command_line();
+        assert!(line.contains("downscript=no,queues=3"), "{line}");
+        if let Some(nic) = &mut machine.nic {
+            nic.vectors = Some(2);
+        }
+        assert!(machine.command_line().contains("vectors=2"));
     }
 
     #[test]

@@ -100,10 +100,27 @@ pub enum Net {
         /// Ports forwarded to the guest.
         forwards: Vec<Forward>,
     },
-    /// `-netdev tap` with an open file descriptor, which QEMU inherits.
-    TapFd(RawFd),
+    /// `-netdev tap` with open file descriptors, one a queue, which QEMU
+    /// inherits.
+    TapFds(Vec<RawFd>),
     /// `-netdev tap` by the name of an interface that exists.
-    TapName(String),
+    TapName {
+        /// The interface.
+        name: String,
+        /// Its number of queues.
+        queues: u16,
+    },
+}
+
+impl Net {
+    /// How many pairs of queues it carries.
+    pub fn queue_pairs(&self) -> u16 {
+        match self {
+            Self::Dgram { .. } | Self::User { .. } => 1,
+            Self::TapFds(queues) => queues.len().try_into().unwrap_or(u16::MAX).max(1),
+            Self::TapName { queues, .. } => (*queues).max(1),
+        }
+    }
 }
 
 /// The network device.
@@ -113,8 +130,9 @@ pub struct Nic {
     pub net: Net,
     /// Which register interfaces it offers (not on microvm: that is virtio-mmio).
     pub transport: NicTransport,
-    /// Number of MSI-X vectors; 0 takes the capability away. QEMU's default
-    /// (one a queue, one for configuration changes, rounded up) when `None`.
+    /// Number of MSI-X vectors; 0 takes the capability away. When `None`
+    /// QEMU's default, or with several pairs of queues one a queue and one for
+    /// configuration changes.
     pub vectors: Option<u16>,
     /// Whether a kick is handled by QEMU's main loop (`on`, QEMU's default) or
     /// by the vCPU thread that made it (`off`).

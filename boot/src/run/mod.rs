@@ -122,7 +122,10 @@ pub fn dry_run_net(prepared: &Prepared, choice: NetChoice) -> Result<Net, Sessio
     Ok(match choice {
         NetChoice::Dgram => Net::dgram_to_paste(),
         NetChoice::User => prepared.user_net(Services::find(FIRST_PORTS.0, FIRST_PORTS.1)?),
-        NetChoice::Tap => Net::TapName("tap0".into()),
+        NetChoice::Tap => Net::TapName {
+            name: "tap0".into(),
+            queues: prepared.machine.cpus.into(),
+        },
     })
 }
 

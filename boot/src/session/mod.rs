@@ -70,12 +70,12 @@ impl Prepared {
         Dgram::new(recorder).map_err(system("make the host's end of the cable"))
     }
 
-    /// A tap device at the far end.
+    /// A tap device at the far end, with a queue for each CPU.
     ///
     /// # Errors
     /// No rights, or no such device.
     pub fn connect_tap(&mut self) -> Result<Tap, SessionError> {
-        let tap = Tap::new(&self.plan)?;
+        let tap = Tap::new(&self.plan, self.machine.cpus.into())?;
         self.attach(tap.net());
         Ok(tap)
     }

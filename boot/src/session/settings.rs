@@ -52,6 +52,8 @@ pub struct Settings {
     pub irq: Irq,
     /// Memory.
     pub memory: Memory,
+    /// Virtual CPUs, 1 to 64.
+    pub cpus: u8,
     /// The QEMU program, if not the one on the path.
     pub qemu: Option<PathBuf>,
     /// The guest's address.
@@ -217,6 +219,7 @@ impl Settings {
         };
         let mut machine = Machine::new(qemu, self.kind, decision.accel, boot);
         machine.memory = self.memory;
+        machine.cpus = self.cpus;
         machine.config = config;
         Ok(Prepared {
             machine,

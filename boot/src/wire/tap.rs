@@ -63,16 +63,18 @@ pub enum TapError {
 #[derive(Debug)]
 pub struct Tap {
     namespace: String,
-    device: OwnedFd,
+    /// The device, a descriptor a queue.
+    queues: Vec<OwnedFd>,
 }
 
 impl Tap {
-    /// Makes a namespace and a tap device in it with the host's addresses.
+    /// Makes a namespace and a tap device in it with the host's addresses and
+    /// `queues` queues (Linux allows 256), one if that is 0.
     /// What runs that were killed have left behind is removed first.
     ///
     /// # Errors
     /// No root, no `ip` command, or a kernel without namespaces or taps.
-    pub fn new(plan: &Plan) -> Result<Self, TapError> {
+    pub fn new(plan: &Plan, queues: u16) -> Result<Self, TapError> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         Self::check_rights()?;
         sweep();
@@ -80,7 +82,7 @@ impl Tap {
         let namespace = Namespace(format!("{PREFIX}{}-{number}", std::process::id()));
         let name = namespace.0.as_str();
         ip(&["netns", "add", name])?;
-        let device = open_inside(&namespace.file()).map_err(TapError::Device)?;
+        let queues = open_inside(&namespace.file(), queues).map_err(TapError::Device)?;
         let v4 = format!("{}/{}", plan.host, plan.guest.prefix);
         let v6 = format!("{}/{ULA_PREFIX_LEN}", plan.host_ula());
         ip(&["-n", name, "link", "set", "lo", "up"])?;
@@ -92,7 +94,7 @@ impl Tap {
         ip(&["-n", name, "link", "set", DEVICE, "up"])?;
         Ok(Self {
             namespace: namespace.keep(),
-            device,
+            queues,
         })
     }
 
@@ -110,7 +112,7 @@ impl Tap {
 
     /// QEMU's half of the description of this cable: it inherits the device.
     pub fn net(&self) -> Net {
-        Net::TapFd(self.device.as_raw_fd())
+        Net::TapFds(self.queues.iter().map(AsRawFd::as_raw_fd).collect())
     }
 
     /// The name of the namespace, for `ip netns exec`.
@@ -241,16 +243,17 @@ fn ip(arguments: &[&str]) -> Result<(), TapError> {
 
 /// Opens a tap device from a thread that has entered the namespace: a device
 /// is born in the namespace of the thread that asks for it.
-fn open_inside(namespace: &PathBuf) -> io::Result<OwnedFd> {
+fn open_inside(namespace: &PathBuf, queues: u16) -> io::Result<Vec<OwnedFd>> {
     thread::scope(|scope| {
         let opener = scope.spawn(|| {
             enter(namespace)?;
-            let device = open_tap()?;
+            let several = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+            let queues = (0..queues.max(1)).map(|_| open_tap(several)).collect();
             // Nobody else is on this cable: the kernel's own link-local address
             // needs no probing for duplicates, and is there at once. (A kernel
             // without IPv6 has no such file.)
             let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{DEVICE}/accept_dad"), "0");
-            Ok(device)
+            queues
         });
         opener
             .join()
@@ -260,8 +263,9 @@ fn open_inside(namespace: &PathBuf) -> io::Result<OwnedFd> {
 
 /// Linux, Documentation/networking/tuntap.rst. With `IFF_VNET_HDR` frames
 /// carry virtio-net's header between kernel and QEMU, so that offloads that a
-/// guest negotiates reach the kernel.
-fn open_tap() -> io::Result<OwnedFd> {
+/// guest negotiates reach the kernel. With `IFF_MULTI_QUEUE` every descriptor
+/// opened for the same name is one more queue of the device.
+fn open_tap(several: libc::c_int) -> io::Result<OwnedFd> {
     let file = File::options()
         .read(true)
         .write(true)
@@ -271,7 +275,7 @@ fn open_tap() -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(DEVICE.bytes()) {
         *to = from.cast_signed();
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several;
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } < 0 {
@@ -303,7 +307,7 @@ mod tests {
     fn a_tap_comes_and_goes_and_leftovers_are_swept() {
         let plan = Plan::new(Ipv4Config::Dhcp).unwrap();
         if !nix::unistd::geteuid().is_root() {
-            assert!(matches!(Tap::new(&plan), Err(TapError::NotRoot)));
+            assert!(matches!(Tap::new(&plan, 1), Err(TapError::NotRoot)));
             return;
         }
         // A process that has ended, and whose number is free again.
@@ -313,7 +317,8 @@ mod tests {
         let leftover = format!("{PREFIX}{dead}-0");
         ip(&["netns", "add", &leftover]).unwrap();
 
-        let tap = Tap::new(&plan).unwrap();
+        let tap = Tap::new(&plan, 2).unwrap();
+        assert_eq!(tap.net().queue_pairs(), 2);
         assert!(!Path::new(NAMESPACES).join(&leftover).exists());
         let file = Path::new(NAMESPACES).join(tap.namespace());
         assert!(file.exists());

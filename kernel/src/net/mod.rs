@@ -96,7 +96,7 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
         return Err(NetworkError::TransportNotBuilt(config.transport));
     }
     if config.trace {
-        // SAFETY: the kernel has one CPU.
+        // SAFETY: the other CPUs have no job yet, and so no tracepoint.
         unsafe { RING.start() };
     }
     let (nic, found) = probe(refused_features(config))?;

@@ -8,7 +8,9 @@
 //!
 //! The ring keeps the first records and counts those for which there was no
 //! room: the beginning of a journey is worth more than its end, and nothing
-//! is lost in silence.
+//! is lost in silence. Several CPUs may record at once: each draws a place of
+//! its own. A record has no number of its CPU; of the kernel's queue pairs each
+//! is one CPU's, so the queue tells it.
 //!
 //! ```
 //! use kickpath_trace::{Event, RING, tracepoint};

@@ -136,7 +136,7 @@ impl Site {
     fn new() -> Result<Self> {
         setup::setup()?;
         setup::require(&[IPROUTE2, PING, CURL])?;
-        let tap = Tap::new(&Plan::new(Ipv4Config::Static(Ipv4Config::FALLBACK))?)?;
+        let tap = Tap::new(&Plan::new(Ipv4Config::Static(Ipv4Config::FALLBACK))?, 1)?;
         let (guest, _) = Spec::pc().launch_on(tap.net())?;
         guest.wait_for_console(UP, BOUND)?;
         Ok(Self {

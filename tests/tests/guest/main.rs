@@ -22,6 +22,7 @@ mod linux;
 mod other_drivers;
 mod runner;
 mod services;
+mod smp;
 mod transmit_queue;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     dhcp::add(&mut suite);
     boot::add(&mut suite);
     faults::add(&mut suite);
+    smp::add(&mut suite);
     other_drivers::add(&mut suite);
     budget::add(&mut suite);
     linux::add(&mut suite);
