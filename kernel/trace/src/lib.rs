@@ -98,20 +98,25 @@ events! {
     /// its header as the device sees it.
     StartXmit = 12,
     /// A descriptor other than the last of its chain was written. `a`: 0..16
-    /// its number, 32..64 length in bytes; `b`: 0..63 address, 63 the device
+    /// its number in the ring, or in the chain's table where descriptors are
+    /// indirect, 32..64 length in bytes; `b`: 0..63 address, 63 the device
     /// writes it.
     Descriptor = 13,
     /// The last descriptor of a chain was written and the chain put into the
     /// available ring. `a`: 0..16 head of the chain, 16..32 entry of the ring,
     /// 32..64 length of the last descriptor in bytes; `b`: 0..63 its address,
     /// 63 the device writes it. Its number is the head's plus that of
-    /// `Descriptor`s since the last `Add`.
+    /// `Descriptor`s since the last `Add`. In a packed ring 0..16 is the
+    /// buffer id and 16..32 the number of the last descriptor, which is also
+    /// the place of the chain.
     Add = 14,
     /// The available index became visible to the device. `a`: the new index;
-    /// `b`: the one before.
+    /// `b`: the one before. In a packed ring the descriptors in between became
+    /// available; both are 0..15 the next descriptor, 15 the wrap counter.
     Publish = 15,
     /// Whether the device wants to know. `a`: 0..16 new index, 16..32 old
-    /// index, 32..48 the device's event or flags, 48 by event; `b`: 1 yes.
+    /// index, 32..48 the device's event or flags, 48 by event; `b`: 1 yes. In a
+    /// packed ring indices and event are as in `Publish`.
     KickPrepare = 16,
     /// The device is going to be notified.
     Notify = 17,
@@ -133,7 +138,9 @@ events! {
     /// leaves no record: without interrupts they would fill the ring.)
     Poll = 33,
     /// A used chain was taken back. `a`: 0..16 head, 16..32 entry of the used
-    /// ring, 32..64 bytes written; `b`: 0..16 the device's used index.
+    /// ring, 32..64 bytes written; `b`: 0..16 the device's used index. In a
+    /// packed ring 0..16 is the buffer id, 16..32 the number of the used
+    /// descriptor, and `b` where the next one will be, as in `Publish`.
     PopUsed = 34,
     /// smoltcp reads a received frame. `a`: bytes.
     RxTokenConsume = 35,

@@ -61,7 +61,7 @@
 //! # Where to read on
 //!
 //! In the order of a packet's way out: [`net::VirtioNet`] ->
-//! [`net::tx::TxSlot::start_xmit`] -> [`queue::split::SplitRing::add`] ->
+//! [`net::tx::TxSlot::start_xmit`] -> [`queue::Ring::add`] ->
 //! [`queue::Virtqueue::kick`] -> [`doorbell::Doorbell::ring`], and how it all
 //! was set up: [`vectors::find_vqs`]. Items name the Linux function that they
 //! answer to, also as search aliases.

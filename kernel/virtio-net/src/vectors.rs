@@ -16,8 +16,7 @@ use virtio_drivers::Hal;
 
 use crate::doorbell::Doorbell;
 use crate::interrupt::IsrRegister;
-use crate::queue::split::{EventMode, SplitRing};
-use crate::queue::{QueueError, Virtqueue};
+use crate::queue::{QueueError, Ring, RingShape, Virtqueue};
 use crate::transport::{ConfigOps, MsiMessage, RingAddresses, TransportError};
 
 /// A rung of the ladder, from the top.
@@ -168,15 +167,6 @@ pub struct Attempt {
     pub rung: Rung,
     /// Why it was not taken, if it was not.
     pub result: Result<(), FindVqsError>,
-}
-
-/// What was negotiated about the form of the rings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RingShape {
-    /// How the two sides tell each other of events.
-    pub mode: EventMode,
-    /// Descriptors that the longest chain has.
-    pub chain: u16,
 }
 
 /// A queue that [`find_vqs`] is to set up.
@@ -350,7 +340,7 @@ fn setup_queue<H: Hal, T: ConfigOps>(
     if size == 0 {
         return Err(TransportError::NoSuchQueue { queue: index }.into());
     }
-    let ring = SplitRing::<H>::new(index, size, shape.chain, shape.mode)?;
+    let ring = Ring::<H>::new(index, size, shape)?;
     let doorbell: Doorbell = transport.setup_queue(
         index,
         RingAddresses {

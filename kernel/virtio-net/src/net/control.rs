@@ -11,7 +11,7 @@ use core::ptr::NonNull;
 use virtio_drivers::{BufferDirection, Hal};
 
 use super::{Features, NetError};
-use crate::queue::split::Buffer;
+use crate::queue::Buffer;
 use crate::queue::{DmaRegion, QueueError, Virtqueue};
 
 /// Descriptors of the longest command: header, two tables, answer.

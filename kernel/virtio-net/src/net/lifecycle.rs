@@ -16,10 +16,9 @@ use super::stats::Stats;
 use super::tx::TxQueue;
 use super::{Features, NetError, Open, VirtioNet};
 use crate::interrupt::InterruptState;
-use crate::queue::Virtqueue;
-use crate::queue::split::EventMode;
+use crate::queue::{EventMode, RingLayout, RingShape, Virtqueue};
 use crate::transport::{ConfigOps, TransportError};
-use crate::vectors::{self, InterruptController, RingShape, Rung, WantedQueue};
+use crate::vectors::{self, InterruptController, Rung, WantedQueue};
 
 impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// Resets the device, negotiates and reads its configuration (Linux
@@ -253,11 +252,6 @@ fn negotiate<T: ConfigOps>(
 /// (specification 5.1.2): receiveqN is 2(N-1), transmitqN follows it, and
 /// controlq follows all that the device has.
 fn wanted_queues(info: &DeviceInfo, pairs: u16) -> Vec<WantedQueue> {
-    let mode = if info.negotiated.contains(Features::EVENT_IDX) {
-        EventMode::EventIdx
-    } else {
-        EventMode::Flags
-    };
     // Specification 2.6.4.3 and 5.1.6.1: without ANY_LAYOUT the header has a
     // descriptor of its own.
     let chain = if info.negotiated.contains(Features::ANY_LAYOUT) {
@@ -267,7 +261,7 @@ fn wanted_queues(info: &DeviceInfo, pairs: u16) -> Vec<WantedQueue> {
     };
     let data = (0..2 * pairs).map(|index| WantedQueue {
         index,
-        shape: RingShape { mode, chain },
+        shape: ring_shape(info.negotiated, chain),
         interrupt: true,
     });
     // Without MQ the device has one pair, whatever it has else.
@@ -281,13 +275,31 @@ fn wanted_queues(info: &DeviceInfo, pairs: u16) -> Vec<WantedQueue> {
             // At most 65536, which no transport can name; the device answers
             // that there is no such queue.
             index: pairs_of_device.saturating_mul(2),
-            shape: RingShape {
-                mode,
-                chain: control::CHAIN,
-            },
+            shape: ring_shape(info.negotiated, control::CHAIN),
             // Its answers are waited for.
             interrupt: false,
         }
     });
     data.chain(control).collect()
+}
+
+/// The form that the features give a ring whose longest chain has `chain`
+/// buffers.
+fn ring_shape(negotiated: Features, chain: u16) -> RingShape {
+    RingShape {
+        layout: if negotiated.contains(Features::RING_PACKED) {
+            RingLayout::Packed
+        } else {
+            RingLayout::Split
+        },
+        mode: if negotiated.contains(Features::EVENT_IDX) {
+            EventMode::EventIdx
+        } else {
+            EventMode::Flags
+        },
+        chain,
+        indirect: negotiated.contains(Features::INDIRECT_DESC),
+        in_order: negotiated.contains(Features::IN_ORDER),
+        notification_data: negotiated.contains(Features::NOTIFICATION_DATA),
+    }
 }

@@ -5,8 +5,7 @@ use virtio_drivers::{BufferDirection, Hal};
 
 use super::buffers::{FrameBuffers, MAX_FRAME};
 use super::error::NetError;
-use crate::queue::split::Buffer;
-use crate::queue::{QueueError, Virtqueue};
+use crate::queue::{Buffer, QueueError, Virtqueue};
 
 /// A receive virtqueue with its buffers.
 pub struct RxQueue<H: Hal> {

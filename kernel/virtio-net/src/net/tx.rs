@@ -6,8 +6,7 @@ use virtio_drivers::{BufferDirection, Hal};
 
 use super::buffers::{FrameBuffers, MAX_FRAME};
 use super::error::NetError;
-use crate::queue::split::{Buffer, Head};
-use crate::queue::{QueueError, Virtqueue};
+use crate::queue::{Buffer, Head, QueueError, Virtqueue};
 
 /// A transmit virtqueue with its buffers, one a slot of the ring.
 pub struct TxQueue<H: Hal> {

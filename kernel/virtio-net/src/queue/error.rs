@@ -2,16 +2,21 @@
 
 use core::fmt;
 
+use super::ring::RingLayout;
+
 /// Why a virtqueue operation did not do what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueError {
-    /// The queue size is not a power of two from 1 to 32768 (specification
-    /// 2.6).
+    /// The queue size is not from 1 to 32768, or not a power of two in the
+    /// split layout, which requires that (specification 2.7 and 2.8.10.1); or
+    /// it does not hold a single chain.
     BadSize {
         /// Index of the queue.
         queue: u16,
         /// The size that the device gave.
         size: u32,
+        /// The layout.
+        layout: RingLayout,
     },
     /// There was no memory for the ring.
     NoMemory {
@@ -70,6 +75,12 @@ pub enum BrokenReason {
         /// The id.
         id: u16,
     },
+    /// The used id is not of a chain that can come next where chains come
+    /// back in order (`VIRTIO_F_IN_ORDER`).
+    NotInOrder {
+        /// The id.
+        id: u16,
+    },
     /// The device says that it wrote more than it was given room for.
     LengthTooLong {
         /// The id.
@@ -84,10 +95,20 @@ pub enum BrokenReason {
 impl fmt::Display for QueueError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::BadSize { queue, size } => write!(
-                f,
-                "queue {queue}: size {size} is not a power of two from 1 to 32768"
-            ),
+            Self::BadSize {
+                queue,
+                size,
+                layout,
+            } => {
+                let power = match layout {
+                    RingLayout::Split => "a power of two ",
+                    RingLayout::Packed => "",
+                };
+                write!(
+                    f,
+                    "queue {queue}: size {size} is not {power}from 1 to 32768"
+                )
+            }
             Self::NoMemory { queue, pages } => {
                 write!(f, "queue {queue}: no memory for a ring of {pages} pages")
             }
@@ -122,6 +143,9 @@ impl fmt::Display for BrokenReason {
                 write!(f, "used id {id} is out of range 0..{size}")
             }
             Self::IdNotOutstanding { id } => write!(f, "used id {id} is not outstanding"),
+            Self::NotInOrder { id } => {
+                write!(f, "used id {id} is not one that comes next in order")
+            }
             Self::LengthTooLong {
                 id,
                 length,

@@ -2,11 +2,11 @@
 //! of its steps.
 
 use virtio_drivers::transport::{DeviceStatus, Transport};
-use virtio_net::queue::QueueError;
-use virtio_net::queue::split::{EventMode, Layout};
+use virtio_net::queue::split::Layout;
+use virtio_net::queue::{EventMode, QueueError, RingLayout, RingShape};
 use virtio_net::transport::{ConfigOps, TransportError};
 use virtio_net::vectors::{
-    self, Attempt, FindVqsError, InterruptUnavailable, RingShape, Rung, VectorUse, Vqs, WantedQueue,
+    self, Attempt, FindVqsError, InterruptUnavailable, Rung, VectorUse, Vqs, WantedQueue,
 };
 
 use crate::support::device::{NO_VECTOR, status};
@@ -49,10 +49,7 @@ fn find(
             transport.set_status(DeviceStatus::ACKNOWLEDGE);
             transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
             transport.finalize_features(feature::EVENT_IDX.into())?;
-            let shape = RingShape {
-                mode: EventMode::EventIdx,
-                chain: 1,
-            };
+            let shape = RingShape::split(1, EventMode::EventIdx);
             Ok((0..QUEUES)
                 .map(|index| WantedQueue {
                     index,
@@ -250,7 +247,8 @@ fn a_size_that_no_queue_has_is_refused() {
         result.err(),
         Some(FindVqsError::Queue(QueueError::BadSize {
             queue: 1,
-            size: 100
+            size: 100,
+            layout: RingLayout::Split
         }))
     );
     assert_gone(&machine);

@@ -2,7 +2,7 @@
 
 use virtio_drivers::transport::DeviceType;
 use virtio_net::net::{Features, NetError, QueueRole, Stats};
-use virtio_net::queue::QueueError;
+use virtio_net::queue::{QueueError, RingLayout};
 use virtio_net::transport::{ConfigOps, TransportError};
 use virtio_net::vectors::{FindVqsError, Rung};
 
@@ -268,7 +268,11 @@ fn a_ring_that_holds_no_frame_is_refused() {
     assert_eq!(
         net.open(&mut machine.controller, Rung::MsixPerQueue),
         Err(NetError::FindVqs(FindVqsError::Queue(
-            QueueError::BadSize { queue: 0, size: 1 }
+            QueueError::BadSize {
+                queue: 0,
+                size: 1,
+                layout: RingLayout::Split
+            }
         )))
     );
     assert_eq!(net.attempts().len(), 4);

@@ -3,8 +3,10 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use proptest::prelude::*;
-use virtio_net::queue::split::{Buffer, EventMode, Layout, SplitRing, Used};
-use virtio_net::queue::{DmaRegion, QueueError};
+use virtio_net::queue::split::Layout;
+use virtio_net::queue::{
+    Buffer, DmaRegion, EventMode, QueueError, Ring, RingLayout, RingShape, Used,
+};
 
 use crate::support::faults;
 use crate::support::memory::{self, GuestHal};
@@ -79,8 +81,16 @@ fn the_layout_is_the_specifications() {
 
 #[test]
 fn sizes_that_no_split_queue_has_are_refused() {
-    let new = |size, chain| SplitRing::<GuestHal>::new(3, size, chain, EventMode::Flags).err();
-    let bad_size = |size| Some(QueueError::BadSize { queue: 3, size });
+    let shape = |chain| RingShape::split(chain, EventMode::Flags);
+    let new = |size, chain| Ring::<GuestHal>::new(3, size, shape(chain)).err();
+    let layout = RingLayout::Split;
+    let bad_size = |size| {
+        Some(QueueError::BadSize {
+            queue: 3,
+            size,
+            layout,
+        })
+    };
     for size in [0, 3, 5, 255, 32767, 32769, 65535, 65536, 1 << 20, u32::MAX] {
         assert_eq!(new(size, 1), bad_size(size));
     }
@@ -115,7 +125,7 @@ fn a_ring_holds_as_many_chains_as_fit() {
 fn without_memory_there_is_no_ring() {
     faults::plan(&[0]);
     assert_eq!(
-        SplitRing::<GuestHal>::new(5, 256, 1, EventMode::EventIdx).err(),
+        Ring::<GuestHal>::new(5, 256, RingShape::split(1, EventMode::EventIdx)).err(),
         Some(QueueError::NoMemory { queue: 5, pages: 3 })
     );
     assert_eq!(faults::take_strikes().len(), 1);

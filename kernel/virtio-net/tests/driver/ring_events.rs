@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
-use virtio_net::queue::split::EventMode;
+use virtio_net::queue::EventMode;
 use virtio_queue::QueueT;
 
 use crate::support::ring::{Ends, writable};

@@ -1,11 +1,11 @@
 //! A device that lies: nothing panics, no token comes back that is not
 //! outstanding, and a ring that was lied to says why, once and for ever.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
-use virtio_net::queue::split::{EventMode, Layout, Used};
-use virtio_net::queue::{BrokenReason, QueueError};
+use virtio_net::queue::split::Layout;
+use virtio_net::queue::{BrokenReason, EventMode, QueueError, Used};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::support::memory;
@@ -168,6 +168,7 @@ fn scribbling_over_the_drivers_parts_changes_nothing() {
     for pattern in [0x00, 0xff, 0x55] {
         let mut ends = ends_with(&[2, 3, 1]);
         let used_ring = Layout::new(32).used;
+        let mut heads = VecDeque::from([0, 4, 8]);
         for round in 0..20u16 {
             ends.memory
                 .write_slice(
@@ -175,12 +176,12 @@ fn scribbling_over_the_drivers_parts_changes_nothing() {
                     GuestAddress(ends.driver.descriptor_area()),
                 )
                 .unwrap();
-            // Chains are used in order, so their slots follow each other.
             let (token, length) = [(100, 20), (101, 30), (102, 10)][usize::from(round % 3)];
-            ends.give_back(round % 8 * 4, length);
+            ends.give_back(heads.pop_front().unwrap(), length);
             let used = Used { token, length };
             assert_eq!(ends.driver.pop_used(), Ok(Some(used)));
             let buffers = vec![writable(0x9000, 10); length as usize / 10];
+            heads.push_back(ends.driver.next_head().unwrap().descriptor());
             ends.add(&buffers, token).unwrap();
             ends.driver.publish();
         }

@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use virtio_net::queue::split::{EventMode, SplitRing};
+use virtio_net::queue::{EventMode, Ring};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -98,7 +98,7 @@ impl Device {
 
 /// The driver's end: keeps the ring full until enough chains went through.
 fn drive(
-    driver: &mut SplitRing<GuestHal>,
+    driver: &mut Ring<GuestHal>,
     sleeper: Sleeper,
     kicks: &Sender<()>,
     interrupts: &Receiver<()>,

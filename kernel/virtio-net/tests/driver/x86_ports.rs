@@ -7,8 +7,8 @@ use std::sync::Once;
 
 use virtio_net::doorbell::Doorbell;
 use virtio_net::interrupt::{InterruptState, IsrRegister};
+use virtio_net::queue::EventMode;
 use virtio_net::queue::Virtqueue;
-use virtio_net::queue::split::EventMode;
 use virtio_net::transport::{Ports, X86Ports};
 
 use crate::support::ring::{Ends, writable};

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use virtio_net::queue::split::{Buffer, EventMode, SplitRing};
+use virtio_net::queue::{Buffer, EventMode, Ring, RingShape};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -12,7 +12,7 @@ use super::memory::{GuestHal, guest_memory};
 /// Both ends of a ring.
 pub struct Ends {
     /// The driver's end.
-    pub driver: SplitRing<GuestHal>,
+    pub driver: Ring<GuestHal>,
     /// The device's end.
     pub device: Queue,
     /// The memory between them.
@@ -29,7 +29,7 @@ impl Ends {
     /// finds its parts by the addresses that the driver would put into
     /// registers.
     pub fn with_chains(size: u16, chain: u16, mode: EventMode) -> Self {
-        let driver = SplitRing::new(7, u32::from(size), chain, mode).unwrap();
+        let driver = Ring::new(7, u32::from(size), RingShape::split(chain, mode)).unwrap();
         let memory = guest_memory();
         let mut device = Queue::new(size).unwrap();
         device

@@ -1,0 +1,461 @@
+//! A virtqueue's ring in the layout that was negotiated, with no hardware in
+//! it.
+
+use virtio_drivers::{Hal, PhysAddr};
+
+use super::chain::{Buffer, Head, Used};
+use super::error::{BrokenReason, QueueError};
+use super::event::EventMode;
+use super::in_order::InOrderRing;
+use super::indirect::IndirectTables;
+use super::packed::PackedRing;
+use super::slots::{ChainState, Slots};
+use super::split::{self, SplitRing};
+
+/// Largest size of a virtqueue in descriptors, in either layout
+/// (specification 2.7 and 2.8.10.1).
+pub const MAX_SIZE: u16 = split::MAX_SIZE;
+
+/// How a ring lies in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RingLayout {
+    /// Three parts, one of them written by the device (specification 2.7).
+    #[default]
+    Split,
+    /// One ring that both sides write (specification 2.8,
+    /// `VIRTIO_F_RING_PACKED`).
+    Packed,
+}
+
+/// What was negotiated about the form of the rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingShape {
+    /// How the ring lies in memory.
+    pub layout: RingLayout,
+    /// How the two sides tell each other of events.
+    pub mode: EventMode,
+    /// Buffers that the longest chain has.
+    pub chain: u16,
+    /// Whether a chain of several buffers goes into a table of its own
+    /// (`VIRTIO_F_INDIRECT_DESC`).
+    pub indirect: bool,
+    /// Whether the device uses buffers in the order in which it got them
+    /// (`VIRTIO_F_IN_ORDER`).
+    pub in_order: bool,
+    /// Whether a notification says how far the driver has come
+    /// (`VIRTIO_F_NOTIFICATION_DATA`).
+    pub notification_data: bool,
+}
+
+impl RingShape {
+    /// A split ring for chains of up to `chain` buffers, without any feature
+    /// but that of `mode`.
+    pub const fn split(chain: u16, mode: EventMode) -> Self {
+        Self {
+            layout: RingLayout::Split,
+            mode,
+            chain,
+            indirect: false,
+            in_order: false,
+            notification_data: false,
+        }
+    }
+
+    /// The same with a packed ring.
+    pub const fn packed(chain: u16, mode: EventMode) -> Self {
+        Self {
+            layout: RingLayout::Packed,
+            ..Self::split(chain, mode)
+        }
+    }
+}
+
+/// An entry that says what the device has used: nothing of it is checked.
+pub(super) struct UsedEntry {
+    /// Its place in the ring.
+    pub(super) entry: u16,
+    /// The id of the chain.
+    pub(super) id: u32,
+    /// Bytes written.
+    pub(super) length: u32,
+}
+
+/// What the layouts do, each in its own memory. All that is common to them is
+/// in [`Slots`].
+pub(super) trait RingFormat {
+    /// Addresses of the descriptor, the driver and the device area.
+    fn areas(&self) -> [PhysAddr; 3];
+
+    /// See [`Ring::add_at`].
+    unsafe fn add_at(
+        &mut self,
+        slots: &mut Slots,
+        head: Head,
+        buffers: &[Buffer],
+        token: u16,
+    ) -> Result<(), QueueError>;
+
+    /// See [`Ring::publish`].
+    fn publish(&mut self, slots: &mut Slots) -> bool;
+
+    /// See [`Ring::notification_data`].
+    fn next_avail(&self, slots: &Slots) -> u16;
+
+    /// See [`Ring::used_idx`].
+    /// `pending` is the id of the next used entry where it was read already.
+    fn used_idx(&self, slots: &Slots, pending: Option<u32>) -> u16;
+
+    /// See [`Ring::has_used`].
+    fn has_used(&self, slots: &Slots) -> bool;
+
+    /// See [`Ring::pop_used`].
+    fn pop_used(&mut self, slots: &mut Slots) -> Result<Option<Used>, QueueError>;
+
+    /// See [`Ring::discard_used`].
+    fn discard_used(&mut self, slots: &mut Slots) -> Result<(), QueueError>;
+
+    /// The next used entry, which stays the next. `slots.seen_used_idx` says
+    /// then how many chains it may stand for with `VIRTIO_F_IN_ORDER`.
+    fn read_used(&mut self, slots: &mut Slots) -> Result<Option<UsedEntry>, QueueError>;
+
+    /// Goes on behind a chain in this state: the device has used it.
+    fn skip_used(&mut self, state: ChainState);
+
+    /// See [`Ring::disable_interrupts`].
+    fn disable_interrupts(&mut self, slots: &Slots);
+
+    /// See [`Ring::enable_interrupts_after`].
+    fn enable_interrupts_after(&mut self, slots: &Slots, more: u16) -> bool;
+}
+
+/// The ring by layout. A split ring whose chains come back in any order is
+/// what the code is laid out for; the others are a jump away.
+enum Format<H: Hal> {
+    Split(SplitRing<H>),
+    Packed(PackedRing<H>),
+    SplitInOrder(InOrderRing<SplitRing<H>>),
+    PackedInOrder(InOrderRing<PackedRing<H>>),
+}
+
+/// Calls the same method of [`RingFormat`] whatever the layout.
+macro_rules! by_format {
+    ($format:expr, $ring:ident => $call:expr) => {
+        match $format {
+            Format::Split($ring) => $call,
+            Format::Packed($ring) => $call,
+            Format::SplitInOrder($ring) => $call,
+            Format::PackedInOrder($ring) => $call,
+        }
+    };
+}
+
+/// A virtqueue's memory and what the driver knows of it.
+///
+/// A slot holds one chain. Slots are numbered as the descriptors of the ring
+/// are, in steps of the longest chain's length where there are no indirect
+/// descriptors.
+pub struct Ring<H: Hal> {
+    slots: Slots,
+    format: Format<H>,
+}
+
+impl<H: Hal> Ring<H> {
+    /// Allocates a ring of `size` descriptors for queue number `queue`. It
+    /// holds `size` chains of one buffer or, of up to `shape.chain` (rounded
+    /// up to a power of two), `size / shape.chain` of them; with indirect
+    /// descriptors always `size`.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::BadSize`] for a size that such a ring cannot have or that
+    /// does not hold a single chain, [`QueueError::NoMemory`] when the `Hal`
+    /// has no such memory.
+    pub fn new(queue: u16, size: u32, shape: RingShape) -> Result<Self, QueueError> {
+        let bad_size = QueueError::BadSize {
+            queue,
+            size,
+            layout: shape.layout,
+        };
+        let size = match u16::try_from(size) {
+            Ok(size) if (1..=MAX_SIZE).contains(&size) => size,
+            _ => return Err(bad_size),
+        };
+        if shape.layout == RingLayout::Split && !size.is_power_of_two() {
+            return Err(bad_size);
+        }
+        // No chain, direct or not, may be longer than the ring (specification
+        // 2.7.5.3.1 and 2.8.7).
+        let most = match shape.chain.max(1).checked_next_power_of_two() {
+            Some(most) if most <= size => most,
+            _ => return Err(bad_size),
+        };
+        let indirect = shape.indirect && most > 1;
+        let slots = Slots::new(queue, size, if indirect { 1 } else { most });
+        let tables = if indirect {
+            let tables = IndirectTables::new(size, most);
+            Some(tables.ok_or(QueueError::NoMemory {
+                queue,
+                pages: IndirectTables::<H>::bytes(size, most).div_ceil(virtio_drivers::PAGE_SIZE),
+            })?)
+        } else {
+            None
+        };
+        let format = match (shape.layout, shape.in_order) {
+            (RingLayout::Split, in_order) => {
+                let ring = SplitRing::new(&slots, most, shape.mode, tables)?;
+                if in_order {
+                    Format::SplitInOrder(InOrderRing::new(ring))
+                } else {
+                    Format::Split(ring)
+                }
+            }
+            (RingLayout::Packed, in_order) => {
+                let ring = PackedRing::new(&slots, most, shape.mode, in_order, tables)?;
+                if in_order {
+                    Format::PackedInOrder(InOrderRing::new(ring))
+                } else {
+                    Format::Packed(ring)
+                }
+            }
+        };
+        let mut ring = Self { slots, format };
+        ring.disable_interrupts();
+        Ok(ring)
+    }
+
+    /// How the ring lies in memory.
+    pub fn layout(&self) -> RingLayout {
+        match self.format {
+            Format::Split(_) | Format::SplitInOrder(_) => RingLayout::Split,
+            Format::Packed(_) | Format::PackedInOrder(_) => RingLayout::Packed,
+        }
+    }
+
+    /// Address of the descriptor table or ring as the device sees it.
+    pub fn descriptor_area(&self) -> PhysAddr {
+        by_format!(&self.format, ring => ring.areas()[0])
+    }
+
+    /// Address of the available ring, in the packed layout of the driver event
+    /// suppression structure, as the device sees it.
+    pub fn driver_area(&self) -> PhysAddr {
+        by_format!(&self.format, ring => ring.areas()[1])
+    }
+
+    /// Address of the used ring, in the packed layout of the device event
+    /// suppression structure, as the device sees it.
+    pub fn device_area(&self) -> PhysAddr {
+        by_format!(&self.format, ring => ring.areas()[2])
+    }
+
+    /// Index of the queue at the device.
+    #[inline]
+    pub fn queue(&self) -> u16 {
+        self.slots.queue
+    }
+
+    /// Number of descriptors.
+    #[inline]
+    pub fn size(&self) -> u16 {
+        self.slots.size()
+    }
+
+    /// Steps in which slots are numbered: descriptors a slot.
+    pub fn slot_length(&self) -> u16 {
+        self.slots.slot_length()
+    }
+
+    /// Number of chains that the ring holds.
+    #[inline]
+    pub fn capacity(&self) -> u16 {
+        self.slots.capacity()
+    }
+
+    /// Chains added since the ring was made.
+    pub fn added(&self) -> u64 {
+        self.slots.added()
+    }
+
+    /// Number of chains that can be added.
+    #[inline]
+    pub fn free(&self) -> u16 {
+        self.slots.free()
+    }
+
+    /// Number of chains that the device has.
+    #[inline]
+    pub fn outstanding(&self) -> u16 {
+        self.slots.outstanding()
+    }
+
+    /// Free-running count of chains added, including what is not published
+    /// yet; in the split layout the driver's index of the available ring.
+    pub fn avail_idx(&self) -> u16 {
+        self.slots.avail_idx
+    }
+
+    /// Free-running count of chains taken back; in the split layout how far
+    /// the driver has consumed the used ring.
+    pub fn last_used_idx(&self) -> u16 {
+        self.slots.last_used_idx
+    }
+
+    /// Free-running count of chains that the device has used, looked up now.
+    /// In the split layout that is the index of the used ring as it is there;
+    /// in the packed layout the descriptors that are marked as used are
+    /// counted.
+    #[inline]
+    pub fn used_idx(&self) -> u16 {
+        by_format!(&self.format, ring => ring.used_idx(&self.slots, None))
+    }
+
+    /// Why the ring is unusable, if the device broke the protocol.
+    pub fn broken(&self) -> Option<BrokenReason> {
+        self.slots.broken()
+    }
+
+    /// Whether chains were added that [`Self::publish`] has not shown to the
+    /// device yet.
+    #[inline]
+    pub fn has_unpublished(&self) -> bool {
+        self.slots.unpublished() != 0
+    }
+
+    /// The slot that the next chain will take, if there is room for one.
+    #[inline]
+    pub fn next_head(&self) -> Option<Head> {
+        self.slots.next_head()
+    }
+
+    /// Puts a chain of buffers into the next slot and offers it to the device
+    /// (Linux `virtqueue_add_split` and `virtqueue_add_packed`). The device
+    /// sees it after [`Self::publish`]. `token` comes back with it from
+    /// [`Self::pop_used`].
+    ///
+    /// Buffers that the device reads must come before those it writes
+    /// (specification 2.7.4.2 and 2.8.17).
+    ///
+    /// # Safety
+    ///
+    /// Until the chain comes back from [`Self::pop_used`], or the device or
+    /// this queue has been reset, each buffer must be memory that the device
+    /// may access at that address; a writable one may be accessed by nobody
+    /// else, a readable one may be written by nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Full`], [`QueueError::ChainLength`] for no buffers or
+    /// more than a slot holds, [`QueueError::Broken`]. Nothing has changed
+    /// then.
+    #[inline]
+    pub unsafe fn add(&mut self, buffers: &[Buffer], token: u16) -> Result<(), QueueError> {
+        let Some(head) = self.next_head() else {
+            return Err(self.slots.refusal());
+        };
+        // SAFETY: the caller's promise, and the head is the next one.
+        unsafe { self.add_at(head, buffers, token) }
+    }
+
+    /// As [`Self::add`], for a caller that has asked for the slot already.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::add`]; and `head` must come from this ring's
+    /// [`Self::next_head`], with nothing added or popped in between.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::ChainLength`].
+    #[inline]
+    pub unsafe fn add_at(
+        &mut self,
+        head: Head,
+        buffers: &[Buffer],
+        token: u16,
+    ) -> Result<(), QueueError> {
+        match &mut self.format {
+            // SAFETY: the caller's promise.
+            Format::Split(ring) => unsafe { ring.add_at(&mut self.slots, head, buffers, token) },
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.add_elsewhere(head, buffers, token) },
+        }
+    }
+
+    /// As [`Self::add_at`], out of the way of the split layout's code.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::add_at`].
+    #[inline(never)]
+    unsafe fn add_elsewhere(
+        &mut self,
+        head: Head,
+        buffers: &[Buffer],
+        token: u16,
+    ) -> Result<(), QueueError> {
+        let slots = &mut self.slots;
+        // SAFETY: the caller's promise.
+        by_format!(&mut self.format, ring => unsafe { ring.add_at(slots, head, buffers, token) })
+    }
+
+    /// Shows all added chains to the device and returns whether it wants to
+    /// be notified of them (Linux `virtqueue_kick_prepare`).
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        by_format!(&mut self.format, ring => ring.publish(&mut self.slots))
+    }
+
+    /// What a notification says with `VIRTIO_F_NOTIFICATION_DATA`: how far
+    /// the driver has come, in bits 16 to 31, and the queue's index in bits 0
+    /// to 15 (specification 2.9 and 4.1.5.2). In the split layout bits 16 to
+    /// 31 are the available index; in the packed one bits 16 to 30 are the
+    /// next descriptor and bit 31 is the wrap counter.
+    pub fn notification_data(&self) -> u32 {
+        let next = by_format!(&self.format, ring => ring.next_avail(&self.slots));
+        u32::from(next) << 16 | u32::from(self.queue())
+    }
+
+    /// Whether the device has used a chain that was not popped yet.
+    #[inline]
+    pub fn has_used(&self) -> bool {
+        by_format!(&self.format, ring => ring.has_used(&self.slots))
+    }
+
+    /// Takes the next used chain, if there is one (Linux
+    /// `virtqueue_get_buf_ctx`).
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Broken`] when the device's index, id or length is
+    /// impossible, and ever after.
+    #[inline]
+    pub fn pop_used(&mut self) -> Result<Option<Used>, QueueError> {
+        by_format!(&mut self.format, ring => ring.pop_used(&mut self.slots))
+    }
+
+    /// Takes every used chain and forgets it: for a ring whose chains the
+    /// device only reads, each in the buffer of its slot.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::pop_used`], but lengths are not looked at.
+    #[inline]
+    pub fn discard_used(&mut self) -> Result<(), QueueError> {
+        by_format!(&mut self.format, ring => ring.discard_used(&mut self.slots))
+    }
+
+    /// Asks the device not to interrupt, as far as it obeys.
+    #[inline]
+    pub fn disable_interrupts(&mut self) {
+        by_format!(&mut self.format, ring => ring.disable_interrupts(&self.slots));
+    }
+
+    /// Asks for an interrupt once `more` further chains are used (with flags:
+    /// at the next one), and returns whether enough are used already; then no
+    /// interrupt may come and the caller must poll. `more` is less than the
+    /// number of outstanding chains, or 0.
+    #[inline]
+    pub fn enable_interrupts_after(&mut self, more: u16) -> bool {
+        by_format!(&mut self.format, ring => ring.enable_interrupts_after(&self.slots, more))
+    }
+}
