@@ -6,6 +6,10 @@
 //! absent; nothing is filled in from expectation. What explains a step (the
 //! sentence, the Linux function, the section of the specification) is ours.
 
+pub mod html;
+pub mod perfetto;
+#[cfg(test)]
+mod sample;
 pub mod timeline;
 
 pub use timeline::Timeline;

@@ -1,0 +1,135 @@
+//! The timeline as one page of HTML: swim lanes, a stepper with the source and
+//! the virtqueue, and the verdicts. It is whole in itself: no server, no other
+//! file, no network.
+//!
+//! The page's parts lie in `page/`; they take the [`Timeline`]'s JSON as it is,
+//! and draw nothing that is not in it.
+
+use serde::Serialize;
+
+use super::timeline::{Delta, Timeline};
+
+const PAGE: &str = include_str!("page/page.html");
+const STYLE: &str = include_str!("page/page.css");
+/// In the order in which they need each other.
+const SCRIPTS: [&str; 5] = [
+    include_str!("page/base.js"),
+    include_str!("page/lanes.js"),
+    include_str!("page/queue.js"),
+    include_str!("page/story.js"),
+    include_str!("page/steps.js"),
+];
+
+/// What the page's scripts are given.
+#[derive(Serialize)]
+struct Data<'a> {
+    timeline: &'a Timeline,
+    /// Every check of the timeline passed.
+    sound: bool,
+    /// What the hatched gaps of the lanes mean.
+    clock_note: String,
+    /// The command that made the page.
+    command: &'a str,
+    version: &'static str,
+}
+
+/// The page that shows `timeline`. `command` is what a reader would type to
+/// make one like it.
+///
+/// # Errors
+/// The timeline has a number that JSON cannot say.
+pub fn render(timeline: &Timeline, command: &str) -> serde_json::Result<String> {
+    let data = Data {
+        timeline,
+        sound: timeline.is_sound(),
+        clock_note: clock_note(timeline),
+        command,
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    // Inside of a script element only `<` can end it or begin a comment.
+    let data = serde_json::to_string(&data)?.replace('<', "\\u003c");
+    let script = SCRIPTS.join("\n");
+    let mut page = String::with_capacity(PAGE.len() + STYLE.len() + data.len() + script.len());
+    let mut rest = PAGE;
+    for (place, content) in [
+        ("/*{{style}}*/", STYLE),
+        ("{{data}}", data.as_str()),
+        ("/*{{script}}*/", script.as_str()),
+    ] {
+        if let Some((before, after)) = rest.split_once(place) {
+            page.push_str(before);
+            page.push_str(content);
+            rest = after;
+        }
+    }
+    page.push_str(rest);
+    Ok(page)
+}
+
+/// Why some gaps have no length.
+fn clock_note(timeline: &Timeline) -> String {
+    let causal = timeline
+        .steps
+        .iter()
+        .filter(|step| matches!(step.delta, Delta::Causal { .. }))
+        .count();
+    format!(
+        "Hatched: not measured, because the two clocks cannot be compared; only the order is \
+         known ({causal} of {} steps).",
+        timeline.steps.len()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    /// The JSON that a browser would read.
+    fn data_of(page: &str) -> serde_json::Value {
+        let (_, rest) = page.split_once(r#"id="data">"#).unwrap();
+        let (json, _) = rest.split_once("</script>").unwrap();
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn the_page_carries_the_timeline_and_every_part() {
+        let timeline = sample::timeline();
+        let page = render(&timeline, "kickpath trace --html FILE").unwrap();
+        assert!(!page.contains("{{"), "a place was not filled");
+        let data = data_of(&page);
+        let back: Timeline = serde_json::from_value(data["timeline"].clone()).unwrap();
+        assert_eq!(back, timeline);
+        assert_eq!(data["sound"], true);
+        assert!(page.contains(":root {") && page.contains("function drawLanes"));
+    }
+
+    #[test]
+    fn the_page_asks_for_nothing_from_outside() {
+        let page = render(&sample::timeline(), "kickpath trace").unwrap();
+        for wish in ["http://", "https://", "src=", "@import", "url(", "fetch("] {
+            for (at, _) in page.match_indices(wish) {
+                let around = &page[at.saturating_sub(40)..(at + 40).min(page.len())];
+                let harmless = around.contains("www.w3.org/2000/svg") || around.contains("url(#");
+                assert!(harmless, "{wish} in {around:?}");
+            }
+        }
+        assert!(page.contains("default-src 'none'"));
+    }
+
+    #[test]
+    fn a_recorded_text_cannot_leave_its_element() {
+        let mut timeline = sample::timeline();
+        let evil = "</script><script>alert(1)</script><!-- {{data}} /*{{script}}*/ \u{2028}";
+        timeline.steps[0].sentence = evil.into();
+        timeline.run.device.doorbell = evil.into();
+        let page = render(&timeline, evil).unwrap();
+        let clean = render(&sample::timeline(), "").unwrap();
+        assert_eq!(
+            page.matches("</script>").count(),
+            clean.matches("</script>").count()
+        );
+        assert_eq!(page.matches("<!--").count(), clean.matches("<!--").count());
+        assert_eq!(data_of(&page)["timeline"]["steps"][0]["sentence"], evil);
+    }
+}

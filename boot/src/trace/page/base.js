@@ -1,0 +1,59 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const { timeline } = data;
+const { steps, run } = timeline;
+const $ = id => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+const SVG_NAMES = new Set(["svg", "circle", "path", "line", "text", "title", "g", "polygon", "rect", "defs", "pattern"]);
+
+// Builds an element; children are text or elements, so nothing is ever parsed.
+function el(name, attributes = {}, ...children) {
+  const element = SVG_NAMES.has(name) ? document.createElementNS(SVG, name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes))
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(key, value);
+  element.append(...children.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false));
+  return element;
+}
+const fill = (id, ...children) => $(id).replaceChildren(...children.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false));
+
+// The lanes, from the guest to the cable.
+const LAYERS = [
+  { id: "guest", name: "Guest", note: "kernel and driver", fill: "var(--driver-fill)", text: "var(--driver)" },
+  { id: "kvm", name: "KVM", note: "the host's kernel", fill: "var(--kvm-fill)", text: "var(--kvm)" },
+  { id: "qemu-vcpu", name: "QEMU vCPU thread", note: "runs the guest", fill: "var(--device-fill)", text: "var(--device)" },
+  { id: "qemu-main", name: "QEMU main loop", note: "the device's other hand", fill: "var(--device-fill)", text: "var(--device)" },
+  { id: "wire", name: "Wire", note: "the cable's far end", fill: "var(--wire-fill)", text: "var(--wire)" },
+];
+const PHASES = [["attach", "Attach"], ["receive", "Receive"], ["transmit", "Transmit"], ["return", "Return"]];
+const layerOf = step => LAYERS.find(layer => layer.id === step.layer);
+const nameOf = step => step.function ?? step.event;
+const isDoorbell = step => step.event === "DoorbellRing";
+const inPhase = id => steps.filter(step => step.phase === id);
+
+// The doorbell of the story: the one of the datagram that goes out.
+const bell = steps.find(step => isDoorbell(step) && step.phase === "transmit") ?? steps.find(isDoorbell) ?? null;
+
+const whole = n => Math.round(n).toLocaleString("en");
+function span(ns) {
+  const size = Math.abs(ns);
+  if (size < 1e3) return whole(ns) + " ns";
+  if (size < 1e6) return (ns / 1e3).toFixed(size < 1e4 ? 2 : 1) + " µs";
+  return (ns / 1e6).toFixed(size < 1e7 ? 2 : 1) + " ms";
+}
+// The time since the step before, where it was measured.
+const gap = step => step.delta.kind === "measured" ? step.delta.ns : null;
+const since = step => gap(step) !== null ? "+" + span(gap(step)) : step.delta.kind === "first" ? "" : "order only";
+
+let current = 0;
+const listeners = [];
+// Goes to a step; everything that shows one is told.
+function go(index, from) {
+  const next = Math.max(0, Math.min(steps.length - 1, index));
+  current = next;
+  for (const listener of listeners) listener(next, from);
+}
+const jump = index => () => go(index);
+
+// Something that was not recorded is said to be so, never left blank.
+const orAbsent = (value, words = "not recorded") => value ?? el("span", { class: "causal" }, words);

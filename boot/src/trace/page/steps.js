@@ -1,0 +1,140 @@
+// The stepper: one step at a time, with the source that recorded it.
+
+const KEYWORDS = /^(as|async|await|break|const|continue|crate|dyn|else|enum|extern|false|fn|for|if|impl|in|let|loop|match|mod|move|mut|pub|ref|return|self|Self|static|struct|super|trait|true|type|unsafe|use|where|while)$/;
+const TOKENS = /(\/\/.*$)|("(?:[^"\\]|\\.)*"?)|(\b\d[\w.]*)|([A-Za-z_]\w*!(?!=))|([A-Za-z_]\w*)|([^A-Za-z_\d"/]+|\/)/g;
+// Colours one line of Rust.
+function tokens(line) {
+  const parts = [];
+  for (const [text, comment, string, number, macro, word] of line.matchAll(TOKENS)) {
+    const name = comment ? "c" : string ? "s" : number ? "n" : macro ? "m" : word && KEYWORDS.test(word) ? "k" : null;
+    parts.push(name ? el("span", { class: name }, text) : text);
+  }
+  return parts;
+}
+
+// The last line of the statement that begins at `line`: its brackets are closed there.
+function statementEnd({ first, lines }, line) {
+  let depth = 0;
+  for (let i = line - first; i >= 0 && i < lines.length; i++) {
+    for (const [mark] of lines[i].replace(/\/\/.*$|"(?:[^"\\]|\\.)*"/g, "").matchAll(/[()[\]{}]/g)) depth += "([{".includes(mark) ? 1 : -1;
+    if (depth <= 0) return first + i;
+  }
+  return line;
+}
+
+function showSource(step) {
+  const { source, stack } = step, excerpt = source?.excerpt;
+  let body;
+  if (excerpt) {
+    const end = statementEnd(excerpt, source.line);
+    body = el("div", { class: "listing", tabindex: "0", role: "group", "aria-label": `Lines of ${source.file}` }, el("table", { role: "presentation" }, el("tbody", {}, excerpt.lines.map((line, i) => {
+      const number = excerpt.first + i, hot = number >= source.line && number <= end;
+      return el("tr", hot ? { class: "hot" } : {}, el("td", {}, String(number)), el("td", {}, tokens(line)));
+    }))));
+  } else body = el("p", { class: "quiet" }, source ? "The lines are not shown: the file is not the one that this guest was built from." : "No source of ours: this is a trace event of the host.");
+  fill("source",
+    el("div", { class: "source-head" }, el("h2", { id: "h-source" }, source ? `${source.file}:${source.line}` : "Source"), el("span", { class: "quiet" }, source ? source.module : "")),
+    body, stack?.length ? [el("h3", {}, "The host kernel's call chain at this very event, innermost first"), el("ol", { class: "stack" }, stack.map(frame => el("li", {}, frame)))] : null);
+}
+
+function timing(step) {
+  const { delta, time } = step;
+  if (delta.kind === "first") return "the first step";
+  if (delta.kind === "measured") return `${span(delta.ns)} after the step before`;
+  return el("span", {}, el("span", { class: "causal" }, "placed by cause and effect, not measured: ", delta.rule),
+    delta.since ? [`; ${span(delta.since.ns)} after `, link(delta.since.step, `step ${delta.since.step + 1}`), ", the last one of the same clock"] : "");
+}
+
+function showStep(index) {
+  const step = steps[index], layer = layerOf(step);
+  const row = (term, value, mono) => value === null || value === undefined ? [] : [el("dt", {}, term), el("dd", mono ? { class: "mono" } : {}, value)];
+  fill("step",
+    el("p", { class: "step-head" }, el("span", { class: "layer", style: `--c-text:${layer.text}` }, layer.name), el("span", { class: "number" }, `step ${index + 1} of ${steps.length}`), step.thread === undefined ? null : el("span", { class: "number" }, `thread ${step.thread}`)),
+    el("h2", { id: "step-title" }, nameOf(step)),
+    isDoorbell(step) ? el("div", { class: "stop small" }, instruction(step)) : null,
+    el("p", { class: "lead" }, step.sentence),
+    WHY[step.event] || step.section ? el("p", { class: "why" }, WHY[step.event] ? WHY[step.event] + " " : null, step.section ? el("span", { class: "section" }, "Virtio specification: ", step.section, ".") : null) : null,
+    el("dl", {},
+      row("Linux", step.linux, true), row("Record", step.event, true),
+      row("Time", timing(step)),
+      row("Caused by", step.caused_by === undefined ? null : link(step.caused_by, `step ${step.caused_by + 1}, ${nameOf(steps[step.caused_by])}`)),
+      (step.values ?? []).map(({ name, value }) => row(name, value, true))));
+}
+
+// Why a step is as it is: what the sentence has no room for.
+const WHY = {
+  FindVqsTry: "A device may have too few vectors, and a host may refuse one: so each rung is tried from a reset device, and one that fails leaves nothing behind.",
+  AttachDoorbell: "From here on a kick is one precomputed store. This is the answer to “who set vq->notify”.",
+  SetupQueue: "A legacy device dictates the size; the ring's address goes to the device once, and both sides work in that memory from then on.",
+  TxTokenConsume: "The frame is written straight into the buffer that the device will read: nothing is copied later.",
+  StartXmit: "The frame goes behind a virtio-net header. Nothing is told to the device yet, because more frames may be coming.",
+  Add: "The device does not look at this entry before the index says so.",
+  Publish: "The entries must be visible before the index that announces them: a release store.",
+  KickPrepare: "A full barrier stands between the index and this look at the device's wish. Without it the device could go to sleep between the two, and nobody would tell it.",
+  Notify: "Here Linux calls vq->notify. Up to here all was memory; the next instruction is not.",
+  DoorbellRing: "No code of the guest runs between this instruction and the next one: the CPU, or its emulator, hands control to the host. It is the only instruction of the way out for which that is so.",
+  DoorbellRang: "The guest runs again. How long it stood still depends on who took the kick: an ioeventfd only signals another thread, otherwise the device works before the guest goes on.",
+  virtio_queue_notify: "The device learns which queue has something. It is told nothing else: the rest it reads from memory.",
+  virtqueue_pop: "The device reads the available ring and the descriptors, from the guest's memory.",
+  virtqueue_fill: "The device writes an element of the used ring: the chain's head and how many bytes it wrote.",
+  virtqueue_flush: "Only now does the used index move, and the driver can see it.",
+  virtio_notify: "The device compares used_event before it interrupts, as the driver compared avail_event before it kicked.",
+  virtio_notify_irqfd: "The interrupt goes through an eventfd into KVM, without a system call on the vCPU's thread.",
+  kvm_pio: "KVM decodes the port access and looks for a device of its own at that port. An ioeventfd is such a device.",
+  kvm_fast_mmio: "An ioeventfd without data match: KVM need not even decode the instruction.",
+  kvm_userspace_exit: "Nobody in the kernel took the access: the ioctl returns, and QEMU's vCPU thread must handle it while the guest waits.",
+  PopUsed: "Ids and lengths are checked against what was posted: the device is not trusted.",
+  EnableInterrupts: "After asking for an interrupt the driver looks once more: what came in between would go unannounced.",
+  DisableInterrupts: "While the driver polls, an interrupt would tell it nothing new.",
+};
+
+let playing = null;
+function play(on) {
+  clearInterval(playing);
+  playing = on ? setInterval(() => current + 1 < steps.length ? go(current + 1, "play") : play(false), 1800) : null;
+  $("play").setAttribute("aria-pressed", String(on));
+  $("play").textContent = on ? "Pause" : "Play";
+}
+
+listeners.push((index, from) => {
+  if (from !== "play") play(false);
+  showStep(index);
+  showSource(steps[index]);
+  $("position").textContent = `${index + 1} / ${steps.length}`;
+  $("slider").value = index + 1;
+  $("slider").setAttribute("aria-valuetext", `Step ${index + 1} of ${steps.length}: ${nameOf(steps[index])}`);
+  // aria-disabled, because a disabled button would lose the focus.
+  for (const id of ["first", "back"]) $(id).setAttribute("aria-disabled", String(index === 0));
+  for (const id of ["last", "next"]) $(id).setAttribute("aria-disabled", String(index === steps.length - 1));
+  for (const marked of document.querySelectorAll("[data-step]"))
+    if (Number(marked.dataset.step) === index) marked.setAttribute("aria-current", "step"); else marked.removeAttribute("aria-current");
+  if (from !== "start") try { history.replaceState(null, "", `#step-${index + 1}`); } catch { /* a page without a history */ }
+});
+
+function list() {
+  fill("list", el("thead", {}, el("tr", {}, ["", "Layer", "Step", "Since the one before", "Linux", "Source"].map(head => el("th", { scope: "col" }, head)))),
+    el("tbody", {}, steps.map(step => el("tr", { "data-step": step.number }, el("td", { class: "right" }, String(step.number + 1)), el("td", { style: `color:${layerOf(step).text}` }, layerOf(step).name),
+      el("td", {}, link(step.number, nameOf(step))), el("td", { class: "right" }, since(step)), el("td", { class: "mono" }, step.linux ?? ""), el("td", { class: "mono" }, step.source ? `${step.source.file}:${step.source.line}` : "")))));
+}
+
+const fromHash = () => { const found = /^#step-(\d+)$/.exec(location.hash); return found && steps[found[1] - 1] ? found[1] - 1 : null; };
+function start() {
+  rest(); join(); hook(); wire();
+  if (!steps.length) return;
+  hero(); list(); drawScales();
+  $("slider").max = steps.length;
+  $("slider").addEventListener("input", event => go(event.target.value - 1));
+  const buttons = { first: () => go(0), back: () => go(current - 1), next: () => go(current + 1), last: () => go(steps.length - 1), play: () => play(!playing) };
+  for (const [id, action] of Object.entries(buttons)) $(id).addEventListener("click", action);
+  const keys = { ArrowRight: buttons.next, ArrowLeft: buttons.back, Home: buttons.first, End: buttons.last };
+  addEventListener("keydown", event => {
+    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.defaultPrevented) return;
+    // The slider has these keys itself, and a box that scrolls needs them.
+    if (event.target.closest?.("input, .listing, .hex, .scroll")) return;
+    const action = keys[event.key] ?? (event.key === " " && event.target === document.body ? buttons.play : null);
+    if (action) { action(); event.preventDefault(); }
+  });
+  addEventListener("hashchange", () => { const step = fromHash(); if (step !== null && step !== current) go(step); });
+  go(fromHash() ?? bell?.number ?? 0, "start");
+}
+start();
