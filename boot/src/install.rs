@@ -36,6 +36,8 @@ pub enum Policy {
 pub enum Check {
     /// A program on the path.
     Program(&'static str),
+    /// One of these programs on the path; the first is what our packages bring.
+    AnyProgram(&'static [&'static str]),
     /// One of these files.
     AnyFile(&'static [&'static str]),
 }
@@ -95,6 +97,10 @@ requirements! {
     /// Offload settings of a network device.
     ETHTOOL = Check::Program("ethtool"), "set the offloads of a tap device",
         "ethtool" "ethtool" "ethtool" "ethtool" "";
+    /// A browser that can be driven without a screen.
+    CHROMIUM = Check::AnyProgram(&["chromium", "chromium-browser", "google-chrome"]),
+        "look at the page of a trace as a reader does",
+        "chromium" "chromium" "chromium" "chromium" "";
 }
 
 /// Where distributions put the firmware image of OVMF (code only, or both).
@@ -298,6 +304,9 @@ impl Host {
     pub fn find(&self, requirement: &Requirement) -> Option<PathBuf> {
         match requirement.check {
             Check::Program(program) => self.find_program(program),
+            Check::AnyProgram(programs) => programs
+                .iter()
+                .find_map(|program| self.find_program(program)),
             Check::AnyFile(files) => files
                 .iter()
                 .map(|file| self.path(file))
@@ -471,6 +480,7 @@ fn describe(missing: &[Requirement]) -> String {
         .map(|requirement| {
             let what = match requirement.check {
                 Check::Program(program) => program,
+                Check::AnyProgram(programs) => programs.first().copied().unwrap_or(requirement.apt),
                 Check::AnyFile(files) => files.first().copied().unwrap_or(requirement.apt),
             };
             format!("{what}, needed to {}", requirement.purpose)

@@ -1,8 +1,9 @@
 //! What the guest tests share: the machine made ready ([`setup`]), a guest
 //! with a host at the far end of its cable ([`Lab`]), a list of tests with
-//! reasons for those that cannot run here ([`Suite`]), and frames that no
-//! honest host would send ([`frames`]).
+//! reasons for those that cannot run here ([`Suite`]), a browser
+//! ([`browser`]), and frames that no honest host would send ([`frames`]).
 
+pub mod browser;
 pub mod frames;
 mod lab;
 mod raw_wire;

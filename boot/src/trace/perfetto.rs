@@ -78,7 +78,11 @@ impl Axis {
             }));
         };
         say("process_name", 0, json!({ "name": name }));
-        say("process_sort_index", 0, json!({ "sort_index": self as u32 }));
+        say(
+            "process_sort_index",
+            0,
+            json!({ "sort_index": self as u32 }),
+        );
         for layer in Layer::ALL {
             let thread = track(layer);
             say("thread_name", thread, json!({ "name": layer.title() }));
@@ -122,7 +126,9 @@ fn slices(axis: Axis, steps: &[&Step], events: &mut Vec<Value>) {
             };
             put(
                 "source",
-                step.source.as_ref().map(|s| format!("{}:{}", s.file, s.line)),
+                step.source
+                    .as_ref()
+                    .map(|s| format!("{}:{}", s.file, s.line)),
             );
             put("linux", step.linux.clone());
             put("specification", step.section.clone());
@@ -267,7 +273,9 @@ mod tests {
             let name = names
                 .iter()
                 .find(|m| {
-                    m["name"] == "thread_name" && m["pid"] == slice["pid"] && m["tid"] == slice["tid"]
+                    m["name"] == "thread_name"
+                        && m["pid"] == slice["pid"]
+                        && m["tid"] == slice["tid"]
                 })
                 .unwrap();
             assert_eq!(name["args"]["name"], slice["cat"]);

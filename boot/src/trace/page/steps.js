@@ -120,7 +120,12 @@ function list() {
 const fromHash = () => { const found = /^#step-(\d+)$/.exec(location.hash); return found && steps[found[1] - 1] ? found[1] - 1 : null; };
 function start() {
   rest(); join(); hook(); wire();
-  if (!steps.length) return;
+  if (!steps.length) {
+    fill("hero", el("p", { class: "causal" }, "No step was recorded in this run: below is what is missing, and why."));
+    for (const part of ["lanes", "step", "queue", "source", "all"]) $(part).closest("section").hidden = true;
+    $("stepper").hidden = true;
+    return;
+  }
   hero(); list(); drawScales();
   $("slider").max = steps.length;
   $("slider").addEventListener("input", event => go(event.target.value - 1));

@@ -1,0 +1,17 @@
+//! The pages that the command writes, as a reader's browser shows them.
+//!
+//! `KICKPATH_SCREENSHOTS=DIRECTORY cargo test -p kickpath-tests --test page`
+//! leaves the pictures that were taken, for a person to look at.
+
+mod support;
+mod trace;
+
+use std::process::ExitCode;
+
+use kickpath_tests::Suite;
+
+fn main() -> ExitCode {
+    let mut suite = Suite::default();
+    suite.needs(support::lacks_browser(), trace::add);
+    suite.run()
+}

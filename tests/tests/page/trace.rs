@@ -1,0 +1,315 @@
+//! The page of `kickpath trace --html`.
+
+use anyhow::{Context, Result, ensure};
+use kickpath::trace::timeline::{Delta, Phase};
+use kickpath::trace::{Timeline, html};
+use kickpath_tests::Suite;
+use kickpath_tests::browser::View;
+
+use crate::support::{Page, WIDTHS, desk};
+
+pub fn add(suite: &mut Suite) {
+    let mut add = |name: &str, body: fn() -> Result<()>| {
+        suite.test(&format!("trace::{name}"), body);
+    };
+    add("every_step_forward_and_back", every_step_forward_and_back);
+    add("buttons_slider_and_links", buttons_slider_and_links);
+    add(
+        "the_keyboard_reaches_everything",
+        the_keyboard_reaches_everything,
+    );
+    add("lanes_are_to_scale", lanes_are_to_scale);
+    add(
+        "light_and_dark_at_every_width",
+        light_and_dark_at_every_width,
+    );
+    add(
+        "recorded_text_is_shown_as_text",
+        recorded_text_is_shown_as_text,
+    );
+    add("a_timeline_without_steps", a_timeline_without_steps);
+}
+
+fn sample() -> Result<Timeline> {
+    let text = include_str!("../../../boot/src/trace/sample.json");
+    serde_json::from_str(text).context("the sample does not fit the schema")
+}
+
+fn open(timeline: &Timeline) -> Result<Page> {
+    Page::open(&html::render(timeline, "kickpath trace --html FILE")?)
+}
+
+/// What the page shows must be what the timeline has at this step.
+fn check_step(page: &mut Page, timeline: &Timeline, index: usize) -> Result<()> {
+    let step = &timeline.steps[index];
+    let (number, all) = (index + 1, timeline.steps.len());
+    let position = page.text("#position")?;
+    ensure!(position == format!("{number} / {all}"), "at {position}");
+    let title = page.text("#step-title")?;
+    ensure!(
+        &title == step.function.as_ref().unwrap_or(&step.event),
+        "{title}"
+    );
+    let text = page.text("#step")?;
+    ensure!(text.contains(&step.sentence), "step {number} says {text}");
+    for word in [&step.linux, &step.section].into_iter().flatten() {
+        ensure!(text.contains(word.as_str()), "step {number} lacks {word}");
+    }
+    if let Some(source) = &step.source {
+        let head = page.text("#h-source")?;
+        ensure!(head == format!("{}:{}", source.file, source.line), "{head}");
+        if source.excerpt.is_some() {
+            let first = page.text("#source tr.hot td")?;
+            ensure!(first == source.line.to_string(), "line {first} is marked");
+        }
+    }
+    if let Some(snapshot) = &step.snapshot {
+        let lit = page.count("#queue td.lit")?;
+        ensure!(
+            (lit > 0) != snapshot.changed.is_empty(),
+            "step {number} changed {:?} and {lit} cells are lit",
+            snapshot.changed
+        );
+    }
+    if step.instruction.is_some() {
+        let shown = page.text("#step .bytes")?;
+        ensure!(Some(&shown) == step.instruction.as_ref().map(|i| &i.bytes));
+    }
+    Ok(())
+}
+
+fn every_step_forward_and_back() -> Result<()> {
+    let timeline = sample()?;
+    let mut page = open(&timeline)?;
+    page.press("Home")?;
+    for index in 0..timeline.steps.len() {
+        check_step(&mut page, &timeline, index)?;
+        page.check()?;
+        page.press("ArrowRight")?;
+    }
+    // At the end it stays there.
+    for index in (0..timeline.steps.len()).rev() {
+        check_step(&mut page, &timeline, index)?;
+        page.press("ArrowLeft")?;
+    }
+    check_step(&mut page, &timeline, 0)?;
+    page.press("End")?;
+    check_step(&mut page, &timeline, timeline.steps.len() - 1)?;
+    page.check()
+}
+
+fn buttons_slider_and_links() -> Result<()> {
+    let timeline = sample()?;
+    let bell = timeline
+        .steps
+        .iter()
+        .position(|step| step.instruction.is_some())
+        .context("the sample has no doorbell")?;
+    let mut page = open(&timeline)?;
+    // The page opens where the world stops.
+    check_step(&mut page, &timeline, bell)?;
+    page.click("#back")?;
+    check_step(&mut page, &timeline, bell - 1)?;
+    page.click("#next")?;
+    page.click("#next")?;
+    check_step(&mut page, &timeline, bell + 1)?;
+    page.click("#first")?;
+    page.click("#back")?;
+    check_step(&mut page, &timeline, 0)?;
+    page.click("#last")?;
+    page.click("#next")?;
+    check_step(&mut page, &timeline, timeline.steps.len() - 1)?;
+    page.click(".hero .stop button")?;
+    check_step(&mut page, &timeline, bell)?;
+    page.evaluate("document.getElementById('slider').focus()")?;
+    page.press("ArrowRight")?;
+    check_step(&mut page, &timeline, bell + 1)?;
+    page.click("[data-phase=receive]")?;
+    let receive = timeline
+        .steps
+        .iter()
+        .position(|s| s.phase == Phase::Receive);
+    check_step(&mut page, &timeline, receive.context("nothing came in")?)?;
+    page.click(".hero .chain button")?;
+    let shown = page.evaluate("document.querySelector('.hero .chain [aria-current]') !== null")?;
+    ensure!(shown == true, "the chain does not show where we are");
+    // A link to a step opens there.
+    page.reopen("#step-3")?;
+    check_step(&mut page, &timeline, 2)?;
+    for hash in ["#step-0", "#step-999999", "#step-x", "#h-run"] {
+        page.reopen(hash)?;
+        check_step(&mut page, &timeline, bell)?;
+    }
+    page.check()
+}
+
+fn the_keyboard_reaches_everything() -> Result<()> {
+    let mut page = open(&sample()?)?;
+    let nameless = page.evaluate(
+        "[...document.querySelectorAll('button, a, input, [tabindex=\"0\"]')].filter(e => \
+         !(e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.textContent.trim() \
+         || e.matches('pre'))).map(e => e.outerHTML)",
+    )?;
+    ensure!(
+        nameless == serde_json::json!([]),
+        "without a name: {nameless}"
+    );
+    let expected = page.evaluate(
+        "[...document.querySelectorAll('button, a[href], input, summary')].filter(e => e.checkVisibility() && !e.disabled).length",
+    )?;
+    let expected = expected.as_u64().context("a count")?;
+    page.evaluate("document.activeElement.blur(); window.reached = new Set(); true")?;
+    for _ in 0..expected + 20 {
+        page.press("Tab")?;
+        let outline = page.evaluate(
+            "(() => { const e = document.activeElement; if (e === document.body) return 'body'; \
+             if (e.matches('button, a[href], input, summary')) reached.add(e); \
+             return getComputedStyle(e).outlineStyle; })()",
+        )?;
+        ensure!(outline != "none", "the focus cannot be seen");
+    }
+    let reached = page.evaluate("reached.size")?;
+    ensure!(
+        reached == expected,
+        "{reached} of {expected} reached by Tab"
+    );
+    // Enter works where the focus is, and the focus stays.
+    page.evaluate("document.getElementById('first').focus()")?;
+    page.press("Enter")?;
+    page.evaluate("document.getElementById('next').focus()")?;
+    page.press("Enter")?;
+    ensure!(page.text("#position")?.starts_with("2 /"));
+    ensure!(page.evaluate("document.activeElement.id")? == "next");
+    page.evaluate("document.querySelector('[data-scale=linear]').focus()")?;
+    page.press("Enter")?;
+    ensure!(page.evaluate("document.activeElement.dataset.scale")? == "linear");
+    page.check()
+}
+
+/// Places of the points of the part that is shown.
+fn places(page: &mut Page) -> Result<Vec<(usize, f64)>> {
+    let places = page.evaluate(
+        "[...document.querySelectorAll('#lanes [data-point]')].map(e => { const r = \
+         e.getBoundingClientRect(); return [Number(e.dataset.point), r.x + r.width / 2]; })",
+    )?;
+    Ok(serde_json::from_value(places)?)
+}
+
+fn lanes_are_to_scale() -> Result<()> {
+    let timeline = sample()?;
+    let mut page = open(&timeline)?;
+    for phase in ["attach", "receive", "transmit", "return"] {
+        page.click(&format!("[data-phase={phase}]"))?;
+        for scale in ["log", "linear", "order"] {
+            page.click(&format!("[data-scale={scale}]"))?;
+            let places = places(&mut page)?;
+            let mut measured = Vec::new();
+            let mut causal = Vec::new();
+            for pair in places.windows(2) {
+                let ((_, from), (number, to)) = (pair[0], pair[1]);
+                ensure!(to >= from, "{phase} {scale}: step {number} goes back");
+                match &timeline.steps[number].delta {
+                    Delta::Measured { ns } => measured.push((*ns, to - from)),
+                    _ => causal.push(to - from),
+                }
+            }
+            let same = |lengths: &[f64]| lengths.windows(2).all(|w| (w[0] - w[1]).abs() < 0.1);
+            ensure!(same(&causal), "{phase} {scale}: {causal:?}");
+            match scale {
+                "linear" => {
+                    let per: Vec<_> = measured.iter().map(|(ns, px)| px / ns * 1000.0).collect();
+                    ensure!(same(&per), "{phase}: {per:?} pixels a microsecond");
+                }
+                "log" => measured.sort_by(|a, b| a.0.total_cmp(&b.0)),
+                _ => {
+                    let all: Vec<_> = measured.iter().map(|m| m.1).chain(causal.clone()).collect();
+                    ensure!(same(&all), "{phase} {scale}: {all:?}");
+                }
+            }
+            if scale == "log" {
+                ensure!(measured.windows(2).all(|w| w[0].1 <= w[1].1 + 0.1));
+            }
+            // What was not measured is marked as such, unless only the order counts.
+            if scale != "order" {
+                let hatched = page.count("#lanes rect[fill='url(#hatch)']")?;
+                ensure!(
+                    hatched == causal.len() as u64,
+                    "{hatched} of {}",
+                    causal.len()
+                );
+            }
+        }
+    }
+    page.check()
+}
+
+fn light_and_dark_at_every_width() -> Result<()> {
+    let timeline = sample()?;
+    let mut page = open(&timeline)?;
+    for width in WIDTHS {
+        for dark in [false, true] {
+            let view = View {
+                width,
+                height: 900,
+                dark,
+            };
+            page.view(view)?;
+            let wide = page.evaluate(
+                "steps.filter(step => { go(step.number); \
+                 return document.documentElement.scrollWidth > innerWidth; }).map(nameOf)",
+            )?;
+            ensure!(wide == serde_json::json!([]), "too wide at {width}: {wide}");
+            page.reopen("")?;
+            page.check()?;
+            let name = format!("trace-{width}-{}", if dark { "dark" } else { "light" });
+            page.picture(&name, view, true)?;
+        }
+    }
+    page.view(desk(false))?;
+    page.picture("trace-first-screen", desk(false), false)
+}
+
+fn recorded_text_is_shown_as_text() -> Result<()> {
+    let mut timeline = sample()?;
+    let evil =
+        "</script><script>console.error('it ran')</script><img src=x onerror=console.error(1)><!--";
+    timeline.run.accelerator_reason = evil.into();
+    timeline.run.command_line = evil.into();
+    for step in &mut timeline.steps {
+        step.sentence = evil.into();
+        step.function = Some(evil.into());
+        step.stack = vec![evil.into()];
+        if let Some(excerpt) = step.source.as_mut().and_then(|s| s.excerpt.as_mut()) {
+            excerpt.lines = vec![evil.into(); excerpt.lines.len()];
+        }
+        for value in &mut step.values {
+            value.value = evil.into();
+        }
+    }
+    for absent in &mut timeline.absent {
+        absent.reason = evil.into();
+    }
+    let mut page = open(&timeline)?;
+    ensure!(page.text("#step-title")? == evil);
+    ensure!(page.count("img")? == 0);
+    for width in WIDTHS {
+        page.view(View {
+            width,
+            ..desk(false)
+        })?;
+        page.check()?;
+    }
+    Ok(())
+}
+
+fn a_timeline_without_steps() -> Result<()> {
+    let mut timeline = sample()?;
+    timeline.steps.clear();
+    timeline.frames.clear();
+    timeline.joins.clear();
+    timeline.absent.clear();
+    let mut page = open(&timeline)?;
+    page.check()?;
+    ensure!(page.count("#hero:empty")? == 0, "the first screen is empty");
+    Ok(())
+}
