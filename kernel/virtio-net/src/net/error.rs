@@ -35,6 +35,11 @@ pub enum NetError {
         /// Offset of the field in bytes.
         offset: usize,
     },
+    /// There is no such queue pair, or it has been taken.
+    NoSuchPair {
+        /// Its number, from 0.
+        number: usize,
+    },
     /// The device asked to be reset (`DEVICE_NEEDS_RESET`, specification
     /// 2.1.2).
     NeedsReset,
@@ -62,6 +67,9 @@ impl fmt::Display for NetError {
                 f,
                 "the device's configuration cannot be read at offset {offset}"
             ),
+            Self::NoSuchPair { number } => {
+                write!(f, "there is no queue pair {number} to be taken")
+            }
             Self::NeedsReset => f.write_str("the device asks to be reset"),
             Self::NotOpen => f.write_str("the device is not open"),
         }

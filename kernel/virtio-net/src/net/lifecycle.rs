@@ -10,7 +10,7 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType};
 use super::config::{DEFAULT_MTU, DeviceInfo};
 use super::control::{self, Command, ControlQueue};
 use super::header::LEGACY_HEADER_LENGTH;
-use super::pair::QueuePair;
+use super::pair::{self, QueuePair};
 use super::rx::RxQueue;
 use super::stats::Stats;
 use super::tx::TxQueue;
@@ -57,6 +57,9 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             interrupts,
             attempts: Vec::with_capacity(Rung::LADDER.len()),
             past: Stats::default(),
+            unreset: false,
+            id: pair::next_id(),
+            epoch: 0,
         };
         net.read_info()?;
         Ok(net)
@@ -106,6 +109,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             &mut self.attempts,
         )?;
         let rung = vqs.rung;
+        self.epoch += 1;
         match self.attach(vqs.queues, pairs, rung) {
             Ok(open) => {
                 self.open = Some(open);
@@ -139,12 +143,13 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         // (specification 3.1.2); the caller resets it all the same.
         let first = self.attach_pair(&mut queues)?;
         let others = (1..pairs)
-            .map(|_| self.attach_pair(&mut queues))
+            .map(|_| self.attach_pair(&mut queues).map(Some))
             .collect::<Result<Vec<_>, _>>()?;
         let control = queues.next().map(ControlQueue::new).transpose()?;
         Ok(Open {
             first,
             others,
+            epoch: self.epoch,
             control,
             rung,
         })
@@ -169,7 +174,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     fn activate(&mut self, pairs: u16) {
         if let Some(open) = &mut self.open {
             open.first.kick();
-            open.others.iter_mut().for_each(QueuePair::kick);
+            open.others.iter_mut().flatten().for_each(QueuePair::kick);
         }
         if pairs > 1
             && let Err(error) = self.command(&Command::QueuePairs(pairs))
@@ -181,8 +186,9 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     }
 
     /// Resets the device and takes back every queue, buffer and interrupt
-    /// (Linux `virtnet_close` and `remove_vq_common`). Frames that were not
-    /// sent yet are lost. Stopping twice does nothing.
+    /// (Linux `virtnet_close` and `remove_vq_common`), but for pairs that were
+    /// taken and not given back. Frames that were not sent yet are lost.
+    /// Stopping twice does nothing.
     #[doc(alias = "ndo_stop")]
     pub fn stop<I: InterruptController>(&mut self, controller: &mut I) {
         let Some(open) = self.open.take() else {
@@ -198,7 +204,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             control,
             ..
         } = open;
-        for QueuePair { rx, tx } in core::iter::once(first).chain(others) {
+        for QueuePair { rx, tx } in core::iter::once(first).chain(others.into_iter().flatten()) {
             let (receive, rx_buffers) = rx.into_parts();
             let (transmit, tx_buffers) = tx.into_parts();
             queues.extend([receive, transmit]);
@@ -212,6 +218,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         if !vectors::del_vqs(&mut self.transport, controller, queues) {
             // The device may still write there.
             core::mem::forget((buffers, control));
+            self.unreset = true;
         }
     }
 }

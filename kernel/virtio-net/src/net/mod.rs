@@ -5,6 +5,7 @@
 //! - [`rx`], [`tx`] with their [`buffers`] and [`header`]s; `pair`: both
 //!   together.
 //! - [`control`]: the control queue, and the operations that go by it.
+//! - [`flow`]: which pair a packet belongs to.
 //! - `stats`: what was counted.
 
 extern crate alloc;
@@ -14,6 +15,7 @@ mod config;
 pub mod control;
 mod error;
 pub mod features;
+pub mod flow;
 pub mod header;
 mod lifecycle;
 mod pair;
@@ -24,7 +26,7 @@ pub mod tx;
 pub use config::DeviceInfo;
 pub use error::NetError;
 pub use features::Features;
-pub use pair::QueuePair;
+pub use pair::{QueuePair, TakenPair};
 pub use stats::{QueueRole, QueueSnapshot, Stats};
 
 use alloc::vec::Vec;
@@ -50,7 +52,10 @@ bitflags::bitflags! {
 struct Open<H: Hal> {
     /// Apart from the others, so that the way to it is short.
     first: QueuePair<H>,
-    others: Vec<QueuePair<H>>,
+    /// `None` where a pair has been taken.
+    others: Vec<Option<QueuePair<H>>>,
+    /// The number of this [`VirtioNet::open`].
+    epoch: u64,
     control: Option<ControlQueue<H>>,
     rung: Rung,
 }
@@ -68,6 +73,12 @@ pub struct VirtioNet<H: Hal, T: ConfigOps> {
     attempts: Vec<Attempt>,
     /// What queues that are gone have counted.
     past: Stats,
+    /// Whether the device once did not finish a reset.
+    unreset: bool,
+    /// Tells this device from all others, for [`TakenPair`].
+    id: u64,
+    /// How often the device has been opened.
+    epoch: u64,
 }
 
 impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
@@ -110,11 +121,12 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         }
     }
 
-    /// Every queue pair, the first one included.
+    /// Every queue pair that has not been taken ([`Self::take_pair`]), the
+    /// first one included.
     pub fn pairs(&mut self) -> impl Iterator<Item = &mut QueuePair<H>> {
-        self.open
-            .iter_mut()
-            .flat_map(|open| core::iter::once(&mut open.first).chain(&mut open.others))
+        self.open.iter_mut().flat_map(|open| {
+            core::iter::once(&mut open.first).chain(open.others.iter_mut().flatten())
+        })
     }
 
     /// Has the device carry out a command (Linux `virtnet_send_command`).

@@ -88,6 +88,38 @@ impl QueueSnapshot {
 }
 
 impl Stats {
+    /// Adds what another part of the device has counted.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            rx_packets,
+            rx_bytes,
+            rx_dropped,
+            rx_errors,
+            tx_packets,
+            tx_bytes,
+            tx_waited,
+            tx_errors,
+            kicks,
+            kicks_suppressed,
+            interrupts,
+            interrupts_spurious,
+            register_accesses,
+        } = other;
+        self.rx_packets += rx_packets;
+        self.rx_bytes += rx_bytes;
+        self.rx_dropped += rx_dropped;
+        self.rx_errors += rx_errors;
+        self.tx_packets += tx_packets;
+        self.tx_bytes += tx_bytes;
+        self.tx_waited += tx_waited;
+        self.tx_errors += tx_errors;
+        self.kicks += kicks;
+        self.kicks_suppressed += kicks_suppressed;
+        self.interrupts += interrupts;
+        self.interrupts_spurious += interrupts_spurious;
+        self.register_accesses += register_accesses;
+    }
+
     /// Adds what the queues of a pair have counted.
     fn add_pair<H: Hal>(&mut self, QueuePair { rx, tx }: &QueuePair<H>) {
         self.rx_packets += rx.packets;
@@ -109,6 +141,28 @@ impl Stats {
     }
 }
 
+impl<H: Hal> QueuePair<H> {
+    /// What this pair has counted since the device was opened, without its
+    /// interrupts, which [`InterruptState`] counts.
+    ///
+    /// [`InterruptState`]: crate::interrupt::InterruptState
+    pub fn stats(&self) -> Stats {
+        let mut stats = Stats::default();
+        stats.add_pair(self);
+        stats.register_accesses = stats.kicks;
+        stats
+    }
+
+    /// What its receive and its transmit queue look like now.
+    pub fn snapshots(&self) -> [QueueSnapshot; 2] {
+        [
+            (QueueRole::Receive, &self.rx.queue),
+            (QueueRole::Transmit, &self.tx.queue),
+        ]
+        .map(QueueSnapshot::of)
+    }
+}
+
 impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// What has been counted (Linux `ndo_get_stats64`).
     #[doc(alias = "ndo_get_stats64")]
@@ -126,7 +180,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         let mut stats = self.past;
         if let Some(open) = open {
             stats.add_pair(&open.first);
-            open.others.iter().for_each(|pair| stats.add_pair(pair));
+            let others = open.others.iter().flatten();
+            others.for_each(|pair| stats.add_pair(pair));
             if let Some(control) = &open.control {
                 stats.add_kicks(control.queue());
             }
@@ -138,20 +193,12 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// pair, then the control queue, if there is one. Nothing while stopped.
     pub fn snapshots(&self) -> impl Iterator<Item = QueueSnapshot> {
         self.open.iter().flat_map(|open| {
-            let pairs = core::iter::once(&open.first).chain(&open.others);
-            pairs
-                .flat_map(|QueuePair { rx, tx }| {
-                    [
-                        (QueueRole::Receive, &rx.queue),
-                        (QueueRole::Transmit, &tx.queue),
-                    ]
-                })
-                .chain(
-                    open.control
-                        .iter()
-                        .map(|control| (QueueRole::Control, control.queue())),
-                )
-                .map(QueueSnapshot::of)
+            let pairs = core::iter::once(&open.first).chain(open.others.iter().flatten());
+            pairs.flat_map(QueuePair::snapshots).chain(
+                open.control
+                    .iter()
+                    .map(|control| QueueSnapshot::of((QueueRole::Control, control.queue()))),
+            )
         })
     }
 }
