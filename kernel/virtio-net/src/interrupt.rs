@@ -21,6 +21,18 @@ pub enum IsrRegister {
     Port(u16),
     /// A byte at this mapped address (modern virtio-pci).
     Mmio(NonNull<u8>),
+    /// The two registers of virtio-mmio, which keeps its line up until it is
+    /// told what was seen.
+    VirtioMmio(MmioInterrupt),
+}
+
+/// The interrupt registers of virtio-mmio, mapped (specification 4.2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioInterrupt {
+    /// InterruptStatus: why the line is up.
+    pub status: NonNull<u32>,
+    /// InterruptACK: what of it was seen.
+    pub acknowledge: NonNull<u32>,
 }
 
 // SAFETY: it is the address of a device register that any CPU may read.
@@ -53,6 +65,15 @@ impl IsrRegister {
             // SAFETY: the transport mapped the register of a device that the
             // driver owns.
             Self::Mmio(register) => unsafe { register.read_volatile() },
+            Self::VirtioMmio(registers) => {
+                // SAFETY: as above. The upper bits are reserved.
+                let status = u32::from_le(unsafe { registers.status.read_volatile() });
+                if status != 0 {
+                    // SAFETY: as above.
+                    unsafe { registers.acknowledge.write_volatile(status.to_le()) };
+                }
+                status as u8
+            }
         }
     }
 }

@@ -276,6 +276,11 @@ fn try_find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
                 transport.set_queue_vector(index, entry)?;
             }
         }
+        // Last, because there is no way back but a reset (Linux
+        // `vp_modern_find_vqs`).
+        for queue in &queues {
+            transport.enable_queue(queue.ring().queue())?;
+        }
         Ok(())
     })();
     match result {

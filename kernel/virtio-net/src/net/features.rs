@@ -100,7 +100,8 @@ impl Features {
         .union(Self::CTRL_VQ)
         .union(Self::MQ)
         .union(Self::ANY_LAYOUT)
-        .union(Self::EVENT_IDX);
+        .union(Self::EVENT_IDX)
+        .union(Self::VERSION_1);
 
     /// Features with what each needs (specification 5.1.3.1).
     const NEEDS: [(Self, Self); 9] = [

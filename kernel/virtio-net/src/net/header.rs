@@ -1,10 +1,24 @@
 //! `struct virtio_net_hdr` (specification 5.1.6), the header of every frame.
 
+use super::Features;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Length in bytes of the header of a legacy device without
 /// `VIRTIO_NET_F_MRG_RXBUF`.
 pub const LEGACY_HEADER_LENGTH: usize = 10;
+
+/// Length in bytes of the header with `num_buffers`, which a device of version
+/// 1 has always.
+pub const HEADER_LENGTH: usize = 12;
+
+/// Length in bytes of the header that goes with these features.
+pub fn header_length(negotiated: Features) -> usize {
+    if negotiated.intersects(Features::VERSION_1 | Features::MRG_RXBUF) {
+        HEADER_LENGTH
+    } else {
+        LEGACY_HEADER_LENGTH
+    }
+}
 
 /// The fields that every header has, little endian. With
 /// `VIRTIO_NET_F_MRG_RXBUF` or `VIRTIO_F_VERSION_1` 16 bits `num_buffers`

@@ -9,7 +9,7 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType};
 
 use super::config::{DEFAULT_MTU, DeviceInfo};
 use super::control::{self, Command, ControlQueue};
-use super::header::LEGACY_HEADER_LENGTH;
+use super::header::header_length;
 use super::pair::{self, QueuePair};
 use super::rx::RxQueue;
 use super::stats::Stats;
@@ -17,7 +17,7 @@ use super::tx::TxQueue;
 use super::{Features, NetError, Open, VirtioNet};
 use crate::interrupt::InterruptState;
 use crate::queue::{EventMode, RingLayout, RingShape, Virtqueue};
-use crate::transport::{ConfigOps, TransportError};
+use crate::transport::{ConfigOps, TransportError, check_access_platform};
 use crate::vectors::{self, InterruptController, Rung, WantedQueue};
 
 impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
@@ -159,12 +159,13 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         &self,
         queues: &mut impl Iterator<Item = Virtqueue<H>>,
     ) -> Result<QueuePair<H>, NetError> {
-        let any_layout = self.info.negotiated.contains(Features::ANY_LAYOUT);
+        let any_layout = has_any_layout(self.info.negotiated);
+        let header_length = header_length(self.info.negotiated);
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
             return Err(NetError::NotOpen);
         };
-        let mut rx = RxQueue::new(receive, LEGACY_HEADER_LENGTH, any_layout)?;
-        let tx = TxQueue::new(transmit, LEGACY_HEADER_LENGTH, any_layout)?;
+        let mut rx = RxQueue::new(receive, header_length, any_layout)?;
+        let tx = TxQueue::new(transmit, header_length, any_layout)?;
         rx.fill()?;
         Ok(QueuePair { rx, tx })
     }
@@ -250,6 +251,7 @@ fn negotiate<T: ConfigOps>(
     transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
     // 4. to 6. Features: of what is offered, what is implemented and wanted.
     let offered = Features::from_bits_retain(transport.read_device_features());
+    check_access_platform(transport, offered.bits())?;
     let negotiated = (offered & (Features::IMPLEMENTED - refused)).without_dangling();
     transport.finalize_features(negotiated.bits())?;
     Ok((offered, negotiated))
@@ -261,7 +263,7 @@ fn negotiate<T: ConfigOps>(
 fn wanted_queues(info: &DeviceInfo, pairs: u16) -> Vec<WantedQueue> {
     // Specification 2.6.4.3 and 5.1.6.1: without ANY_LAYOUT the header has a
     // descriptor of its own.
-    let chain = if info.negotiated.contains(Features::ANY_LAYOUT) {
+    let chain = if has_any_layout(info.negotiated) {
         1
     } else {
         2
@@ -309,4 +311,10 @@ fn ring_shape(negotiated: Features, chain: u16) -> RingShape {
         in_order: negotiated.contains(Features::IN_ORDER),
         notification_data: negotiated.contains(Features::NOTIFICATION_DATA),
     }
+}
+
+/// Whether header and frame may be one descriptor: a device of version 1 must
+/// not care (specification 2.6.4.1).
+fn has_any_layout(negotiated: Features) -> bool {
+    negotiated.intersects(Features::ANY_LAYOUT | Features::VERSION_1)
 }

@@ -26,7 +26,7 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Trans
 use virtio_drivers::{Error, Hal, PAGE_SIZE, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::msix::Msix;
+use super::msix::{Msix, vector_taken};
 use super::ports::{Ports, X86Ports};
 use super::{BarProblem, ConfigOps, MsiMessage, RingAddresses, TransportError};
 use crate::doorbell::Doorbell;
@@ -49,10 +49,6 @@ mod register {
     /// The device's configuration, while MSI-X is on.
     pub const CONFIG_MSIX: u16 = 0x18;
 }
-
-/// `VIRTIO_MSI_NO_VECTOR`: what a vector register reads when the device could
-/// not take the vector.
-const NO_VECTOR: u16 = 0xffff;
 
 /// PCI vendor id of virtio devices.
 const VENDOR_VIRTIO: u16 = 0x1af4;
@@ -450,6 +446,20 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<
         vector_taken(Some(queue), entry, read)
     }
 
+    fn set_vq_affinity(&mut self, entry: u16, message: MsiMessage) -> Result<(), TransportError> {
+        match &mut self.msix {
+            Some(msix) if self.msix_on => {
+                let accesses = msix.set_message(entry, message)?;
+                self.accesses.set(self.accesses.get() + accesses);
+                Ok(())
+            }
+            _ => Err(TransportError::TooFewVectors {
+                needed: entry.saturating_add(1),
+                available: 0,
+            }),
+        }
+    }
+
     fn intx_enable(&mut self, enable: bool) {
         let (_, mut command) = self.root.get_status_command(self.function);
         command.set(Command::INTERRUPT_DISABLE, !enable);
@@ -462,16 +472,6 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<
 
     fn register_accesses(&self) -> u64 {
         self.accesses.get()
-    }
-}
-
-/// Specification 4.1.5.1.2: the driver verifies that the vector was taken by
-/// reading it back.
-fn vector_taken(queue: Option<u16>, wrote: u16, read: u16) -> Result<(), TransportError> {
-    if read == wrote && read != NO_VECTOR {
-        Ok(())
-    } else {
-        Err(TransportError::VectorNotTaken { queue, wrote, read })
     }
 }
 

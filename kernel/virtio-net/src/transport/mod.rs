@@ -5,19 +5,33 @@
 //! hook, and interrupt vectors. Together they answer to Linux's
 //! `struct virtio_config_ops`.
 
+pub mod any;
+mod config_space;
+mod error;
 pub mod legacy_pci;
+pub mod mmio;
+pub mod modern_pci;
 pub mod msix;
 mod ports;
+mod registers;
+pub mod structures;
 
+pub use error::{BarProblem, Structure, StructureProblem, TransportError};
 pub use ports::{Ports, X86Ports};
+pub use registers::{MappedRegisters, Registers};
 
 use core::fmt;
 
 use virtio_drivers::PhysAddr;
-use virtio_drivers::transport::Transport;
+use virtio_drivers::transport::{DeviceStatus, Transport};
 
 use crate::doorbell::Doorbell;
 use crate::interrupt::IsrRegister;
+
+/// `VIRTIO_F_VERSION_1` (specification 6).
+const VERSION_1: u64 = 1 << 32;
+/// `VIRTIO_F_ACCESS_PLATFORM` (specification 6).
+const ACCESS_PLATFORM: u64 = 1 << 33;
 
 /// Where an MSI-X entry sends its interrupt: a memory write (PCI 6.8.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,174 +41,6 @@ pub struct MsiMessage {
     /// Data of the write, on x86 the vector.
     pub data: u32,
 }
-
-/// A register access that did not have the effect that it must have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TransportError {
-    /// The BAR that holds the registers is missing, of the wrong kind, not
-    /// assigned by the firmware, or too small.
-    UnusableBar {
-        /// Index of the BAR, 0 to 5.
-        bar: u8,
-        /// What is wrong with it.
-        problem: BarProblem,
-    },
-    /// The device is not one of this transport.
-    NotThisTransport {
-        /// PCI vendor id.
-        vendor: u16,
-        /// PCI device id.
-        device: u16,
-    },
-    /// The PCI subsystem id names no kind of virtio device.
-    UnknownDeviceType {
-        /// The id.
-        id: u16,
-    },
-    /// The device has no such queue.
-    NoSuchQueue {
-        /// Index of the queue.
-        queue: u16,
-    },
-    /// Somebody has set the queue up already.
-    QueueInUse {
-        /// Index of the queue.
-        queue: u16,
-    },
-    /// The ring's address does not fit the register.
-    AddressTooHigh {
-        /// Index of the queue.
-        queue: u16,
-        /// The address.
-        address: PhysAddr,
-    },
-    /// The device did not keep the ring's address.
-    QueueNotTaken {
-        /// Index of the queue.
-        queue: u16,
-        /// What was written.
-        wrote: u32,
-        /// What was read back.
-        read: u32,
-    },
-    /// The device has no MSI-X, or not as many entries as needed.
-    TooFewVectors {
-        /// Entries needed.
-        needed: u16,
-        /// Entries that the device has.
-        available: u16,
-    },
-    /// The device answered `VIRTIO_MSI_NO_VECTOR` or another vector when one
-    /// was assigned: it has no resources for it (specification 4.1.5.1.2.2).
-    VectorNotTaken {
-        /// Whose vector: `None` for configuration changes, else the queue.
-        queue: Option<u16>,
-        /// What was written.
-        wrote: u16,
-        /// What was read back.
-        read: u16,
-    },
-    /// The device did not finish its reset in the allowed number of reads.
-    ResetTimeout {
-        /// The status that it still shows.
-        status: u32,
-    },
-    /// The device did not accept the feature bits (specification 3.1.1).
-    FeaturesRefused {
-        /// What was written.
-        features: u64,
-    },
-}
-
-/// What is wrong with a BAR.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BarProblem {
-    /// It could not be read.
-    Unreadable,
-    /// There is none.
-    Missing,
-    /// It is memory where ports are needed, or the reverse.
-    WrongKind,
-    /// Its address is 0: the firmware has not assigned one.
-    Unassigned,
-    /// It is smaller than what it must hold.
-    TooSmall {
-        /// Its size in bytes.
-        size: u64,
-        /// Bytes needed.
-        needed: u64,
-    },
-    /// Its address lies beyond the port space of 64 KiB.
-    OutOfRange {
-        /// The address.
-        address: u64,
-    },
-}
-
-impl fmt::Display for TransportError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::UnusableBar { bar, problem } => write!(f, "BAR {bar} {problem}"),
-            Self::NotThisTransport { vendor, device } => {
-                write!(
-                    f,
-                    "{vendor:04x}:{device:04x} is not a device of this transport"
-                )
-            }
-            Self::UnknownDeviceType { id } => {
-                write!(f, "subsystem id {id} names no kind of virtio device")
-            }
-            Self::NoSuchQueue { queue } => write!(f, "the device has no queue {queue}"),
-            Self::QueueInUse { queue } => write!(f, "queue {queue} is in use already"),
-            Self::AddressTooHigh { queue, address } => {
-                write!(f, "queue {queue}: the device cannot address {address:#x}")
-            }
-            Self::QueueNotTaken { queue, wrote, read } => write!(
-                f,
-                "queue {queue}: wrote page frame {wrote:#x}, the device kept {read:#x}"
-            ),
-            Self::TooFewVectors { needed, available } => write!(
-                f,
-                "{needed} MSI-X vectors needed, the device has {available}"
-            ),
-            Self::VectorNotTaken { queue, wrote, read } => {
-                match queue {
-                    Some(queue) => write!(f, "queue {queue}")?,
-                    None => f.write_str("configuration changes")?,
-                }
-                write!(f, ": wrote vector {wrote}, the device kept {read:#x}")
-            }
-            Self::ResetTimeout { status } => {
-                write!(
-                    f,
-                    "the device does not finish its reset (status {status:#x})"
-                )
-            }
-            Self::FeaturesRefused { features } => {
-                write!(f, "the device refused the features {features:#x}")
-            }
-        }
-    }
-}
-
-impl fmt::Display for BarProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Unreadable => f.write_str("cannot be read"),
-            Self::Missing => f.write_str("is missing"),
-            Self::WrongKind => f.write_str("is of the wrong kind (memory or ports)"),
-            Self::Unassigned => f.write_str("has no address: the firmware did not assign one"),
-            Self::TooSmall { size, needed } => {
-                write!(f, "has {size} bytes, {needed} are needed")
-            }
-            Self::OutOfRange { address } => {
-                write!(f, "at {address:#x} lies outside the 64 KiB of ports")
-            }
-        }
-    }
-}
-
-impl core::error::Error for TransportError {}
 
 /// A transport as the queues and the interrupt ladder need it: what Linux's
 /// `struct virtio_config_ops` has beyond `virtio_drivers`' [`Transport`].
@@ -213,16 +59,30 @@ pub trait ConfigOps: Transport {
     fn reset(&mut self) -> Result<(), TransportError>;
 
     /// Tells the device which features the driver takes and makes sure that
-    /// it agrees.
+    /// it agrees. The status is `ACKNOWLEDGE | DRIVER` before, and has
+    /// `FEATURES_OK` after where the transport knows that bit (specification
+    /// 3.1.1, steps 4 to 6).
     ///
     /// # Errors
     ///
-    /// [`TransportError::FeaturesRefused`].
+    /// [`TransportError::FeaturesRefused`], [`TransportError::NoVersion1`].
     #[doc(alias = "vp_finalize_features")]
     fn finalize_features(&mut self, features: u64) -> Result<(), TransportError>;
 
+    /// Whether the addresses that the embedder's `Hal` gives are right also
+    /// when the device's accesses are translated (`VIRTIO_F_ACCESS_PLATFORM`).
+    fn access_platform(&self) -> bool {
+        false
+    }
+
+    /// Number of queues that the device has at most, where it tells.
+    fn num_queues(&self) -> Option<u16> {
+        None
+    }
+
     /// Tells the device where a queue's rings are and returns the queue's
-    /// notify hook.
+    /// notify hook. [`Self::enable_queue`] makes it live; its vector is set
+    /// before that.
     ///
     /// # Errors
     ///
@@ -230,6 +90,34 @@ pub trait ConfigOps: Transport {
     #[doc(alias = "setup_vq")]
     fn setup_queue(&mut self, queue: u16, rings: RingAddresses)
     -> Result<Doorbell, TransportError>;
+
+    /// Enables a queue that was set up: the last step, after which only a reset
+    /// takes it back (specification 4.1.5.1.3). Where the ring's address
+    /// enables the queue, as in the legacy interface, there is nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError::QueueNotEnabled`].
+    #[doc(alias = "vp_modern_set_queue_enable")]
+    fn enable_queue(&mut self, queue: u16) -> Result<(), TransportError> {
+        let _ = queue;
+        Ok(())
+    }
+
+    /// Resets one queue and waits until the device no longer uses it
+    /// (`VIRTIO_F_RING_RESET`, specification 2.6.1). It is set up again by
+    /// [`Self::setup_queue`], [`Self::set_queue_vector`] and
+    /// [`Self::enable_queue`].
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError::NoQueueReset`] where the transport has no register
+    /// for it, [`TransportError::QueueResetTimeout`] after a bounded number of
+    /// reads.
+    #[doc(alias = "disable_vq_and_reset")]
+    fn queue_reset(&mut self, queue: u16) -> Result<(), TransportError> {
+        Err(TransportError::NoQueueReset { queue })
+    }
 
     /// Number of MSI-X entries, 0 when the device has no MSI-X.
     fn msix_entries(&self) -> u16;
@@ -261,11 +149,27 @@ pub trait ConfigOps: Transport {
     #[doc(alias = "vp_queue_vector")]
     fn set_queue_vector(&mut self, queue: u16, entry: u16) -> Result<(), TransportError>;
 
-    /// Lets the device raise its INTx line, or not.
+    /// Sends the interrupts of an MSI-X entry elsewhere, which is how the
+    /// queues that use it move to another CPU.
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError::TooFewVectors`] when MSI-X is off or has no such
+    /// entry.
+    #[doc(alias = "vp_set_vq_affinity")]
+    fn set_vq_affinity(&mut self, entry: u16, message: MsiMessage) -> Result<(), TransportError> {
+        let _ = message;
+        Err(TransportError::TooFewVectors {
+            needed: entry.saturating_add(1),
+            available: 0,
+        })
+    }
+
+    /// Lets the device raise its interrupt line (INTx), or not.
     fn intx_enable(&mut self, enable: bool);
 
-    /// The register that an INTx handler reads to acknowledge, `None` where
-    /// the transport has no such line.
+    /// The register by which a handler of the interrupt line (INTx)
+    /// acknowledges, `None` where the transport has no such line.
     fn isr(&self) -> Option<IsrRegister>;
 
     /// Accesses made to the device's registers through this transport,
@@ -293,4 +197,32 @@ impl<T: ConfigOps> fmt::Display for BusName<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.bus_name(f)
     }
+}
+
+/// Sets FEATURES_OK and looks whether it stays (specification 3.1.1, steps 5
+/// and 6).
+fn features_ok<T: Transport>(transport: &mut T, features: u64) -> Result<(), TransportError> {
+    let status = transport.get_status() | DeviceStatus::FEATURES_OK;
+    transport.set_status(status);
+    if transport.get_status().contains(DeviceStatus::FEATURES_OK) {
+        Ok(())
+    } else {
+        Err(TransportError::FeaturesRefused { features })
+    }
+}
+
+/// Makes sure that a device's accesses are such as the transport's embedder
+/// can serve, before features are agreed on.
+///
+/// # Errors
+///
+/// [`TransportError::AccessPlatform`].
+pub fn check_access_platform<T: ConfigOps>(
+    transport: &T,
+    offered: u64,
+) -> Result<(), TransportError> {
+    if offered & ACCESS_PLATFORM != 0 && !transport.access_platform() {
+        return Err(TransportError::AccessPlatform);
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ use core::ptr::NonNull;
 use virtio_drivers::Hal;
 use virtio_drivers::transport::pci::bus::{BarInfo, ConfigurationAccess, DeviceFunction, PciRoot};
 
+use super::structures::capabilities;
 use super::{MsiMessage, TransportError};
 
 /// PCI capability id of MSI-X.
@@ -89,12 +90,8 @@ impl<H: Hal> Msix<H> {
         access: &C,
         function: DeviceFunction,
     ) -> Result<Option<Self>, MsixUnusable> {
-        // The list has at most 48 members in 192 bytes; more is a loop.
-        let Some(capability) = root
-            .capabilities(function)
-            .take(48)
-            .find(|capability| capability.id == CAPABILITY_ID)
-        else {
+        let found = capabilities(root, function).find(|capability| capability.id == CAPABILITY_ID);
+        let Some(capability) = found else {
             return Ok(None);
         };
         // Message control: table size - 1 in bits 0 to 10.
@@ -162,15 +159,39 @@ impl<H: Hal> Msix<H> {
         for entry in 0..self.entries {
             let message = messages.get(usize::from(entry));
             if let Some(message) = message {
-                self.write(entry, 0, message.address as u32);
-                self.write(entry, 1, (message.address >> 32) as u32);
-                self.write(entry, 2, message.data);
+                self.write_message(entry, *message);
             }
             let masked = if message.is_some() { 0 } else { ENTRY_MASKED };
             self.write(entry, 3, masked);
         }
         self.control(access, CONTROL_ENABLE);
         Ok(u64::from(self.entries) + 3 * messages.len() as u64)
+    }
+
+    /// Replaces an entry's message while MSI-X is on. Returns the number of
+    /// accesses to the table.
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError::TooFewVectors`]; nothing has changed then.
+    pub fn set_message(&mut self, entry: u16, message: MsiMessage) -> Result<u64, TransportError> {
+        if entry >= self.entries {
+            return Err(TransportError::TooFewVectors {
+                needed: entry.saturating_add(1),
+                available: self.entries,
+            });
+        }
+        // Masked meanwhile: half a message must not be sent (PCI 6.8.3.1).
+        self.write(entry, 3, ENTRY_MASKED);
+        self.write_message(entry, message);
+        self.write(entry, 3, 0);
+        Ok(5)
+    }
+
+    fn write_message(&mut self, entry: u16, message: MsiMessage) {
+        self.write(entry, 0, message.address as u32);
+        self.write(entry, 1, (message.address >> 32) as u32);
+        self.write(entry, 2, message.data);
     }
 
     /// Turns MSI-X off.
@@ -192,5 +213,23 @@ impl<H: Hal> Msix<H> {
                 .add(usize::from(entry) * ENTRY_WORDS + word)
                 .write_volatile(value.to_le());
         }
+    }
+}
+
+/// `VIRTIO_MSI_NO_VECTOR`: what a vector register reads when the device could
+/// not take the vector.
+const NO_VECTOR: u16 = 0xffff;
+
+/// Specification 4.1.5.1.2: the driver verifies that the vector was taken by
+/// reading it back.
+pub(super) fn vector_taken(
+    queue: Option<u16>,
+    wrote: u16,
+    read: u16,
+) -> Result<(), TransportError> {
+    if read == wrote && read != NO_VECTOR {
+        Ok(())
+    } else {
+        Err(TransportError::VectorNotTaken { queue, wrote, read })
     }
 }

@@ -1,0 +1,512 @@
+//! virtio-mmio, versions 1 and 2 (specification 4.2; Linux `virtio_mmio.c`):
+//! registers in memory at an address that the machine's description tells.
+//!
+//! ```text
+//!  0x000 MAGIC (r)           "virt"
+//!  0x004 VERSION (r)         1 legacy, 2
+//!  0x008 DEVICE_ID (r)       0: no device
+//!  0x010 DEVICE_FEATURES (r) 0x014 which 32 bits are meant
+//!  0x020 DRIVER_FEATURES     0x024 which 32 bits are meant
+//!  0x028 GUEST_PAGE_SIZE     version 1
+//!  0x030 QUEUE_SEL           0x034 QUEUE_NUM_MAX (r)   0x038 QUEUE_NUM
+//!  0x03c QUEUE_ALIGN         0x040 QUEUE_PFN           version 1
+//!  0x044 QUEUE_READY         version 2
+//!  0x050 QUEUE_NOTIFY        the kick
+//!  0x060 INTERRUPT_STATUS(r) 0x064 INTERRUPT_ACK
+//!  0x070 STATUS
+//!  0x080 QUEUE_DESC          0x090 QUEUE_DRIVER   0x0a0 QUEUE_DEVICE   version 2
+//!  0x0c0 QUEUE_RESET         version 2, with VIRTIO_F_RING_RESET
+//!  0x0fc CONFIG_GENERATION   version 2
+//!  0x100 the device's own configuration
+//! ```
+//!
+//! Every register has 32 bits. The kick is one 32-bit write of the queue's
+//! index. There are no vectors, only one interrupt line.
+
+use core::cell::Cell;
+use core::fmt;
+use core::marker::PhantomData;
+
+use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
+use virtio_drivers::{Error, Hal, PAGE_SIZE, PhysAddr};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::config_space;
+use super::registers::{MappedRegisters, Registers};
+use super::{ConfigOps, MsiMessage, RingAddresses, TransportError, VERSION_1};
+use crate::doorbell::Doorbell;
+use crate::interrupt::{IsrRegister, MmioInterrupt};
+
+/// Offsets of the registers, in bytes (specification 4.2.2 and 4.2.4).
+mod register {
+    pub const MAGIC: usize = 0x000;
+    pub const VERSION: usize = 0x004;
+    pub const DEVICE_ID: usize = 0x008;
+    pub const DEVICE_FEATURES: usize = 0x010;
+    pub const DEVICE_FEATURES_SEL: usize = 0x014;
+    pub const DRIVER_FEATURES: usize = 0x020;
+    pub const DRIVER_FEATURES_SEL: usize = 0x024;
+    pub const GUEST_PAGE_SIZE: usize = 0x028;
+    pub const QUEUE_SEL: usize = 0x030;
+    pub const QUEUE_NUM_MAX: usize = 0x034;
+    pub const QUEUE_NUM: usize = 0x038;
+    pub const QUEUE_ALIGN: usize = 0x03c;
+    pub const QUEUE_PFN: usize = 0x040;
+    pub const QUEUE_READY: usize = 0x044;
+    pub const QUEUE_NOTIFY: usize = 0x050;
+    pub const INTERRUPT_STATUS: usize = 0x060;
+    pub const INTERRUPT_ACK: usize = 0x064;
+    pub const STATUS: usize = 0x070;
+    pub const QUEUE_DESC: usize = 0x080;
+    pub const QUEUE_DRIVER: usize = 0x090;
+    pub const QUEUE_DEVICE: usize = 0x0a0;
+    pub const QUEUE_RESET: usize = 0x0c0;
+    pub const CONFIG_GENERATION: usize = 0x0fc;
+    pub const CONFIG: usize = 0x100;
+}
+
+/// "virt", little endian.
+const MAGIC: u32 = 0x7472_6976;
+
+/// Status reads until a reset counts as failed.
+const RESET_READS: u32 = 100_000;
+/// Reads of the queue's registers until its reset counts as failed.
+const QUEUE_RESET_READS: u32 = 100_000;
+
+/// The version of the registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// 1: the legacy interface (specification 4.2.4).
+    Legacy,
+    /// 2: the interface of the specification.
+    Modern,
+}
+
+/// A virtio-mmio device.
+pub struct MmioTransport<H: Hal, R: Registers = MappedRegisters> {
+    registers: R,
+    address: PhysAddr,
+    version: Version,
+    device_type: DeviceType,
+    notify: core::ptr::NonNull<u32>,
+    access_platform: bool,
+    accesses: Cell<u64>,
+    hal: PhantomData<H>,
+}
+
+// SAFETY: `notify` points to one of the registers, which this value owns.
+unsafe impl<H: Hal, R: Registers + Send> Send for MmioTransport<H, R> {}
+
+impl<H: Hal, R: Registers> MmioTransport<H, R> {
+    /// Takes the device whose `size` bytes of registers are at physical
+    /// address `address`. The device is not reset yet.
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError::RegionTooSmall`], [`TransportError::NoMagic`],
+    /// [`TransportError::UnknownVersion`], [`TransportError::NoDevice`],
+    /// [`TransportError::UnknownDeviceType`]. Nothing was written then.
+    ///
+    /// # Safety
+    ///
+    /// `address` must be that of `size` bytes of device registers, which
+    /// nobody else uses. What registers they are is found out.
+    pub unsafe fn new(address: PhysAddr, size: usize) -> Result<Self, TransportError> {
+        if size < register::CONFIG {
+            let needed = register::CONFIG;
+            return Err(TransportError::RegionTooSmall { size, needed });
+        }
+        // SAFETY: the caller's promise.
+        let registers = unsafe { R::map::<H>(address, size) };
+        // Specification 4.2.3.1.1: in this order.
+        let read = registers.read32(register::MAGIC);
+        if read != MAGIC {
+            return Err(TransportError::NoMagic { read });
+        }
+        let version = match registers.read32(register::VERSION) {
+            1 => Version::Legacy,
+            2 => Version::Modern,
+            version => return Err(TransportError::UnknownVersion { version }),
+        };
+        let id = registers.read32(register::DEVICE_ID);
+        if id == 0 {
+            return Err(TransportError::NoDevice);
+        }
+        let id = u16::try_from(id).unwrap_or(u16::MAX);
+        let device_type =
+            DeviceType::try_from(id).map_err(|_| TransportError::UnknownDeviceType { id })?;
+        let notify = registers
+            .pointer(register::QUEUE_NOTIFY)
+            // Only an address that is no multiple of 4 leads here.
+            .ok_or(TransportError::NoMagic { read })?;
+        Ok(Self {
+            registers,
+            address,
+            version,
+            device_type,
+            notify,
+            access_platform: false,
+            // The three reads above.
+            accesses: Cell::new(3),
+            hal: PhantomData,
+        })
+    }
+
+    /// As [`ModernPciTransport::with_access_platform`].
+    ///
+    /// [`ModernPciTransport::with_access_platform`]: super::modern_pci::ModernPciTransport::with_access_platform
+    #[must_use]
+    pub fn with_access_platform(mut self) -> Self {
+        self.access_platform = true;
+        self
+    }
+
+    /// The version of the registers.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Physical address of the registers.
+    pub fn address(&self) -> PhysAddr {
+        self.address
+    }
+
+    fn read(&self, register: usize) -> u32 {
+        self.accesses.set(self.accesses.get() + 1);
+        self.registers.read32(register)
+    }
+
+    fn write(&mut self, register: usize, value: u32) {
+        self.accesses.set(self.accesses.get() + 1);
+        self.registers.write32(register, value);
+    }
+
+    fn write_address(&mut self, register: usize, address: PhysAddr) {
+        self.write(register, address as u32);
+        self.write(register + 4, (address >> 32) as u32);
+    }
+
+    /// The register that says whether the selected queue is in use.
+    fn in_use_register(&self) -> usize {
+        match self.version {
+            Version::Legacy => register::QUEUE_PFN,
+            Version::Modern => register::QUEUE_READY,
+        }
+    }
+
+    /// Gives the address of the selected queue as version 1 wants it.
+    fn set_queue_pfn(&mut self, queue: u16, rings: RingAddresses) -> Result<(), TransportError> {
+        let page = PAGE_SIZE as u64;
+        let wrote = match u32::try_from(rings.descriptors / page) {
+            Ok(frame) if rings.descriptors.is_multiple_of(page) => frame,
+            _ => {
+                return Err(TransportError::AddressTooHigh {
+                    queue,
+                    address: rings.descriptors,
+                });
+            }
+        };
+        self.write(register::QUEUE_NUM, u32::from(rings.size));
+        self.write(register::QUEUE_ALIGN, PAGE_SIZE as u32);
+        self.write(register::QUEUE_PFN, wrote);
+        let read = self.read(register::QUEUE_PFN);
+        if read != wrote {
+            return Err(TransportError::QueueNotTaken { queue, wrote, read });
+        }
+        Ok(())
+    }
+}
+
+impl<H: Hal, R: Registers> Transport for MmioTransport<H, R> {
+    fn device_type(&self) -> DeviceType {
+        self.device_type
+    }
+
+    #[doc(alias = "vm_get_features")]
+    fn read_device_features(&mut self) -> u64 {
+        let version = self.version;
+        let mut half = |select| {
+            self.write(register::DEVICE_FEATURES_SEL, select);
+            u64::from(self.read(register::DEVICE_FEATURES))
+        };
+        match version {
+            Version::Legacy => half(0),
+            Version::Modern => half(1) << 32 | half(0),
+        }
+    }
+
+    fn write_driver_features(&mut self, driver_features: u64) {
+        if self.version == Version::Modern {
+            self.write(register::DRIVER_FEATURES_SEL, 1);
+            self.write(register::DRIVER_FEATURES, (driver_features >> 32) as u32);
+        }
+        self.write(register::DRIVER_FEATURES_SEL, 0);
+        self.write(register::DRIVER_FEATURES, driver_features as u32);
+    }
+
+    fn max_queue_size(&mut self, queue: u16) -> u32 {
+        self.write(register::QUEUE_SEL, u32::from(queue));
+        self.read(register::QUEUE_NUM_MAX)
+    }
+
+    fn notify(&mut self, queue: u16) {
+        self.write(register::QUEUE_NOTIFY, u32::from(queue));
+    }
+
+    #[doc(alias = "vm_get_status")]
+    fn get_status(&self) -> DeviceStatus {
+        DeviceStatus::from_bits_retain(self.read(register::STATUS))
+    }
+
+    #[doc(alias = "vm_set_status")]
+    fn set_status(&mut self, status: DeviceStatus) {
+        // FEATURES_OK does not exist in version 1 (specification 3.1.2).
+        let status = match self.version {
+            Version::Legacy => status - DeviceStatus::FEATURES_OK,
+            Version::Modern => status,
+        };
+        self.write(register::STATUS, status.bits());
+    }
+
+    /// Before any queue is used, and again after each reset (specification
+    /// 4.2.4); version 2 has no such register.
+    fn set_guest_page_size(&mut self, guest_page_size: u32) {
+        if self.version == Version::Legacy {
+            self.write(register::GUEST_PAGE_SIZE, guest_page_size);
+        }
+    }
+
+    fn requires_legacy_layout(&self) -> bool {
+        self.version == Version::Legacy
+    }
+
+    /// As [`ConfigOps::setup_queue`] and [`ConfigOps::enable_queue`], which
+    /// also say what went wrong.
+    fn queue_set(
+        &mut self,
+        queue: u16,
+        size: u32,
+        descriptors: PhysAddr,
+        driver_area: PhysAddr,
+        device_area: PhysAddr,
+    ) {
+        let rings = RingAddresses {
+            size: u16::try_from(size).unwrap_or(0),
+            descriptors,
+            driver: driver_area,
+            device: device_area,
+        };
+        if let Err(error) = self
+            .setup_queue(queue, rings)
+            .and_then(|_| self.enable_queue(queue))
+        {
+            log::error!("virtio-mmio {:#x}: {error}", self.address);
+        }
+    }
+
+    #[doc(alias = "vm_del_vq")]
+    fn queue_unset(&mut self, queue: u16) {
+        self.write(register::QUEUE_SEL, u32::from(queue));
+        self.write(self.in_use_register(), 0);
+    }
+
+    fn queue_used(&mut self, queue: u16) -> bool {
+        self.write(register::QUEUE_SEL, u32::from(queue));
+        self.read(self.in_use_register()) != 0
+    }
+
+    #[doc(alias = "vm_interrupt")]
+    fn ack_interrupt(&mut self) -> InterruptStatus {
+        let status = self.read(register::INTERRUPT_STATUS);
+        if status != 0 {
+            self.write(register::INTERRUPT_ACK, status);
+        }
+        InterruptStatus::from_bits_truncate(status)
+    }
+
+    fn read_config_generation(&self) -> u32 {
+        match self.version {
+            Version::Legacy => 0,
+            Version::Modern => self.read(register::CONFIG_GENERATION),
+        }
+    }
+
+    #[doc(alias = "vm_get")]
+    fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T, Error> {
+        config_space::read(
+            &self.registers,
+            register::CONFIG,
+            offset,
+            || self.read_config_generation(),
+            &self.accesses,
+        )
+    }
+
+    #[doc(alias = "vm_set")]
+    fn write_config_space<T: IntoBytes + Immutable>(
+        &mut self,
+        offset: usize,
+        value: T,
+    ) -> Result<(), Error> {
+        config_space::write(
+            &mut self.registers,
+            register::CONFIG,
+            offset,
+            value.as_bytes(),
+            &self.accesses,
+        )
+    }
+}
+
+impl<H: Hal, R: Registers> ConfigOps for MmioTransport<H, R> {
+    #[doc(alias = "vm_bus_name")]
+    fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "virtio-mmio {:#x}", self.address)
+    }
+
+    #[doc(alias = "vm_reset")]
+    fn reset(&mut self) -> Result<(), TransportError> {
+        self.set_status(DeviceStatus::empty());
+        let mut status = self.get_status();
+        for _ in 0..RESET_READS {
+            if status.is_empty() {
+                // Version 1 forgets it at a reset.
+                self.set_guest_page_size(PAGE_SIZE as u32);
+                return Ok(());
+            }
+            core::hint::spin_loop();
+            status = self.get_status();
+        }
+        Err(TransportError::ResetTimeout {
+            status: status.bits(),
+        })
+    }
+
+    #[doc(alias = "vm_finalize_features")]
+    fn finalize_features(&mut self, features: u64) -> Result<(), TransportError> {
+        match self.version {
+            Version::Legacy if features > u64::from(u32::MAX) => {
+                Err(TransportError::FeaturesRefused { features })
+            }
+            Version::Legacy => {
+                self.write_driver_features(features);
+                Ok(())
+            }
+            Version::Modern if features & VERSION_1 == 0 => Err(TransportError::NoVersion1),
+            Version::Modern => {
+                self.write_driver_features(features);
+                super::features_ok(self, features)
+            }
+        }
+    }
+
+    fn access_platform(&self) -> bool {
+        self.access_platform
+    }
+
+    #[doc(alias = "vm_setup_vq")]
+    fn setup_queue(
+        &mut self,
+        queue: u16,
+        rings: RingAddresses,
+    ) -> Result<Doorbell, TransportError> {
+        let max = self.max_queue_size(queue);
+        if max == 0 {
+            return Err(TransportError::NoSuchQueue { queue });
+        }
+        if rings.size == 0 || u32::from(rings.size) > max {
+            let size = rings.size;
+            return Err(TransportError::QueueSizeRefused { queue, size, max });
+        }
+        if self.read(self.in_use_register()) != 0 {
+            return Err(TransportError::QueueInUse { queue });
+        }
+        match self.version {
+            Version::Legacy => self.set_queue_pfn(queue, rings)?,
+            Version::Modern => {
+                self.write(register::QUEUE_NUM, u32::from(rings.size));
+                self.write_address(register::QUEUE_DESC, rings.descriptors);
+                self.write_address(register::QUEUE_DRIVER, rings.driver);
+                self.write_address(register::QUEUE_DEVICE, rings.device);
+            }
+        }
+        Ok(Doorbell::Mmio32 {
+            register: self.notify,
+            queue,
+        })
+    }
+
+    fn enable_queue(&mut self, queue: u16) -> Result<(), TransportError> {
+        if self.version == Version::Legacy {
+            return Ok(());
+        }
+        self.write(register::QUEUE_SEL, u32::from(queue));
+        self.write(register::QUEUE_READY, 1);
+        match self.read(register::QUEUE_READY) {
+            1 => Ok(()),
+            _ => Err(TransportError::QueueNotEnabled { queue }),
+        }
+    }
+
+    fn queue_reset(&mut self, queue: u16) -> Result<(), TransportError> {
+        if self.version == Version::Legacy {
+            return Err(TransportError::NoQueueReset { queue });
+        }
+        self.write(register::QUEUE_SEL, u32::from(queue));
+        self.write(register::QUEUE_RESET, 1);
+        for _ in 0..QUEUE_RESET_READS {
+            if self.read(register::QUEUE_RESET) == 0 && self.read(register::QUEUE_READY) == 0 {
+                return Ok(());
+            }
+            core::hint::spin_loop();
+        }
+        Err(TransportError::QueueResetTimeout { queue })
+    }
+
+    fn msix_entries(&self) -> u16 {
+        0
+    }
+
+    fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError> {
+        Err(TransportError::TooFewVectors {
+            needed: u16::try_from(messages.len()).unwrap_or(u16::MAX),
+            available: 0,
+        })
+    }
+
+    fn msix_disable(&mut self) {}
+
+    fn set_config_vector(&mut self, entry: u16) -> Result<(), TransportError> {
+        Err(TransportError::TooFewVectors {
+            needed: entry.saturating_add(1),
+            available: 0,
+        })
+    }
+
+    fn set_queue_vector(&mut self, _queue: u16, entry: u16) -> Result<(), TransportError> {
+        self.set_config_vector(entry)
+    }
+
+    /// The device cannot be told; the line is masked where it ends.
+    fn intx_enable(&mut self, _enable: bool) {}
+
+    fn isr(&self) -> Option<IsrRegister> {
+        Some(IsrRegister::VirtioMmio(MmioInterrupt {
+            status: self.registers.pointer(register::INTERRUPT_STATUS)?,
+            acknowledge: self.registers.pointer(register::INTERRUPT_ACK)?,
+        }))
+    }
+
+    fn register_accesses(&self) -> u64 {
+        self.accesses.get()
+    }
+}
+
+impl<H: Hal, R: Registers> Drop for MmioTransport<H, R> {
+    fn drop(&mut self) {
+        // The device must not touch memory that its driver gives back.
+        if let Err(error) = self.reset() {
+            log::error!("virtio-mmio {:#x}: {error}", self.address);
+        }
+    }
+}

@@ -1,0 +1,524 @@
+//! virtio-pci by its modern interface (specification 4.1; Linux
+//! `virtio_pci_modern.c`): registers in memory, found by capabilities.
+//!
+//! ```text
+//! common     31           16 15            0
+//!  0x00     | DEVICE_FEATURE_SELECT         |  which 32 bits are meant
+//!  0x04     | DEVICE_FEATURE (read)         |  what the device offers
+//!  0x08     | DRIVER_FEATURE_SELECT         |
+//!  0x0c     | DRIVER_FEATURE                |  what the driver takes
+//!  0x10     | NUM_QUEUES (r)| CONFIG_VECTOR |
+//!  0x14     | QUEUE_SEL     | GEN(r)|STATUS |  generation of the configuration
+//!  0x18     | QUEUE_VECTOR  | QUEUE_SIZE    |
+//!  0x1c     | NOTIFY_OFF (r)| QUEUE_ENABLE  |
+//!  0x20     | QUEUE_DESC                    |  64 bits: descriptor area
+//!  0x28     | QUEUE_DRIVER                  |  64 bits: driver area
+//!  0x30     | QUEUE_DEVICE                  |  64 bits: device area
+//!  0x38     | QUEUE_RESET   | NOTIFY_DATA(r)|  where the structure is so long
+//! ```
+//!
+//! The kick is one 16-bit write of the queue's index, at `queue_notify_off *
+//! notify_off_multiplier` of the notification structure: in memory, or, where
+//! the device offers that, at a port.
+
+use core::cell::Cell;
+use core::fmt;
+
+use virtio_drivers::transport::pci::bus::{Command, ConfigurationAccess, DeviceFunction, PciRoot};
+use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
+use virtio_drivers::{Error, Hal, PhysAddr};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::config_space;
+use super::msix::{Msix, vector_taken};
+use super::registers::{MappedRegisters, Registers};
+use super::structures::{self, Location, Region, Structures};
+use super::{ConfigOps, MsiMessage, RingAddresses, TransportError, VERSION_1};
+use crate::doorbell::Doorbell;
+use crate::interrupt::IsrRegister;
+
+/// Offsets in the common configuration, in bytes (specification 4.1.4.3).
+mod register {
+    pub const DEVICE_FEATURE_SELECT: usize = 0x00;
+    pub const DEVICE_FEATURE: usize = 0x04;
+    pub const DRIVER_FEATURE_SELECT: usize = 0x08;
+    pub const DRIVER_FEATURE: usize = 0x0c;
+    pub const CONFIG_VECTOR: usize = 0x10;
+    pub const NUM_QUEUES: usize = 0x12;
+    pub const STATUS: usize = 0x14;
+    pub const CONFIG_GENERATION: usize = 0x15;
+    pub const QUEUE_SEL: usize = 0x16;
+    pub const QUEUE_SIZE: usize = 0x18;
+    pub const QUEUE_VECTOR: usize = 0x1a;
+    pub const QUEUE_ENABLE: usize = 0x1c;
+    pub const QUEUE_NOTIFY_OFF: usize = 0x1e;
+    pub const QUEUE_DESC: usize = 0x20;
+    pub const QUEUE_DRIVER: usize = 0x28;
+    pub const QUEUE_DEVICE: usize = 0x30;
+    /// Behind the registers of version 1.0 (specification 4.1.4.3, since
+    /// 1.2).
+    pub const QUEUE_RESET: usize = 0x3a;
+}
+
+/// Bytes of the common configuration that every device has.
+pub(super) const COMMON_LENGTH: u32 = 0x38;
+
+/// PCI vendor id of virtio devices.
+const VENDOR_VIRTIO: u16 = 0x1af4;
+/// PCI device id of a modern device, less its type (specification 4.1.2.1).
+const DEVICE_MODERN: u16 = 0x1040;
+
+/// Status reads until a reset counts as failed. Each is an exit of a
+/// microsecond or more.
+const RESET_READS: u32 = 100_000;
+/// Reads of `queue_reset` and `queue_enable` until the reset of a queue counts
+/// as failed.
+const QUEUE_RESET_READS: u32 = 100_000;
+
+/// A virtio-pci device, driven by its modern interface.
+pub struct ModernPciTransport<H: Hal, C: ConfigurationAccess, R: Registers = MappedRegisters> {
+    root: PciRoot<C>,
+    access: C,
+    function: DeviceFunction,
+    device_type: DeviceType,
+    structures: Structures,
+    common: R,
+    /// `None` when the kicks are port writes.
+    notify: Option<R>,
+    isr: R,
+    device: Option<R>,
+    msix: Option<Msix<H>>,
+    msix_on: bool,
+    access_platform: bool,
+    accesses: Cell<u64>,
+}
+
+impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
+    /// Takes the device at `function`, turning on its decoding and bus
+    /// mastering. The device is not reset yet.
+    ///
+    /// A broken MSI-X capability is reported to the log and treated as none.
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError::NotThisTransport`] when it is no virtio device
+    /// (1af4:1000 to :107f), [`TransportError::UnknownDeviceType`], and those
+    /// of [`Structures::find`].
+    pub fn new(access: C, function: DeviceFunction) -> Result<Self, TransportError> {
+        let device_type = device_type(&access, function)?;
+        // SAFETY: this transport is the only user of the device; the clone
+        // only sizes its BARs and reads its capabilities.
+        let mut root = PciRoot::new(unsafe { access.unsafe_clone() });
+        let bars = structures::bars(&mut root, function);
+        let structures = Structures::find(&root, &access, function, &bars)?;
+        let msix = Msix::find(&mut root, &access, function).unwrap_or_else(|problem| {
+            log::warn!("{function}: {problem}; going on without MSI-X");
+            None
+        });
+        let (_, command) = root.get_status_command(function);
+        root.set_command(
+            function,
+            command | Command::IO_SPACE | Command::MEMORY_SPACE | Command::BUS_MASTER,
+        );
+        let map = |region: Region| match region.location {
+            // SAFETY: the structure was checked to lie within a memory BAR of
+            // this device that has an address.
+            Location::Memory(address) => {
+                Some(unsafe { R::map::<H>(address, region.length as usize) })
+            }
+            Location::Ports(_) => None,
+        };
+        let missing = |structure| TransportError::NoStructure { structure };
+        Ok(Self {
+            common: map(structures.common).ok_or(missing(super::Structure::Common))?,
+            notify: map(structures.notify),
+            isr: map(structures.isr).ok_or(missing(super::Structure::Isr))?,
+            device: structures.device.and_then(map),
+            root,
+            access,
+            function,
+            device_type,
+            structures,
+            msix,
+            msix_on: false,
+            access_platform: false,
+            accesses: Cell::new(0),
+        })
+    }
+
+    /// Says that the addresses of `H` are those that the device must use when
+    /// its accesses are translated, so that `VIRTIO_F_ACCESS_PLATFORM` may be
+    /// agreed on (specification 6.1).
+    #[must_use]
+    pub fn with_access_platform(mut self) -> Self {
+        self.access_platform = true;
+        self
+    }
+
+    /// Place of the device on its bus.
+    pub fn function(&self) -> DeviceFunction {
+        self.function
+    }
+
+    /// Where the device's structures are.
+    pub fn structures(&self) -> &Structures {
+        &self.structures
+    }
+
+    /// The common configuration, and one more access counted.
+    fn common(&self) -> &R {
+        self.accesses.set(self.accesses.get() + 1);
+        &self.common
+    }
+
+    fn common_mut(&mut self) -> &mut R {
+        self.accesses.set(self.accesses.get() + 1);
+        &mut self.common
+    }
+
+    fn select(&mut self, queue: u16) {
+        self.common_mut().write16(register::QUEUE_SEL, queue);
+    }
+
+    /// Specification 4.1.3.1: 64-bit registers are written in halves.
+    fn write_address(&mut self, register: usize, address: PhysAddr) {
+        self.common_mut().write32(register, address as u32);
+        self.common_mut()
+            .write32(register + 4, (address >> 32) as u32);
+    }
+
+    /// The notify hook of the selected queue (specification 4.1.4.4).
+    fn doorbell(&self, queue: u16) -> Result<Doorbell, TransportError> {
+        let notify_off = self.common().read16(register::QUEUE_NOTIFY_OFF);
+        let offset = u64::from(notify_off) * u64::from(self.structures.notify_off_multiplier);
+        let length = self.structures.notify.length;
+        let outside = TransportError::NotifyOutside {
+            queue,
+            offset,
+            length,
+        };
+        if offset + 2 > u64::from(length) {
+            return Err(outside);
+        }
+        match (self.structures.notify.location, &self.notify) {
+            // The whole structure was checked to lie within the 64 KiB.
+            (Location::Ports(base), _) => Ok(Doorbell::Port {
+                port: base + offset as u16,
+                queue,
+            }),
+            (Location::Memory(_), Some(notify)) => Ok(Doorbell::Mmio16 {
+                register: notify.pointer(offset as usize).ok_or(outside)?,
+                queue,
+            }),
+            (Location::Memory(_), None) => Err(outside),
+        }
+    }
+}
+
+/// Specification 4.1.2.1: the device id is 0x1040 and the type; that of a
+/// transitional device is in its subsystem id.
+fn device_type<C: ConfigurationAccess>(
+    access: &C,
+    function: DeviceFunction,
+) -> Result<DeviceType, TransportError> {
+    let id = access.read_word(function, 0x00);
+    let (vendor, device) = (id as u16, (id >> 16) as u16);
+    let id = match device {
+        _ if vendor != VENDOR_VIRTIO => None,
+        0x1000..=0x103f => Some((access.read_word(function, 0x2c) >> 16) as u16),
+        DEVICE_MODERN..=0x107f => Some(device - DEVICE_MODERN),
+        _ => None,
+    };
+    let id = id.ok_or(TransportError::NotThisTransport { vendor, device })?;
+    DeviceType::try_from(id).map_err(|_| TransportError::UnknownDeviceType { id })
+}
+
+impl<H: Hal, C: ConfigurationAccess, R: Registers> Transport for ModernPciTransport<H, C, R> {
+    fn device_type(&self) -> DeviceType {
+        self.device_type
+    }
+
+    #[doc(alias = "vp_get_features")]
+    fn read_device_features(&mut self) -> u64 {
+        let mut half = |select| {
+            self.common_mut()
+                .write32(register::DEVICE_FEATURE_SELECT, select);
+            u64::from(self.common().read32(register::DEVICE_FEATURE))
+        };
+        half(0) | half(1) << 32
+    }
+
+    fn write_driver_features(&mut self, driver_features: u64) {
+        for (select, half) in [(0, driver_features), (1, driver_features >> 32)] {
+            self.common_mut()
+                .write32(register::DRIVER_FEATURE_SELECT, select);
+            self.common_mut()
+                .write32(register::DRIVER_FEATURE, half as u32);
+        }
+    }
+
+    fn max_queue_size(&mut self, queue: u16) -> u32 {
+        self.select(queue);
+        u32::from(self.common().read16(register::QUEUE_SIZE))
+    }
+
+    /// For other drivers, which have no doorbell: finds the register anew.
+    fn notify(&mut self, queue: u16) {
+        self.select(queue);
+        match self.doorbell(queue) {
+            Ok(doorbell) => doorbell.ring(),
+            Err(error) => log::error!("{}: {error}", self.function),
+        }
+    }
+
+    #[doc(alias = "vp_get_status")]
+    fn get_status(&self) -> DeviceStatus {
+        DeviceStatus::from_bits_retain(u32::from(self.common().read8(register::STATUS)))
+    }
+
+    #[doc(alias = "vp_set_status")]
+    fn set_status(&mut self, status: DeviceStatus) {
+        self.common_mut()
+            .write8(register::STATUS, status.bits() as u8);
+    }
+
+    fn set_guest_page_size(&mut self, _guest_page_size: u32) {
+        // Addresses are whole here.
+    }
+
+    fn requires_legacy_layout(&self) -> bool {
+        false
+    }
+
+    /// As [`ConfigOps::setup_queue`] and [`ConfigOps::enable_queue`], which
+    /// also say what went wrong.
+    fn queue_set(
+        &mut self,
+        queue: u16,
+        size: u32,
+        descriptors: PhysAddr,
+        driver_area: PhysAddr,
+        device_area: PhysAddr,
+    ) {
+        let rings = RingAddresses {
+            size: u16::try_from(size).unwrap_or(0),
+            descriptors,
+            driver: driver_area,
+            device: device_area,
+        };
+        if let Err(error) = self
+            .setup_queue(queue, rings)
+            .and_then(|_| self.enable_queue(queue))
+        {
+            log::error!("{}: {error}", self.function);
+        }
+    }
+
+    /// Does nothing without `VIRTIO_F_RING_RESET`, of which this method cannot
+    /// know: an enabled queue can then only be disabled by a reset of the
+    /// device (specification 4.1.4.3.2).
+    #[doc(alias = "del_vq")]
+    fn queue_unset(&mut self, _queue: u16) {}
+
+    fn queue_used(&mut self, queue: u16) -> bool {
+        self.select(queue);
+        self.common().read16(register::QUEUE_ENABLE) != 0
+    }
+
+    fn ack_interrupt(&mut self) -> InterruptStatus {
+        self.accesses.set(self.accesses.get() + 1);
+        InterruptStatus::from_bits_truncate(u32::from(self.isr.read8(0)))
+    }
+
+    fn read_config_generation(&self) -> u32 {
+        u32::from(self.common().read8(register::CONFIG_GENERATION))
+    }
+
+    #[doc(alias = "vp_get")]
+    fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T, Error> {
+        let device = self.device.as_ref().ok_or(Error::ConfigSpaceMissing)?;
+        config_space::read(
+            device,
+            0,
+            offset,
+            || self.read_config_generation(),
+            &self.accesses,
+        )
+    }
+
+    #[doc(alias = "vp_set")]
+    fn write_config_space<T: IntoBytes + Immutable>(
+        &mut self,
+        offset: usize,
+        value: T,
+    ) -> Result<(), Error> {
+        let device = self.device.as_mut().ok_or(Error::ConfigSpaceMissing)?;
+        config_space::write(device, 0, offset, value.as_bytes(), &self.accesses)
+    }
+}
+
+impl<H: Hal, C: ConfigurationAccess, R: Registers> ConfigOps for ModernPciTransport<H, C, R> {
+    fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PCI {}", self.function)
+    }
+
+    fn reset(&mut self) -> Result<(), TransportError> {
+        self.set_status(DeviceStatus::empty());
+        // Specification 4.1.4.3.2: the driver waits for a read of 0.
+        let mut status = self.get_status();
+        for _ in 0..RESET_READS {
+            if status.is_empty() {
+                return Ok(());
+            }
+            core::hint::spin_loop();
+            status = self.get_status();
+        }
+        Err(TransportError::ResetTimeout {
+            status: status.bits(),
+        })
+    }
+
+    fn finalize_features(&mut self, features: u64) -> Result<(), TransportError> {
+        if features & VERSION_1 == 0 {
+            return Err(TransportError::NoVersion1);
+        }
+        self.write_driver_features(features);
+        super::features_ok(self, features)
+    }
+
+    fn access_platform(&self) -> bool {
+        self.access_platform
+    }
+
+    fn num_queues(&self) -> Option<u16> {
+        Some(self.common().read16(register::NUM_QUEUES))
+    }
+
+    fn setup_queue(
+        &mut self,
+        queue: u16,
+        rings: RingAddresses,
+    ) -> Result<Doorbell, TransportError> {
+        let max = self.max_queue_size(queue);
+        if max == 0 {
+            return Err(TransportError::NoSuchQueue { queue });
+        }
+        if rings.size == 0 || u32::from(rings.size) > max {
+            let size = rings.size;
+            return Err(TransportError::QueueSizeRefused { queue, size, max });
+        }
+        if self.common().read16(register::QUEUE_ENABLE) != 0 {
+            return Err(TransportError::QueueInUse { queue });
+        }
+        let doorbell = self.doorbell(queue)?;
+        self.common_mut().write16(register::QUEUE_SIZE, rings.size);
+        self.write_address(register::QUEUE_DESC, rings.descriptors);
+        self.write_address(register::QUEUE_DRIVER, rings.driver);
+        self.write_address(register::QUEUE_DEVICE, rings.device);
+        Ok(doorbell)
+    }
+
+    fn enable_queue(&mut self, queue: u16) -> Result<(), TransportError> {
+        self.select(queue);
+        self.common_mut().write16(register::QUEUE_ENABLE, 1);
+        match self.common().read16(register::QUEUE_ENABLE) {
+            1 => Ok(()),
+            _ => Err(TransportError::QueueNotEnabled { queue }),
+        }
+    }
+
+    #[doc(alias = "vp_modern_set_queue_reset")]
+    fn queue_reset(&mut self, queue: u16) -> Result<(), TransportError> {
+        if self.common.size() < register::QUEUE_RESET + 2 {
+            return Err(TransportError::NoQueueReset { queue });
+        }
+        self.select(queue);
+        self.common_mut().write16(register::QUEUE_RESET, 1);
+        // Specification 4.1.4.3.1: it reads 1 until the reset is done, and the
+        // queue is disabled then.
+        for _ in 0..QUEUE_RESET_READS {
+            if self.common().read16(register::QUEUE_RESET) == 0
+                && self.common().read16(register::QUEUE_ENABLE) == 0
+            {
+                return Ok(());
+            }
+            core::hint::spin_loop();
+        }
+        Err(TransportError::QueueResetTimeout { queue })
+    }
+
+    fn msix_entries(&self) -> u16 {
+        self.msix.as_ref().map_or(0, Msix::entries)
+    }
+
+    fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError> {
+        let Some(msix) = &mut self.msix else {
+            return Err(TransportError::TooFewVectors {
+                needed: u16::try_from(messages.len()).unwrap_or(u16::MAX),
+                available: 0,
+            });
+        };
+        let accesses = msix.enable(&mut self.access, messages)?;
+        self.accesses.set(self.accesses.get() + accesses);
+        self.msix_on = true;
+        Ok(())
+    }
+
+    fn msix_disable(&mut self) {
+        if let (true, Some(msix)) = (self.msix_on, &mut self.msix) {
+            msix.disable(&mut self.access);
+        }
+        self.msix_on = false;
+    }
+
+    fn set_config_vector(&mut self, entry: u16) -> Result<(), TransportError> {
+        self.common_mut().write16(register::CONFIG_VECTOR, entry);
+        let read = self.common().read16(register::CONFIG_VECTOR);
+        vector_taken(None, entry, read)
+    }
+
+    fn set_queue_vector(&mut self, queue: u16, entry: u16) -> Result<(), TransportError> {
+        self.select(queue);
+        self.common_mut().write16(register::QUEUE_VECTOR, entry);
+        let read = self.common().read16(register::QUEUE_VECTOR);
+        vector_taken(Some(queue), entry, read)
+    }
+
+    fn set_vq_affinity(&mut self, entry: u16, message: MsiMessage) -> Result<(), TransportError> {
+        match &mut self.msix {
+            Some(msix) if self.msix_on => {
+                let accesses = msix.set_message(entry, message)?;
+                self.accesses.set(self.accesses.get() + accesses);
+                Ok(())
+            }
+            _ => Err(TransportError::TooFewVectors {
+                needed: entry.saturating_add(1),
+                available: 0,
+            }),
+        }
+    }
+
+    fn intx_enable(&mut self, enable: bool) {
+        let (_, mut command) = self.root.get_status_command(self.function);
+        command.set(Command::INTERRUPT_DISABLE, !enable);
+        self.root.set_command(self.function, command);
+    }
+
+    fn isr(&self) -> Option<IsrRegister> {
+        self.isr.pointer(0).map(IsrRegister::Mmio)
+    }
+
+    fn register_accesses(&self) -> u64 {
+        self.accesses.get()
+    }
+}
+
+impl<H: Hal, C: ConfigurationAccess, R: Registers> Drop for ModernPciTransport<H, C, R> {
+    fn drop(&mut self) {
+        // The device must not touch memory that its driver gives back.
+        if let Err(error) = self.reset() {
+            log::error!("{}: {error}", self.function);
+        }
+        self.msix_disable();
+    }
+}

@@ -1,0 +1,346 @@
+//! Where a virtio-pci device keeps its registers: the structures that its
+//! vendor-specific PCI capabilities point to (specification 4.1.4; Linux
+//! `virtio_pci_find_capability`).
+//!
+//! ```text
+//! virtio_pci_cap   31        24 23        16 15         8 7          0
+//!  0x00           | cfg_type   | cap_len    | cap_next   | cap_vndr 9 |
+//!  0x04           | padding                              | bar        |
+//!  0x08           | offset in the BAR                                 |
+//!  0x0c           | length                                            |
+//!  0x10           | notify_off_multiplier (notification only)         |
+//! ```
+//!
+//! Everything here was written by the device, so nothing is believed: a
+//! structure must lie within a BAR that has an address, be long enough and
+//! aligned. A capability that is wrong is passed over, as the specification
+//! wants it, and only when no other one for the same structure is right it is
+//! an error.
+
+use core::fmt;
+
+use virtio_drivers::PhysAddr;
+use virtio_drivers::transport::pci::bus::{
+    BarInfo, CapabilityInfo, ConfigurationAccess, DeviceFunction, PCI_CAP_ID_VNDR, PciRoot,
+};
+
+use super::{BarProblem, Structure, StructureProblem, TransportError};
+
+/// Length in bytes of `virtio_pci_cap`.
+const CAPABILITY: u8 = 16;
+/// Length in bytes of `virtio_pci_notify_cap`.
+const NOTIFY_CAPABILITY: u8 = 20;
+/// Offset of the first capability that a configuration space can have.
+const FIRST_CAPABILITY: u8 = 0x40;
+/// Ports that there are.
+const PORTS: u64 = 1 << 16;
+
+/// The capabilities of a function. A list that leads in a circle or out of
+/// its place ends there.
+pub fn capabilities<C: ConfigurationAccess>(
+    root: &PciRoot<C>,
+    function: DeviceFunction,
+) -> impl Iterator<Item = CapabilityInfo> {
+    // One bit for each of the 64 words.
+    let mut seen = 0u64;
+    root.capabilities(function).take_while(move |capability| {
+        let bit = 1u64 << (capability.offset / 4);
+        let fine = capability.offset >= FIRST_CAPABILITY && seen & bit == 0;
+        if !fine {
+            log::warn!(
+                "{function}: the capability list leads back to {:#x}; the rest is ignored",
+                capability.offset
+            );
+        }
+        seen |= bit;
+        fine
+    })
+}
+
+/// The BARs of a function; those that cannot be read, and the upper halves of
+/// 64-bit ones, are none.
+pub fn bars<C: ConfigurationAccess>(
+    root: &mut PciRoot<C>,
+    function: DeviceFunction,
+) -> [Option<BarInfo>; 6] {
+    let mut bars = [const { None }; 6];
+    let mut upper_half = false;
+    for (index, bar) in (0..).zip(&mut bars) {
+        if core::mem::take(&mut upper_half) {
+            continue;
+        }
+        match root.bar_info(function, index) {
+            Ok(info) => {
+                upper_half = info.as_ref().is_some_and(BarInfo::takes_two_entries);
+                *bar = info;
+            }
+            Err(error) => log::warn!("{function}: BAR {index}: {error}"),
+        }
+    }
+    bars
+}
+
+/// Where the first byte of a structure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// At this physical address.
+    Memory(PhysAddr),
+    /// At this port.
+    Ports(u16),
+}
+
+/// A structure within a BAR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Index of the BAR, 0 to 5.
+    pub bar: u8,
+    /// Where it is.
+    pub location: Location,
+    /// Its length in bytes.
+    pub length: u32,
+}
+
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.location {
+            Location::Memory(address) => write!(f, "{address:#x} (BAR {})", self.bar),
+            Location::Ports(port) => write!(f, "port {port:#x} (BAR {})", self.bar),
+        }
+    }
+}
+
+/// The structures of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Structures {
+    /// The common configuration, in memory.
+    pub common: Region,
+    /// The notification structure: in ports where the device offers that, so
+    /// that a kick is one `outw`, else in memory.
+    pub notify: Region,
+    /// Bytes between the notify registers of two neighbouring
+    /// `queue_notify_off`s; 0 when all queues share one register.
+    pub notify_off_multiplier: u32,
+    /// The ISR status, in memory.
+    pub isr: Region,
+    /// The device's own configuration, in memory, if it has one.
+    pub device: Option<Region>,
+}
+
+/// A capability for a structure, and what became of it.
+struct Candidate {
+    structure: Structure,
+    capability: u8,
+    region: Result<Region, StructureProblem>,
+    multiplier: u32,
+}
+
+impl Structures {
+    /// Finds the structures of the device at `function`, whose BARs are
+    /// `bars`.
+    ///
+    /// Of several good capabilities for a structure the first counts
+    /// (specification 4.1.4.1), except that a notification structure in ports
+    /// is preferred to one in memory.
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError::NoStructure`] and
+    /// [`TransportError::UnusableStructure`].
+    #[doc(alias = "virtio_pci_find_capability")]
+    pub fn find<C: ConfigurationAccess>(
+        root: &PciRoot<C>,
+        access: &C,
+        function: DeviceFunction,
+        bars: &[Option<BarInfo>; 6],
+    ) -> Result<Self, TransportError> {
+        let (mut common, mut isr, mut device) = (Slot::new(), Slot::new(), Slot::new());
+        let (mut notify, mut notify_ports) = (Slot::new(), Slot::new());
+        for capability in capabilities(root, function) {
+            if capability.id != PCI_CAP_ID_VNDR {
+                continue;
+            }
+            let Some(candidate) = read(access, function, &capability, bars) else {
+                continue;
+            };
+            if let Err(problem) = candidate.region {
+                log::warn!(
+                    "{function}: the {} (capability at {:#x}) {problem}",
+                    candidate.structure,
+                    candidate.capability
+                );
+            }
+            match candidate.structure {
+                Structure::Common => common.offer(candidate),
+                Structure::Notify if candidate.is_in_ports() => notify_ports.offer(candidate),
+                Structure::Notify => notify.offer(candidate),
+                Structure::Isr => isr.offer(candidate),
+                Structure::Device => device.offer(candidate),
+            }
+        }
+        let (notify, notify_off_multiplier) = match notify_ports.0 {
+            Some(Candidate {
+                region: Ok(region),
+                multiplier,
+                ..
+            }) => (region, multiplier),
+            _ => {
+                let multiplier = notify.0.as_ref().map_or(0, |notify| notify.multiplier);
+                (notify.take(Structure::Notify)?, multiplier)
+            }
+        };
+        Ok(Self {
+            common: common.take(Structure::Common)?,
+            notify,
+            notify_off_multiplier,
+            isr: isr.take(Structure::Isr)?,
+            device: match device.0 {
+                None => None,
+                some => Some(Slot(some).take(Structure::Device)?),
+            },
+        })
+    }
+}
+
+impl Candidate {
+    fn is_in_ports(&self) -> bool {
+        matches!(
+            self.region,
+            Ok(Region {
+                location: Location::Ports(_),
+                ..
+            })
+        )
+    }
+}
+
+/// The best candidate for a structure so far.
+struct Slot(Option<Candidate>);
+
+impl Slot {
+    const fn new() -> Self {
+        Self(None)
+    }
+
+    /// Takes the candidate, unless a good one is there already.
+    fn offer(&mut self, candidate: Candidate) {
+        if !matches!(self.0, Some(Candidate { region: Ok(_), .. })) {
+            self.0 = Some(candidate);
+        }
+    }
+
+    fn take(self, structure: Structure) -> Result<Region, TransportError> {
+        let candidate = self.0.ok_or(TransportError::NoStructure { structure })?;
+        candidate
+            .region
+            .map_err(|problem| TransportError::UnusableStructure {
+                structure,
+                capability: candidate.capability,
+                problem,
+            })
+    }
+}
+
+/// Reads a vendor-specific capability. `None` for those that the specification
+/// says to ignore: reserved types and reserved BARs (4.1.4.1).
+fn read<C: ConfigurationAccess>(
+    access: &C,
+    function: DeviceFunction,
+    capability: &CapabilityInfo,
+    bars: &[Option<BarInfo>; 6],
+) -> Option<Candidate> {
+    let [length, cfg_type] = capability.private_header.to_le_bytes();
+    let structure = match cfg_type {
+        1 => Structure::Common,
+        2 => Structure::Notify,
+        3 => Structure::Isr,
+        4 => Structure::Device,
+        _ => return None,
+    };
+    let mut candidate = Candidate {
+        structure,
+        capability: capability.offset,
+        region: Err(StructureProblem::Truncated { length }),
+        multiplier: 0,
+    };
+    let needed = match structure {
+        Structure::Notify => NOTIFY_CAPABILITY,
+        _ => CAPABILITY,
+    };
+    // The configuration space has 256 bytes.
+    let fits = usize::from(capability.offset) + usize::from(length) <= 256;
+    if length < needed || !fits {
+        return Some(candidate);
+    }
+    let word = |at: u8| access.read_word(function, capability.offset + at);
+    let bar = word(4) as u8;
+    let info = bars.get(usize::from(bar))?;
+    if structure == Structure::Notify {
+        candidate.multiplier = word(16);
+    }
+    candidate.region = locate(structure, bar, info.as_ref(), word(8), word(12));
+    // Specification 4.1.4.4.1: 0 or an even power of 2.
+    let multiplier = candidate.multiplier;
+    if candidate.region.is_ok()
+        && multiplier != 0
+        && (!multiplier.is_power_of_two() || multiplier == 1)
+    {
+        candidate.region = Err(StructureProblem::Multiplier { multiplier });
+    }
+    Some(candidate)
+}
+
+/// Checks a structure of `length` bytes at `offset` of a BAR.
+fn locate(
+    structure: Structure,
+    bar: u8,
+    info: Option<&BarInfo>,
+    offset: u32,
+    length: u32,
+) -> Result<Region, StructureProblem> {
+    let unusable = |problem| StructureProblem::Bar { bar, problem };
+    // What the registers need, and what the specification says of their
+    // alignment (4.1.4.3.1, 4.1.4.4.1, 4.1.4.6).
+    let (needed, alignment) = match structure {
+        Structure::Common => (super::modern_pci::COMMON_LENGTH, 4),
+        Structure::Notify => (2, 2),
+        Structure::Isr => (1, 1),
+        Structure::Device => (1, 4),
+    };
+    let (address, size, is_ports) = match *info.ok_or(unusable(BarProblem::Missing))? {
+        // As for legacy devices: a BAR of 16 bits has no upper half.
+        BarInfo::IO { address, size } => (u64::from(address), u64::from(size & 0xffff), true),
+        BarInfo::Memory { address, size, .. } => (address, size, false),
+    };
+    if is_ports && structure != Structure::Notify {
+        return Err(unusable(BarProblem::WrongKind));
+    }
+    if address == 0 {
+        return Err(unusable(BarProblem::Unassigned));
+    }
+    let end = address.checked_add(size);
+    if end.is_none_or(|end| is_ports && end > PORTS) {
+        return Err(unusable(BarProblem::OutOfRange { address }));
+    }
+    if u64::from(offset) + u64::from(length) > size {
+        return Err(StructureProblem::OutsideBar {
+            offset,
+            length,
+            size,
+        });
+    }
+    if length < needed {
+        return Err(StructureProblem::TooShort { length, needed });
+    }
+    if !offset.is_multiple_of(alignment) {
+        return Err(StructureProblem::Misaligned { offset, alignment });
+    }
+    let start = address + u64::from(offset);
+    Ok(Region {
+        bar,
+        location: match u16::try_from(start) {
+            Ok(port) if is_ports => Location::Ports(port),
+            _ => Location::Memory(start),
+        },
+        length,
+    })
+}
