@@ -16,6 +16,8 @@ Examples:
   cargo run                                 boot the guest, talk to it, tell the story
   cargo run -- serve                        keep it up: status page at http://127.0.0.1:8080/
   cargo run -- --machine q35 --irq intx     another machine, another interrupt rung
+  cargo run -- --transport modern           another way to kick: a write to memory
+  cargo run -- --machine microvm            no PCI at all: virtio-mmio
   cargo run -- --features=-event_idx        see what a feature is good for: refuse it
   cargo run -- --pcap run.pcap              record every frame for Wireshark
   cargo run -- --net tap                    Linux itself at the far end (root)
@@ -74,6 +76,12 @@ pub struct MachineArgs {
     #[arg(long, value_name = "auto|legacy|modern|mmio", default_value = "auto",
           value_parser = word::<Transport>)]
     transport: Transport,
+    /// On microvm: version 1 of virtio-mmio, the legacy one, instead of version 2.
+    #[arg(long)]
+    mmio_legacy: bool,
+    /// On pc and q35: give the modern interface a port for its kicks, too.
+    #[arg(long)]
+    pio_notify: bool,
     /// The rung of the interrupt ladder: auto is the first that works, from the top.
     #[arg(long, value_name = "auto|msix|msix-shared|intx|poll", default_value = "auto",
           value_parser = word::<Irq>)]
@@ -253,6 +261,8 @@ impl MachineArgs {
                 KindArg::Microvm => Kind::Microvm,
             },
             transport: self.transport,
+            mmio_legacy: self.mmio_legacy,
+            pio_notify: self.pio_notify,
             irq: self.irq,
             memory: self.memory,
             cpus: self.smp,
@@ -334,6 +344,33 @@ mod tests {
             .settings();
         assert_eq!(dhcp.ipv4, Ipv4Config::Dhcp);
         assert_eq!(dhcp.policy, Policy::Forbid);
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        for (line, expected) in [
+            ("--machine microvm --transport legacy", "virtio-mmio only"),
+            ("--machine microvm --transport modern", "virtio-mmio only"),
+            ("--transport mmio", "--machine microvm"),
+            ("--machine q35 --transport mmio", "--machine microvm"),
+            ("--machine microvm --image x", "--machine pc or q35"),
+            ("--machine microvm --pio-notify", "has no PCI"),
+            ("--mmio-legacy", "pc has no virtio-mmio"),
+        ] {
+            let error = parse(line).unwrap().run.machine.settings().check();
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+        for line in [
+            "--transport legacy",
+            "--transport modern --pio-notify",
+            "--machine q35 --transport modern",
+            "--machine microvm",
+            "--machine microvm --transport mmio --mmio-legacy",
+        ] {
+            let settings = parse(line).unwrap().run.machine.settings();
+            assert_eq!(settings.check(), Ok(()), "{line}");
+        }
     }
 
     #[test]

@@ -255,17 +255,10 @@ fn a_printed_command_line_is_one_that_qemu_takes() {
 fn what_is_not_possible_is_said_at_once() {
     let directory = tempfile::tempdir().unwrap();
     for (arguments, expected) in [
+        (&["--transport", "mmio"][..], "--machine microvm has them"),
         (
-            &["--transport", "modern"][..],
-            "--transport modern is not built yet",
-        ),
-        (
-            &["--transport", "mmio"],
-            "--transport mmio is not built yet",
-        ),
-        (
-            &["serve", "--machine", "microvm"],
-            "--machine microvm is not built yet",
+            &["serve", "--machine", "microvm", "--transport", "legacy"],
+            "it has virtio-mmio only",
         ),
         (&["--ip", "10.0.0.1/31"], "no room for the host's end"),
         (&["--features=mac"], "features='mac'"),

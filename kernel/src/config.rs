@@ -55,9 +55,6 @@ pub fn load(platform: &Platform) -> (Config, Source) {
     };
     let config = Config::parse(&text, |error| log::warn!("{error}; the default is used"));
     log::set_max_level(level(config.log));
-    for device in virtio_mmio_devices(platform) {
-        log::debug!("virtio-mmio device {device}");
-    }
     (config, source)
 }
 
@@ -75,7 +72,7 @@ fn words(command_line: &str) -> String {
 
 /// What the command line says about virtio-mmio devices, one
 /// `SIZE@ADDRESS:IRQ` each.
-fn virtio_mmio_devices(platform: &Platform) -> impl Iterator<Item = &'static str> {
+pub fn virtio_mmio_devices(platform: &Platform) -> impl Iterator<Item = &'static str> {
     platform
         .command_line
         .unwrap_or_default()

@@ -15,6 +15,8 @@ mod other_drivers;
 mod pci;
 mod selftest;
 mod stages;
+mod virtio;
+mod virtio_mmio;
 
 use alloc::string::{String, ToString};
 use core::panic::PanicInfo;
@@ -61,6 +63,8 @@ extern "C" fn run() -> ! {
     time::init(tables.pm_timer);
     stages::ended("clock");
 
+    pci::init(tables.ecam);
+    virtio_mmio::init(platform, &tables.virtio_mmio);
     let cpus = arch::smp::start_others(&tables);
     if cpus > 1 {
         stages::ended("other CPUs");
@@ -73,7 +77,7 @@ extern "C" fn run() -> ! {
     }
     selftest::run(config.selftest);
 
-    if let Err(error) = other_drivers::run(config.selftest) {
+    if let Err(error) = other_drivers::run(&config) {
         log::error!("kickpath: selftest {}: {error}", config.selftest);
         arch::exit(Exit::Failure);
     }

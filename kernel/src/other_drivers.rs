@@ -1,5 +1,6 @@
 //! Self-tests that run `virtio-drivers`' own drivers of other devices over
-//! this project's legacy transport.
+//! this project's transports: the legacy one where the device offers it,
+//! unless `transport=` asks for another.
 //!
 //! Those drivers fix their queue sizes at compile time and the legacy device
 //! dictates its own, so the device must be given the driver's: 8 for entropy
@@ -7,17 +8,14 @@
 
 use core::fmt;
 
-use kickpath_abi::config::SelfTest;
+use kickpath_abi::config::{Config, SelfTest, Transport};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::DeviceType;
-use virtio_net::transport::legacy_pci::LegacyPciTransport;
-use virtio_net::transport::{TransportError, X86Ports};
 
 use crate::memory::KernelHal;
-use crate::pci::{self, PortAccess};
-
-type LegacyTransport = LegacyPciTransport<KernelHal, PortAccess>;
+use crate::virtio::{self, KernelTransport};
+use crate::virtio_mmio::OpenError;
 
 /// Sector that the block test overwrites.
 const SECTOR: usize = 3;
@@ -28,7 +26,7 @@ pub enum SelfTestError {
     /// There is no device of the kind.
     NoDevice(DeviceType),
     /// The transport refused.
-    Transport(TransportError),
+    Transport(OpenError),
     /// The driver failed.
     Driver(virtio_drivers::Error),
     /// The data came back wrong.
@@ -57,16 +55,16 @@ impl From<virtio_drivers::Error> for SelfTestError {
 /// # Errors
 ///
 /// [`SelfTestError`].
-pub fn run(test: SelfTest) -> Result<(), SelfTestError> {
-    match test {
-        SelfTest::Entropy => entropy(),
-        SelfTest::Block => block(),
+pub fn run(config: &Config) -> Result<(), SelfTestError> {
+    match config.selftest {
+        SelfTest::Entropy => entropy(config.transport),
+        SelfTest::Block => block(config.transport),
         _ => Ok(()),
     }
 }
 
-fn entropy() -> Result<(), SelfTestError> {
-    let mut driver = VirtIORng::<KernelHal, _>::new(open(DeviceType::EntropySource)?)?;
+fn entropy(wanted: Transport) -> Result<(), SelfTestError> {
+    let mut driver = VirtIORng::<KernelHal, _>::new(open(DeviceType::EntropySource, wanted)?)?;
     let (mut first, mut second) = ([0; 64], [0; 64]);
     let lengths = (
         driver.request_entropy(&mut first)?,
@@ -83,8 +81,8 @@ fn entropy() -> Result<(), SelfTestError> {
     Ok(())
 }
 
-fn block() -> Result<(), SelfTestError> {
-    let mut driver = VirtIOBlk::<KernelHal, _>::new(open(DeviceType::Block)?)?;
+fn block(wanted: Transport) -> Result<(), SelfTestError> {
+    let mut driver = VirtIOBlk::<KernelHal, _>::new(open(DeviceType::Block, wanted)?)?;
     let mut original = [0; SECTOR_SIZE];
     driver.read_blocks(SECTOR, &mut original)?;
     let mut written = original;
@@ -104,19 +102,15 @@ fn block() -> Result<(), SelfTestError> {
     Ok(())
 }
 
-/// The first legacy device of a kind.
-fn open(kind: DeviceType) -> Result<LegacyTransport, SelfTestError> {
-    let device_id = match kind {
-        DeviceType::Block => 0x1001,
-        DeviceType::EntropySource => 0x1005,
-        _ => return Err(SelfTestError::NoDevice(kind)),
-    };
-    let function = pci::scan()
-        .into_iter()
-        .find(|function| (function.vendor, function.device) == (pci::VENDOR_VIRTIO, device_id))
-        .ok_or(SelfTestError::NoDevice(kind))?;
-    // SAFETY: the kernel runs at privilege 0, and the ports are those of this
-    // function's BAR, which nobody else uses.
-    let ports = unsafe { X86Ports::new() };
-    LegacyPciTransport::new(PortAccess, ports, function.location).map_err(SelfTestError::Transport)
+/// The first device of a kind, by the first of its interfaces that is wanted.
+fn open(kind: DeviceType, wanted: Transport) -> Result<KernelTransport, SelfTestError> {
+    for device in virtio::find(kind) {
+        for interface in device.interfaces() {
+            if interface.is_wanted(wanted) {
+                log::info!("{device}: {kind:?} by {}", interface.name());
+                return device.open(interface).map_err(SelfTestError::Transport);
+            }
+        }
+    }
+    Err(SelfTestError::NoDevice(kind))
 }

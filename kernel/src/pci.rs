@@ -1,19 +1,21 @@
-//! PCI: configuration access by ports 0xcf8 and 0xcfc (PCI Local Bus
-//! specification 3.0, section 3.2.2.3.2), the scan, and the network devices.
+//! PCI: the scan, and the virtio devices. Configuration access is
+//! [`PciAccess`].
+
+mod access;
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::RangeInclusive;
 
+use virtio_drivers::transport::DeviceType;
 use virtio_drivers::transport::pci::bus::{
-    BarInfo, Command, ConfigurationAccess, DeviceFunction, HeaderType, PCI_CAP_ID_VNDR, PciRoot,
+    BarInfo, Command, ConfigurationAccess, DeviceFunction, HeaderType, PciRoot,
 };
-use x86_64::instructions::port::Port;
+use virtio_net::transport::TransportError;
+use virtio_net::transport::structures::{self, Structures};
 
 use crate::memory;
-
-const CONFIG_ADDRESS: u16 = 0xcf8;
-const CONFIG_DATA: u16 = 0xcfc;
-const CONFIG_ENABLE: u32 = 1 << 31;
+pub use access::{PciAccess, init};
 
 /// Register offsets in the configuration header.
 const VENDOR_DEVICE: u8 = 0x00;
@@ -28,51 +30,16 @@ const NO_VENDOR: u16 = 0xffff;
 const MULTIFUNCTION: u8 = 0x80;
 
 /// PCI vendor id of virtio devices.
-pub const VENDOR_VIRTIO: u16 = 0x1af4;
-/// The virtio network device with a legacy interface (virtio specification
-/// 1.2, section 4.1.2.1).
-const DEVICE_NET_TRANSITIONAL: u16 = 0x1000;
-/// The virtio network device without one.
-const DEVICE_NET_MODERN: u16 = 0x1041;
-
-/// Configuration access by ports. Only the CPU that booted uses it, and not
-/// from interrupt handlers, so address and data belong together.
-#[derive(Clone, Copy, Debug)]
-pub struct PortAccess;
-
-impl PortAccess {
-    fn select(device_function: DeviceFunction, register: u8) {
-        let address = CONFIG_ENABLE
-            | u32::from(device_function.bus) << 16
-            | u32::from(device_function.device & 0x1f) << 11
-            | u32::from(device_function.function & 0x7) << 8
-            | u32::from(register & 0xfc);
-        // SAFETY: the port is the host bridge's, or nothing.
-        unsafe { Port::<u32>::new(CONFIG_ADDRESS).write(address) };
-    }
-}
-
-impl ConfigurationAccess for PortAccess {
-    fn read_word(&self, device_function: DeviceFunction, register_offset: u8) -> u32 {
-        Self::select(device_function, register_offset);
-        // SAFETY: reading configuration registers has no effect on memory.
-        unsafe { Port::<u32>::new(CONFIG_DATA).read() }
-    }
-
-    fn write_word(&mut self, device_function: DeviceFunction, register_offset: u8, data: u32) {
-        Self::select(device_function, register_offset);
-        // SAFETY: the users of this type move no BAR onto memory.
-        unsafe { Port::<u32>::new(CONFIG_DATA).write(data) }
-    }
-
-    unsafe fn unsafe_clone(&self) -> Self {
-        *self
-    }
-}
+const VENDOR_VIRTIO: u16 = 0x1af4;
+/// First device id without a legacy interface; the type of device is added to
+/// it (virtio specification 1.2, section 4.1.2.1).
+const DEVICE_MODERN: u16 = 0x1040;
+/// Device ids that virtio devices have.
+const DEVICES_VIRTIO: RangeInclusive<u16> = 0x1000..=0x107f;
 
 /// Access to the machine's PCI buses.
-pub fn root() -> PciRoot<PortAccess> {
-    PciRoot::new(PortAccess)
+pub fn root() -> PciRoot<PciAccess> {
+    PciRoot::new(PciAccess)
 }
 
 /// A function of a device, as the scan found it.
@@ -96,6 +63,21 @@ pub struct Function {
     pub interrupt_line: u8,
 }
 
+impl Function {
+    /// What kind of virtio device it is, if it is one (virtio specification
+    /// 1.2, section 4.1.2.1).
+    fn virtio_type(&self) -> Option<DeviceType> {
+        if self.vendor != VENDOR_VIRTIO || !DEVICES_VIRTIO.contains(&self.device) {
+            return None;
+        }
+        let id = match self.device.checked_sub(DEVICE_MODERN) {
+            Some(id) => id,
+            None => self.subsystem,
+        };
+        DeviceType::try_from(id).ok()
+    }
+}
+
 impl fmt::Display for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -117,6 +99,7 @@ pub fn scan() -> Vec<Function> {
             Some(seen) if !*seen => *seen = true,
             _ => continue,
         }
+        access::use_ecam(bus);
         for device in 0..32 {
             scan_device(bus, device, &mut functions, &mut waiting);
         }
@@ -131,7 +114,7 @@ fn scan_device(bus: u8, device: u8, functions: &mut Vec<Function>, buses: &mut V
             device,
             function,
         };
-        let [v0, v1, d0, d1] = PortAccess.read_word(location, VENDOR_DEVICE).to_le_bytes();
+        let [v0, v1, d0, d1] = PciAccess.read_word(location, VENDOR_DEVICE).to_le_bytes();
         let vendor = u16::from_le_bytes([v0, v1]);
         if vendor == NO_VENDOR {
             if function == 0 {
@@ -140,12 +123,12 @@ fn scan_device(bus: u8, device: u8, functions: &mut Vec<Function>, buses: &mut V
             continue;
         }
         let [revision, _, subclass, class] =
-            PortAccess.read_word(location, CLASS_REVISION).to_le_bytes();
-        let [_, _, header, _] = PortAccess.read_word(location, HEADER_TYPE).to_le_bytes();
-        let [line, pin, _, _] = PortAccess.read_word(location, INTERRUPT).to_le_bytes();
+            PciAccess.read_word(location, CLASS_REVISION).to_le_bytes();
+        let [_, _, header, _] = PciAccess.read_word(location, HEADER_TYPE).to_le_bytes();
+        let [line, pin, _, _] = PciAccess.read_word(location, INTERRUPT).to_le_bytes();
         let is_bridge = HeaderType::from(header & !MULTIFUNCTION) == HeaderType::PciPciBridge;
         if is_bridge {
-            let [_, secondary, _, _] = PortAccess.read_word(location, BRIDGE_BUSES).to_le_bytes();
+            let [_, secondary, _, _] = PciAccess.read_word(location, BRIDGE_BUSES).to_le_bytes();
             // A bridge that firmware has not set up says 0.
             buses.push(secondary);
         }
@@ -157,7 +140,7 @@ fn scan_device(bus: u8, device: u8, functions: &mut Vec<Function>, buses: &mut V
             subsystem: if is_bridge {
                 0
             } else {
-                (PortAccess.read_word(location, SUBSYSTEM) >> 16) as u16
+                (PciAccess.read_word(location, SUBSYSTEM) >> 16) as u16
             },
             class: (class, subclass),
             revision,
@@ -170,69 +153,79 @@ fn scan_device(bus: u8, device: u8, functions: &mut Vec<Function>, buses: &mut V
     }
 }
 
-/// A virtio network device whose BARs can be used. It does not decode them
-/// until [`VirtioNic::enable`].
+/// A virtio device whose BARs can be used. It does not decode them until a
+/// transport takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VirtioNic {
+pub struct VirtioFunction {
     /// The function.
     pub function: Function,
     /// Its BARs, those that firmware assigned and the kernel can reach.
     pub bars: [Option<BarInfo>; 6],
 }
 
-impl VirtioNic {
-    /// Whether the device has the modern interface too: only then it has
-    /// virtio's capabilities (virtio specification 1.2, section 4.1.4).
-    pub fn has_modern_interface(&self) -> bool {
-        root()
-            .capabilities(self.function.location)
-            // The list has at most 48 members; more is a loop.
-            .take(48)
-            .any(|capability| capability.id == PCI_CAP_ID_VNDR)
+impl VirtioFunction {
+    /// The port of the legacy interface's first register, where the device has
+    /// that interface (virtio specification 1.2, section 4.1.2.3: a
+    /// transitional device has revision 0).
+    pub fn legacy_interface(&self) -> Option<u16> {
+        let function = &self.function;
+        match self.bars.first() {
+            Some(Some(BarInfo::IO { address, .. }))
+                if function.device < DEVICE_MODERN && function.revision == 0 =>
+            {
+                u16::try_from(*address).ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// The structures of the modern interface, where the device has a usable
+    /// one (virtio specification 1.2, section 4.1.4).
+    pub fn modern_interface(&self) -> Result<Structures, TransportError> {
+        Structures::find(&root(), &PciAccess, self.function.location, &self.bars)
     }
 }
 
-/// The usable virtio network devices among `functions`, in their order. What
+/// The usable virtio devices of a kind among `functions`, in their order. What
 /// is not usable is reported, and why.
-pub fn find_virtio_net(functions: &[Function]) -> Vec<VirtioNic> {
+pub fn find_virtio(functions: &[Function], kind: DeviceType) -> Vec<VirtioFunction> {
     functions
         .iter()
-        .filter(|function| {
-            function.vendor == VENDOR_VIRTIO
-                && matches!(function.device, DEVICE_NET_TRANSITIONAL | DEVICE_NET_MODERN)
-        })
+        .filter(|function| function.virtio_type() == Some(kind))
         .filter_map(|function| probe(*function))
         .collect()
 }
 
-fn probe(function: Function) -> Option<VirtioNic> {
+fn probe(function: Function) -> Option<VirtioFunction> {
     let mut root = root();
     // Sizing a BAR moves it around; off once is cheaper than off for each, as
-    // every change makes the hypervisor lay out its address space anew. `enable`
-    // turns the device that is taken on again.
+    // every change makes the hypervisor lay out its address space anew. The
+    // transport that takes the device turns it on again.
     let (_, command) = root.get_status_command(function.location);
     root.set_command(
         function.location,
         command - Command::IO_SPACE - Command::MEMORY_SPACE,
     );
-    let mut bars = match root.bars(function.location) {
-        Ok(bars) => bars,
-        Err(error) => {
-            log::warn!("{function} ignored: {error}");
-            return None;
-        }
-    };
+    let mut bars = structures::bars(&mut root, function.location);
     for (index, bar) in bars.iter_mut().enumerate() {
-        if let Some(problem) = bar.as_ref().and_then(unusable) {
-            log::warn!("{function}: BAR {index} {problem}");
-            *bar = None;
+        match bar.as_ref().and_then(unusable) {
+            None => {}
+            // A driver would find the BAR all the same, and want it mapped.
+            Some(problem @ Unusable::Unmappable(_)) => {
+                log::warn!("{function} ignored: BAR {index} {problem}");
+                return None;
+            }
+            Some(problem) => {
+                log::warn!("{function}: BAR {index} {problem}");
+                *bar = None;
+            }
         }
     }
     if bars.iter().all(Option::is_none) {
         log::warn!("{function} ignored: it has no usable BAR");
         return None;
     }
-    Some(VirtioNic { function, bars })
+    Some(VirtioFunction { function, bars })
 }
 
 /// Why a BAR cannot be used.

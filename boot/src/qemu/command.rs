@@ -204,7 +204,14 @@ impl Nic {
             vectors = vectors.or(pairs.checked_mul(2).map(|queues| queues + 2));
         }
         match kind {
-            Kind::Microvm => line.option("-global", "virtio-mmio.force-legacy=off"),
+            Kind::Microvm => {
+                let legacy = if self.mmio_legacy { "on" } else { "off" };
+                line.option("-global", format!("virtio-mmio.force-legacy={legacy}"));
+                if let Some(on) = self.ioeventfd {
+                    let on = if on { "on" } else { "off" };
+                    line.option("-global", format!("virtio-mmio.ioeventfd={on}"));
+                }
+            }
             Kind::Pc | Kind::Q35 => {
                 // No boot ROM: nothing but the guest touches the device.
                 device = device.set("romfile", "");
@@ -213,11 +220,12 @@ impl Nic {
                     NicTransport::Legacy => device.set("disable-modern", "on"),
                     NicTransport::Modern => device.set("disable-legacy", "on"),
                 }
-                .set_if("vectors", vectors);
+                .set_if("vectors", vectors)
+                .switch("modern-pio-notify", self.pio_notify.then_some(true))
+                .switch("ioeventfd", self.ioeventfd);
             }
         }
         device = device
-            .switch("ioeventfd", self.ioeventfd)
             .set_if("rx_queue_size", self.rx_queue_size)
             .set_if("tx_queue_size", self.tx_queue_size);
         for (name, value) in &self.properties {
@@ -415,6 +423,17 @@ mod tests {
     }
 
     #[test]
+    fn a_modern_device_can_be_kicked_by_a_port() {
+        let mut machine = machine(Kind::Q35, Accel::Tcg);
+        let mut nic = Nic::new(dgram());
+        nic.transport = NicTransport::Modern;
+        nic.pio_notify = true;
+        machine.nic = Some(nic);
+        let line = machine.command_line();
+        assert!(line.contains("romfile=,disable-legacy=on,modern-pio-notify=on"));
+    }
+
+    #[test]
     fn microvm_has_virtio_mmio_version_2() {
         let mut machine = machine(Kind::Microvm, Accel::Kvm { emulated: false });
         machine.nic = Some(Nic::new(Net::TapFds(vec![7])));
@@ -424,6 +443,13 @@ mod tests {
         assert!(line.contains("-netdev tap,id=net0,fd=7"));
         assert!(line.contains("-cpu host \\\n"));
         assert!(!line.contains("romfile"));
+        let nic = machine.nic.as_mut().unwrap();
+        nic.mmio_legacy = true;
+        nic.ioeventfd = Some(false);
+        let line = machine.command_line();
+        assert!(line.contains("-global virtio-mmio.force-legacy=on"));
+        assert!(line.contains("-global virtio-mmio.ioeventfd=off"));
+        assert!(!line.contains(",ioeventfd=off"));
     }
 
     #[test]

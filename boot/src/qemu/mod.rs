@@ -130,6 +130,12 @@ pub struct Nic {
     pub net: Net,
     /// Which register interfaces it offers (not on microvm: that is virtio-mmio).
     pub transport: NicTransport,
+    /// virtio-mmio version 1, the legacy interface, instead of 2 (microvm
+    /// only).
+    pub mmio_legacy: bool,
+    /// Whether the modern interface has a port for kicks, too
+    /// (`modern-pio-notify=on`; not on microvm).
+    pub pio_notify: bool,
     /// Number of MSI-X vectors; 0 takes the capability away. When `None`
     /// QEMU's default, or with several pairs of queues one a queue and one for
     /// configuration changes.
@@ -157,6 +163,8 @@ impl Nic {
         Self {
             net,
             transport: NicTransport::default(),
+            mmio_legacy: false,
+            pio_notify: false,
             vectors: None,
             ioeventfd: None,
             rx_queue_size: None,

@@ -98,19 +98,21 @@ pub(super) fn device<W: Write>(story: &mut Story<W>, status: &Status) -> io::Res
     )?;
     story.row("Offers", &list(&device.features_offered))?;
     story.row("Negotiated", &list(&device.features_negotiated))?;
-    let others = &device.transport_alternatives;
-    let others = if others.is_empty() {
-        "the device offers no other".to_owned()
-    } else {
-        format!("the device also offers {}", others.join(" and "))
-    };
     let transport = match device.transport.as_str() {
-        "legacy" => "legacy: registers by port I/O",
-        "modern" => "modern: registers in memory",
-        "mmio" => "virtio-mmio: registers in memory, no PCI",
+        "legacy" => "legacy virtio-pci",
+        "modern" => "modern virtio-pci",
+        "mmio" => "virtio-mmio, no PCI",
         other => other,
     };
-    story.row("Transport", &format!("{transport}; {others}"))?;
+    story.row(
+        "Transport",
+        &format!("{transport}; registers: {}", device.transport_place),
+    )?;
+    let others = match device.alternative_kicks.as_slice() {
+        [] => "the device offers no other transport".to_owned(),
+        kicks => format!("{} (--transport takes it)", kicks.join(", ")),
+    };
+    story.row("Others", &others)?;
     story.row(
         "Kick",
         &format!("{} (one instruction, one VM exit)", device.doorbell),

@@ -5,15 +5,13 @@ mod up;
 
 use std::path::{Path, PathBuf};
 
-use kickpath_abi::config::Transport;
-
-pub use settings::{NetChoice, NotBuilt, SessionError, Settings, check_built, require};
+pub use settings::{Mismatch, NetChoice, SessionError, Settings, require};
 pub use up::{StatusError, UP, Up, fetch_status};
 
 use crate::accel::Decision;
 use crate::guest::Guest;
 use crate::ports::Services;
-use crate::qemu::{Accel, Machine, Net, Nic, NicTransport};
+use crate::qemu::{Accel, Machine, Net, Nic};
 use crate::wire::peer::PeerOptions;
 use crate::wire::{Dgram, Peer, Plan, Recorder, Tap};
 
@@ -27,7 +25,8 @@ pub struct Prepared {
     /// The addresses.
     pub plan: Plan,
     pcap: Option<PathBuf>,
-    transport: Transport,
+    mmio_legacy: bool,
+    pio_notify: bool,
 }
 
 impl Prepared {
@@ -35,11 +34,10 @@ impl Prepared {
     pub fn attach(&mut self, net: Net) {
         let in_process = matches!(net, Net::Dgram { .. });
         let mut nic = Nic::new(net);
-        nic.transport = match self.transport {
-            Transport::Legacy => NicTransport::Legacy,
-            Transport::Modern => NicTransport::Modern,
-            Transport::Auto | Transport::Mmio => NicTransport::Transitional,
-        };
+        // A transitional device offers both interfaces; the guest's
+        // configuration says which to take.
+        nic.mmio_legacy = self.mmio_legacy;
+        nic.pio_notify = self.pio_notify;
         if !in_process {
             nic.dump.clone_from(&self.pcap);
         }

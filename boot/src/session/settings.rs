@@ -48,6 +48,10 @@ pub struct Settings {
     pub kind: Kind,
     /// How the guest reaches the device's registers.
     pub transport: Transport,
+    /// virtio-mmio version 1 instead of 2, on microvm.
+    pub mmio_legacy: bool,
+    /// A port for the kicks of a modern PCI device.
+    pub pio_notify: bool,
     /// The rung of the interrupt ladder.
     pub irq: Irq,
     /// Memory.
@@ -75,9 +79,9 @@ pub struct Settings {
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// The guest of this version cannot do it.
+    /// Options that do not go together.
     #[error(transparent)]
-    NotBuilt(#[from] NotBuilt),
+    Mismatch(#[from] Mismatch),
     /// The guest's configuration.
     #[error("--features: {0}")]
     Features(String),
@@ -131,36 +135,63 @@ pub enum SessionError {
     Output(#[from] std::io::Error),
 }
 
-/// What the guest of this version cannot do yet.
+/// Options that do not go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotBuilt {
-    /// No such transport.
+pub enum Mismatch {
+    /// The machine has no bus for this transport.
+    #[error("--machine {machine} has no {transport} devices: {hint}")]
+    Transport {
+        /// The machine type.
+        machine: Kind,
+        /// What it has not.
+        transport: Transport,
+        /// What to say instead.
+        hint: &'static str,
+    },
+    /// The machine cannot start disk images.
     #[error(
-        "--transport {0} is not built yet: this version has the legacy port-I/O transport \
-         (--transport legacy, or auto)"
+        "--image with --machine microvm: it has no disk that its firmware could start from \
+         (--machine pc or q35)"
     )]
-    Transport(Transport),
-    /// No such machine.
-    #[error(
-        "--machine {0} is not built yet: it has virtio-mmio only, and this version has the \
-         legacy port-I/O transport (--machine pc or q35)"
-    )]
-    Machine(Kind),
-}
-
-/// The one place that says what the guest of this version cannot do.
-///
-/// # Errors
-/// What is missing.
-pub fn check_built(kind: Kind, transport: Transport) -> Result<(), NotBuilt> {
-    match (kind, transport) {
-        (_, Transport::Modern | Transport::Mmio) => Err(NotBuilt::Transport(transport)),
-        (Kind::Microvm, _) => Err(NotBuilt::Machine(kind)),
-        (Kind::Pc | Kind::Q35, Transport::Auto | Transport::Legacy) => Ok(()),
-    }
+    Image,
+    /// An option of virtio-mmio on a machine without.
+    #[error("--mmio-legacy is for --machine microvm: {0} has no virtio-mmio")]
+    MmioLegacy(Kind),
+    /// An option of virtio-pci on a machine without.
+    #[error("--pio-notify is for --machine pc and q35: {0} has no PCI")]
+    PioNotify(Kind),
 }
 
 impl Settings {
+    /// Whether the options go together.
+    ///
+    /// # Errors
+    /// Those that do not.
+    pub fn check(&self) -> Result<(), Mismatch> {
+        let (machine, transport) = (self.kind, self.transport);
+        let hint = match (machine, transport) {
+            (Kind::Microvm, Transport::Legacy) => {
+                Some("it has virtio-mmio only (--mmio-legacy for its legacy version)")
+            }
+            (Kind::Microvm, Transport::Modern) => Some("it has virtio-mmio only"),
+            (Kind::Pc | Kind::Q35, Transport::Mmio) => Some("--machine microvm has them"),
+            _ => None,
+        };
+        if let Some(hint) = hint {
+            return Err(Mismatch::Transport {
+                machine,
+                transport,
+                hint,
+            });
+        }
+        match machine {
+            Kind::Microvm if self.image.is_some() => Err(Mismatch::Image),
+            Kind::Microvm if self.pio_notify => Err(Mismatch::PioNotify(machine)),
+            Kind::Pc | Kind::Q35 if self.mmio_legacy => Err(Mismatch::MmioLegacy(machine)),
+            _ => Ok(()),
+        }
+    }
+
     /// The guest's configuration on a network with these addresses.
     fn config(&self, plan: &Plan) -> Result<Config, SessionError> {
         let mut config = Config {
@@ -191,7 +222,7 @@ impl Settings {
     /// What was asked for is not possible, or something is missing and cannot
     /// be had.
     pub fn prepare(&self, dry_run: bool, sink: &mut Sink<'_>) -> Result<Prepared, SessionError> {
-        check_built(self.kind, self.transport)?;
+        self.check()?;
         let plan = Plan::new(self.ipv4)?;
         let config = self.config(&plan)?;
         let decision = Decision::new(self.accel, &doctor::kvm())?;
@@ -226,7 +257,8 @@ impl Settings {
             decision,
             plan,
             pcap: self.pcap.clone(),
-            transport: self.transport,
+            mmio_legacy: self.mmio_legacy,
+            pio_notify: self.pio_notify,
         })
     }
 
@@ -282,27 +314,4 @@ pub fn require(
     sink: &mut Sink<'_>,
 ) -> Result<(), SessionError> {
     Ok(install::ensure(requirements, policy, sink)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_not_built_is_refused() {
-        for transport in [Transport::Auto, Transport::Legacy] {
-            assert_eq!(check_built(Kind::Pc, transport), Ok(()));
-            assert_eq!(check_built(Kind::Q35, transport), Ok(()));
-            let error = check_built(Kind::Microvm, transport).unwrap_err();
-            assert!(
-                error
-                    .to_string()
-                    .starts_with("--machine microvm is not built yet")
-            );
-        }
-        for transport in [Transport::Modern, Transport::Mmio] {
-            let error = check_built(Kind::Pc, transport).unwrap_err();
-            assert!(error.to_string().contains("is not built yet"), "{error}");
-        }
-    }
 }

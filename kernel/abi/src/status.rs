@@ -67,6 +67,13 @@ pub struct Device {
     pub transport: String,
     /// Other transports that the device offers.
     pub transport_alternatives: Vec<String>,
+    /// Where the registers are, such as `ports from 0xc040 (BAR 0)`.
+    #[serde(default)]
+    pub transport_place: String,
+    /// What a kick would be by each of the other transports, such as `modern:
+    /// movw to 0xfe003000 (BAR 4)`.
+    #[serde(default)]
+    pub alternative_kicks: Vec<String>,
     /// The one access that a kick of the transmit queue is, such as
     /// `outw 1 -> port 0xc010`.
     pub doorbell: String,

@@ -1,8 +1,11 @@
-//! The two ACPI tables that this kernel needs: MADT (interrupt controllers) and
-//! FADT (the power management timer). ACPI specification 6.5, chapter 5.
+//! The ACPI tables that this kernel needs: MADT (interrupt controllers), FADT
+//! (the power management timer), MCFG (PCI's configuration in memory) and, in
+//! part, the DSDT (virtio-mmio devices). ACPI specification 6.5, chapter 5.
 //!
 //! Tables are firmware's; every length in them is checked against the mapped
 //! memory, and what does not fit is left out with a warning.
+
+use core::ops::RangeInclusive;
 
 use heapless::Vec;
 
@@ -57,6 +60,34 @@ pub struct PmTimer {
     pub is_32_bit: bool,
 }
 
+/// PCI's configuration space in memory (PCI Firmware specification 3.2,
+/// section 4.1.2), of PCI segment 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ecam {
+    /// Physical address of bus 0, whether or not that is among the buses.
+    pub base: u64,
+    first_bus: u8,
+    last_bus: u8,
+}
+
+impl Ecam {
+    /// The buses that are in it.
+    pub fn buses(&self) -> RangeInclusive<u8> {
+        self.first_bus..=self.last_bus
+    }
+}
+
+/// A virtio-mmio device, as firmware describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioMmio {
+    /// Physical address of its registers.
+    pub address: u64,
+    /// Length of its registers in bytes.
+    pub size: u64,
+    /// The global system interrupt that it raises.
+    pub gsi: u32,
+}
+
 /// What the tables say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
@@ -72,6 +103,10 @@ pub struct Tables {
     pub cpus: Vec<u32, MAX_CPUS>,
     /// CPUs for which there was no room in `cpus`.
     pub cpus_left_out: usize,
+    /// PCI's configuration space in memory, where there is one.
+    pub ecam: Option<Ecam>,
+    /// virtio-mmio devices.
+    pub virtio_mmio: Vec<VirtioMmio, 32>,
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
@@ -145,6 +180,11 @@ pub fn read(rsdp: Option<u64>) -> Tables {
                     read_madt(madt, &mut tables);
                 } else if let Some(fadt) = table(address, b"FACP") {
                     tables.pm_timer = read_fadt(fadt);
+                    if let Some(dsdt) = dsdt(fadt) {
+                        read_dsdt(dsdt, &mut tables);
+                    }
+                } else if let Some(mcfg) = table(address, b"MCFG") {
+                    tables.ecam = read_mcfg(mcfg);
                 }
             }
         }
@@ -235,4 +275,76 @@ fn read_fadt(table: &[u8]) -> Option<PmTimer> {
         port,
         is_32_bit: flags & 1 << 8 != 0,
     })
+}
+
+/// MCFG: PCI Firmware specification 3.2, table 4-2. Entries of 16 bytes start
+/// at offset 44.
+fn read_mcfg(table: &[u8]) -> Option<Ecam> {
+    table
+        .get(44..)?
+        .chunks_exact(16)
+        .filter(|entry| u16_at(entry, 8) == Some(0))
+        .find_map(|entry| {
+            let (base, first_bus, last_bus) = (u64_at(entry, 0)?, *entry.get(10)?, *entry.get(11)?);
+            // 256 buses of 1 MiB must not wrap.
+            let fits = base.checked_add(256 << 20).is_some();
+            (base != 0 && fits && first_bus <= last_bus).then_some(Ecam {
+                base,
+                first_bus,
+                last_bus,
+            })
+        })
+}
+
+/// The DSDT that the FADT leads to: by the 64-bit pointer of ACPI 2.0 where
+/// that is set.
+fn dsdt(fadt: &[u8]) -> Option<&'static [u8]> {
+    let short = u32_at(fadt, 40).map(u64::from);
+    let long = u64_at(fadt, 140).filter(|&address| address != 0);
+    table(long.or(short)?, b"DSDT")
+}
+
+/// Finds virtio-mmio devices in the DSDT. That is AML, a program; but a device
+/// without code of its own is plain data: `_HID "LNRO0005"`, and in `_CRS` a
+/// resource template (ACPI 6.4.3) with one range of memory and one interrupt.
+/// So no interpreter is needed to find it.
+fn read_dsdt(table: &[u8], tables: &mut Tables) {
+    const HID: &[u8] = b"LNRO0005\0";
+    /// 32-bit fixed memory range descriptor, 9 bytes.
+    const MEMORY: &[u8] = &[0x86, 9, 0];
+    /// Extended interrupt descriptor, 6 bytes, of one interrupt.
+    const INTERRUPT: &[u8] = &[0x89, 6, 0];
+    /// Where the template ends, in bytes after the name at most.
+    const REACH: usize = 256;
+
+    let mut rest = table.get(HEADER..).unwrap_or_default();
+    while let Some(at) = find(rest, HID) {
+        rest = rest.get(at + HID.len()..).unwrap_or_default();
+        let near = rest.get(..REACH.min(rest.len())).unwrap_or_default();
+        let near = near.get(..find(near, HID).unwrap_or(near.len()));
+        let device = near.and_then(|near| {
+            let memory = near.get(find(near, MEMORY)?..)?;
+            let interrupt = near.get(find(near, INTERRUPT)?..)?;
+            Some(VirtioMmio {
+                address: u64::from(u32_at(memory, 4)?),
+                size: u64::from(u32_at(memory, 8)?),
+                gsi: u32_at(interrupt, 5)?,
+            })
+        });
+        match device {
+            Some(device) => {
+                if tables.virtio_mmio.push(device).is_err() {
+                    log::warn!("ACPI DSDT: one virtio-mmio device too many is ignored");
+                    return;
+                }
+            }
+            None => log::warn!("ACPI DSDT: a virtio-mmio device without resources is ignored"),
+        }
+    }
+}
+
+fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
+    bytes
+        .windows(pattern.len())
+        .position(|window| window == pattern)
 }

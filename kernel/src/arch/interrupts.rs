@@ -9,7 +9,7 @@ use spin::Mutex;
 use super::percpu::{self, PerCpu};
 use super::{acpi, apic, io_apic, timer};
 
-pub use io_apic::{Gsi, RouteError};
+pub use io_apic::{Gsi, RouteError, Signal};
 
 /// The vector of the local APIC's timer.
 pub(super) const TIMER_VECTOR: u8 = 0xf0;
@@ -78,7 +78,7 @@ pub fn msi_message(vector: &Vector, cpu: &PerCpu) -> (u64, u32) {
     (0xfee0_0000 | destination, u32::from(vector.0))
 }
 
-/// The global interrupt of a PCI function's INTx pin, from the interrupt line
+/// Where a PCI function's INTx pin leads, from the interrupt line
 /// register that firmware filled in for the 8259 controllers and ACPI's
 /// overrides of those lines; `None` when the function has no pin (`pin` 0) or
 /// firmware connected it nowhere (line 0 or above 15).
@@ -86,9 +86,12 @@ pub fn msi_message(vector: &Vector, cpu: &PerCpu) -> (u64, u32) {
 /// QEMU's pc and q35 raise the I/O APIC's input of that number too. A machine
 /// that connects PCI pins to the I/O APIC only would need ACPI's `_PRT`, hence
 /// an AML interpreter.
-pub fn intx_gsi(pin: u8, line: u8) -> Option<Gsi> {
+pub fn intx_line(pin: u8, line: u8) -> Option<Line> {
     let connected = (1..=4).contains(&pin) && (1..=15).contains(&line);
-    connected.then(|| io_apic::isa_gsi(line))
+    connected.then(|| Line {
+        gsi: io_apic::isa_gsi(line),
+        signal: Signal::Intx,
+    })
 }
 
 /// A CPU's APIC id in the 8 bits that interrupt messages have for it; `smp`
@@ -102,14 +105,23 @@ pub fn wake(cpu: &PerCpu) {
     apic::send_interrupt(cpu.apic_id(), WAKE_VECTOR);
 }
 
-/// Lets `gsi` raise `vector` on this CPU: level triggered as PCI's INTx are, active low
-/// unless ACPI says otherwise.
+/// Where a device's interrupt line leads, and how the device uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// The input of an I/O APIC.
+    pub gsi: Gsi,
+    /// How the device signals.
+    pub signal: Signal,
+}
+
+/// Lets `line` raise `vector` on this CPU.
 ///
 /// # Errors
 ///
 /// [`RouteError`] when no I/O APIC has that input.
-pub fn route_gsi(gsi: Gsi, vector: &Vector) -> Result<(), RouteError> {
-    io_apic::route(gsi, vector.0, destination(percpu::this()))
+pub fn route(line: Line, vector: &Vector) -> Result<(), RouteError> {
+    let cpu = destination(percpu::this());
+    io_apic::route(line.gsi, line.signal, vector.0, cpu)
 }
 
 /// Stops `gsi` from raising interrupts.

@@ -159,12 +159,22 @@ fn with_input<R>(gsi: Gsi, action: impl FnOnce(&mut IoApic, u32) -> R) -> Option
         .map(|(io_apic, input)| action(io_apic, input))
 }
 
+/// How a device signals on its line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// As PCI's INTx: by a level, low unless ACPI says otherwise.
+    Intx,
+    /// By a high level.
+    High,
+}
+
 /// Sends `gsi` to the CPU with APIC id `destination` as `vector`, level
 /// triggered.
-pub fn route(gsi: Gsi, vector: u8, destination: u8) -> Result<(), RouteError> {
-    let active_high = ISA_LINES.lock().iter().enumerate().any(|(line, isa)| {
-        isa.gsi.unwrap_or(line as u32) == gsi.0 && isa.polarity == Polarity::ActiveHigh
-    });
+pub fn route(gsi: Gsi, signal: Signal, vector: u8, destination: u8) -> Result<(), RouteError> {
+    let active_high = signal == Signal::High
+        || ISA_LINES.lock().iter().enumerate().any(|(line, isa)| {
+            isa.gsi.unwrap_or(line as u32) == gsi.0 && isa.polarity == Polarity::ActiveHigh
+        });
     let polarity = if active_high { 0 } else { ENTRY_ACTIVE_LOW };
     let entry = ENTRY_LEVEL | polarity | u32::from(vector);
     with_input(gsi, |io_apic, input| {

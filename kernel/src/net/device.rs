@@ -11,14 +11,13 @@ use virtio_net::net::VirtioNet;
 use virtio_net::net::buffers::MAX_FRAME;
 use virtio_net::net::rx::{RxFrame, RxQueue};
 use virtio_net::net::tx::TxQueue;
-use virtio_net::transport::legacy_pci::LegacyPciTransport;
 
 use super::report::{self, Fixed};
 use crate::memory::KernelHal;
-use crate::pci::PortAccess;
+use crate::virtio::KernelTransport;
 
-/// The transport of this version: legacy port I/O.
-pub type NicTransport = LegacyPciTransport<KernelHal, PortAccess>;
+/// Whichever transport the device was taken by.
+pub type NicTransport = KernelTransport;
 
 /// The network device of this kernel.
 pub type Nic = VirtioNet<KernelHal, NicTransport>;

@@ -7,7 +7,7 @@ use virtio_net::interrupt::{InterruptState, IsrRegister};
 use virtio_net::transport::MsiMessage;
 use virtio_net::vectors::{InterruptController, InterruptUnavailable, VectorUse};
 
-use crate::arch::interrupts::{self, Gsi, Vector};
+use crate::arch::interrupts::{self, Line, Vector};
 use crate::arch::percpu;
 
 /// What the handlers below tell the driver.
@@ -37,17 +37,17 @@ fn intx() {
 /// The vectors that this kernel has given to the network device.
 pub struct Controller {
     msi: Vec<Vector>,
-    /// Where the device's INTx line leads, if that is known.
-    gsi: Option<Gsi>,
+    /// Where the device's interrupt line leads, if that is known.
+    line: Option<Line>,
     intx: Option<Vector>,
 }
 
 impl Controller {
-    /// A device whose INTx line leads to `gsi`, with no vector yet.
-    pub fn new(gsi: Option<Gsi>) -> Self {
+    /// A device whose interrupt line leads there, with no vector yet.
+    pub fn new(line: Option<Line>) -> Self {
         Self {
             msi: Vec::new(),
-            gsi,
+            line,
             intx: None,
         }
     }
@@ -71,11 +71,11 @@ impl InterruptController for Controller {
     }
 
     fn attach_intx(&mut self, isr: IsrRegister) -> Result<(), InterruptUnavailable> {
-        let gsi = self.gsi.ok_or(InterruptUnavailable::NoRoute)?;
+        let line = self.line.ok_or(InterruptUnavailable::NoRoute)?;
         // One network device, so the register never changes.
         INTX_ISR.call_once(|| isr);
         let vector = interrupts::allocate_vector(intx).ok_or(InterruptUnavailable::NoVector)?;
-        if let Err(error) = interrupts::route_gsi(gsi, &vector) {
+        if let Err(error) = interrupts::route(line, &vector) {
             log::warn!("{error}");
             interrupts::free_vector(vector);
             return Err(InterruptUnavailable::NoRoute);
@@ -86,8 +86,8 @@ impl InterruptController for Controller {
 
     fn detach_intx(&mut self) {
         if let Some(vector) = self.intx.take() {
-            if let Some(gsi) = self.gsi {
-                interrupts::mask_gsi(gsi);
+            if let Some(line) = self.line {
+                interrupts::mask_gsi(line.gsi);
             }
             interrupts::free_vector(vector);
         }

@@ -4,10 +4,9 @@
 mod bench;
 mod device;
 mod interrupts;
+mod probe;
 mod report;
 
-use alloc::format;
-use alloc::vec::Vec;
 use core::fmt;
 
 use kickpath_abi::config::{self, Config};
@@ -16,13 +15,10 @@ use kickpath_services::Stack;
 use kickpath_trace::{Event, NO_QUEUE, RING, tracepoint_unless_repeated};
 use smoltcp::time::Instant;
 use virtio_net::net::{Changes, Features, NetError};
-use virtio_net::transport::legacy_pci::LegacyPciTransport;
-use virtio_net::transport::{BusName, X86Ports};
 use virtio_net::vectors::Rung;
 use x86_64::instructions::interrupts as interrupts_at_cpu;
 
 use crate::arch::{self, time};
-use crate::pci::{self, PortAccess, VirtioNic};
 use crate::stages;
 use device::{Nic, PhyDevice};
 use interrupts::Controller;
@@ -49,8 +45,8 @@ pub enum NetworkError {
     NoDevice,
     /// Every one that was found is unusable; each was reported.
     NoUsableDevice,
-    /// The transport that was asked for does not exist in this version.
-    TransportNotBuilt(config::Transport),
+    /// No device offers the transport that was asked for.
+    NoTransport(config::Transport),
     /// The device failed.
     Device(NetError),
     /// The measurement failed.
@@ -62,8 +58,8 @@ impl fmt::Display for NetworkError {
         match self {
             Self::NoDevice => f.write_str("there is no virtio network device"),
             Self::NoUsableDevice => f.write_str("no virtio network device is usable"),
-            Self::TransportNotBuilt(transport) => {
-                write!(f, "transport={transport} is not built yet")
+            Self::NoTransport(transport) => {
+                write!(f, "no virtio network device offers transport={transport}")
             }
             Self::Device(error) => error.fmt(f),
             Self::Bench(error) => error.fmt(f),
@@ -92,32 +88,17 @@ struct Host {
 /// that `config` names. Returns when the measurement is over or when there is
 /// no network to be had.
 pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
-    if let config::Transport::Modern | config::Transport::Mmio = config.transport {
-        return Err(NetworkError::TransportNotBuilt(config.transport));
-    }
     if config.trace {
         // SAFETY: the other CPUs have no job yet, and so no tracepoint.
         unsafe { RING.start() };
     }
-    let (nic, found) = probe(refused_features(config))?;
+    let found = probe::probe(config, refused_features(config))?;
     stages::ended("device probed");
-    let function = &found.function;
     let mut host = Host {
-        nic,
-        controller: Controller::new(arch::interrupts::intx_gsi(
-            function.interrupt_pin,
-            function.interrupt_line,
-        )),
+        controller: Controller::new(found.device.line()),
         top: top_rung(config.irq),
-        fixed: Fixed {
-            boot,
-            device_id: format!("{:04x}:{:04x}", function.vendor, function.device),
-            alternatives: if found.has_modern_interface() {
-                Vec::from([config::Transport::Modern.word().into()])
-            } else {
-                Vec::new()
-            },
-        },
+        fixed: Fixed::new(boot, &found),
+        nic: found.nic,
         reopen_at: 0,
         look_at_config_at: 0,
     };
@@ -133,50 +114,6 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
         config::Bench::Off => serve(config, host),
         config::Bench::Tx => bench::transmit(&mut host.nic).map_err(NetworkError::Bench),
     }
-}
-
-/// Takes the first network device that can be driven.
-fn probe(refused: Features) -> Result<(Nic, VirtioNic), NetworkError> {
-    let functions = pci::scan();
-    for function in &functions {
-        log::debug!("{function}");
-    }
-    let candidates = pci::find_virtio_net(&functions);
-    stages::ended("PCI scanned");
-    if candidates.is_empty() {
-        return Err(NetworkError::NoDevice);
-    }
-    for candidate in &candidates {
-        match try_probe(candidate, refused) {
-            Ok(nic) => {
-                let info = nic.info();
-                log::info!(
-                    "{}: virtio-net by legacy port I/O at {:#x}",
-                    BusName(nic.transport()),
-                    nic.transport().port_base(),
-                );
-                log::info!("features offered:    {}", info.offered);
-                log::info!("features negotiated: {}", info.negotiated);
-                if candidates.len() > 1 {
-                    log::info!(
-                        "{} network devices, the first usable one is taken",
-                        candidates.len()
-                    );
-                }
-                return Ok((nic, candidate.clone()));
-            }
-            Err(error) => log::warn!("{}: {error}", candidate.function),
-        }
-    }
-    Err(NetworkError::NoUsableDevice)
-}
-
-fn try_probe(candidate: &VirtioNic, refused: Features) -> Result<Nic, NetError> {
-    // SAFETY: the kernel runs at privilege 0, and the ports are those of this
-    // function's BAR, which nobody else uses.
-    let ports = unsafe { X86Ports::new() };
-    let transport = LegacyPciTransport::new(PortAccess, ports, candidate.function.location)?;
-    Nic::probe(transport, refused, &interrupts::STATE)
 }
 
 fn refused_features(config: &Config) -> Features {

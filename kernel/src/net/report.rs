@@ -12,6 +12,7 @@ use virtio_net::transport::BusName;
 use virtio_net::vectors::Rung;
 
 use super::device::Nic;
+use super::probe::Found;
 use crate::arch::{self, time};
 use crate::memory::heap;
 
@@ -41,8 +42,35 @@ pub struct Fixed {
     pub boot: Boot,
     /// Vendor and device id, such as `1af4:1000`.
     pub device_id: String,
+    /// The transport that was taken.
+    pub transport: config::Transport,
+    /// Where its registers are.
+    pub place: String,
     /// Other transports that the device offers.
     pub alternatives: Vec<String>,
+    /// What a kick would be by each of those.
+    pub alternative_kicks: Vec<String>,
+}
+
+impl Fixed {
+    /// What does not change of this device.
+    pub fn new(boot: Boot, found: &Found) -> Self {
+        let others = &found.others;
+        Self {
+            boot,
+            device_id: found.device.id(),
+            transport: found.interface.transport(),
+            place: found.interface.place(),
+            alternatives: others
+                .iter()
+                .map(|other| other.transport().to_string())
+                .collect(),
+            alternative_kicks: others
+                .iter()
+                .map(|other| format!("{}: {}", other.transport(), other.kick()))
+                .collect(),
+        }
+    }
 }
 
 /// The report as of now, without the network stack's part.
@@ -58,8 +86,10 @@ pub fn status(fixed: &Fixed, nic: &Nic) -> Status {
         device: Device {
             location: BusName(nic.transport()).to_string(),
             id: fixed.device_id.clone(),
-            transport: config::Transport::Legacy.to_string(),
+            transport: fixed.transport.to_string(),
             transport_alternatives: fixed.alternatives.clone(),
+            transport_place: fixed.place.clone(),
+            alternative_kicks: fixed.alternative_kicks.clone(),
             doorbell: transmit
                 .next()
                 .map_or_else(String::new, |queue| queue.doorbell.to_string()),

@@ -152,9 +152,47 @@ impl fmt::Display for Doorbell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Port { port, queue } => write!(f, "outw {queue} -> port {port:#x}"),
-            Self::Mmio16 { register, queue } => write!(f, "movw {queue} -> {register:p}"),
-            Self::Mmio32 { register, queue } => write!(f, "movl {queue} -> {register:p}"),
+            Self::Mmio16 { register, queue } => write!(f, "movw {queue} -> {:p}", *register),
+            Self::Mmio32 { register, queue } => write!(f, "movl {queue} -> {:p}", *register),
             Self::Call { queue, .. } => write!(f, "call of the transport for queue {queue}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate alloc;
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn it_is_shown_with_the_address_of_its_register() {
+        let at = |address| NonNull::new(core::ptr::without_provenance_mut::<u8>(address)).unwrap();
+        let queue = 1;
+        for (doorbell, text) in [
+            (
+                Doorbell::Port {
+                    port: 0xc010,
+                    queue,
+                },
+                "outw 1 -> port 0xc010",
+            ),
+            (
+                Doorbell::Mmio16 {
+                    register: at(0xfeb0_3004).cast::<u16>(),
+                    queue,
+                },
+                "movw 1 -> 0xfeb03004",
+            ),
+            (
+                Doorbell::Mmio32 {
+                    register: at(0xfeb0_0050).cast::<u32>(),
+                    queue,
+                },
+                "movl 1 -> 0xfeb00050",
+            ),
+        ] {
+            assert_eq!(doorbell.to_string(), text);
         }
     }
 }

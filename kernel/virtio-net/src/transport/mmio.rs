@@ -26,6 +26,8 @@
 use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
+use core::ptr::NonNull;
+use core::str::FromStr;
 
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{Error, Hal, PAGE_SIZE, PhysAddr};
@@ -73,6 +75,71 @@ const RESET_READS: u32 = 100_000;
 /// Reads of the queue's registers until its reset counts as failed.
 const QUEUE_RESET_READS: u32 = 100_000;
 
+/// A device as Linux's kernel parameter `virtio_mmio.device=` describes it:
+/// `SIZE@ADDRESS:INTERRUPT[:ID]`, SIZE with an optional K or M. QEMU's microvm
+/// adds such words to the command line.
+#[doc(alias = "vm_cmdline_set")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceWord {
+    /// Physical address of the registers.
+    pub address: PhysAddr,
+    /// Length of the registers in bytes.
+    pub size: usize,
+    /// Number of the interrupt.
+    pub interrupt: u32,
+}
+
+/// A text that is not `SIZE@ADDRESS:INTERRUPT[:ID]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotADevice;
+
+impl fmt::Display for NotADevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("expected SIZE@ADDRESS:INTERRUPT, such as 512@0xfeb00000:5")
+    }
+}
+
+impl core::error::Error for NotADevice {}
+
+/// A number, hexadecimal after `0x`.
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        // `from_str_radix` would take a sign.
+        Some(digits) if digits.starts_with(|c: char| c.is_ascii_hexdigit()) => {
+            u64::from_str_radix(digits, 16).ok()
+        }
+        None if text.starts_with(|c: char| c.is_ascii_digit()) => text.parse().ok(),
+        _ => None,
+    }
+}
+
+impl FromStr for DeviceWord {
+    type Err = NotADevice;
+
+    fn from_str(text: &str) -> Result<Self, NotADevice> {
+        let read = || {
+            let (size, place) = text.split_once('@')?;
+            let mut place = place.split(':');
+            let (address, interrupt) = (place.next()?, place.next()?);
+            if let Some(id) = place.next() {
+                number(id)?;
+            }
+            let (size, scale) = match size.as_bytes().last()? {
+                b'K' | b'k' => (size.get(..size.len() - 1)?, 1 << 10),
+                b'M' | b'm' => (size.get(..size.len() - 1)?, 1 << 20),
+                _ => (size, 1),
+            };
+            let device = Self {
+                address: number(address)?,
+                size: usize::try_from(number(size)?.checked_mul(scale)?).ok()?,
+                interrupt: u32::try_from(number(interrupt)?).ok()?,
+            };
+            place.next().is_none().then_some(device)
+        };
+        read().ok_or(NotADevice)
+    }
+}
+
 /// The version of the registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -88,7 +155,7 @@ pub struct MmioTransport<H: Hal, R: Registers = MappedRegisters> {
     address: PhysAddr,
     version: Version,
     device_type: DeviceType,
-    notify: core::ptr::NonNull<u32>,
+    notify: NonNull<u32>,
     access_platform: bool,
     accesses: Cell<u64>,
     hal: PhantomData<H>,

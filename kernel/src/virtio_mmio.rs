@@ -1,0 +1,113 @@
+//! The machine's virtio-mmio devices: by the words that QEMU's microvm adds to
+//! the command line, else by ACPI.
+
+use core::fmt;
+
+use heapless::Vec;
+use spin::Once;
+use virtio_net::transport::TransportError;
+use virtio_net::transport::mmio::{DeviceWord, MmioTransport};
+
+use crate::arch::acpi;
+use crate::arch::interrupts::{Gsi, Line, Signal};
+use crate::config::virtio_mmio_devices;
+use crate::entry::Platform;
+use crate::memory::{KernelHal, MapError, map_mmio};
+
+/// Most devices that are kept; microvm has at most 24.
+const MAX_DEVICES: usize = 32;
+
+/// A place with virtio-mmio registers; whether a device is there is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioDevice {
+    /// Physical address of the registers.
+    pub address: u64,
+    /// Length of the registers in bytes.
+    pub size: usize,
+    /// Where its interrupt line leads.
+    pub line: Line,
+}
+
+impl fmt::Display for MmioDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "virtio-mmio {:#x}", self.address)
+    }
+}
+
+/// Why a device's registers cannot be used.
+#[derive(Debug)]
+pub enum OpenError {
+    /// They cannot be mapped.
+    Unmappable(MapError),
+    /// They are not what they should be.
+    Transport(TransportError),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unmappable(error) => error.fmt(f),
+            Self::Transport(error) => error.fmt(f),
+        }
+    }
+}
+
+impl MmioDevice {
+    /// Takes the device that is there, if one is.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`].
+    pub fn open(&self) -> Result<MmioTransport<KernelHal>, OpenError> {
+        map_mmio(self.address, self.size as u64).map_err(OpenError::Unmappable)?;
+        // SAFETY: the machine's description says that these are registers of
+        // virtio-mmio, and no memory is there, as was just checked. The
+        // transport is the only user: devices are opened by their one driver.
+        unsafe { MmioTransport::new(self.address, self.size) }.map_err(OpenError::Transport)
+    }
+}
+
+static DEVICES: Once<Vec<MmioDevice, MAX_DEVICES>> = Once::new();
+
+/// Takes note of the devices. What is not understood is reported.
+pub fn init(platform: &Platform, from_acpi: &[acpi::VirtioMmio]) {
+    DEVICES.call_once(|| {
+        let mut devices = Vec::new();
+        for word in virtio_mmio_devices(platform) {
+            match word.parse::<DeviceWord>() {
+                Ok(word) => add(&mut devices, word.address, word.size, word.interrupt),
+                Err(error) => log::warn!("virtio_mmio.device={word} ignored: {error}"),
+            }
+        }
+        if devices.is_empty() {
+            for device in from_acpi {
+                // A length that does not fit is too long in any case.
+                let size = usize::try_from(device.size).unwrap_or(usize::MAX);
+                add(&mut devices, device.address, size, device.gsi);
+            }
+        }
+        devices
+    });
+}
+
+fn add(devices: &mut Vec<MmioDevice, MAX_DEVICES>, address: u64, size: usize, interrupt: u32) {
+    let device = MmioDevice {
+        address,
+        size,
+        // Specification 4.2.3.4: the device keeps the line up until it is
+        // told that the interrupt was seen.
+        line: Line {
+            gsi: Gsi(interrupt),
+            signal: Signal::High,
+        },
+    };
+    match devices.push(device) {
+        Ok(()) => log::debug!("{device}, {size} bytes, interrupt {interrupt}"),
+        Err(_) => log::warn!("{device} ignored: one too many"),
+    }
+}
+
+/// The devices that [`init`] found.
+pub fn devices() -> &'static [MmioDevice] {
+    DEVICES.get().map_or(&[], |devices| devices)
+}
