@@ -24,6 +24,7 @@ Examples:
   cargo run -- --net tap --smp 2            two CPUs, a pair of queues each
   cargo run -- --dry-run                    print QEMU's command line, ready to paste
   cargo run -- --json | jq .status.counters numbers for a program
+  cargo run -- trace                        one packet, step by step, through every layer
   cargo run -- bench                        what a packet costs, in instructions and kicks
   cargo run -- doctor                       what this machine has, and what it lacks";
 
@@ -57,6 +58,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Count what a packet costs, and compare with the limits.
     Bench(BenchArgs),
+    /// Record one packet in and one out, through the guest, KVM, QEMU and the wire.
+    Trace(TraceArgs),
     /// Make disk images that boot by BIOS and by UEFI.
     Image(ImageArgs),
     /// Say what this machine has and lacks, and what each would give.
@@ -168,6 +171,22 @@ pub struct BenchArgs {
     /// Print one JSON object instead of the tables.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `trace`.
+#[derive(Args, Debug)]
+pub struct TraceArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// Write the timeline as JSON into this file; - is the standard output, without the text.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write a page for a browser into this file: it needs nothing else, and no network.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Write a trace for https://ui.perfetto.dev or chrome://tracing into this file.
+    #[arg(long, value_name = "FILE")]
+    pub perfetto: Option<PathBuf>,
 }
 
 /// Options of `image`.

@@ -3,6 +3,7 @@
 mod cli;
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -12,13 +13,13 @@ use kickpath::doctor;
 use kickpath::guest::Cause;
 use kickpath::image::{self, ImageOptions};
 use kickpath::interrupt;
-use kickpath::qemu::{Boot, Net};
+use kickpath::qemu::{self, Boot, Net};
 use kickpath::session::{Prepared, SessionError};
 use kickpath::terminal::{Story, Ticker};
 use kickpath::toolchain::{self, BuildOptions};
-use kickpath::{run, serve};
+use kickpath::{run, serve, trace};
 
-use cli::{BenchArgs, Cli, Command, DoctorArgs, ImageArgs, RunArgs, ServeArgs};
+use cli::{BenchArgs, Cli, Command, DoctorArgs, ImageArgs, RunArgs, ServeArgs, TraceArgs};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
             Command::Run(args) => run_command(&args),
             Command::Serve(args) => serve_command(&args),
             Command::Bench(args) => bench_command(&args),
+            Command::Trace(args) => trace_command(&args),
             Command::Image(args) => image_command(&args),
             Command::Doctor(args) => doctor_command(&args),
         });
@@ -112,6 +114,59 @@ fn bench_command(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+/// Succeeds where every layer tells the same story.
+fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
+    let settings = args.machine.settings();
+    let mut ticker = Ticker::new();
+    let mut sink = |progress: Progress<'_>| ticker.show(progress);
+    if args.machine.dry_run {
+        let mut prepared = settings.prepare(true, &mut sink)?;
+        let net = run::dry_run_net(&prepared, Default::default())?;
+        return Ok(print_command_line(&mut prepared, net));
+    }
+    let timeline = trace::trace(&settings, &mut sink)?;
+    drop(ticker);
+    let to_stdout = args.json.as_deref() == Some(Path::new("-"));
+    if let Some(file) = &args.json {
+        let json = serde_json::to_string_pretty(&timeline)?;
+        write_output(file, &json)?;
+    }
+    if let Some(file) = &args.html {
+        // What made it is told as a person would type it.
+        let words: Vec<String> = std::env::args_os()
+            .skip(1)
+            .map(|word| qemu::quote(&word))
+            .collect();
+        let command = format!("cargo run -- {}", words.join(" "));
+        write_output(file, &trace::html::render(&timeline, &command)?)?;
+    }
+    if let Some(file) = &args.perfetto {
+        write_output(file, &trace::perfetto::render(&timeline).to_string())?;
+    }
+    if !to_stdout {
+        trace::text::print(&mut Story::stdout(), &timeline).map_err(SessionError::Output)?;
+    }
+    Ok(if timeline.is_sound() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Writes a file, or the standard output for `-`.
+fn write_output(file: &Path, text: &str) -> Result<(), SessionError> {
+    if file == Path::new("-") {
+        let mut out = anstream::stdout();
+        return io::Write::write_all(&mut out, text.as_bytes())
+            .and_then(|()| io::Write::write_all(&mut out, b"\n"))
+            .map_err(SessionError::Output);
+    }
+    std::fs::write(file, text).map_err(|source| SessionError::System {
+        what: format!("write {}", file.display()),
+        source,
     })
 }
 

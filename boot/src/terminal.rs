@@ -16,11 +16,11 @@ const LABEL: usize = 13;
 /// Columns before a label.
 const INDENT: usize = 2;
 
-const TITLE: Style = Style::new().bold();
-const NAME: Style = AnsiColor::Cyan.on_default();
-const GOOD: Style = AnsiColor::Green.on_default().bold();
-const BAD: Style = AnsiColor::Red.on_default().bold();
-const FAINT: Style = Style::new().dimmed();
+pub(crate) const TITLE: Style = Style::new().bold();
+pub(crate) const NAME: Style = AnsiColor::Cyan.on_default();
+pub(crate) const GOOD: Style = AnsiColor::Green.on_default().bold();
+pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
+pub(crate) const FAINT: Style = Style::new().dimmed();
 
 /// Prints sections of labelled rows.
 pub struct Story<W: Write> {
@@ -116,7 +116,7 @@ impl<W: Write> Story<W> {
 
 /// Breaks a text into lines of at most `width` columns between words; a word
 /// longer than that has a line of its own. There is always one line at least.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
     let mut columns = 0;

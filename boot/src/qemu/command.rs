@@ -109,6 +109,8 @@ impl Machine {
                 line.option("-trace", event);
             }
             line.option("-D", &trace.file);
+            // Only then has an event its thread and its time.
+            line.option("-msg", "timestamp=on");
         }
         line.0.extend(self.extra.iter().cloned());
         line.0
@@ -418,6 +420,7 @@ mod tests {
   -S \
   -trace 'virtio_*' \
   -D trace.log \
+  -msg timestamp=on \
   -vga std"
         );
     }

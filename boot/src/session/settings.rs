@@ -13,6 +13,7 @@ use crate::guest::Failure;
 use crate::install::{self, Host, InstallError, Policy, Requirement};
 use crate::qemu::{Boot, DiskImage, FirmwareError, Kind, Machine, Memory};
 use crate::toolchain::{self, BuildOptions, ToolchainError};
+use crate::trace::capture::TraceError;
 use crate::wire::{Plan, PlanError, TapError};
 
 /// Which end of the cable is taken.
@@ -106,6 +107,9 @@ pub enum SessionError {
     /// The guest.
     #[error(transparent)]
     Guest(#[from] Box<Failure>),
+    /// The trace.
+    #[error("cannot trace: {0}")]
+    Trace(TraceError),
     /// A file that was named is not there.
     #[error("{option} {}: there is no such file", file.display())]
     NoFile {
@@ -133,6 +137,15 @@ pub enum SessionError {
     /// The output is closed.
     #[error("cannot write: {0}")]
     Output(#[from] std::io::Error),
+}
+
+impl From<TraceError> for SessionError {
+    fn from(error: TraceError) -> Self {
+        match error {
+            TraceError::Guest(failure) => Self::Guest(failure),
+            other => Self::Trace(other),
+        }
+    }
 }
 
 /// Options that do not go together.

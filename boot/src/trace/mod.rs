@@ -6,10 +6,79 @@
 //! absent; nothing is filled in from expectation. What explains a step (the
 //! sentence, the Linux function, the section of the specification) is ours.
 
+pub mod build;
+pub mod capture;
+pub mod clock;
+pub mod explain;
 pub mod html;
+pub mod image;
+pub mod join;
+pub mod journey;
 pub mod perfetto;
+pub mod qemu;
+pub mod queues;
+pub mod recording;
+pub mod records;
 #[cfg(test)]
 mod sample;
+mod sources;
+pub mod text;
 pub mod timeline;
 
 pub use timeline::Timeline;
+
+use crate::command::{Progress, Sink};
+use crate::session::{Prepared, SessionError, Settings, fetch_status};
+use capture::{TraceError, Tracer};
+use recording::Recording;
+
+/// Boots the guest and records one datagram in and one out.
+///
+/// # Errors
+/// The guest does not come up or does not answer, or its records cannot be
+/// read.
+pub fn record(
+    settings: &Settings,
+    sink: &mut Sink<'_>,
+) -> Result<(Prepared, Recording), SessionError> {
+    let mut prepared = settings.prepare(false, sink)?;
+    let tracer = Tracer::new(&mut prepared.machine)?;
+    let peer = prepared.connect_peer()?;
+    let mut guest = prepared.launch()?;
+    guest.attach_frames(peer.frame_log());
+    let up = prepared.wait_until_up(&guest, &peer)?;
+    sink(Progress::Step("Sending one datagram in and one out"));
+    let bound = prepared.accel().reply_bound();
+    let status = fetch_status(&peer, up.ip(), bound);
+    let status = status.map_err(|error| {
+        let stopped = guest.check().err();
+        stopped.unwrap_or_else(|| guest.failure(crate::guest::Cause::Other(error.to_string())))
+    })?;
+    let run = capture::run_of(&prepared, &guest, &status);
+    let recording = tracer.record(&guest, &peer, up.address.address, run, &status)?;
+    Ok((prepared, recording))
+}
+
+/// Boots the guest, sends one datagram in and one out, and tells the journey.
+///
+/// # Errors
+/// As [`record`].
+pub fn trace(settings: &Settings, sink: &mut Sink<'_>) -> Result<Timeline, SessionError> {
+    let (prepared, recording) = record(settings, sink)?;
+    timeline(&prepared, &recording).map_err(SessionError::from)
+}
+
+/// The timeline of a recording, with the source lines of the guest that was
+/// recorded.
+///
+/// # Errors
+/// The records do not tell of the datagram.
+pub fn timeline(prepared: &Prepared, recording: &Recording) -> Result<Timeline, TraceError> {
+    let mut timeline = build::build(recording).map_err(|_| TraceError::NoJourney {
+        recorded: recording.ring.recorded,
+        lost: recording.ring.lost,
+        unresolved: 0,
+    })?;
+    sources::attach(&mut timeline, &prepared.machine.boot);
+    Ok(timeline)
+}

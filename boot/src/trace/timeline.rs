@@ -258,8 +258,11 @@ pub struct ClockInfo {
     pub clock: Clock,
     /// Its smallest step in nanoseconds, as far as records show it.
     pub resolution_ns: f64,
-    /// Whether its times can be compared with those of the guest's: then
-    /// [`Time::ns`] of both have one zero.
+    /// Clocks of one axis can be compared: their [`Time::ns`] have one zero.
+    /// Axis 0 is the guest's.
+    #[serde(default)]
+    pub axis: u8,
+    /// Whether its times can be compared with the guest's: it is of axis 0.
     pub joined: bool,
     /// How it was joined, or why it could not be.
     pub how: String,
@@ -272,8 +275,8 @@ pub struct Time {
     pub clock: Clock,
     /// The reading itself, in the clock's own unit.
     pub raw: u64,
-    /// Nanoseconds since the window's first time stamp of the same clock, or
-    /// of any joined clock; negative before.
+    /// Nanoseconds since the window's first time stamp on the clock's axis
+    /// (see [`ClockInfo::axis`]); negative before.
     pub ns: f64,
 }
 

@@ -25,7 +25,7 @@ pub use far_end::{Echo, FarEnd, PingReport, WireError};
 pub use host::HostSockets;
 pub use peer::Peer;
 pub use plan::{Plan, PlanError};
-pub use record::{FrameLog, Recorder};
+pub use record::{FrameLog, LoggedFrame, Recorder};
 pub use tap::{Tap, TapError};
 
 /// Port of the echo services (RFC 862), UDP and TCP.

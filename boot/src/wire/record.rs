@@ -31,6 +31,17 @@ struct Kept {
     bytes: Vec<u8>,
 }
 
+/// A frame that was on a wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoggedFrame {
+    /// When it was read from the wire, or was about to be sent.
+    pub at: Instant,
+    /// Whether the guest sent it.
+    pub from_guest: bool,
+    /// From the destination address on.
+    pub bytes: Vec<u8>,
+}
+
 /// The last frames on a wire. Clones share them.
 #[derive(Clone, Debug)]
 pub struct FrameLog {
@@ -51,6 +62,17 @@ impl FrameLog {
     pub fn describe(&self) -> Vec<String> {
         let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
         frames.iter().map(|kept| self.line(kept)).collect()
+    }
+
+    /// The frames, the oldest first.
+    pub fn frames(&self) -> Vec<LoggedFrame> {
+        let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let logged = |kept: &Kept| LoggedFrame {
+            at: kept.at,
+            from_guest: kept.direction == Direction::FromGuest,
+            bytes: kept.bytes.clone(),
+        };
+        frames.iter().map(logged).collect()
     }
 
     fn line(&self, kept: &Kept) -> String {

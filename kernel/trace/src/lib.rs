@@ -238,9 +238,10 @@ unsafe impl Sync for Flag {}
 // that wrote it, or from outside of the guest.
 unsafe impl Sync for Ring {}
 
-/// Byte offsets of the fields of a [`Ring`] in memory, for a reader of it.
+/// Byte offsets of the fields of a [`Ring`] and of a [`Site`] in memory, for a
+/// reader of it.
 pub mod layout {
-    use super::Ring;
+    use super::{Ring, Site};
 
     /// 64 bits: [`super::MAGIC`].
     pub const MAGIC: usize = core::mem::offset_of!(Ring, magic);
@@ -250,6 +251,15 @@ pub mod layout {
     pub const COUNT: usize = core::mem::offset_of!(Ring, count);
     /// The first record.
     pub const RECORDS: usize = core::mem::offset_of!(Ring, records);
+
+    /// 32 bits: the event's number.
+    pub const SITE_EVENT: usize = core::mem::offset_of!(Site, event);
+    /// 32 bits: the line.
+    pub const SITE_LINE: usize = core::mem::offset_of!(Site, line);
+    /// The file: 64 bits of address, then 64 bits of length.
+    pub const SITE_FILE: usize = core::mem::offset_of!(Site, file);
+    /// The module, likewise.
+    pub const SITE_MODULE: usize = core::mem::offset_of!(Site, module);
 }
 
 /// The ring of this program.

@@ -1,0 +1,434 @@
+//! Records a run: prepares the machine, sends the datagram, reads what the
+//! layers left behind.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kickpath_abi::status::Status;
+use kickpath_trace::RING_SYMBOL;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::image::{Image, ImageError};
+use super::journey;
+use super::qemu;
+use super::recording::{
+    Clocks, Memory, Probe, Recording, Region, Sample, Threads, Window, WireFrame,
+};
+use super::records::{self, HEADER_LENGTH, Header, RingError};
+use super::timeline::{Absent, Device, Direction, Instruction, Run};
+use crate::guest::{Failure, Guest};
+use crate::qemu::{Accel, Boot, Machine, Trace};
+use crate::session::Prepared;
+use crate::wire::{FarEnd, Peer, WireError};
+
+/// Content of the datagram of the window, in bytes.
+pub const PROBE_BYTES: usize = 64;
+
+/// Content of the datagrams before, which make addresses known, and of the
+/// one behind, which wakes the guest once more.
+const OTHER_BYTES: usize = 32;
+
+/// Datagrams before the window.
+const WARM_UP: usize = 2;
+
+/// How often the machine is looked at until it is quiet.
+const LOOKS: u32 = 50;
+
+/// Why a run could not be recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// The executable.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A disk image has no symbols.
+    #[error(
+        "a disk image has no symbols to find the records by; trace the ELF file \
+         (leave --image out, or name it by --kernel)"
+    )]
+    DiskImage,
+    /// The ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The guest.
+    #[error(transparent)]
+    Guest(#[from] Box<Failure>),
+    /// The datagram.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The records do not tell of the datagram.
+    #[error(
+        "the guest's {recorded} records do not tell of the datagram ({lost} more were lost{})",
+        unresolved_text(*unresolved)
+    )]
+    NoJourney {
+        /// Records read.
+        recorded: u64,
+        /// Records for which there was no room.
+        lost: u64,
+        /// Records that the executable cannot explain.
+        unresolved: u64,
+    },
+    /// The system refuses.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn unresolved_text(unresolved: u64) -> String {
+    match unresolved {
+        0 => String::new(),
+        n => format!("; {n} are not of this executable"),
+    }
+}
+
+/// What is needed to trace a machine.
+#[derive(Debug)]
+pub struct Tracer {
+    image: Image,
+    ring: u64,
+    directory: TempDir,
+    zero: Instant,
+    first: Sample,
+    accel: Accel,
+}
+
+impl Tracer {
+    /// Makes a machine that is about to start record itself.
+    ///
+    /// # Errors
+    /// The guest's executable cannot be read, or has no tracepoints.
+    pub fn new(machine: &mut Machine) -> Result<Self, TraceError> {
+        let Boot::Kernel(kernel) = &machine.boot else {
+            return Err(TraceError::DiskImage);
+        };
+        let image = Image::read(kernel)?;
+        let ring = image.symbol(RING_SYMBOL)?;
+        let directory = tempfile::Builder::new().prefix("kickpath-trace-").tempdir();
+        let directory = directory.map_err(system("make a directory"))?;
+        machine.config.trace = true;
+        machine.trace = Some(Trace {
+            events: qemu::EVENTS
+                .iter()
+                .map(|event| (*event).to_owned())
+                .collect(),
+            file: log_file(directory.path()),
+        });
+        let zero = Instant::now();
+        Ok(Self {
+            image,
+            ring,
+            directory,
+            zero,
+            first: Sample::take(zero),
+            accel: machine.accel,
+        })
+    }
+
+    /// Sends one datagram in, has its echo come out, and reads what was
+    /// recorded of it. The machine runs on.
+    ///
+    /// # Errors
+    /// The echo does not come, or the records cannot be read.
+    pub fn record(
+        &self,
+        guest: &Guest,
+        peer: &Peer,
+        address: Ipv4Addr,
+        run: Run,
+        status: &Status,
+    ) -> Result<Recording, TraceError> {
+        let bound = self.accel.reply_bound();
+        let echo = |bytes| peer.udp_echo(address.into(), bytes, bound);
+        for _ in 0..WARM_UP {
+            echo(OTHER_BYTES)?;
+        }
+        let mut window = self.quiet(guest)?;
+        self.switch_window_events(guest, true);
+        let outcome = (|| {
+            echo(PROBE_BYTES)?;
+            window.quiet &= self.quiet(guest)?.quiet;
+            // The guest takes the sent buffer back when it wakes next.
+            echo(OTHER_BYTES)?;
+            self.quiet(guest)
+        })();
+        self.switch_window_events(guest, false);
+        outcome?;
+        let frames = peer.frame_log().frames().into_iter().map(|frame| {
+            let early = self.zero.saturating_duration_since(frame.at).as_nanos() as i64;
+            let late = frame.at.saturating_duration_since(self.zero).as_nanos() as i64;
+            WireFrame {
+                direction: match frame.from_guest {
+                    true => Direction::Out,
+                    false => Direction::In,
+                },
+                at: late - early,
+                bytes: frame.bytes,
+            }
+        });
+        let mut recording = Recording {
+            run,
+            frames: frames.collect(),
+            window,
+            probe: Probe { bytes: PROBE_BYTES },
+            threads: threads(guest),
+            regions: regions(guest),
+            clocks: Clocks {
+                guest_hz: status.boot.tsc_hz,
+                samples: vec![self.first, Sample::take(self.zero)],
+            },
+            ..Recording::default()
+        };
+        // Nothing moves while it is read.
+        guest.qmp("stop", Value::Null)?;
+        let read = self.read(guest, &mut recording);
+        guest.qmp("cont", Value::Null)?;
+        read?;
+        if recording.threads == Threads::default() {
+            recording.absent.push(Absent {
+                what: "which thread of QEMU took a step".into(),
+                reason: "QEMU does not tell the numbers of its threads".into(),
+                enable: None,
+            });
+        }
+        Ok(recording)
+    }
+
+    /// Reads the guest's ring and buffers and QEMU's log.
+    fn read(&self, guest: &Guest, recording: &mut Recording) -> Result<(), TraceError> {
+        let header = self.header(guest)?;
+        let bytes = self.memory(guest, "memsave", self.ring, header.length())?;
+        let ring = records::parse(&bytes, &self.image)?;
+        recording.ring = ring.ring_use;
+        recording.qemu_log = self.log()?;
+        let no_journey = TraceError::NoJourney {
+            recorded: ring.ring_use.recorded,
+            lost: ring.ring_use.lost,
+            unresolved: ring.unresolved,
+        };
+        recording.guest = ring.records;
+        let records = &recording.guest;
+        let journey = journey::find(records, recording.window.guest, recording.probe.bytes);
+        let journey = journey.ok_or(no_journey)?;
+        let mut buffers = Vec::new();
+        if let Some(frame) = journey.sent_frame(records)
+            && !journey.sent_buffer_used_again(records)
+        {
+            buffers.push(frame);
+        }
+        if let Some(header) = journey.receive_header(records)
+            && let Some(buffer) = journey.receive_buffer(records)
+            && !journey.received_buffer_used_again(records)
+        {
+            buffers.push((buffer + header, records[journey.rx_token].a));
+        }
+        for (address, length) in buffers {
+            // No frame is longer; the records come from the guest.
+            let length = length.min(crate::wire::MAX_FRAME as u64) as usize;
+            let bytes = self.memory(guest, "pmemsave", address, length)?;
+            recording.memory.push(Memory { address, bytes });
+        }
+        if let Some(doorbell) = journey.doorbell {
+            let record = &records[doorbell];
+            recording.instruction = self
+                .image
+                .doorbell(record.a)
+                .map(|found| describe(&found, record, &recording.regions));
+        }
+        Ok(())
+    }
+
+    /// Waits until neither the guest nor QEMU records anything, and says where
+    /// their records end.
+    fn quiet(&self, guest: &Guest) -> Result<Window, TraceError> {
+        let patience = match self.accel {
+            Accel::Kvm { emulated: true } => Duration::from_millis(300),
+            _ => Duration::from_millis(20),
+        };
+        let look = || -> Result<Window, TraceError> {
+            Ok(Window {
+                guest: self.header(guest)?.recorded() as usize,
+                qemu: fs::metadata(log_file(self.directory.path()))
+                    .map_or(0, |file| file.len() as usize),
+                quiet: false,
+            })
+        };
+        let mut last = look()?;
+        for _ in 0..LOOKS {
+            thread::sleep(patience);
+            let now = look()?;
+            if now == last {
+                return Ok(Window { quiet: true, ..now });
+            }
+            last = now;
+        }
+        Ok(last)
+    }
+
+    fn header(&self, guest: &Guest) -> Result<Header, TraceError> {
+        let bytes = self.memory(guest, "memsave", self.ring, HEADER_LENGTH)?;
+        Ok(Header::parse(&bytes)?)
+    }
+
+    /// Reads the guest's memory: `memsave` by the virtual address of its CPU,
+    /// `pmemsave` by the physical one.
+    fn memory(
+        &self,
+        guest: &Guest,
+        command: &str,
+        address: u64,
+        length: usize,
+    ) -> Result<Vec<u8>, TraceError> {
+        let file = self.directory.path().join("memory");
+        guest.qmp(
+            command,
+            json!({
+                // QEMU takes a signed number.
+                "val": address.cast_signed(),
+                "size": length,
+                "filename": file,
+            }),
+        )?;
+        fs::read(&file).map_err(system("read the guest's memory"))
+    }
+
+    fn log(&self) -> Result<String, TraceError> {
+        let bytes = fs::read(log_file(self.directory.path()));
+        let bytes = bytes.map_err(system("read QEMU's log"))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// An event that this QEMU does not have is left out.
+    fn switch_window_events(&self, guest: &Guest, enable: bool) {
+        for name in qemu::WINDOW_EVENTS {
+            let arguments = json!({ "name": name, "enable": enable });
+            if let Err(failure) = guest.qmp("trace-event-set-state", arguments) {
+                log::debug!("{}", failure.cause);
+            }
+        }
+    }
+}
+
+fn log_file(directory: &Path) -> PathBuf {
+    directory.join("qemu.log")
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> TraceError {
+    move |source| TraceError::System { what, source }
+}
+
+/// What is known of the machine before it is traced.
+pub fn run_of(prepared: &Prepared, guest: &Guest, status: &Status) -> Run {
+    let version = guest.qmp("query-version", Value::Null).unwrap_or_default();
+    let part = |name: &str| version["qemu"][name].as_u64().unwrap_or_default();
+    let accel = prepared.accel();
+    let release = nix::sys::utsname::uname();
+    Run {
+        accelerator: accel.word().to_owned(),
+        accelerator_reason: prepared.decision.reason.clone(),
+        real_exits: matches!(accel, Accel::Kvm { .. }),
+        machine: prepared.machine.kind.word().to_owned(),
+        qemu: format!("{}.{}.{}", part("major"), part("minor"), part("micro")),
+        command_line: guest.command_line().to_owned(),
+        host_kernel: release
+            .map(|names| names.release().to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        device: Device {
+            transport: status.device.transport.clone(),
+            location: status.device.location.clone(),
+            doorbell: status.device.doorbell.clone(),
+            interrupts: status.interrupts.rung.clone(),
+            features: status.device.features_negotiated.clone(),
+            ioeventfd: prepared.machine.nic.as_ref().and_then(|nic| nic.ioeventfd),
+        },
+    }
+}
+
+/// QEMU's threads; the default where they cannot be told.
+fn threads(guest: &Guest) -> Threads {
+    let cpus = guest
+        .qmp("query-cpus-fast", Value::Null)
+        .unwrap_or_default();
+    let ids = cpus.as_array().into_iter().flatten();
+    let vcpus: Vec<u32> = ids
+        .filter_map(|cpu| u32::try_from(cpu["thread-id"].as_u64()?).ok())
+        .collect();
+    // Not `Guest::pid`: that may be a script around QEMU.
+    let main = vcpus.first().and_then(|thread| {
+        let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+        let mut lines = status.lines();
+        let group = lines.find_map(|line| line.strip_prefix("Tgid:"))?;
+        group.trim().parse().ok()
+    });
+    match main {
+        Some(main) => Threads { main, vcpus },
+        None => Threads::default(),
+    }
+}
+
+/// The address ranges of the network device, if it is on PCI.
+fn regions(guest: &Guest) -> Vec<Region> {
+    const VIRTIO: u64 = 0x1af4;
+    let buses = guest.qmp("query-pci", Value::Null).unwrap_or_default();
+    let devices = buses.as_array().into_iter().flatten();
+    let devices = devices.flat_map(|bus| bus["devices"].as_array().into_iter().flatten());
+    let nics = devices.filter(|device| {
+        let id = &device["id"];
+        id["vendor"].as_u64() == Some(VIRTIO)
+            && matches!(id["device"].as_u64(), Some(0x1000 | 0x1041))
+    });
+    let regions = nics.flat_map(|nic| nic["regions"].as_array().into_iter().flatten());
+    regions
+        .filter_map(|region| {
+            Some(Region {
+                name: format!("BAR{}", region["bar"].as_u64()?),
+                address: region["address"].as_u64()?,
+                size: region["size"].as_u64()?,
+                ports: region["type"] == "io",
+            })
+        })
+        .collect()
+}
+
+/// The doorbell's instruction with the values of this run.
+fn describe(
+    found: &super::image::Instruction,
+    record: &records::GuestRecord,
+    regions: &[Region],
+) -> Instruction {
+    let ports = record.a == 0;
+    let place = regions
+        .iter()
+        .find(|region| {
+            region.ports == ports
+                && record.b >= region.address
+                && record.b - region.address < region.size
+        })
+        .map(|region| format!("{}+{:#x}", region.name, record.b - region.address));
+    let target = match &place {
+        Some(place) => format!("{place} = {:#x}", record.b),
+        None => format!("{:#x}", record.b),
+    };
+    let queue = record.queue.unwrap_or_default();
+    let verb = match record.a {
+        0 => "outw",
+        1 => "movw",
+        _ => "movl",
+    };
+    let bytes: Vec<String> = found.bytes.iter().map(|b| format!("{b:02x}")).collect();
+    Instruction {
+        address: found.address,
+        bytes: bytes.join(" "),
+        text: found.text.clone(),
+        meaning: format!("{verb} ${queue}, {target}"),
+        symbol: found.symbol.to_owned(),
+    }
+}

@@ -1,0 +1,94 @@
+//! The lines of our source around each step, where the files are those that
+//! the guest was built of.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use super::timeline::{Absent, Excerpt, Timeline};
+use crate::qemu::Boot;
+use crate::toolchain;
+
+/// Lines before and behind the one of the step.
+const AROUND: u32 = 6;
+
+/// Adds the lines to the steps, or says why not.
+pub fn attach(timeline: &mut Timeline, boot: &Boot) {
+    let absent = match boot {
+        Boot::Kernel(kernel) => attach_lines(timeline, kernel).err(),
+        Boot::Disk(_) => Some("a disk image does not say what it was built of".to_owned()),
+    };
+    if let Some(reason) = absent {
+        timeline.absent.push(Absent {
+            what: "the lines of our source".to_owned(),
+            reason,
+            enable: None,
+        });
+    }
+}
+
+fn attach_lines(timeline: &mut Timeline, kernel: &Path) -> Result<(), String> {
+    let workspace = toolchain::workspace().map_err(|error| error.to_string())?;
+    let built = fs::metadata(kernel).and_then(|file| file.modified());
+    let built = built.map_err(|error| format!("{}: {error}", kernel.display()))?;
+    let mut files: HashMap<String, Option<Vec<String>>> = HashMap::new();
+    let mut newer = None;
+    for step in &mut timeline.steps {
+        let Some(source) = &mut step.source else {
+            continue;
+        };
+        let lines = files.entry(source.file.clone()).or_insert_with(|| {
+            // The name comes from the executable: nothing outside of the
+            // workspace is read.
+            let name = Path::new(&source.file);
+            let inside = name
+                .components()
+                .all(|part| matches!(part, std::path::Component::Normal(_)));
+            let file = workspace.join(name);
+            let changed = fs::metadata(&file).and_then(|file| file.modified()).ok()?;
+            if !inside || changed > built {
+                newer = Some(source.file.clone());
+                return None;
+            }
+            let text = fs::read_to_string(&file).ok()?;
+            Some(text.lines().map(str::to_owned).collect())
+        });
+        source.excerpt = lines.as_ref().and_then(|lines| excerpt(lines, source.line));
+    }
+    match newer {
+        Some(file) => Err(format!("{file} was changed after the guest was built")),
+        None => Ok(()),
+    }
+}
+
+fn excerpt(lines: &[String], line: u32) -> Option<Excerpt> {
+    let count = u32::try_from(lines.len()).ok()?;
+    if line == 0 || line > count {
+        return None;
+    }
+    let first = line.saturating_sub(AROUND).max(1);
+    let last = line.saturating_add(AROUND).min(count);
+    Some(Excerpt {
+        first,
+        lines: lines[first as usize - 1..last as usize].to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_stays_within_its_file() {
+        let lines: Vec<String> = (1..=20).map(|n| n.to_string()).collect();
+        let middle = excerpt(&lines, 10).unwrap();
+        assert_eq!((middle.first, middle.lines.len()), (4, 13));
+        assert_eq!(middle.lines[6], "10");
+        let start = excerpt(&lines, 1).unwrap();
+        assert_eq!((start.first, start.lines.len()), (1, 7));
+        let end = excerpt(&lines, 20).unwrap();
+        assert_eq!((end.first, end.lines.len()), (14, 7));
+        assert_eq!(excerpt(&lines, 0), None);
+        assert_eq!(excerpt(&lines, 21), None);
+    }
+}

@@ -1,0 +1,246 @@
+//! A timeline for a terminal: at most 100 columns, in colour only where the
+//! terminal wants it.
+
+use std::io::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+
+use super::timeline::{Comparison, Delta, Direction, Frame, Layer, Phase, Step, Timeline, Verdict};
+use crate::terminal::{BAD, FAINT, GOOD, Story, TITLE, WIDTH, wrap};
+
+/// Columns before the text of a step: number, layer, distance.
+const MARGIN: usize = 25;
+
+/// Prints the whole journey.
+///
+/// # Errors
+/// The output is closed.
+pub fn print<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()> {
+    machine(story, timeline)?;
+    for phase in Phase::ALL {
+        let steps: Vec<&Step> = timeline.phase(phase).collect();
+        if steps.is_empty() {
+            continue;
+        }
+        story.section(phase.title())?;
+        for step in steps {
+            print_step(story, step)?;
+        }
+    }
+    frames(story, &timeline.frames)?;
+    trust(story, timeline)?;
+    let sound = timeline.is_sound();
+    let text = match sound {
+        true => "Every layer tells the same story.",
+        false => "The layers do not fit together: see above.",
+    };
+    story.conclusion(sound, text)
+}
+
+fn machine<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()> {
+    let run = &timeline.run;
+    story.section("Machine")?;
+    story.row(
+        "Accelerator",
+        &format!(
+            "{}: {}",
+            run.accelerator.to_uppercase(),
+            run.accelerator_reason
+        ),
+    )?;
+    story.row("Hardware", &format!("{}, QEMU {}", run.machine, run.qemu))?;
+    let device = &run.device;
+    story.row(
+        "Device",
+        &format!(
+            "{}, {}; kick: {}; interrupts: {}",
+            device.location, device.transport, device.doorbell, device.interrupts
+        ),
+    )?;
+    story.row("Features", &device.features.join(" "))?;
+    if !run.real_exits {
+        story.row(
+            "VM exits",
+            "none: TCG translates the guest's code, and a call of QEMU's device code stands for \
+             the exit",
+        )?;
+    }
+    Ok(())
+}
+
+fn style(layer: Layer) -> Style {
+    match layer {
+        Layer::Guest => AnsiColor::Green,
+        Layer::Kvm => AnsiColor::Red,
+        Layer::QemuVcpu => AnsiColor::Magenta,
+        Layer::QemuMain => AnsiColor::Blue,
+        Layer::Wire => AnsiColor::Yellow,
+    }
+    .on_default()
+    .bold()
+}
+
+/// At most five columns.
+fn lane(layer: Layer) -> &'static str {
+    match layer {
+        Layer::Guest => "guest",
+        Layer::Kvm => "KVM",
+        Layer::QemuVcpu => "vCPU",
+        Layer::QemuMain => "QEMU",
+        Layer::Wire => "wire",
+    }
+}
+
+/// One step: who, when and where; then what it answers to, and what happened.
+pub fn print_step<W: Write>(story: &mut Story<W>, step: &Step) -> io::Result<()> {
+    let paint = style(step.layer);
+    let number = step.number + 1;
+    let lane = lane(step.layer);
+    let distance = match &step.delta {
+        Delta::First => String::new(),
+        Delta::Measured { ns } => format!("+{}", duration(*ns)),
+        Delta::Causal { .. } => "by cause".to_owned(),
+    };
+    let name = step.function.as_deref().unwrap_or(&step.event);
+    let place = match &step.source {
+        Some(source) => format!("{}:{}", source.file, source.line),
+        None if step.function.is_some() => step.event.clone(),
+        None => String::new(),
+    };
+    story.line(&format!(
+        "{number:>4} {paint}{lane:<5}{paint:#} {FAINT}{distance:>12}{FAINT:#}  \
+         {TITLE}{name}{TITLE:#}  {FAINT}{place}{FAINT:#}"
+    ))?;
+    let mut below = |text: &str, style: Style| -> io::Result<()> {
+        for line in wrap(text, WIDTH - MARGIN) {
+            story.line(&format!("{:MARGIN$}{style}{line}{style:#}", ""))?;
+        }
+        Ok(())
+    };
+    below(&step.sentence, Style::new())?;
+    let linux = step.linux.as_ref().map(|linux| format!("Linux: {linux}"));
+    let origin: Vec<String> = linux.into_iter().chain(step.section.clone()).collect();
+    if !origin.is_empty() {
+        below(&origin.join("; "), FAINT)?;
+    }
+    if let Some(instruction) = &step.instruction {
+        below(&instruction.meaning, style(step.layer))?;
+        let text = format!(
+            "{:#x} <{}>:  {}  {}",
+            instruction.address, instruction.symbol, instruction.bytes, instruction.text
+        );
+        below(&text, Style::new())?;
+    }
+    if !step.stack.is_empty() {
+        below(&format!("host kernel: {}", step.stack.join(" <- ")), FAINT)?;
+    }
+    if let Delta::Causal { rule, since } = &step.delta {
+        let own = since.map_or(String::new(), |since| {
+            format!(
+                "; {} after step {} by their own clock",
+                duration(since.ns),
+                since.step + 1
+            )
+        });
+        if !rule.is_empty() || !own.is_empty() {
+            let text = format!("here because {rule}{own}");
+            below(&text, FAINT)?;
+        }
+    }
+    Ok(())
+}
+
+/// A time in the unit that suits it.
+pub fn duration(ns: f64) -> String {
+    match ns {
+        ns if ns > 0.0 && ns < 1.0 => format!("{ns:.1} ns"),
+        ns if ns < 1e3 => format!("{ns:.0} ns"),
+        ns if ns < 1e6 => format!("{:.2} us", ns / 1e3),
+        ns if ns < 1e9 => format!("{:.2} ms", ns / 1e6),
+        ns => format!("{:.2} s", ns / 1e9),
+    }
+}
+
+fn frames<W: Write>(story: &mut Story<W>, frames: &[Frame]) -> io::Result<()> {
+    if frames.is_empty() {
+        return Ok(());
+    }
+    story.section("The frames, byte for byte")?;
+    for frame in frames {
+        let label = match frame.direction {
+            Direction::In => "In",
+            Direction::Out => "Out",
+        };
+        let bytes = frame.wire.len() / 2;
+        let (good, verdict) = match &frame.comparison {
+            Comparison::Equal => (
+                true,
+                format!("{bytes} bytes, the same on the wire and in the guest's buffer"),
+            ),
+            Comparison::Differs { how, .. } => (false, format!("{bytes} bytes; {how}")),
+            Comparison::NotCompared { reason } => {
+                (true, format!("{bytes} bytes; not compared: {reason}"))
+            }
+        };
+        story.verdict(label, good, &verdict)?;
+        for header in &frame.headers {
+            story.row("", header.trim())?;
+        }
+    }
+    Ok(())
+}
+
+/// How far the above can be trusted.
+fn trust<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()> {
+    story.section("How the layers were joined")?;
+    for join in &timeline.joins {
+        let (style, verdict) = match join.verdict {
+            Verdict::Matched => (GOOD, "matched"),
+            Verdict::Coalesced => (GOOD, "coalesced"),
+            Verdict::Failed => (BAD, "FAILED"),
+        };
+        story.line(&format!(
+            "  {style}{verdict:<10}{style:#} {}: {} to {}",
+            join.what, join.left, join.right
+        ))?;
+        for line in wrap(&join.detail, WIDTH - 13) {
+            story.line(&format!("{:13}{FAINT}{line}{FAINT:#}", ""))?;
+        }
+    }
+    for clock in &timeline.clocks {
+        let name = match clock.clock {
+            super::timeline::Clock::GuestTsc => "Guest TSC",
+            super::timeline::Clock::HostTsc => "Host TSC",
+            super::timeline::Clock::QemuLog => "QEMU's log",
+            super::timeline::Clock::Monotonic => "This program",
+        };
+        story.row(
+            name,
+            &format!("to {}; {}", duration(clock.resolution_ns), clock.how),
+        )?;
+    }
+    let ring = timeline.ring;
+    let lost = format!(
+        "{} records of the guest, room for {}, {} lost",
+        ring.recorded, ring.capacity, ring.lost
+    );
+    story.verdict("Ring", ring.lost == 0, &lost)?;
+    if timeline.absent.is_empty() {
+        return Ok(());
+    }
+    story.section("Not recorded")?;
+    for absent in &timeline.absent {
+        let style = Style::new().bold();
+        for (number, line) in wrap(&format!("{}: {}", absent.what, absent.reason), WIDTH - 4)
+            .iter()
+            .enumerate()
+        {
+            let indent = if number == 0 { 2 } else { 4 };
+            story.line(&format!("{:indent$}{line}", ""))?;
+        }
+        if let Some(enable) = &absent.enable {
+            story.line(&format!("    to have it: {style}{enable}{style:#}"))?;
+        }
+    }
+    Ok(())
+}
