@@ -4,6 +4,8 @@
 use virtio_drivers::Hal;
 use virtio_drivers::transport::DeviceStatus;
 
+use super::control::MacAddress;
+use super::filter::is_valid_ether_addr;
 use super::{Changes, Features, NetError, VirtioNet};
 use crate::transport::ConfigOps;
 
@@ -13,10 +15,17 @@ mod offset {
     pub const STATUS: usize = 6;
     pub const MAX_VIRTQUEUE_PAIRS: usize = 8;
     pub const MTU: usize = 10;
+    pub const SPEED: usize = 12;
+    pub const DUPLEX: usize = 16;
 }
 
 /// In the status: the link is up.
 const S_LINK_UP: u16 = 1;
+/// In the status: the driver is to announce itself.
+const S_ANNOUNCE: u16 = 2;
+
+/// Largest speed that is one, in Mbit/s (specification 5.1.4).
+const MAX_SPEED: u32 = 0x7fff_ffff;
 
 /// Largest IP packet when the device does not say, in bytes.
 pub(super) const DEFAULT_MTU: u16 = 1500;
@@ -45,6 +54,20 @@ pub struct DeviceInfo {
     pub link_up: bool,
     /// Queue pairs that the device has, 1 to 32768.
     pub max_queue_pairs: u16,
+    /// Speed of the link in Mbit/s; `None` when the device does not tell or
+    /// know.
+    pub speed: Option<u32>,
+    /// Whether the link goes both ways at once; `None` as for the speed.
+    pub duplex: Option<Duplex>,
+}
+
+/// Whether both ends of the link may send at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duplex {
+    /// One at a time.
+    Half,
+    /// Both.
+    Full,
 }
 
 impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
@@ -52,7 +75,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     pub(super) fn read_info(&mut self) -> Result<(), NetError> {
         self.info.mac = self.read_mac()?;
         self.info.mtu = self.read_mtu()?;
-        self.info.link_up = self.read_link()?;
+        self.info.link_up = self.read_status()? & S_LINK_UP != 0;
+        self.read_speed()?;
         self.info.max_queue_pairs = self.read_max_queue_pairs()?;
         Ok(())
     }
@@ -76,18 +100,24 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             return Err(NetError::NeedsReset);
         }
         let mut changes = Changes::empty();
-        let link_up = self.read_link()?;
+        let status = self.read_status()?;
+        let link_up = status & S_LINK_UP != 0;
         changes.set(Changes::LINK, link_up != self.info.link_up);
         self.info.link_up = link_up;
+        let announce = self.info.negotiated.contains(Features::GUEST_ANNOUNCE);
+        changes.set(Changes::ANNOUNCE, announce && status & S_ANNOUNCE != 0);
+        if link_up {
+            // It may be another link (Linux `virtnet_update_settings`).
+            self.read_speed()?;
+        }
         Ok(changes)
     }
 
-    fn read_mac(&self) -> Result<[u8; 6], NetError> {
+    fn read_mac(&mut self) -> Result<[u8; 6], NetError> {
         if self.info.negotiated.contains(Features::MAC) {
             let mac: [u8; 6] = self.read(offset::MAC)?;
-            // A multicast or zero address cannot be a station's (Linux
-            // `is_valid_ether_addr`).
-            if mac[0] & 1 == 0 && mac != [0; 6] {
+            self.filter.first_mac = Some(mac);
+            if is_valid_ether_addr(&mac) {
                 return Ok(mac);
             }
             log::warn!("the device's hardware address {mac:02x?} cannot be one; using our own");
@@ -109,12 +139,33 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         Ok(usable)
     }
 
-    fn read_link(&self) -> Result<bool, NetError> {
-        if !self.info.negotiated.contains(Features::STATUS) {
-            return Ok(true);
+    fn read_status(&self) -> Result<u16, NetError> {
+        if self.info.negotiated.contains(Features::STATUS) {
+            self.read(offset::STATUS)
+        } else {
+            Ok(S_LINK_UP)
         }
-        let status: u16 = self.read(offset::STATUS)?;
-        Ok(status & S_LINK_UP != 0)
+    }
+
+    fn read_speed(&mut self) -> Result<(), NetError> {
+        if self.info.negotiated.contains(Features::SPEED_DUPLEX) {
+            let speed: u32 = self.read(offset::SPEED)?;
+            self.info.speed = (speed <= MAX_SPEED).then_some(speed);
+            self.info.duplex = match self.read(offset::DUPLEX)? {
+                0u8 => Some(Duplex::Half),
+                1 => Some(Duplex::Full),
+                _ => None,
+            };
+        }
+        Ok(())
+    }
+
+    /// Writes the address of a legacy device (specification 5.1.4.1).
+    pub(super) fn write_mac(&mut self, mac: MacAddress) -> Result<(), NetError> {
+        let offset = offset::MAC;
+        self.transport
+            .write_config_space(offset, mac)
+            .map_err(|_| NetError::Config { offset })
     }
 
     /// May be read before the feature is agreed on, to see whether it should

@@ -19,9 +19,7 @@ pub(super) const CHAIN: u16 = 4;
 
 /// How long the device may take for an answer before it is given up, in cycles
 /// of the CPU's time stamp counter: 2 to 10 seconds.
-const PATIENCE: u64 = 10_000_000_000;
-/// The same where there is no such counter, in looks at the used ring.
-const PATIENCE_LOOKS: u64 = 1 << 30;
+pub(super) const PATIENCE: u64 = 10_000_000_000;
 
 /// Where the parts of a command lie in the queue's memory, in bytes.
 mod area {
@@ -257,7 +255,6 @@ pub(super) struct ControlQueue<H: Hal> {
     memory: DmaRegion<H>,
     /// Whether the device may still have the memory, or is not to be trusted.
     given_up: bool,
-    patience: u64,
 }
 
 impl<H: Hal> ControlQueue<H> {
@@ -272,7 +269,6 @@ impl<H: Hal> ControlQueue<H> {
             queue,
             memory,
             given_up: false,
-            patience: PATIENCE,
         })
     }
 
@@ -284,7 +280,11 @@ impl<H: Hal> ControlQueue<H> {
     /// Sends a command and waits for its answer (Linux
     /// `virtnet_send_command`).
     #[doc(alias = "virtnet_send_command")]
-    pub(super) fn execute(&mut self, command: &Command<'_>) -> Result<(), ControlError> {
+    pub(super) fn execute(
+        &mut self,
+        command: &Command<'_>,
+        patience: u64,
+    ) -> Result<(), ControlError> {
         let name = command.name();
         if self.given_up {
             return Err(ControlError::GivenUp { command: name });
@@ -293,7 +293,7 @@ impl<H: Hal> ControlQueue<H> {
             .write(command)
             .ok_or(ControlError::TooLong { command: name })?;
         self.send(lengths)
-            .and_then(|()| self.wait(name))
+            .and_then(|()| self.wait(name, patience))
             .inspect_err(|_| self.given_up = true)?;
         // SAFETY: the answer lies within the memory, which this queue owns.
         match unsafe { self.pointer(area::ANSWER).read_volatile() } {
@@ -348,9 +348,9 @@ impl<H: Hal> ControlQueue<H> {
     }
 
     /// Waits for the answer, not for ever.
-    fn wait(&mut self, command: &'static str) -> Result<(), ControlError> {
+    fn wait(&mut self, command: &'static str, patience: u64) -> Result<(), ControlError> {
         let start = time_stamp();
-        let mut looks = 0;
+        let mut looks = 0u64;
         while self
             .queue
             .pop_used()
@@ -358,11 +358,11 @@ impl<H: Hal> ControlQueue<H> {
             .is_none()
         {
             looks += 1;
-            let late = match (time_stamp(), start) {
-                (Some(now), Some(start)) => now.wrapping_sub(start) > self.patience,
-                _ => looks > PATIENCE_LOOKS,
+            let waited = match (time_stamp(), start) {
+                (Some(now), Some(start)) => now.wrapping_sub(start),
+                _ => looks,
             };
-            if late {
+            if waited > patience {
                 return Err(ControlError::NoAnswer { command });
             }
             core::hint::spin_loop();

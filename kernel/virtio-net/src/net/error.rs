@@ -40,6 +40,16 @@ pub enum NetError {
         /// Its number, from 0.
         number: usize,
     },
+    /// The address cannot be a station's: it is multicast, or zero.
+    InvalidMac {
+        /// The address.
+        mac: [u8; 6],
+    },
+    /// There is no such VLAN; ids are 0 to 4095.
+    InvalidVlan {
+        /// The id.
+        id: u16,
+    },
     /// The device asked to be reset (`DEVICE_NEEDS_RESET`, specification
     /// 2.1.2).
     NeedsReset,
@@ -70,6 +80,10 @@ impl fmt::Display for NetError {
             Self::NoSuchPair { number } => {
                 write!(f, "there is no queue pair {number} to be taken")
             }
+            Self::InvalidMac { mac } => {
+                write!(f, "{mac:02x?} cannot be the hardware address of a device")
+            }
+            Self::InvalidVlan { id } => write!(f, "there is no VLAN {id}; ids are 0 to 4095"),
             Self::NeedsReset => f.write_str("the device asks to be reset"),
             Self::NotOpen => f.write_str("the device is not open"),
         }

@@ -98,16 +98,30 @@ impl Features {
         .union(Self::MTU)
         .union(Self::STATUS)
         .union(Self::CTRL_VQ)
+        .union(Self::CTRL_RX)
+        .union(Self::CTRL_RX_EXTRA)
+        .union(Self::CTRL_VLAN)
+        .union(Self::CTRL_MAC_ADDR)
+        .union(Self::CTRL_GUEST_OFFLOADS)
+        .union(Self::GUEST_ANNOUNCE)
         .union(Self::MQ)
+        .union(Self::SPEED_DUPLEX)
         .union(Self::ANY_LAYOUT)
         .union(Self::EVENT_IDX)
         .union(Self::VERSION_1);
+
+    /// What [`Self::CTRL_GUEST_OFFLOADS`] is about (specification 5.1.6.5.6).
+    pub const GUEST_OFFLOADS: Self = Self::GUEST_CSUM
+        .union(Self::GUEST_TSO4)
+        .union(Self::GUEST_TSO6)
+        .union(Self::GUEST_ECN)
+        .union(Self::GUEST_UFO);
 
     /// Features with what each needs (specification 5.1.3.1).
     const NEEDS: [(Self, Self); 9] = [
         (Self::CTRL_RX, Self::CTRL_VQ),
         (Self::CTRL_VLAN, Self::CTRL_VQ),
-        (Self::CTRL_RX_EXTRA, Self::CTRL_RX),
+        (Self::CTRL_RX_EXTRA, Self::CTRL_VQ),
         (Self::GUEST_ANNOUNCE, Self::CTRL_VQ),
         (Self::CTRL_MAC_ADDR, Self::CTRL_VQ),
         (Self::CTRL_GUEST_OFFLOADS, Self::CTRL_VQ),

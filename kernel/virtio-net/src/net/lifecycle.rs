@@ -9,6 +9,7 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType};
 
 use super::config::{DEFAULT_MTU, DeviceInfo};
 use super::control::{self, Command, ControlQueue};
+use super::filter::Filter;
 use super::header::header_length;
 use super::pair::{self, QueuePair};
 use super::rx::RxQueue;
@@ -53,6 +54,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
                 mtu: DEFAULT_MTU,
                 link_up: true,
                 max_queue_pairs: 1,
+                speed: None,
+                duplex: None,
             },
             interrupts,
             attempts: Vec::with_capacity(Rung::LADDER.len()),
@@ -60,6 +63,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             unreset: false,
             id: pair::next_id(),
             epoch: 0,
+            filter: Filter::default(),
+            patience: control::PATIENCE,
         };
         net.read_info()?;
         Ok(net)
@@ -147,6 +152,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             .collect::<Result<Vec<_>, _>>()?;
         let control = queues.next().map(ControlQueue::new).transpose()?;
         Ok(Open {
+            active: 1,
             first,
             others,
             epoch: self.epoch,
@@ -177,13 +183,16 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             open.first.kick();
             open.others.iter_mut().flatten().for_each(QueuePair::kick);
         }
-        if pairs > 1
-            && let Err(error) = self.command(&Command::QueuePairs(pairs))
-        {
-            // The device uses the first pair alone then (specification
-            // 5.1.6.5.5), so the others only stay empty.
-            log::error!("{error}; using one queue pair");
+        if pairs > 1 {
+            // The device uses the first pair alone until it is told
+            // (specification 5.1.6.5.5).
+            match (self.command(&Command::QueuePairs(pairs)), &mut self.open) {
+                (Ok(()), Some(open)) => open.active = pairs,
+                (Err(error), _) => log::error!("{error}; using one queue pair"),
+                _ => {}
+            }
         }
+        self.restore();
     }
 
     /// Resets the device and takes back every queue, buffer and interrupt

@@ -4,7 +4,8 @@
 //! - `config`: what the device says of itself.
 //! - [`rx`], [`tx`] with their [`buffers`] and [`header`]s; `pair`: both
 //!   together.
-//! - [`control`]: the control queue, and the operations that go by it.
+//! - [`control`]: the control queue; `filter`: what the device lets through,
+//!   by it.
 //! - [`flow`]: which pair a packet belongs to.
 //! - `stats`: what was counted.
 
@@ -15,6 +16,7 @@ mod config;
 pub mod control;
 mod error;
 pub mod features;
+mod filter;
 pub mod flow;
 pub mod header;
 mod lifecycle;
@@ -23,9 +25,10 @@ pub mod rx;
 mod stats;
 pub mod tx;
 
-pub use config::DeviceInfo;
+pub use config::{DeviceInfo, Duplex};
 pub use error::NetError;
 pub use features::Features;
+pub use filter::{RxFlags, RxMode};
 pub use pair::{QueuePair, TakenPair};
 pub use stats::{QueueRole, QueueSnapshot, Stats};
 
@@ -36,6 +39,7 @@ use crate::interrupt::InterruptState;
 use crate::transport::ConfigOps;
 use crate::vectors::{Attempt, Rung};
 use control::{Command, ControlError, ControlQueue};
+use filter::Filter;
 use rx::RxQueue;
 use tx::TxQueue;
 
@@ -44,7 +48,11 @@ bitflags::bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Changes: u8 {
         /// The link went up or down: [`DeviceInfo::link_up`].
-        const LINK = 1;
+        const LINK = 1 << 0;
+        /// The device asks the driver to announce itself on the network
+        /// (specification 5.1.6.5.4), and then to call
+        /// [`VirtioNet::announced`].
+        const ANNOUNCE = 1 << 1;
     }
 }
 
@@ -54,6 +62,8 @@ struct Open<H: Hal> {
     first: QueuePair<H>,
     /// `None` where a pair has been taken.
     others: Vec<Option<QueuePair<H>>>,
+    /// Pairs that the device uses: the first ones.
+    active: u16,
     /// The number of this [`VirtioNet::open`].
     epoch: u64,
     control: Option<ControlQueue<H>>,
@@ -79,6 +89,8 @@ pub struct VirtioNet<H: Hal, T: ConfigOps> {
     id: u64,
     /// How often the device has been opened.
     epoch: u64,
+    filter: Filter,
+    patience: u64,
 }
 
 impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
@@ -102,9 +114,9 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         &self.attempts
     }
 
-    /// Number of queue pairs, 0 while stopped.
-    pub fn queue_pairs(&self) -> usize {
-        self.open.as_ref().map_or(0, |open| 1 + open.others.len())
+    /// Number of queue pairs that the device uses, 0 while stopped.
+    pub fn queue_pairs(&self) -> u16 {
+        self.open.as_ref().map_or(0, |open| open.active)
     }
 
     /// Both queues of the first pair, to receive and to send. They are apart
@@ -121,16 +133,25 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         }
     }
 
-    /// Every queue pair that has not been taken ([`Self::take_pair`]), the
-    /// first one included.
+    /// Every queue pair that the device uses and that has not been taken
+    /// ([`Self::take_pair`]), the first one included.
     pub fn pairs(&mut self) -> impl Iterator<Item = &mut QueuePair<H>> {
         self.open.iter_mut().flat_map(|open| {
-            core::iter::once(&mut open.first).chain(open.others.iter_mut().flatten())
+            let others = open.others.iter_mut().take(usize::from(open.active) - 1);
+            core::iter::once(&mut open.first).chain(others.flatten())
         })
     }
 
-    /// Has the device carry out a command (Linux `virtnet_send_command`).
-    /// Waits for the answer, some seconds at most.
+    /// How long the device may take for the answer to a command before the
+    /// control queue is given up, in cycles of the CPU's time stamp counter.
+    /// 10^10 if not said: 2 to 10 seconds. Where there is no such counter, it
+    /// is the number of looks at the queue.
+    pub fn set_control_patience(&mut self, cycles: u64) {
+        self.patience = cycles;
+    }
+
+    /// Has the device carry out a command (Linux `virtnet_send_command`), and
+    /// waits for the answer as long as [`Self::set_control_patience`] allows.
     ///
     /// # Errors
     ///
@@ -140,14 +161,25 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         let feature = command.feature();
         let open = self.open.as_mut().ok_or(NetError::NotOpen)?;
         match &mut open.control {
-            Some(control) if self.info.negotiated.contains(feature) => {
-                control.execute(command).map_err(NetError::Control)
-            }
+            Some(control) if self.info.negotiated.contains(feature) => control
+                .execute(command, self.patience)
+                .map_err(NetError::Control),
             _ => Err(NetError::Control(ControlError::NotNegotiated {
                 command: command.name(),
                 feature,
             })),
         }
+    }
+
+    /// Tells the device that the driver has announced itself, as asked by
+    /// [`Changes::ANNOUNCE`] (Linux `virtnet_ack_link_announce`).
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::command`].
+    #[doc(alias = "virtnet_ack_link_announce")]
+    pub fn announced(&mut self) -> Result<(), NetError> {
+        self.command(&Command::AnnounceAck)
     }
 
     /// [`QueuePair::kick`] of the first pair.

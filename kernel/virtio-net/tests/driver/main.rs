@@ -13,6 +13,7 @@ mod support;
 mod find_vqs;
 mod legacy_pci;
 mod msix;
+mod net_control;
 mod net_faults;
 mod net_lifecycle;
 mod net_traffic;

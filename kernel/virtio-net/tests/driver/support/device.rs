@@ -11,8 +11,10 @@ use virtio_net::transport::{MsiMessage, Ports};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
+use super::control::{Behaviour, Control};
 use super::faults::{self, Step};
 use super::memory;
+use super::net::CONTROL_SIZE;
 use super::pci::{PciFunction, command};
 
 /// First port of the device.
@@ -69,8 +71,10 @@ pub struct LegacyDevice {
     pub status: u8,
     /// ISR.
     pub isr: u8,
-    /// The queues: receiveq1, transmitq1.
+    /// The queues: receiveq1, transmitq1, and so on; the control queue.
     pub queues: Vec<ModelQueue>,
+    /// What the control queue decides about.
+    pub control: Control,
     /// The configuration (specification 5.1.4).
     pub config: Vec<u8>,
     /// CONFIG_VECTOR.
@@ -126,6 +130,7 @@ impl LegacyDevice {
             status: 0,
             isr: 0,
             queues: sizes.iter().map(|&size| ModelQueue::new(size)).collect(),
+            control: Control::new(),
             config: config.to_vec(),
             config_vector: NO_VECTOR,
             reset_reads: 0,
@@ -288,6 +293,22 @@ impl LegacyDevice {
             self.violation(format!("features {value:#x} were not offered"));
         }
         self.features = value;
+        if self.max_queue_pairs() > 1 {
+            // The control queue comes after those of the pairs.
+            let [size, control] = [self.queues[0].size, CONTROL_SIZE];
+            let at = self.control_queue();
+            for (index, queue) in self.queues.iter_mut().enumerate() {
+                queue.size = if index == at { control } else { size };
+            }
+        }
+    }
+
+    /// Queue pairs that the configuration speaks of.
+    pub fn max_queue_pairs(&self) -> u16 {
+        match self.config[..] {
+            [_, _, _, _, _, _, _, _, low, high, ..] => u16::from_le_bytes([low, high]),
+            _ => 1,
+        }
     }
 
     fn write_pfn(&mut self, value: u32) {
@@ -317,6 +338,11 @@ impl LegacyDevice {
             Some(queue) if queue.ring.is_some() => {
                 queue.kicked = true;
                 queue.kicks += 1;
+                let control = usize::from(index) == self.control_queue();
+                if control && self.control.behaviour != Behaviour::Silent {
+                    // The driver waits for the answer.
+                    self.serve_control();
+                }
             }
             _ => self.violation(format!("notified of queue {index}, which is not set up")),
         }
@@ -350,6 +376,7 @@ impl LegacyDevice {
         self.features = 0;
         self.selected = 0;
         self.config_vector = NO_VECTOR;
+        self.control.reset();
         for queue in &mut self.queues {
             *queue = ModelQueue {
                 kicks: queue.kicks,
@@ -360,7 +387,8 @@ impl LegacyDevice {
 }
 
 impl ModelQueue {
-    fn new(size: u16) -> Self {
+    /// A queue that nobody has set up.
+    pub fn new(size: u16) -> Self {
         Self {
             size,
             pfn: 0,

@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub mod control;
 pub mod controller;
 pub mod device;
 pub mod faults;

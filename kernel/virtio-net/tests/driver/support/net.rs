@@ -35,14 +35,27 @@ pub mod feature {
     pub const MTU: u32 = 1 << 3;
     pub const MAC: u32 = 1 << 5;
     pub const STATUS: u32 = 1 << 16;
+    pub const CTRL_GUEST_OFFLOADS: u32 = 1 << 2;
     pub const CTRL_VQ: u32 = 1 << 17;
+    pub const CTRL_RX: u32 = 1 << 18;
+    pub const CTRL_VLAN: u32 = 1 << 19;
+    pub const CTRL_RX_EXTRA: u32 = 1 << 20;
+    pub const GUEST_ANNOUNCE: u32 = 1 << 21;
+    pub const MQ: u32 = 1 << 22;
+    pub const CTRL_MAC_ADDR: u32 = 1 << 23;
     pub const ANY_LAYOUT: u32 = 1 << 27;
     pub const EVENT_IDX: u32 = 1 << 29;
     /// What the driver implements and what is no matter of the control queue.
     pub const ALL: u32 = MTU | MAC | STATUS | ANY_LAYOUT | EVENT_IDX;
     /// What needs a control queue, with it.
-    pub const CONTROL: u32 = CTRL_VQ;
-    /// What the driver implements.
+    pub const CONTROL: u32 = CTRL_VQ
+        | CTRL_RX
+        | CTRL_VLAN
+        | CTRL_RX_EXTRA
+        | GUEST_ANNOUNCE
+        | CTRL_MAC_ADDR
+        | CTRL_GUEST_OFFLOADS;
+    /// What the driver implements for one queue pair.
     pub const IMPLEMENTED: u32 = ALL | CONTROL;
 }
 
@@ -120,6 +133,18 @@ impl Machine {
             controller: FakeController::new(),
             state: Box::leak(Box::default()),
         }
+    }
+
+    /// A device of up to 3 queue pairs and a control queue.
+    pub fn multiqueue(offered: u32, size: u16) -> Self {
+        let offered = offered | feature::MQ | feature::CTRL_VQ;
+        let machine = Self::with_vectors(offered, size, 7);
+        {
+            let mut device = machine.device();
+            device.config[8..10].copy_from_slice(&3u16.to_le_bytes());
+            device.queues.resize_with(7, || ModelQueue::new(size));
+        }
+        machine
     }
 
     /// The device.
