@@ -64,6 +64,7 @@
 extern crate alloc;
 
 mod address;
+mod announce;
 mod chargen;
 mod checksum;
 mod http;

@@ -17,7 +17,7 @@ use crate::checksum::{Checked, Duties, Fragments};
 use crate::ingress::{self, Class, OneFrame};
 use crate::pool::{Limits, Pool, earlier};
 use crate::slaac::{self, Slaac};
-use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT, HTTP_PORT, http, tcp, udp};
+use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT, HTTP_PORT, announce, http, tcp, udp};
 
 /// Frames that one turn receives at most, so that a flood does not keep the
 /// answers from going out.
@@ -82,6 +82,8 @@ pub struct Stack {
     http: Pool<http::Connection>,
     /// When something other than a frame needs a turn.
     deadline: Option<Instant>,
+    /// Since the last [`Self::take_addresses_changed`].
+    addresses_changed: bool,
 }
 
 impl Stack {
@@ -130,6 +132,7 @@ impl Stack {
             chargen: Pool::new(CHARGEN),
             http: Pool::new(HTTP),
             deadline: Some(now),
+            addresses_changed: true,
         };
         stack.listen(now);
         stack
@@ -179,6 +182,26 @@ impl Stack {
         self.deadline
     }
 
+    /// Whether addresses came or went since the last call, so that
+    /// [`Self::multicast_groups`] are others.
+    #[inline]
+    pub fn take_addresses_changed(&mut self) -> bool {
+        core::mem::take(&mut self.addresses_changed)
+    }
+
+    /// Hardware addresses of the multicast groups whose frames this host must
+    /// hear; some may come twice.
+    pub fn multicast_groups(&self) -> impl Iterator<Item = [u8; 6]> {
+        announce::multicast_groups(&self.interface)
+    }
+
+    /// Tells the network of every address of this host unasked: gratuitous ARP
+    /// and unsolicited neighbour advertisements. Returns whether all found
+    /// room in the device; if not, the whole is to be repeated.
+    pub fn announce<D: Device>(&self, now: Instant, device: &mut D) -> bool {
+        announce::announce(now, &self.interface, device)
+    }
+
     /// The IP configuration.
     pub fn network(&self) -> status::Network {
         self.ipv4.report(&self.interface)
@@ -223,6 +246,7 @@ impl Stack {
         if slaac::is_advertisement(frame) {
             if self.ipv6.hear(now, interface, frame) {
                 self.udp_echo.forget_senders();
+                self.addresses_changed = true;
             }
             return class;
         }
@@ -253,6 +277,7 @@ impl Stack {
         interface.poll_maintenance(now);
         if self.ipv4.poll(now, interface, device) | self.ipv6.poll(now, interface, device) {
             self.udp_echo.forget_senders();
+            self.addresses_changed = true;
         }
         let mut context = udp::Context {
             now,

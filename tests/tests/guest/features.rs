@@ -4,7 +4,17 @@ use anyhow::{Result, ensure};
 use kickpath_tests::{Lab, Spec, Suite};
 
 pub fn add(suite: &mut Suite) {
-    for feature in ["event_idx", "any_layout", "status", "mac", "mtu"] {
+    for feature in [
+        "event_idx",
+        "any_layout",
+        "status",
+        "mac",
+        "mtu",
+        "ctrl_vq",
+        "ctrl_rx_extra",
+        "ctrl_mac_addr",
+        "ctrl_guest_offloads",
+    ] {
         let spec = Spec::pc().config(move |config| config.features_off = feature.into());
         let name = format!("features::{feature}_refused_by_the_guest");
         suite.guest(&name, spec, move |lab| {
@@ -15,7 +25,7 @@ pub fn add(suite: &mut Suite) {
             Ok(())
         });
     }
-    let all = "event_idx,any_layout,status,mac,mtu";
+    let all = "event_idx,any_layout,status,mac,mtu,ctrl_vq";
     let spec = Spec::pc().config(move |config| config.features_off = all.into());
     suite.guest("features::all_refused_by_the_guest", spec, |lab| {
         check(lab, &["event_idx", "any_layout", "status", "mac", "mtu"])?;

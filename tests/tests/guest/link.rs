@@ -1,9 +1,11 @@
 //! A cable that is pulled and plugged in again.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kickpath::wire::FarEnd;
+use kickpath::wire::peer::Connection;
 use kickpath_abi::config::Irq;
 use kickpath_tests::{Lab, Spec, Suite};
 use serde_json::json;
@@ -38,7 +40,11 @@ pub fn add(suite: &mut Suite) {
 }
 
 fn pull_and_plug(lab: &mut Lab) -> Result<()> {
+    let chargen = SocketAddr::new(lab.address(), 19);
+    let connection = lab.peer.tcp_connect(chargen, lab.soon())?;
+    let mut stream = Stream::new(connection);
     for round in 1..=3 {
+        stream.read(lab, 20_000)?;
         set_link(lab, false)?;
         wait_for(lab, DOWN, round)?;
         let silence = lab
@@ -54,12 +60,51 @@ fn pull_and_plug(lab: &mut Lab) -> Result<()> {
             "the report says that the link is down"
         );
     }
+    // The connection that was open before the first time still is, and nothing
+    // is missing.
+    stream.read(lab, 200_000)?;
     // Once each time, not more often.
     for text in [DOWN, UP] {
         let count = count(lab, text);
         ensure!(count == 3, "'{text}' was logged {count} times");
     }
     Ok(())
+}
+
+/// What a chargen service sends: RFC 864's rotating lines.
+struct Stream {
+    connection: Connection,
+    length: usize,
+}
+
+impl Stream {
+    fn new(connection: Connection) -> Self {
+        let length = 0;
+        Self { connection, length }
+    }
+
+    /// Reads on, at least `count` bytes, and checks each.
+    fn read(&mut self, lab: &Lab, count: usize) -> Result<()> {
+        let end = self.length + count;
+        let mut buffer = [0; 4096];
+        while self.length < end {
+            let read = lab
+                .peer
+                .tcp_recv(&self.connection, &mut buffer, lab.soon())?;
+            ensure!(read > 0, "the guest has ended the connection");
+            for byte in &buffer[..read] {
+                let (line, column) = (self.length / 74, self.length % 74);
+                let expected = match column {
+                    72 => b'\r',
+                    73 => b'\n',
+                    _ => b' ' + ((line + column) % 95) as u8,
+                };
+                ensure!(*byte == expected, "byte {} is {byte:#x}", self.length);
+                self.length += 1;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn set_link(lab: &Lab, up: bool) -> Result<()> {

@@ -8,6 +8,7 @@
 mod boot;
 mod budget;
 mod connections;
+mod control;
 mod devices;
 mod dhcp;
 mod faults;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     devices::add(&mut suite);
     hostile::add(&mut suite);
     connections::add(&mut suite);
+    control::add(&mut suite);
     transmit_queue::add(&mut suite);
     link::add(&mut suite);
     dhcp::add(&mut suite);

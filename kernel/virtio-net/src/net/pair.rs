@@ -135,8 +135,10 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// already.
     pub fn take_pair(&mut self, number: usize) -> Result<TakenPair<H>, NetError> {
         let open = self.open.as_mut().ok_or(NetError::NotOpen)?;
+        let active = usize::from(open.active);
         let place = number.checked_sub(1).and_then(|at| open.others.get_mut(at));
         let pair = place
+            .filter(|_| number < active)
             .and_then(Option::take)
             .ok_or(NetError::NoSuchPair { number })?;
         Ok(TakenPair {

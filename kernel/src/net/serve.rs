@@ -1,0 +1,247 @@
+//! The loop that drives device and network stack.
+
+use alloc::vec::Vec;
+
+use kickpath_abi::config::Config;
+use kickpath_services::Stack;
+use kickpath_trace::{Event, NO_QUEUE, tracepoint_unless_repeated};
+use smoltcp::time::Instant;
+use virtio_net::net::{Changes, Features, NetError, RxFlags, RxMode};
+use virtio_net::vectors::Rung;
+use x86_64::instructions::interrupts as interrupts_at_cpu;
+
+use super::device::{Nic, PhyDevice};
+use super::interrupts::Controller;
+use super::report::Fixed;
+use crate::arch::{self, time};
+use crate::stages;
+
+/// A device that broke is opened again at most this often, in microseconds:
+/// one that breaks at once must not keep the CPU busy.
+const REOPEN_INTERVAL_US: u64 = 1_000_000;
+
+/// Without interrupts, how long the loop looks for work before it sleeps, in
+/// microseconds.
+const POLL_SPIN_US: u64 = 200;
+/// Without interrupts, how long it then sleeps, in microseconds.
+const POLL_SLEEP_US: u64 = 1_000;
+
+/// Without interrupts, how often the loop asks the device whether its
+/// configuration has changed, in microseconds. Each time costs exits.
+const CONFIG_INTERVAL_US: u64 = 100_000;
+
+/// The device together with what it takes to open it again.
+pub struct Host {
+    /// The device.
+    pub nic: Nic,
+    controller: Controller,
+    top: Rung,
+    fixed: Fixed,
+    reopen_at: u64,
+    /// When to look at the device's configuration next, without interrupts.
+    look_at_config_at: u64,
+    /// The device waits for an announcement.
+    announce: bool,
+}
+
+/// Serves the network for ever.
+pub fn serve(config: &Config, mut host: Host) -> ! {
+    let mut stack = {
+        let mac = host.nic.info().mac;
+        let mut device = PhyDevice {
+            nic: &mut host.nic,
+            fixed: &host.fixed,
+        };
+        Stack::new(config, mac, &mut device, now(), time::cycles())
+    };
+    stages::ended("network up");
+    host.fixed.boot.stages = stages::report();
+    let mut said_up = false;
+    let mut last_work = time::now();
+    loop {
+        host.look_after_device();
+        if stack.take_addresses_changed() {
+            host.filter(&stack);
+        }
+        if host.announce {
+            host.announce(&stack);
+        }
+        let time = now();
+        if !host.nic.info().link_up && !host.nic.has_work() {
+            // Nothing can go out and nothing comes. The clocks of the sockets
+            // stand still, so that none gives up.
+            host.nic.kick();
+            host.idle(None, last_work);
+            continue;
+        }
+        let mut device = PhyDevice {
+            nic: &mut host.nic,
+            fixed: &host.fixed,
+        };
+        let busy = stack.poll(time, &mut device);
+        host.nic.kick();
+        if !said_up {
+            said_up = say_up(&stack);
+        }
+        if busy {
+            last_work = time::now();
+            continue;
+        }
+        let deadline = stack
+            .poll_at(time)
+            .map(|at| u64::try_from(at.total_micros()).unwrap_or(0));
+        host.idle(deadline, last_work);
+    }
+}
+
+/// Prints the line that the runner waits for, once there is an IPv4 address.
+fn say_up(stack: &Stack) -> bool {
+    let network = stack.network();
+    let Some(ipv4) = network.ipv4.first() else {
+        return false;
+    };
+    log::info!("kickpath: up ipv4={ipv4}");
+    true
+}
+
+fn now() -> Instant {
+    Instant::from_micros(i64::try_from(time::now()).unwrap_or(i64::MAX))
+}
+
+impl Host {
+    /// A device that is closed.
+    pub fn new(nic: Nic, controller: Controller, top: Rung, fixed: Fixed) -> Self {
+        Self {
+            nic,
+            controller,
+            top,
+            fixed,
+            reopen_at: 0,
+            look_at_config_at: 0,
+            announce: false,
+        }
+    }
+
+    /// Opens the device, again if it is open.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`virtio_net::net::VirtioNet::open`].
+    pub fn open(&mut self) -> Result<(), NetError> {
+        self.nic.open(&mut self.controller, self.top)
+    }
+
+    /// Begins a poll of the device, and opens it again when it broke.
+    fn look_after_device(&mut self) {
+        let mut result = self.nic.poll();
+        if result == Ok(Changes::empty()) && self.nic.rung() == Some(Rung::Polling) {
+            result = self.look_at_config_now_and_then();
+        }
+        match result {
+            Ok(changes) if changes.is_empty() => (),
+            Ok(changes) => self.changed(changes),
+            Err(NetError::NotOpen) if time::now() < self.reopen_at => (),
+            Err(error) => self.reopen(&error),
+        }
+    }
+
+    fn look_at_config_now_and_then(&mut self) -> Result<Changes, NetError> {
+        let now = time::now();
+        if now < self.look_at_config_at {
+            return Ok(Changes::empty());
+        }
+        self.look_at_config_at = now + CONFIG_INTERVAL_US;
+        self.nic.look_at_config()
+    }
+
+    #[cold]
+    fn changed(&mut self, changes: Changes) {
+        if changes.contains(Changes::LINK) {
+            let up = self.nic.info().link_up;
+            log::info!("the link is {}", if up { "up" } else { "down" });
+        }
+        self.announce |= changes.contains(Changes::ANNOUNCE);
+    }
+
+    /// Has the device drop what is not for this host.
+    #[cold]
+    fn filter(&mut self, stack: &Stack) {
+        if !self.nic.info().negotiated.contains(Features::CTRL_RX) {
+            return;
+        }
+        let mut multicast: Vec<_> = stack.multicast_groups().collect();
+        multicast.sort_unstable();
+        multicast.dedup();
+        let mode = RxMode {
+            flags: RxFlags::empty(),
+            unicast: Vec::new(),
+            multicast,
+        };
+        if let Err(error) = self.nic.set_rx_mode(mode) {
+            log::error!("receive filter: {error}");
+        }
+    }
+
+    /// Announces this host, as the device has asked, and says so to the
+    /// device.
+    #[cold]
+    fn announce(&mut self, stack: &Stack) {
+        let mut device = PhyDevice {
+            nic: &mut self.nic,
+            fixed: &self.fixed,
+        };
+        if !stack.announce(now(), &mut device) {
+            // No room: the next turn tries again.
+            return;
+        }
+        self.nic.kick();
+        self.announce = false;
+        match self.nic.announced() {
+            Ok(()) => log::info!("announced to the network, as the device asked"),
+            Err(error) => log::error!("announcement: {error}"),
+        }
+    }
+
+    #[cold]
+    fn reopen(&mut self, error: &NetError) {
+        log::error!("{error}");
+        let now = time::now();
+        if now < self.reopen_at {
+            // It broke again within the interval: wait it out, closed.
+            self.nic.stop(&mut self.controller);
+            return;
+        }
+        self.reopen_at = now + REOPEN_INTERVAL_US;
+        match self.open() {
+            Ok(()) => log::info!("the device was reset and opened again"),
+            Err(error) => log::error!("the device could not be opened again: {error}"),
+        }
+    }
+
+    /// Sleeps until there may be something to do: an interrupt, or `deadline`
+    /// in microseconds since boot.
+    fn idle(&mut self, deadline: Option<u64>, last_work: u64) {
+        let now = time::now();
+        let mut deadline = deadline.unwrap_or(u64::MAX);
+        match self.nic.rung() {
+            Some(Rung::Polling) if now < last_work + POLL_SPIN_US => {
+                core::hint::spin_loop();
+                return;
+            }
+            Some(Rung::Polling) => deadline = deadline.min(now + POLL_SLEEP_US),
+            Some(_) => (),
+            None => deadline = deadline.min(self.reopen_at),
+        }
+        interrupts_at_cpu::disable();
+        // From here an interrupt waits until the CPU sleeps, and wakes it.
+        let work = match self.nic.rung() {
+            Some(Rung::Polling) | None => self.nic.has_work(),
+            Some(_) => self.nic.enable_interrupts(),
+        };
+        if !work && deadline > now {
+            tracepoint_unless_repeated!(Event::Idle, NO_QUEUE);
+            arch::idle_until((deadline != u64::MAX).then_some(deadline));
+        }
+        interrupts_at_cpu::enable();
+    }
+}

@@ -1,0 +1,203 @@
+//! The control queue, by QEMU's own account of it (`query-rx-filter`) and by
+//! what does and does not reach the guest.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kickpath::qemu::GUEST_MAC;
+use kickpath::wire::peer::PEER_MAC;
+use kickpath_tests::{Lab, Spec, Suite};
+use serde_json::{Value, json};
+
+/// A unicast address that is not the guest's.
+const STRANGER: [u8; 6] = [0x52, 0x54, 0x00, 0x4b, 0x50, 0x99];
+/// A multicast address that nobody in the guest has asked for: mDNS.
+const MDNS: [u8; 6] = [0x01, 0x00, 0x5e, 0x00, 0x00, 0xfb];
+const ALL_NODES: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+const BROADCAST: [u8; 6] = [0xff; 6];
+/// EtherType for local experiments (IEEE 802): nobody answers.
+const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
+
+pub fn add(suite: &mut Suite) {
+    suite.guest("control::the_receive_filter_is_exact", Spec::pc(), filter);
+    let spec = Spec::pc().config(|config| config.features_off = "ctrl_rx".into());
+    suite.guest(
+        "control::without_ctrl_rx_everything_is_received",
+        spec,
+        |lab| {
+            ensure!(rx_filter(lab)?["promiscuous"] == json!(true));
+            let received = received_of(lab, STRANGER, 50)?;
+            ensure!(received >= 50, "{received} of 50 frames reached the guest");
+            lab.check_services()
+        },
+    );
+    suite.guest("control::an_announcement_on_demand", Spec::pc(), announce);
+    let spec = Spec::pc().config(|config| config.features_off = "guest_announce".into());
+    suite.guest(
+        "control::without_guest_announce_qemu_speaks_for_the_guest",
+        spec,
+        |lab| {
+            announce_self(lab)?;
+            // QEMU's own: RARP.
+            lab.peer_frame("an announcement by QEMU", |frame| {
+                (frame[12..14] == [0x80, 0x35]).then_some(())
+            })?;
+            let lines = lab.guest.console_since(0);
+            ensure!(!lines.iter().any(|line| line.text.contains(ANNOUNCED)));
+            lab.check_services()
+        },
+    );
+    let spec = Spec::pc().config(|config| config.features_off = "ctrl_vq".into());
+    suite.guest("control::without_a_control_queue", spec, |lab| {
+        let queues = lab.status()?.queues;
+        ensure!(queues.len() == 2, "{queues:?}");
+        lab.check_services()
+    });
+}
+
+const ANNOUNCED: &str = "announced to the network";
+
+/// What QEMU lets through to the guest.
+fn rx_filter(lab: &Lab) -> Result<Value> {
+    let filters = lab.guest.qmp("query-rx-filter", Value::Null)?;
+    filters
+        .get(0)
+        .cloned()
+        .with_context(|| format!("query-rx-filter: {filters}"))
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Puts `count` frames for `destination` on the cable and returns how many
+/// frames the guest has received since.
+fn received_of(lab: &Lab, destination: [u8; 6], count: usize) -> Result<u64> {
+    let mut frame = [destination, PEER_MAC].concat();
+    frame.extend(EXPERIMENTAL);
+    frame.resize(60, 0x5a);
+    let before = lab.status()?.counters.rx_packets;
+    for _ in 0..count {
+        lab.peer.send_frame(&frame);
+    }
+    // What comes after them on the cable is answered after them.
+    lab.ping(lab.address(), 1, 56)?;
+    Ok(lab.status()?.counters.rx_packets - before)
+}
+
+fn filter(lab: &mut Lab) -> Result<()> {
+    let filter = rx_filter(lab)?;
+    ensure!(filter["promiscuous"] == json!(false), "{filter}");
+    ensure!(filter["multicast"] == json!("normal"), "{filter}");
+    ensure!(filter["multicast-overflow"] == json!(false), "{filter}");
+    ensure!(filter["unicast"] == json!("normal"), "{filter}");
+    ensure!(filter["unicast-overflow"] == json!(false), "{filter}");
+    // QEMU's `broadcast-allowed` says the opposite; frames tell, below.
+    ensure!(filter["main-mac"] == json!(mac_text(GUEST_MAC)), "{filter}");
+    ensure!(filter["unicast-table"] == json!([]), "{filter}");
+    // All systems, all nodes, and the solicited-node group that the addresses
+    // from one hardware address share (RFC 4291, 2.7.1).
+    let [.., a, b, c] = GUEST_MAC;
+    let solicited = [0x33, 0x33, 0xff, a, b, c];
+    let mut expected = [[0x01, 0x00, 0x5e, 0, 0, 1], ALL_NODES, solicited].map(mac_text);
+    expected.sort();
+    let mut table: Vec<String> = serde_json::from_value(filter["multicast-table"].clone())?;
+    table.sort();
+    ensure!(table == expected, "{filter}");
+    // Tagged frames are nobody's.
+    ensure!(filter["vlan"] == json!("none"), "{filter}");
+    ensure!(filter["vlan-table"] == json!([]), "{filter}");
+
+    // A fetch of the report and a ping are a few frames; none of the 100.
+    for stranger in [STRANGER, MDNS] {
+        let received = received_of(lab, stranger, 100)?;
+        ensure!(
+            received < 50,
+            "{received} frames for {stranger:02x?} reached the guest"
+        );
+    }
+    for ours in [GUEST_MAC, ALL_NODES, solicited, BROADCAST] {
+        let received = received_of(lab, ours, 100)?;
+        ensure!(
+            received >= 100,
+            "{received} of 100 frames for {ours:02x?} reached the guest"
+        );
+    }
+    // IPv6 works by these groups.
+    for address in lab.ipv6()? {
+        lab.ping(address, 1, 56)?;
+    }
+    lab.check_services()
+}
+
+fn announce_self(lab: &Lab) -> Result<()> {
+    lab.peer.capture(256);
+    let arguments = json!({ "initial": 20, "max": 100, "rounds": 3, "step": 20 });
+    lab.guest.qmp("announce-self", arguments)?;
+    Ok(())
+}
+
+fn announce(lab: &mut Lab) -> Result<()> {
+    announce_self(lab)?;
+    let address = lab.ipv4().octets();
+    // Gratuitous ARP (RFC 5227): a request for the sender's own address.
+    lab.peer_frame("a gratuitous ARP", |frame| {
+        let arp = frame.get(14..42)?;
+        let is_it = frame[..6] == BROADCAST
+            && frame[6..14] == [&GUEST_MAC[..], &[0x08, 0x06]].concat()
+            && arp[..8] == [0, 1, 8, 0, 6, 4, 0, 1]
+            && arp[8..14] == GUEST_MAC
+            && arp[14..18] == address
+            && arp[24..28] == address;
+        is_it.then_some(())
+    })?;
+    // QEMU has the guest do two of the three rounds, and asks for the second
+    // only when the first was acknowledged.
+    let mut from = 0;
+    for _ in 0..2 {
+        from = lab.guest.wait_for_line(from, ANNOUNCED, lab.soon())?.number + 1;
+    }
+    lab.peer.capture(0);
+
+    announce_self(lab)?;
+    // Unsolicited neighbour advertisements (RFC 4861, 7.2.6), one an address.
+    let mut missing: Vec<_> = lab.ipv6()?;
+    ensure!(missing.len() == 2, "{missing:?}");
+    lab.peer_frame("the neighbour advertisements", |frame| {
+        let ip = frame.get(14..)?;
+        let is_one = frame[..6] == ALL_NODES
+            && frame[12..14] == [0x86, 0xdd]
+            && ip.get(6..8)? == [58, 255]
+            && ip.get(40..42)? == [136, 0]
+            // Override, not solicited.
+            && ip.get(44)? & 0xe0 == 0x20
+            && ip.get(64..72)? == [&[2, 1], &GUEST_MAC[..]].concat();
+        if is_one {
+            let target: [u8; 16] = ip.get(48..64)?.try_into().ok()?;
+            missing.retain(|address| *address != std::net::IpAddr::from(target));
+        }
+        missing.is_empty().then_some(())
+    })?;
+    lab.check_services()
+}
+
+/// What waits for frames from the guest.
+trait Frames {
+    /// Takes captured frames until `look` finds what it wants.
+    fn peer_frame<T>(&self, what: &str, look: impl FnMut(&[u8]) -> Option<T>) -> Result<T>;
+}
+
+impl Frames for Lab {
+    fn peer_frame<T>(&self, what: &str, mut look: impl FnMut(&[u8]) -> Option<T>) -> Result<T> {
+        let deadline = std::time::Instant::now() + self.soon();
+        loop {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            ensure!(left > Duration::ZERO, "{what} did not come");
+            if let Some(frame) = self.peer.recv_frame(left)
+                && let Some(found) = look(&frame.bytes)
+            {
+                return Ok(found);
+            }
+        }
+    }
+}
