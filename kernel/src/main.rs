@@ -63,12 +63,13 @@ extern "C" fn run() -> ! {
     time::init(tables.pm_timer);
     stages::ended("clock");
 
-    pci::init(tables.ecam);
-    virtio_mmio::init(platform, &tables.virtio_mmio);
     let cpus = arch::smp::start_others(&tables);
     if cpus > 1 {
         stages::ended("other CPUs");
     }
+
+    pci::init(tables.ecam);
+    virtio_mmio::init(tables);
 
     let (config, source) = config::load(platform);
     report(platform, &config, source);

@@ -104,7 +104,7 @@ fn block(wanted: Transport) -> Result<(), SelfTestError> {
 
 /// The first device of a kind, by the first of its interfaces that is wanted.
 fn open(kind: DeviceType, wanted: Transport) -> Result<KernelTransport, SelfTestError> {
-    for device in virtio::find(kind) {
+    for device in virtio::find(kind, wanted) {
         for interface in device.interfaces() {
             if interface.is_wanted(wanted) {
                 log::info!("{device}: {kind:?} by {}", interface.name());

@@ -43,15 +43,18 @@ pub enum Interface {
     Mmio(u64, Version),
 }
 
-/// The devices of a kind, PCI's before those of virtio-mmio. What cannot be
-/// one is reported, and why.
-pub fn find(kind: DeviceType) -> Vec<Device> {
+/// The devices of a kind: PCI's, or where there is none (or none is `wanted`)
+/// those of virtio-mmio. What cannot be one is reported, and why.
+pub fn find(kind: DeviceType, wanted: Wanted) -> Vec<Device> {
     let functions = pci::scan();
     for function in &functions {
         log::debug!("{function}");
     }
     let on_pci = pci::find_virtio(&functions, kind);
     let mut devices: Vec<Device> = on_pci.into_iter().map(Device::Pci).collect();
+    if !devices.is_empty() && wanted != Wanted::Mmio {
+        return devices;
+    }
     for place in virtio_mmio::devices() {
         match place.open() {
             Ok(transport) if transport.device_type() == kind => {

@@ -11,11 +11,10 @@ use virtio_net::transport::mmio::{DeviceWord, MmioTransport};
 use crate::arch::acpi;
 use crate::arch::interrupts::{Gsi, Line, Signal};
 use crate::config::virtio_mmio_devices;
-use crate::entry::Platform;
 use crate::memory::{KernelHal, MapError, map_mmio};
 
-/// Most devices that are kept; microvm has at most 24.
-const MAX_DEVICES: usize = 32;
+/// Most devices that are kept.
+const MAX_DEVICES: usize = acpi::MAX_VIRTIO_MMIO;
 
 /// A place with virtio-mmio registers; whether a device is there is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,27 +66,26 @@ impl MmioDevice {
     }
 }
 
+static TABLES: Once<acpi::Tables> = Once::new();
 static DEVICES: Once<Vec<MmioDevice, MAX_DEVICES>> = Once::new();
 
-/// Takes note of the devices. What is not understood is reported.
-pub fn init(platform: &Platform, from_acpi: &[acpi::VirtioMmio]) {
-    DEVICES.call_once(|| {
-        let mut devices = Vec::new();
-        for word in virtio_mmio_devices(platform) {
-            match word.parse::<DeviceWord>() {
-                Ok(word) => add(&mut devices, word.address, word.size, word.interrupt),
-                Err(error) => log::warn!("virtio_mmio.device={word} ignored: {error}"),
-            }
+/// Finds the devices. What is not understood is reported.
+fn find() -> Vec<MmioDevice, MAX_DEVICES> {
+    let mut devices = Vec::new();
+    for word in virtio_mmio_devices(crate::platform()) {
+        match word.parse::<DeviceWord>() {
+            Ok(word) => add(&mut devices, word.address, word.size, word.interrupt),
+            Err(error) => log::warn!("virtio_mmio.device={word} ignored: {error}"),
         }
-        if devices.is_empty() {
-            for device in from_acpi {
-                // A length that does not fit is too long in any case.
-                let size = usize::try_from(device.size).unwrap_or(usize::MAX);
-                add(&mut devices, device.address, size, device.gsi);
-            }
+    }
+    if let (true, Some(tables)) = (devices.is_empty(), TABLES.get()) {
+        for device in tables.virtio_mmio() {
+            // A length that does not fit is too long in any case.
+            let size = usize::try_from(device.size).unwrap_or(usize::MAX);
+            add(&mut devices, device.address, size, device.gsi);
         }
-        devices
-    });
+    }
+    devices
 }
 
 fn add(devices: &mut Vec<MmioDevice, MAX_DEVICES>, address: u64, size: usize, interrupt: u32) {
@@ -107,7 +105,12 @@ fn add(devices: &mut Vec<MmioDevice, MAX_DEVICES>, address: u64, size: usize, in
     }
 }
 
-/// The devices that [`init`] found.
+/// Takes note of the firmware's tables, in which [`devices`] looks.
+pub fn init(tables: acpi::Tables) {
+    TABLES.call_once(|| tables);
+}
+
+/// The devices, which are looked for when first asked for.
 pub fn devices() -> &'static [MmioDevice] {
-    DEVICES.get().map_or(&[], |devices| devices)
+    DEVICES.call_once(find)
 }

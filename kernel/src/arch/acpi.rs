@@ -77,6 +77,9 @@ impl Ecam {
     }
 }
 
+/// Most virtio-mmio devices that are kept; microvm has 24 at most.
+pub const MAX_VIRTIO_MMIO: usize = 32;
+
 /// A virtio-mmio device, as firmware describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VirtioMmio {
@@ -105,8 +108,8 @@ pub struct Tables {
     pub cpus_left_out: usize,
     /// PCI's configuration space in memory, where there is one.
     pub ecam: Option<Ecam>,
-    /// virtio-mmio devices.
-    pub virtio_mmio: Vec<VirtioMmio, 32>,
+    /// Physical address of the DSDT, which is not looked at yet.
+    dsdt: Option<u64>,
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
@@ -180,9 +183,7 @@ pub fn read(rsdp: Option<u64>) -> Tables {
                     read_madt(madt, &mut tables);
                 } else if let Some(fadt) = table(address, b"FACP") {
                     tables.pm_timer = read_fadt(fadt);
-                    if let Some(dsdt) = dsdt(fadt) {
-                        read_dsdt(dsdt, &mut tables);
-                    }
+                    tables.dsdt = dsdt(fadt);
                 } else if let Some(mcfg) = table(address, b"MCFG") {
                     tables.ecam = read_mcfg(mcfg);
                 }
@@ -298,53 +299,73 @@ fn read_mcfg(table: &[u8]) -> Option<Ecam> {
 
 /// The DSDT that the FADT leads to: by the 64-bit pointer of ACPI 2.0 where
 /// that is set.
-fn dsdt(fadt: &[u8]) -> Option<&'static [u8]> {
+fn dsdt(fadt: &[u8]) -> Option<u64> {
     let short = u32_at(fadt, 40).map(u64::from);
     let long = u64_at(fadt, 140).filter(|&address| address != 0);
-    table(long.or(short)?, b"DSDT")
+    long.or(short)
 }
 
-/// Finds virtio-mmio devices in the DSDT. That is AML, a program; but a device
-/// without code of its own is plain data: `_HID "LNRO0005"`, and in `_CRS` a
-/// resource template (ACPI 6.4.3) with one range of memory and one interrupt.
-/// So no interpreter is needed to find it.
-fn read_dsdt(table: &[u8], tables: &mut Tables) {
-    const HID: &[u8] = b"LNRO0005\0";
+impl Tables {
+    /// Finds virtio-mmio devices in the DSDT. That is AML, a program; but a
+    /// device without code of its own is plain data: `_HID "LNRO0005"`, and in
+    /// `_CRS` a resource template (ACPI 6.4.3) with one range of memory and one
+    /// interrupt. So no interpreter is needed to find it.
+    ///
+    /// The table has some kilobytes, so this is left until somebody wants to
+    /// know.
+    pub fn virtio_mmio(&self) -> Vec<VirtioMmio, MAX_VIRTIO_MMIO> {
+        const HID: &[u8] = b"LNRO0005\0";
+        /// Where the template ends, in bytes after the name at most.
+        const REACH: usize = 256;
+
+        let mut devices = Vec::new();
+        let table = self.dsdt.and_then(|address| table(address, b"DSDT"));
+        let mut rest = table
+            .and_then(|table| table.get(HEADER..))
+            .unwrap_or_default();
+        while let Some(at) = find(rest, HID) {
+            rest = rest.get(at + HID.len()..).unwrap_or_default();
+            let near = rest.get(..REACH.min(rest.len())).unwrap_or_default();
+            // Not beyond the next device.
+            let own = near.get(..find(near, HID).unwrap_or(near.len()));
+            let Some(device) = own.and_then(resources) else {
+                log::warn!("ACPI DSDT: a virtio-mmio device without resources is ignored");
+                continue;
+            };
+            if devices.push(device).is_err() {
+                log::warn!("ACPI DSDT: more than {MAX_VIRTIO_MMIO} virtio-mmio devices");
+                break;
+            }
+        }
+        devices
+    }
+}
+
+/// The first range of memory and the first interrupt of a resource template.
+fn resources(template: &[u8]) -> Option<VirtioMmio> {
     /// 32-bit fixed memory range descriptor, 9 bytes.
     const MEMORY: &[u8] = &[0x86, 9, 0];
     /// Extended interrupt descriptor, 6 bytes, of one interrupt.
     const INTERRUPT: &[u8] = &[0x89, 6, 0];
-    /// Where the template ends, in bytes after the name at most.
-    const REACH: usize = 256;
-
-    let mut rest = table.get(HEADER..).unwrap_or_default();
-    while let Some(at) = find(rest, HID) {
-        rest = rest.get(at + HID.len()..).unwrap_or_default();
-        let near = rest.get(..REACH.min(rest.len())).unwrap_or_default();
-        let near = near.get(..find(near, HID).unwrap_or(near.len()));
-        let device = near.and_then(|near| {
-            let memory = near.get(find(near, MEMORY)?..)?;
-            let interrupt = near.get(find(near, INTERRUPT)?..)?;
-            Some(VirtioMmio {
-                address: u64::from(u32_at(memory, 4)?),
-                size: u64::from(u32_at(memory, 8)?),
-                gsi: u32_at(interrupt, 5)?,
-            })
-        });
-        match device {
-            Some(device) => {
-                if tables.virtio_mmio.push(device).is_err() {
-                    log::warn!("ACPI DSDT: one virtio-mmio device too many is ignored");
-                    return;
-                }
-            }
-            None => log::warn!("ACPI DSDT: a virtio-mmio device without resources is ignored"),
-        }
-    }
+    let memory = template.get(find(template, MEMORY)?..)?;
+    let interrupt = template.get(find(template, INTERRUPT)?..)?;
+    Some(VirtioMmio {
+        address: u64::from(u32_at(memory, 4)?),
+        size: u64::from(u32_at(memory, 8)?),
+        gsi: u32_at(interrupt, 5)?,
+    })
 }
 
+/// Where `pattern` is in `bytes`, looking for its first byte first: tables are
+/// long, and a software KVM slow.
 fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
-    bytes
-        .windows(pattern.len())
-        .position(|window| window == pattern)
+    let first = pattern.first()?;
+    let mut from = 0;
+    loop {
+        from += bytes.get(from..)?.iter().position(|byte| byte == first)?;
+        if bytes.get(from..)?.starts_with(pattern) {
+            return Some(from);
+        }
+        from += 1;
+    }
 }

@@ -30,7 +30,7 @@ pub struct Found {
 /// Takes the first network device that can be driven, by the best of its
 /// interfaces that `config` allows.
 pub fn probe(config: &Config, refused: Features) -> Result<Found, NetworkError> {
-    let devices = virtio::find(DeviceType::Network);
+    let devices = virtio::find(DeviceType::Network, config.transport);
     stages::ended("devices found");
     if devices.is_empty() {
         return Err(NetworkError::NoDevice);
