@@ -78,11 +78,13 @@ pub fn add(suite: &mut Suite) {
             |lab| check_location(lab, "00:08.3"),
         );
     }
-    let bridge = Spec::pc().edit(|machine| behind(machine, "pci-bridge,id=bridge,chassis_nr=1"));
+    let bridge =
+        Spec::pc().edit(|machine| behind(machine, "pci-bridge,id=bridge,chassis_nr=1", 5, ""));
     suite.guest("devices::pc_behind_a_bridge", bridge, |lab| {
         check_location(lab, "01:05.0")
     });
-    let bridge = Spec::new(Kind::Q35).edit(|machine| behind(machine, "pcie-pci-bridge,id=bridge"));
+    let bridge =
+        Spec::new(Kind::Q35).edit(|machine| behind(machine, "pcie-pci-bridge,id=bridge", 5, ""));
     suite.guest("devices::q35_behind_a_bridge", bridge, |lab| {
         check_location(lab, "01:05.0")
     });
@@ -105,8 +107,8 @@ pub fn add(suite: &mut Suite) {
     });
 }
 
-/// Moves the network device behind a bridge.
-fn behind(machine: &mut Machine, bridge: &str) {
+/// Moves the network device behind a bridge with the id `bridge`, to this slot.
+pub fn behind(machine: &mut Machine, bridge: &str, slot: u8, properties: &str) {
     // QEMU makes devices in the order of its command line, the bridge first.
     let Some(Nic {
         net: Net::Dgram { qemu, host },
@@ -120,9 +122,11 @@ fn behind(machine: &mut Machine, bridge: &str) {
         qemu.display(),
         host.display()
     );
-    let nic = "virtio-net-pci,netdev=net0,romfile=,bus=bridge,addr=5,mac=52:54:00:4b:50:01,\
-               disable-legacy=off";
-    let arguments = ["-device", bridge, "-netdev", &netdev, "-device", nic];
+    let nic = format!(
+        "virtio-net-pci,netdev=net0,romfile=,bus=bridge,addr={slot},mac=52:54:00:4b:50:01,\
+         disable-legacy=off{properties}"
+    );
+    let arguments = ["-device", bridge, "-netdev", &netdev, "-device", &nic];
     machine.extra.extend(arguments.map(Into::into));
 }
 

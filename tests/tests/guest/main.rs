@@ -25,6 +25,7 @@ mod runner;
 mod services;
 mod smp;
 mod transmit_queue;
+mod transports;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     services::add(&mut suite);
     http::add(&mut suite);
     interrupts::add(&mut suite);
+    transports::add(&mut suite);
     features::add(&mut suite);
     devices::add(&mut suite);
     hostile::add(&mut suite);

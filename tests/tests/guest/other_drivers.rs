@@ -1,11 +1,12 @@
-//! Drivers of the crate `virtio-drivers` for other devices, over the legacy
-//! transport of this project.
+//! Drivers of the crate `virtio-drivers` for other devices, over the transports
+//! of this project.
 
 use std::io::Write;
 
 use anyhow::{Result, ensure};
 use kickpath::guest::Exit;
-use kickpath_abi::config::SelfTest;
+use kickpath::qemu::Kind;
+use kickpath_abi::config::{SelfTest, Transport};
 use kickpath_tests::{Lab, Spec, Suite, setup};
 
 use crate::faults::{expect_failure, expect_on_console};
@@ -25,16 +26,51 @@ pub fn add(suite: &mut Suite) {
     suite.launch("other_drivers::entropy", entropy, |lab| {
         expect_success(lab, &["selftest entropy: "])
     });
-    suite.test("other_drivers::block", || {
+    let modern = Spec::new(Kind::Q35)
+        .config(|config| config.selftest = SelfTest::Entropy)
+        .extra(&["-device", "virtio-rng-pci,disable-legacy=on"]);
+    suite.launch("other_drivers::entropy_modern", modern, |lab| {
+        expect_success(lab, &["modern PCI", "selftest entropy: "])
+    });
+    for (name, version, legacy) in [("v1", "version 1", true), ("v2", "version 2", false)] {
+        let mmio = Spec::new(Kind::Microvm)
+            .config(|config| config.selftest = SelfTest::Entropy)
+            .nic(move |nic| nic.mmio_legacy = legacy)
+            .extra(&["-device", "virtio-rng-device"]);
+        let name = format!("other_drivers::entropy_mmio_{name}");
+        suite.launch(&name, mmio, move |lab| {
+            expect_success(lab, &[version, "selftest entropy: "])
+        });
+    }
+    block(
+        suite,
+        "block",
+        Spec::pc(),
+        "virtio-blk-pci,disable-modern=on,queue-size=16",
+    );
+    let modern = Spec::pc().config(|config| config.transport = Transport::Modern);
+    block(suite, "block_modern", modern, "virtio-blk-pci");
+    let mmio = Spec::new(Kind::Microvm);
+    block(suite, "block_mmio", mmio, "virtio-blk-device");
+    for (name, selftest) in [("entropy", SelfTest::Entropy), ("block", SelfTest::Block)] {
+        let spec = Spec::pc().config(move |config| config.selftest = selftest);
+        let name = format!("other_drivers::{name}_without_its_device_fails");
+        suite.launch(&name, spec, |lab| expect_failure(lab, &["there is no"]));
+    }
+}
+
+/// The driver inverts a sector of a disk that is this device.
+fn block(suite: &mut Suite, name: &str, spec: Spec, device: &'static str) {
+    suite.test(&format!("other_drivers::{name}"), move || {
         setup::setup()?;
         let mut disk: Vec<u8> = (0..SECTORS * SECTOR).map(|n| (n / 7) as u8).collect();
         let mut file = tempfile::NamedTempFile::new()?;
         file.write_all(&disk)?;
         let drive = format!("if=none,id=disk,format=raw,file={}", file.path().display());
-        let device = "virtio-blk-pci,disable-modern=on,queue-size=16,drive=disk";
-        let spec = Spec::pc()
+        let device = format!("{device},drive=disk");
+        let spec = spec
             .config(|config| config.selftest = SelfTest::Block)
-            .extra(&["-drive", &drive, "-device", device]);
+            .extra(&["-drive", &drive, "-device", &device]);
         let lab = Lab::launch(spec)?;
         expect_success(&lab, &["selftest block: 64 sectors"])
             .map_err(|error| lab.report(&error))?;
@@ -54,11 +90,6 @@ pub fn add(suite: &mut Suite) {
         );
         Ok(())
     });
-    for (name, selftest) in [("entropy", SelfTest::Entropy), ("block", SelfTest::Block)] {
-        let spec = Spec::pc().config(move |config| config.selftest = selftest);
-        let name = format!("other_drivers::{name}_without_its_device_fails");
-        suite.launch(&name, spec, |lab| expect_failure(lab, &["there is no"]));
-    }
 }
 
 fn expect_success(lab: &Lab, texts: &[&str]) -> Result<()> {

@@ -1,0 +1,335 @@
+//! Every transport, with the same checks over each: what the guest says of it,
+//! its services, its interrupts, and what it does with features refused.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kickpath::qemu::{Kind, Machine, NicTransport};
+use kickpath::wire::FarEnd;
+use kickpath_abi::config::{Irq, Transport};
+use kickpath_tests::{Lab, Spec, Suite, setup};
+
+use crate::devices::behind;
+use crate::faults::{expect_failure, expect_on_console};
+
+/// A way to the device, and what the guest must say of it.
+struct Way {
+    name: &'static str,
+    spec: fn() -> Spec,
+    transport: Transport,
+    /// How the line about a kick begins: port or memory, 16 or 32 bits.
+    kick: &'static str,
+    /// The other interface of a transitional device, and how its kick would
+    /// begin.
+    other: Option<(Transport, &'static str)>,
+}
+
+const WAYS: &[Way] = &[
+    Way {
+        name: "legacy",
+        spec: Spec::pc,
+        transport: Transport::Legacy,
+        kick: "outw 1 -> port",
+        other: Some((Transport::Modern, "movw to memory")),
+    },
+    Way {
+        name: "modern",
+        spec: modern,
+        transport: Transport::Modern,
+        kick: "movw 1 -> 0x",
+        other: Some((Transport::Legacy, "outw to port")),
+    },
+    Way {
+        name: "modern_port_notify",
+        spec: modern_port,
+        transport: Transport::Modern,
+        kick: "outw 1 -> port",
+        other: Some((Transport::Legacy, "outw to port")),
+    },
+    Way {
+        name: "modern_only",
+        spec: || Spec::new(Kind::Q35).nic(|nic| nic.transport = NicTransport::Modern),
+        transport: Transport::Modern,
+        kick: "movw 1 -> 0x",
+        other: None,
+    },
+    Way {
+        name: "mmio_v1",
+        spec: || mmio().nic(|nic| nic.mmio_legacy = true),
+        transport: Transport::Mmio,
+        kick: "movl 1 -> 0x",
+        other: None,
+    },
+    Way {
+        name: "mmio_v2",
+        spec: mmio,
+        transport: Transport::Mmio,
+        kick: "movl 1 -> 0x",
+        other: None,
+    },
+];
+
+/// A transitional device, driven by its modern interface.
+fn modern() -> Spec {
+    Spec::new(Kind::Q35).config(|config| config.transport = Transport::Modern)
+}
+
+fn modern_port() -> Spec {
+    modern().nic(|nic| nic.pio_notify = true)
+}
+
+fn mmio() -> Spec {
+    Spec::new(Kind::Microvm)
+}
+
+pub fn add(suite: &mut Suite) {
+    kvm(suite);
+    for way in WAYS {
+        let name = |what: &str| format!("transports::{}_{what}", way.name);
+        suite.guest(&name("serves"), (way.spec)(), |lab| {
+            check(lab, way)?;
+            lab.echo_flood(10_000, 64)?;
+            lab.peer.tcp_echo(lab.address(), 1 << 20, lab.soon())?;
+            Ok(())
+        });
+        for &irq in rungs(way) {
+            let spec = (way.spec)().config(move |config| config.irq = irq);
+            let name = name(&format!("with_{}", irq.word().replace('-', "_")));
+            suite.guest(&name, spec, move |lab| {
+                check(lab, way)?;
+                check_interrupts(lab, irq)
+            });
+        }
+        // The bottom half of the device runs in the vCPU thread.
+        let spec = (way.spec)().nic(|nic| nic.ioeventfd = Some(false));
+        suite.guest(&name("without_ioeventfd"), spec, |lab| {
+            check(lab, way)?;
+            lab.echo_flood(3000, 64)
+        });
+        let off = "event_idx,any_layout,status,mtu,ctrl_vq,mrg_rxbuf,indirect_desc";
+        let spec = (way.spec)().config(move |config| config.features_off = off.into());
+        suite.guest(&name("with_features_refused"), spec, move |lab| {
+            let negotiated = lab.status()?.device.features_negotiated;
+            for feature in off.split(',') {
+                let taken = negotiated.iter().any(|n| n.eq_ignore_ascii_case(feature));
+                ensure!(!taken, "{feature} is negotiated: {negotiated:?}");
+            }
+            check(lab, way)?;
+            lab.echo_flood(3000, 64)
+        });
+        let spec = (way.spec)().nic(|nic| nic.rx_queue_size = Some(1024));
+        suite.guest(&name("with_a_queue_of_1024"), spec, |lab| {
+            let queues = lab.status()?.queues;
+            ensure!(queues[0].size == 1024, "{queues:?}");
+            check(lab, way)?;
+            lab.echo_flood(3000, 64)
+        });
+    }
+    places(suite);
+    refusals(suite);
+}
+
+/// The rungs that a way has; virtio-mmio has no vectors. Those of the legacy
+/// interface are in `crate::interrupts`.
+fn rungs(way: &Way) -> &'static [Irq] {
+    match way.transport {
+        Transport::Legacy => &[],
+        Transport::Mmio => &[Irq::Intx, Irq::Poll],
+        _ => &[Irq::Msix, Irq::MsixShared, Irq::Intx, Irq::Poll],
+    }
+}
+
+/// Where devices can be: on a PCIe port, above 4 GiB, described by ACPI or on
+/// the command line.
+fn places(suite: &mut Suite) {
+    let way = |name: &str| WAYS.iter().find(|way| way.name == name);
+    let port = "pcie-root-port,id=bridge,chassis=1,slot=1";
+    for (name, properties, irq) in [("msix", "", Irq::Msix), ("intx", ",vectors=0", Irq::Intx)] {
+        let spec = Spec::new(Kind::Q35)
+            .config(|config| config.transport = Transport::Modern)
+            .edit(move |machine| behind(machine, port, 0, properties));
+        let name = format!("transports::behind_a_pcie_root_port_{name}");
+        suite.guest(&name, spec, move |lab| {
+            let location = lab.status()?.device.location;
+            ensure!(location.contains("01:00.0"), "{location}");
+            check_interrupts(lab, irq)
+        });
+    }
+    // A BAR of 4 GiB leaves no room below 4 GiB for the others, which can all
+    // be above; 16 KiB of virtio's registers are among them.
+    for (name, way) in [
+        ("modern", way("modern")),
+        ("modern_port_notify", way("modern_port_notify")),
+    ] {
+        let Some(way) = way else { continue };
+        let spec = (way.spec)().edit(above_4_gib);
+        let name = format!("transports::{name}_above_4_gib_with_8_gib_of_memory");
+        suite.guest(&name, spec, |lab| {
+            let place = lab.status()?.device.transport_place;
+            let address = place
+                .split_whitespace()
+                .find_map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok());
+            ensure!(address.is_some_and(|at| at >= 8 << 30), "{place}");
+            check(lab, way)?;
+            lab.echo_flood(3000, 64)
+        });
+    }
+    for (name, way) in [("v1", way("mmio_v1")), ("v2", way("mmio_v2"))] {
+        let Some(way) = way else { continue };
+        let spec = (way.spec)().extra(&["-machine", "acpi=off"]);
+        let name = format!("transports::mmio_{name}_by_the_command_line");
+        suite.guest(&name, spec, move |lab| {
+            let unknown = lab.guest.console_since(0);
+            let unknown = unknown.iter().find(|line| line.text.contains("unknown"));
+            ensure!(
+                unknown.is_none(),
+                "QEMU's words are taken for ours: {unknown:?}"
+            );
+            check(lab, way)?;
+            check_interrupts(lab, Irq::Intx)
+        });
+    }
+    for (switch, source) in [
+        ("pit=off", "APIC timer"),
+        ("pic=off", "PIT"),
+        ("rtc=off", "PIT"),
+    ] {
+        let spec = mmio().extra(&["-machine", switch]);
+        let name = format!("transports::mmio_with_{}", switch.replace('=', "_"));
+        suite.guest(&name, spec, move |lab| {
+            let boot = lab.status()?.boot;
+            ensure!(boot.tsc_source == source, "{}", boot.tsc_source);
+            check_interrupts(lab, Irq::Intx)
+        });
+    }
+    // Which of several devices: the one on the network, wherever it is.
+    let others = mmio().extra(&[
+        "-device",
+        "virtio-rng-device",
+        "-device",
+        "virtio-balloon-device",
+    ]);
+    suite.guest("transports::mmio_among_other_devices", others, |lab| {
+        lab.check_services()
+    });
+}
+
+fn above_4_gib(machine: &mut Machine) {
+    machine.memory = "8G".parse().expect("an amount of memory");
+    let arguments = [
+        "-object",
+        "memory-backend-ram,id=big,size=4G,share=on",
+        "-device",
+        "ivshmem-plain,memdev=big",
+    ];
+    machine.extra.extend(arguments.map(Into::into));
+}
+
+fn refusals(suite: &mut Suite) {
+    let spec = Spec::new(Kind::Q35)
+        .nic(|nic| nic.transport = NicTransport::Modern)
+        .property("iommu_platform", "on");
+    suite.launch("transports::access_platform_is_refused", spec, |lab| {
+        expect_failure(lab, &["ACCESS_PLATFORM", "iommu_platform=on"])
+    });
+    let spec = Spec::new(Kind::Q35)
+        .nic(|nic| nic.transport = NicTransport::Modern)
+        .config(|config| config.features_off = "version_1".into());
+    suite.launch("transports::version_1_cannot_be_refused", spec, |lab| {
+        expect_failure(lab, &["VERSION_1 was not agreed on"])
+    });
+    let words = "virtio_mmio.device=512@0xfeb00e00 virtio_mmio.device=4K@0xfeb10000:5";
+    let spec = mmio().edit(move |machine| {
+        let words = format!("{} {words}", machine.config);
+        machine.extra.extend(["-append".into(), words.into()]);
+    });
+    suite.launch("transports::mmio_words_that_are_wrong", spec, |lab| {
+        expect_failure(
+            lab,
+            &[
+                "virtio_mmio.device=512@0xfeb00e00 ignored",
+                "virtio-mmio 0xfeb10000 ignored",
+                "no virtio network device",
+            ],
+        )
+    });
+}
+
+fn kvm(suite: &mut Suite) {
+    let kvm = setup::kvm();
+    suite.needs(kvm.as_ref().err().cloned(), |suite| {
+        for (name, legacy) in [("mmio_v1", true), ("mmio_v2", false)] {
+            let accel = kvm.clone();
+            let spec = mmio().nic(move |nic| nic.mmio_legacy = legacy);
+            let spec = match accel {
+                Ok(accel) => spec.accel(accel),
+                Err(_) => spec,
+            };
+            let spec = spec.bound(Duration::from_secs(300));
+            suite.guest(&format!("transports::{name}_on_kvm"), spec, |lab| {
+                let report = lab.peer.ping(lab.address(), 3, 56, lab.left())?;
+                ensure!(report.lost() == 0, "{report:?}");
+                for size in [1, 1472] {
+                    lab.peer.udp_echo(lab.address(), size, lab.left())?;
+                }
+                let status = lab.status()?;
+                ensure!(status.boot.hypervisor == "KVMKVMKVM", "{:?}", status.boot);
+                ensure!(status.interrupts.rung == "intx", "{:?}", status.interrupts);
+                ensure!(status.counters.interrupts > 0, "{:?}", status.counters);
+                Ok(())
+            });
+        }
+    });
+}
+
+/// What the guest says of the way that it took, and a little of all services.
+fn check(lab: &Lab, way: &Way) -> Result<()> {
+    let device = lab.status()?.device;
+    ensure!(device.transport == way.transport.word(), "{device:?}");
+    ensure!(device.doorbell.starts_with(way.kick), "{device:?}");
+    match way.other {
+        Some((transport, kick)) => {
+            let expected = format!("{transport}: {kick}");
+            ensure!(
+                device.transport_alternatives == [transport.word()],
+                "{device:?}"
+            );
+            ensure!(
+                device.alternative_kicks[0].starts_with(&expected),
+                "{device:?}"
+            );
+            expect_on_console(lab, &[&format!("a kick would be {kick}")])?;
+        }
+        None => {
+            ensure!(device.transport_alternatives.is_empty(), "{device:?}");
+            ensure!(device.alternative_kicks.is_empty(), "{device:?}");
+        }
+    }
+    lab.check_services()
+}
+
+/// The rung that was asked for was taken, and interrupts come when they must.
+fn check_interrupts(lab: &Lab, irq: Irq) -> Result<()> {
+    let before = lab.status()?;
+    ensure!(
+        before.interrupts.rung == irq.word(),
+        "{:?}",
+        before.interrupts
+    );
+    lab.check_services()?;
+    lab.echo_flood(2000, 64)?;
+    let report = lab.peer.ping(lab.address(), 100, 56, lab.soon())?;
+    ensure!(report.lost() == 0, "{report:?}");
+    ensure!(
+        report.average() < Duration::from_millis(100),
+        "an answer takes {:?}: an interrupt is missing",
+        report.average()
+    );
+    let interrupts = lab.status()?.counters.interrupts - before.counters.interrupts;
+    if irq == Irq::Poll {
+        ensure!(interrupts == 0, "{interrupts} interrupts while polling");
+    } else {
+        ensure!(interrupts >= 50, "{interrupts} interrupts only");
+    }
+    Ok(())
+}
