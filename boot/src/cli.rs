@@ -85,6 +85,10 @@ pub struct MachineArgs {
     /// On pc and q35: give the modern interface a port for its kicks, too.
     #[arg(long)]
     pio_notify: bool,
+    /// Who handles a kick: QEMU's main loop, by an eventfd (on, QEMU's default), or the thread
+    /// of the virtual CPU that made it (off).
+    #[arg(long, value_name = "on|off", value_parser = on_off)]
+    ioeventfd: Option<bool>,
     /// The rung of the interrupt ladder: auto is the first that works, from the top.
     #[arg(long, value_name = "auto|msix|msix-shared|intx|poll", default_value = "auto",
           value_parser = word::<Irq>)]
@@ -261,6 +265,14 @@ fn word<T: Words>(text: &str) -> Result<T, String> {
     })
 }
 
+fn on_off(word: &str) -> Result<bool, String> {
+    match word {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected on or off".into()),
+    }
+}
+
 fn policy(no_install: bool) -> Policy {
     if no_install {
         Policy::Forbid
@@ -282,6 +294,7 @@ impl MachineArgs {
             transport: self.transport,
             mmio_legacy: self.mmio_legacy,
             pio_notify: self.pio_notify,
+            ioeventfd: self.ioeventfd,
             irq: self.irq,
             memory: self.memory,
             cpus: self.smp,

@@ -27,6 +27,7 @@ pub struct Prepared {
     pcap: Option<PathBuf>,
     mmio_legacy: bool,
     pio_notify: bool,
+    ioeventfd: Option<bool>,
 }
 
 impl Prepared {
@@ -38,6 +39,7 @@ impl Prepared {
         // configuration says which to take.
         nic.mmio_legacy = self.mmio_legacy;
         nic.pio_notify = self.pio_notify;
+        nic.ioeventfd = self.ioeventfd;
         if !in_process {
             nic.dump.clone_from(&self.pcap);
         }

@@ -53,6 +53,9 @@ pub struct Settings {
     pub mmio_legacy: bool,
     /// A port for the kicks of a modern PCI device.
     pub pio_notify: bool,
+    /// Whether a kick is handled by QEMU's main loop (`true`, QEMU's default)
+    /// or where it is made.
+    pub ioeventfd: Option<bool>,
     /// The rung of the interrupt ladder.
     pub irq: Irq,
     /// Memory.
@@ -272,6 +275,7 @@ impl Settings {
             pcap: self.pcap.clone(),
             mmio_legacy: self.mmio_legacy,
             pio_notify: self.pio_notify,
+            ioeventfd: self.ioeventfd,
         })
     }
 

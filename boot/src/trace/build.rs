@@ -323,23 +323,19 @@ impl<'a> Builder<'a> {
     fn access(&self, notify: usize) -> Vec<usize> {
         let thread = self.log[notify].thread;
         let mut access = vec![notify];
-        for (place, record) in self.log[..notify].iter().enumerate().rev() {
-            if record.thread != thread {
-                continue;
-            }
-            let belongs = match record.event.as_str() {
-                "virtio_pci_notify_write" | "virtio_pci_notify_write_pio" => access.len() == 1,
-                "memory_region_ops_write" => access.len() <= 2,
+        let before = self.log[self.log_window..notify].iter().enumerate().rev();
+        let mut carried_out = false;
+        for (offset, record) in before.filter(|(_, record)| record.thread == thread) {
+            match record.event.as_str() {
+                "virtio_pci_notify_write" | "virtio_pci_notify_write_pio" if !carried_out => {}
+                "memory_region_ops_write" if !carried_out => carried_out = true,
                 "kvm_run_exit" => {
-                    access.push(place);
-                    false
+                    access.push(self.log_window + offset);
+                    break;
                 }
-                _ => false,
-            };
-            if !belongs || place < self.log_window {
-                break;
+                _ => break,
             }
-            access.push(place);
+            access.push(self.log_window + offset);
         }
         access.reverse();
         access

@@ -19,7 +19,7 @@ use super::qemu;
 use super::recording::{
     Clocks, Memory, Probe, Recording, Region, Sample, Threads, Window, WireFrame,
 };
-use super::records::{self, HEADER_LENGTH, Header, RingError};
+use super::records::{self, HEADER_LENGTH, Header, Ring, RingError};
 use super::timeline::{Absent, Device, Direction, Instruction, Run};
 use crate::guest::{Failure, Guest};
 use crate::qemu::{Accel, Boot, Machine, Trace};
@@ -156,12 +156,14 @@ impl Tracer {
         let outcome = (|| {
             echo(PROBE_BYTES)?;
             window.quiet &= self.quiet(guest)?.quiet;
+            let memory = self.buffers(guest, window)?;
             // The guest takes the sent buffer back when it wakes next.
             echo(OTHER_BYTES)?;
-            self.quiet(guest)
+            window.quiet &= self.quiet(guest)?.quiet;
+            Ok::<_, TraceError>(memory)
         })();
         self.switch_window_events(guest, false);
-        outcome?;
+        let memory = outcome?;
         let frames = peer.frame_log().frames().into_iter().map(|frame| {
             let early = self.zero.saturating_duration_since(frame.at).as_nanos() as i64;
             let late = frame.at.saturating_duration_since(self.zero).as_nanos() as i64;
@@ -178,6 +180,7 @@ impl Tracer {
             run,
             frames: frames.collect(),
             window,
+            memory,
             probe: Probe { bytes: PROBE_BYTES },
             threads: threads(guest),
             regions: regions(guest),
@@ -202,11 +205,44 @@ impl Tracer {
         Ok(recording)
     }
 
-    /// Reads the guest's ring and buffers and QEMU's log.
-    fn read(&self, guest: &Guest, recording: &mut Recording) -> Result<(), TraceError> {
+    fn ring(&self, guest: &Guest) -> Result<Ring, TraceError> {
         let header = self.header(guest)?;
         let bytes = self.memory(guest, "memsave", self.ring, header.length())?;
-        let ring = records::parse(&bytes, &self.image)?;
+        Ok(records::parse(&bytes, &self.image)?)
+    }
+
+    /// Reads the buffers of the window's two frames, before others get them.
+    /// What cannot be found is left out.
+    fn buffers(&self, guest: &Guest, window: Window) -> Result<Vec<Memory>, TraceError> {
+        let records = self.ring(guest)?.records;
+        let Some(journey) = journey::find(&records, window.guest, PROBE_BYTES) else {
+            return Ok(Vec::new());
+        };
+        let mut buffers = Vec::new();
+        if let Some(frame) = journey.sent_frame(&records)
+            && !journey.sent_buffer_used_again(&records)
+        {
+            buffers.push(frame);
+        }
+        if let Some(header) = journey.receive_header(&records)
+            && let Some(buffer) = journey.receive_buffer(&records)
+            && !journey.received_buffer_used_again(&records)
+        {
+            buffers.push((buffer + header, records[journey.rx_token].a));
+        }
+        let mut memory = Vec::new();
+        for (address, length) in buffers {
+            // No frame is longer; the records come from the guest.
+            let length = length.min(crate::wire::MAX_FRAME as u64) as usize;
+            let bytes = self.memory(guest, "pmemsave", address, length)?;
+            memory.push(Memory { address, bytes });
+        }
+        Ok(memory)
+    }
+
+    /// Reads the guest's ring and QEMU's log.
+    fn read(&self, guest: &Guest, recording: &mut Recording) -> Result<(), TraceError> {
+        let ring = self.ring(guest)?;
         recording.ring = ring.ring_use;
         recording.qemu_log = self.log()?;
         let no_journey = TraceError::NoJourney {
@@ -218,30 +254,16 @@ impl Tracer {
         let records = &recording.guest;
         let journey = journey::find(records, recording.window.guest, recording.probe.bytes);
         let journey = journey.ok_or(no_journey)?;
-        let mut buffers = Vec::new();
-        if let Some(frame) = journey.sent_frame(records)
-            && !journey.sent_buffer_used_again(records)
-        {
-            buffers.push(frame);
-        }
-        if let Some(header) = journey.receive_header(records)
-            && let Some(buffer) = journey.receive_buffer(records)
-            && !journey.received_buffer_used_again(records)
-        {
-            buffers.push((buffer + header, records[journey.rx_token].a));
-        }
-        for (address, length) in buffers {
-            // No frame is longer; the records come from the guest.
-            let length = length.min(crate::wire::MAX_FRAME as u64) as usize;
-            let bytes = self.memory(guest, "pmemsave", address, length)?;
-            recording.memory.push(Memory { address, bytes });
-        }
         if let Some(doorbell) = journey.doorbell {
             let record = &records[doorbell];
+            let address = match record.a {
+                0 => record.b,
+                _ => physical(guest, record.b).unwrap_or(record.b),
+            };
             recording.instruction = self
                 .image
                 .doorbell(record.a)
-                .map(|found| describe(&found, record, &recording.regions));
+                .map(|found| describe(&found, record, address, &recording.regions));
         }
         Ok(())
     }
@@ -398,10 +420,21 @@ fn regions(guest: &Guest) -> Vec<Region> {
         .collect()
 }
 
-/// The doorbell's instruction with the values of this run.
+/// What a virtual address of the guest's CPU is to its devices.
+fn physical(guest: &Guest, address: u64) -> Option<u64> {
+    let line = format!("gva2gpa {address:#x}");
+    let arguments = json!({ "command-line": line });
+    let answer = guest.qmp("human-monitor-command", arguments).ok()?;
+    let (_, number) = answer.as_str()?.split_once("gpa:")?;
+    qemu::number(number.trim())
+}
+
+/// The doorbell's instruction with the values of this run; `address` is where
+/// it writes, as the device sees it.
 fn describe(
     found: &super::image::Instruction,
     record: &records::GuestRecord,
+    address: u64,
     regions: &[Region],
 ) -> Instruction {
     let ports = record.a == 0;
@@ -409,13 +442,13 @@ fn describe(
         .iter()
         .find(|region| {
             region.ports == ports
-                && record.b >= region.address
-                && record.b - region.address < region.size
+                && address >= region.address
+                && address - region.address < region.size
         })
-        .map(|region| format!("{}+{:#x}", region.name, record.b - region.address));
+        .map(|region| format!("{}+{:#x}", region.name, address - region.address));
     let target = match &place {
-        Some(place) => format!("{place} = {:#x}", record.b),
-        None => format!("{:#x}", record.b),
+        Some(place) => format!("{place} = {address:#x}"),
+        None => format!("{address:#x}"),
     };
     let queue = record.queue.unwrap_or_default();
     let verb = match record.a {

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use kickpath_trace::{Event, NO_QUEUE, tracepoint};
+use kickpath_trace::{Event, NO_QUEUE, tracepoint_if};
 use spin::Mutex;
 
 use super::percpu::{self, PerCpu};
@@ -40,7 +40,12 @@ fn unexpected() {}
 
 /// Called by the stubs with interrupts disabled.
 pub(super) extern "C" fn dispatch(vector: u64) {
-    tracepoint!(Event::InterruptVector, NO_QUEUE, vector);
+    tracepoint_if!(
+        vector < u64::from(TIMER_VECTOR),
+        Event::InterruptVector,
+        NO_QUEUE,
+        vector
+    );
     timer::note_wakeup();
     let handler = HANDLERS[usize::from(vector as u8)].load(Ordering::Relaxed);
     // SAFETY: the table holds nothing but `fn()`.

@@ -126,7 +126,8 @@ events! {
     /// The instruction before this record was the doorbell: the guest runs
     /// again.
     DoorbellRang = 19,
-    /// The CPU took an interrupt; its handler is called next. `a`: the vector.
+    /// The CPU took an interrupt of a device; its handler is called next. `a`:
+    /// the vector. (The timer's leave no record: they have no end.)
     InterruptVector = 29,
     /// A queue's MSI-X vector.
     VringInterrupt = 30,
@@ -430,8 +431,11 @@ macro_rules! tracepoint_unless_repeated {
 #[macro_export]
 macro_rules! tracepoint_if {
     ($condition:expr, $event:expr, $queue:expr) => {
+        $crate::tracepoint_if!($condition, $event, $queue, 0)
+    };
+    ($condition:expr, $event:expr, $queue:expr, $a:expr) => {
         if $crate::is_enabled() && $condition {
-            $crate::emit($crate::site!($event), $queue, 0, 0);
+            $crate::emit($crate::site!($event), $queue, $a, 0);
         }
     };
 }

@@ -63,7 +63,7 @@ pub fn frames(recording: &Recording, journey: &Journey, steps: &[Step]) -> Vec<F
         let comparison = match (memory, place) {
             (Some(memory), _) => compare(&memory.bytes, &wire.bytes),
             (None, Some((_, true))) => Comparison::NotCompared {
-                reason: "the guest's buffer holds another frame by now".to_owned(),
+                reason: "the guest's buffer held another frame when it was read".to_owned(),
             },
             (None, Some((address, false))) => Comparison::NotCompared {
                 reason: format!("the guest's memory at {address:#x} was not read"),
