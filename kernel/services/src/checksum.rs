@@ -11,7 +11,7 @@ use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, PacketMeta,
 use smoltcp::time::Instant;
 
 pub(crate) const ETHERNET: usize = 14;
-const IPV4_HEADER: usize = 20;
+pub(crate) const IPV4_HEADER: usize = 20;
 pub(crate) const IPV6_HEADER: usize = 40;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
@@ -103,10 +103,11 @@ impl Sum {
     #[inline]
     fn fold(self) -> u16 {
         let (sum, carry) = (self.0 as u64).overflowing_add((self.0 >> 64) as u64);
-        let sum = (sum & 0xffff_ffff) + (sum >> 32) + u64::from(carry);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        ((sum & 0xffff) + (sum >> 16)) as u16
+        let sum = sum + u64::from(carry);
+        // A word and itself with its halves swapped: the upper half then has the
+        // sum of both, and the carry out of the lower one.
+        let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+        (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
     }
 }
 
@@ -204,27 +205,41 @@ impl<'a> Ipv4<'a> {
     }
 }
 
-/// Whether the checksum of a whole UDP datagram or TCP segment is right, or not
-/// ours to verify. What is too short for one is for smoltcp to refuse.
+/// What is known of the checksum of a UDP datagram or TCP segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It was added up and is right.
+    Right([u8; 2]),
+    /// There is none, or it is not ours to verify. What is too short for one is
+    /// for smoltcp to refuse.
+    Unknown,
+    Wrong,
+}
+
+/// Verifies the checksum of a whole UDP datagram or TCP segment.
 #[inline]
-pub(crate) fn is_transport_right(
+pub(crate) fn verify_transport(
     addresses: Sum,
     is_ipv4: bool,
     protocol: u8,
     segment: &[u8],
     duties: &Duties,
-) -> bool {
+) -> Verdict {
     let Some((duty, at)) = duties.transport(protocol) else {
-        return true;
+        return Verdict::Unknown;
     };
+    let checksum = segment.get(at..).and_then(<[u8]>::first_chunk::<2>);
     // RFC 768: none in this datagram. RFC 8200, 8.1: IPv6 has no such thing.
     let is_optional = is_ipv4 && protocol == UDP;
-    if !duty.verify || (is_optional && segment.get(at..at + 2) == Some(&[0, 0])) {
-        return true;
+    if !duty.verify || (is_optional && checksum == Some(&[0, 0])) {
+        return Verdict::Unknown;
     }
-    Sum::pseudo_header(addresses, protocol, segment.len())
-        .plus(Sum::of(segment))
-        .is_right()
+    let sum = Sum::pseudo_header(addresses, protocol, segment.len()).plus(Sum::of(segment));
+    match checksum {
+        _ if !sum.is_right() => Verdict::Wrong,
+        Some(checksum) => Verdict::Right(*checksum),
+        None => Verdict::Unknown,
+    }
 }
 
 /// The device, with this layer on top. Receiving goes past it, because what is
@@ -235,6 +250,8 @@ pub(crate) struct Checked<'d, D: ?Sized> {
     /// The checksum of the UDP datagram that goes out in fragments next; the first
     /// fragment carries it, and has not all that it is computed from.
     pub(crate) of_fragments: [u8; 2],
+    /// The hardware address that the last frame was sent to.
+    pub(crate) sent_to: [u8; 6],
 }
 
 impl<'d, D: Device + ?Sized> Checked<'d, D> {
@@ -243,6 +260,7 @@ impl<'d, D: Device + ?Sized> Checked<'d, D> {
             device,
             duties,
             of_fragments: [0, 0],
+            sent_to: [0; 6],
         }
     }
 }
@@ -253,28 +271,29 @@ impl<D: Device + ?Sized> Device for Checked<'_, D> {
     where
         Self: 'a;
     type TxToken<'a>
-        = Token<D::TxToken<'a>>
+        = Token<'a, D::TxToken<'a>>
     where
         Self: 'a;
 
+    #[inline]
     fn receive(&mut self, now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
-        let (duties, of_fragments) = (self.duties, self.of_fragments);
         let (received, token) = self.device.receive(now)?;
         let token = Token {
             token,
-            duties,
-            of_fragments,
+            duties: &self.duties,
+            of_fragments: self.of_fragments,
+            sent_to: &mut self.sent_to,
         };
         Some((received, token))
     }
 
     #[inline]
     fn transmit(&mut self, now: Instant) -> Option<Self::TxToken<'_>> {
-        let (duties, of_fragments) = (self.duties, self.of_fragments);
         Some(Token {
             token: self.device.transmit(now)?,
-            duties,
-            of_fragments,
+            duties: &self.duties,
+            of_fragments: self.of_fragments,
+            sent_to: &mut self.sent_to,
         })
     }
 
@@ -289,23 +308,47 @@ impl<D: Device + ?Sized> Device for Checked<'_, D> {
 }
 
 /// A frame to send, whose checksums are filled in once it is written.
-pub(crate) struct Token<T> {
+pub(crate) struct Token<'a, T> {
     token: T,
-    duties: Duties,
+    duties: &'a Duties,
     of_fragments: [u8; 2],
+    sent_to: &'a mut [u8; 6],
 }
 
-impl<T: TxToken> TxToken for Token<T> {
+impl<T: TxToken> Token<'_, T> {
+    /// Sends an IP packet behind an Ethernet header that is known, and, if that
+    /// is known too, with this UDP checksum.
+    #[inline]
+    pub(crate) fn consume_packet<R>(
+        self,
+        ethernet: &[u8; ETHERNET],
+        checksum: Option<[u8; 2]>,
+        len: usize,
+        f: impl FnOnce(&mut [u8]) -> R,
+    ) -> R {
+        self.token.consume(ETHERNET + len, |frame| {
+            let Some((header, packet)) = frame.split_first_chunk_mut::<ETHERNET>() else {
+                return f(&mut []);
+            };
+            *header = *ethernet;
+            let result = f(packet);
+            let ethertype = [ethernet[12], ethernet[13]];
+            fill(ethertype, packet, self.duties, self.of_fragments, checksum);
+            result
+        })
+    }
+}
+
+impl<T: TxToken> TxToken for Token<'_, T> {
     #[inline]
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let Self {
-            token,
-            duties,
-            of_fragments,
-        } = self;
-        token.consume(len, |frame| {
+        self.token.consume(len, |frame| {
             let result = f(frame);
-            fill(frame, &duties, of_fragments);
+            if let Some((ethernet, packet)) = frame.split_first_chunk_mut::<ETHERNET>() {
+                self.sent_to.copy_from_slice(&ethernet[..6]);
+                let ethertype = [ethernet[12], ethernet[13]];
+                fill(ethertype, packet, self.duties, self.of_fragments, None);
+            }
             result
         })
     }
@@ -315,14 +358,18 @@ impl<T: TxToken> TxToken for Token<T> {
     }
 }
 
-/// Fills in a frame that smoltcp wrote: no IPv4 options, no IPv6 extension
-/// headers in front of UDP or TCP, and 0 where the checksums go.
+/// Fills in a packet that smoltcp wrote: no IPv4 options, no IPv6 extension
+/// headers in front of UDP or TCP, and 0 where the checksums go. `known` is the
+/// checksum of UDP or TCP, if it needs no computing.
 #[inline]
-fn fill(frame: &mut [u8], duties: &Duties, of_fragments: [u8; 2]) {
-    let Some((ethernet, packet)) = frame.split_first_chunk_mut::<ETHERNET>() else {
-        return;
-    };
-    match [ethernet[12], ethernet[13]] {
+fn fill(
+    ethertype: [u8; 2],
+    packet: &mut [u8],
+    duties: &Duties,
+    of_fragments: [u8; 2],
+    known: Option<[u8; 2]>,
+) {
+    match ethertype {
         [0x08, 0x00] => {
             let Some((header, payload)) = packet.split_first_chunk_mut::<IPV4_HEADER>() else {
                 return;
@@ -334,8 +381,8 @@ fn fill(frame: &mut [u8], duties: &Duties, of_fragments: [u8; 2]) {
             let (flags, offset) = (header[6] & 0x3f, header[7]);
             if flags | offset == 0 {
                 let [.., a, b, c, d, e, f, g, h] = *header;
-                let addresses = Sum::of_header(&[a, b, c, d, e, f, g, h]);
-                fill_transport(addresses, header[9], payload, duties);
+                let addresses = [a, b, c, d, e, f, g, h];
+                fill_transport(&addresses, header[9], payload, duties, known);
             } else if (flags, offset, header[9]) == (0x20, 0, UDP)
                 && duties.udp.fill
                 && let Some(field) = payload.get_mut(6..8)
@@ -347,8 +394,7 @@ fn fill(frame: &mut [u8], duties: &Duties, of_fragments: [u8; 2]) {
             if let Some((header, payload)) = packet.split_first_chunk_mut::<IPV6_HEADER>()
                 && let Some(addresses) = header.last_chunk::<32>()
             {
-                let addresses = Sum::of_header(addresses);
-                fill_transport(addresses, header[6], payload, duties);
+                fill_transport(addresses, header[6], payload, duties, known);
             }
         }
         _ => {}
@@ -356,19 +402,29 @@ fn fill(frame: &mut [u8], duties: &Duties, of_fragments: [u8; 2]) {
 }
 
 #[inline]
-fn fill_transport(addresses: Sum, protocol: u8, payload: &mut [u8], duties: &Duties) {
+fn fill_transport<const N: usize>(
+    addresses: &[u8; N],
+    protocol: u8,
+    payload: &mut [u8],
+    duties: &Duties,
+    known: Option<[u8; 2]>,
+) {
     let Some((duty, at)) = duties.transport(protocol) else {
         return;
     };
     if !duty.fill {
         return;
     }
-    let sum = Sum::pseudo_header(addresses, protocol, payload.len()).plus(Sum::of(payload));
-    if let Some(field) = payload.get_mut(at..at + 2) {
-        field.copy_from_slice(&match protocol {
+    let checksum = known.unwrap_or_else(|| {
+        let addresses = Sum::of_header(addresses);
+        let sum = Sum::pseudo_header(addresses, protocol, payload.len()).plus(Sum::of(payload));
+        match protocol {
             UDP => sum.udp_checksum(),
             _ => sum.checksum(),
-        });
+        }
+    });
+    if let Some(field) = payload.get_mut(at..at + 2) {
+        field.copy_from_slice(&checksum);
     }
 }
 

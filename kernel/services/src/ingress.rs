@@ -9,15 +9,19 @@
 use smoltcp::phy::{Device, DeviceCapabilities, PacketMeta, RxToken, TxToken};
 use smoltcp::time::Instant;
 
-use crate::checksum::{self, Duties, ETHERNET, IPV6_HEADER, Ipv4, Sum, UDP};
+use crate::checksum::{self, Duties, ETHERNET, IPV6_HEADER, Ipv4, Sum, UDP, Verdict};
 use crate::{DHCP_CLIENT_PORT, ECHO_PORT};
 
 /// Which sockets a frame is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// A whole UDP datagram to the echo port; the address is its sender's,
-    /// IPv4 as an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2).
-    UdpEcho(u128),
+    /// A whole UDP datagram to the echo port, and its checksum if that was
+    /// verified.
+    UdpEcho {
+        /// The port that it comes from.
+        port: u16,
+        checksum: Option<[u8; 2]>,
+    },
     /// A UDP datagram to the DHCP client port.
     Dhcp,
     /// A fragment of an IPv4 packet: it may complete a packet whose answer
@@ -57,10 +61,8 @@ fn classify_ipv4(packet: &[u8], duties: &Duties) -> Class {
     if (header[6] & 0x3f) | header[7] != 0 {
         return Class::Fragment;
     }
-    let source = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
-    let source = 0xffff_0000_0000 | u128::from(source);
     let addresses = packet.addresses();
-    classify_transport(addresses, true, source, header[9], packet.payload, duties)
+    classify_transport(addresses, true, header[9], packet.payload, duties)
 }
 
 #[inline]
@@ -76,10 +78,9 @@ fn classify_ipv6(packet: &[u8], duties: &Duties) -> Option<Class> {
         payload = payload.get(8 + usize::from(length) * 8..)?;
         protocol = next;
     }
-    let source = u128::from_be_bytes(*header[8..].first_chunk()?);
     let addresses = Sum::of_header(header.last_chunk::<32>()?);
     Some(classify_transport(
-        addresses, false, source, protocol, payload, duties,
+        addresses, false, protocol, payload, duties,
     ))
 }
 
@@ -87,31 +88,36 @@ fn classify_ipv6(packet: &[u8], duties: &Duties) -> Option<Class> {
 fn classify_transport(
     addresses: Sum,
     is_ipv4: bool,
-    source: u128,
     protocol: u8,
     payload: &[u8],
     duties: &Duties,
 ) -> Class {
-    let (segment, class) = match (protocol, payload) {
-        // A datagram says itself how long it is.
-        (UDP, &[_, _, port_high, port_low, high, low, ..]) => {
-            let length = usize::from(u16::from_be_bytes([high, low]));
-            let Some(datagram) = payload.get(..length) else {
-                return Class::Other;
-            };
-            let class = match u16::from_be_bytes([port_high, port_low]) {
-                ECHO_PORT => Class::UdpEcho(source),
-                DHCP_CLIENT_PORT => Class::Dhcp,
-                _ => Class::Other,
-            };
-            (datagram, class)
-        }
-        _ => (payload, Class::Other),
+    let verify =
+        |segment| checksum::verify_transport(addresses, is_ipv4, protocol, segment, duties);
+    // A datagram says itself how long it is.
+    let (UDP, &[from_high, from_low, to_high, to_low, high, low, ..]) = (protocol, payload) else {
+        return match verify(payload) {
+            Verdict::Wrong => Class::Corrupt,
+            _ => Class::Other,
+        };
     };
-    if !checksum::is_transport_right(addresses, is_ipv4, protocol, segment, duties) {
-        return Class::Corrupt;
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    let Some(datagram) = payload.get(..length) else {
+        return Class::Other;
+    };
+    let checksum = match verify(datagram) {
+        Verdict::Wrong => return Class::Corrupt,
+        Verdict::Right(checksum) => Some(checksum),
+        Verdict::Unknown => None,
+    };
+    match u16::from_be_bytes([to_high, to_low]) {
+        ECHO_PORT => Class::UdpEcho {
+            port: u16::from_be_bytes([from_high, from_low]),
+            checksum,
+        },
+        DHCP_CLIENT_PORT => Class::Dhcp,
+        _ => Class::Other,
     }
-    class
 }
 
 /// A device that receives one frame and can send one answer: how a frame that
@@ -199,22 +205,30 @@ mod tests {
     }
 
     #[test]
-    fn the_sender_of_an_echo_request_is_told() {
-        let known = Class::UdpEcho(0xffff_0a00_0202);
-        assert_eq!(classify(&ipv4(b"abc"), &Duties::ALL), known);
-        let known = Class::UdpEcho(u128::from_be_bytes([1; 16]));
-        assert_eq!(classify(&ipv6(b"abc"), &Duties::ALL), known);
-        // Padding of the frame is no part of the packet.
-        let mut frame = ipv6(b"");
-        frame.extend([0xff; 9]);
-        assert_eq!(classify(&frame, &Duties::ALL), known);
+    fn the_checksum_of_an_echo_request_is_told() {
+        for (mut frame, at) in [(ipv4(b"abc"), 40), (ipv6(b"abc"), 60), (ipv6(b""), 60)] {
+            let checksum = [frame[at], frame[at + 1]];
+            let known = Class::UdpEcho {
+                port: 1000,
+                checksum: Some(checksum),
+            };
+            assert_eq!(classify(&frame, &Duties::ALL), known);
+            // Padding of the frame is no part of the packet.
+            frame.extend([0xff; 9]);
+            assert_eq!(classify(&frame, &Duties::ALL), known);
+            let unknown = Class::UdpEcho {
+                port: 1000,
+                checksum: None,
+            };
+            assert_eq!(classify(&frame, &Duties::NONE), unknown);
+        }
     }
 
     #[test]
     fn every_changed_bit_behind_the_ethernet_header_is_seen() {
         for frame in [ipv4(b"a payload"), ipv6(b"a payload"), ipv4(b""), ipv6(b"")] {
             let right = classify(&frame, &Duties::ALL);
-            assert!(matches!(right, Class::UdpEcho(_)));
+            assert!(matches!(right, Class::UdpEcho { .. }));
             for bit in 14 * 8..frame.len() * 8 {
                 let mut changed = frame.clone();
                 changed[bit / 8] ^= 1 << (bit % 8);
@@ -230,7 +244,11 @@ mod tests {
     fn a_missing_checksum_is_right_in_ipv4_only() {
         let mut frame = ipv4(b"abc");
         frame[40..42].fill(0);
-        assert!(matches!(classify(&frame, &Duties::ALL), Class::UdpEcho(_)));
+        let unknown = Class::UdpEcho {
+            port: 1000,
+            checksum: None,
+        };
+        assert_eq!(classify(&frame, &Duties::ALL), unknown);
         let mut frame = ipv6(b"abc");
         frame[60..62].fill(0);
         assert_eq!(classify(&frame, &Duties::ALL), Class::Corrupt);
@@ -241,7 +259,10 @@ mod tests {
         let mut frame = ipv4(b"abc");
         // Don't-fragment is no fragment.
         frame[20] = 0x40;
-        assert!(matches!(classify(&frame, &Duties::NONE), Class::UdpEcho(_)));
+        assert!(matches!(
+            classify(&frame, &Duties::NONE),
+            Class::UdpEcho { .. }
+        ));
         frame[20] = 0x20;
         assert_eq!(classify(&frame, &Duties::NONE), Class::Fragment);
         (frame[20], frame[21]) = (0, 1);

@@ -11,7 +11,7 @@
 //!
 //! All sockets and their buffers are allocated when the [`Stack`] is made. The
 //! data path of the UDP echo allocates nothing; it is the one that this project
-//! measures, and `udp.rs` and `ingress.rs` say how it is kept short.
+//! measures, and `fast_echo.rs` and `ingress.rs` say how it is kept short.
 //!
 //! What is not here: IPv6 fragments (smoltcp 0.14 has no reassembly for them),
 //! duplicate address detection, multicast group membership reports.
@@ -67,6 +67,8 @@ mod address;
 mod announce;
 mod chargen;
 mod checksum;
+mod fast_echo;
+mod flow;
 mod http;
 mod ingress;
 mod pool;

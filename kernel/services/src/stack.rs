@@ -13,7 +13,8 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
 use crate::address::Ipv4;
 use crate::chargen::Pattern;
-use crate::checksum::{Checked, Duties, Fragments};
+use crate::checksum::{Checked, Duties, Fragments, Token};
+use crate::fast_echo::FastEcho;
 use crate::ingress::{self, Class, OneFrame};
 use crate::pool::{Limits, Pool, earlier};
 use crate::slaac::{self, Slaac};
@@ -72,6 +73,7 @@ pub struct Stack {
     fragments: Fragments,
     ipv4: Ipv4,
     ipv6: Slaac,
+    fast_echo: FastEcho,
     udp_echo: udp::Echo,
     udp_chargen: udp::Chargen,
     /// Every socket that has no set of its own.
@@ -124,6 +126,7 @@ impl Stack {
             fragments: Fragments::default(),
             ipv4,
             ipv6,
+            fast_echo: FastEcho::new(mac, ip_mtu, now),
             udp_echo,
             udp_chargen,
             sockets,
@@ -154,7 +157,7 @@ impl Stack {
             busy = true;
             let meta = receive.meta();
             match receive.consume(|frame| self.ingest(now, frame, meta, answer)) {
-                Class::UdpEcho(_) | Class::Corrupt => {}
+                Class::UdpEcho { .. } | Class::Corrupt => {}
                 class => {
                     others = true;
                     // A packet that came in fragments may be answered in
@@ -166,9 +169,6 @@ impl Stack {
                     }
                 }
             }
-        }
-        if !self.udp_echo.answer(now, &mut self.interface, device) {
-            self.deadline = earlier(self.deadline, Some(now + DEVICE_RETRY));
         }
         if others {
             busy |= self.serve_others(now, device);
@@ -215,10 +215,16 @@ impl Stack {
         now: Instant,
         frame: &[u8],
         meta: PacketMeta,
-        answer: T,
+        answer: Token<'_, T>,
     ) -> Class {
         let class = ingress::classify(frame, &self.duties);
         match class {
+            Class::UdpEcho { port, checksum } if !udp::is_answerer(port) => {
+                if let Some(header) = self.fast_echo.header(frame, now) {
+                    self.fast_echo.answer(now, frame, &header, checksum, answer);
+                    return class;
+                }
+            }
             Class::Corrupt => return class,
             Class::Fragment => {
                 let end = now + REASSEMBLY_TIMEOUT;
@@ -230,22 +236,15 @@ impl Stack {
         }
         let mut device = OneFrame::new(frame, meta, answer);
         let interface = &mut *self.interface;
-        match class {
-            Class::UdpEcho(sender) if self.udp_echo.is_known(sender, now) => {
-                interface.poll_ingress_single(now, &mut device, &mut self.udp_echo.receive);
-                return class;
-            }
-            Class::Dhcp => {
-                if let Some(sockets) = self.ipv4.dhcp_sockets() {
-                    interface.poll_ingress_single(now, &mut device, sockets);
-                    return class;
-                }
-            }
-            _ => {}
+        if class == Class::Dhcp
+            && let Some(sockets) = self.ipv4.dhcp_sockets()
+        {
+            interface.poll_ingress_single(now, &mut device, sockets);
+            return class;
         }
         if slaac::is_advertisement(frame) {
             if self.ipv6.hear(now, interface, frame) {
-                self.udp_echo.forget_senders();
+                self.fast_echo.flows.clear();
                 self.addresses_changed = true;
             }
             return class;
@@ -253,7 +252,7 @@ impl Stack {
         interface.poll_ingress_single(now, &mut device, &mut self.sockets);
         self.listen(now);
         match class {
-            Class::UdpEcho(_) => Class::Other,
+            Class::UdpEcho { .. } => Class::Other,
             class => class,
         }
     }
@@ -276,7 +275,7 @@ impl Stack {
         let interface = &mut *self.interface;
         interface.poll_maintenance(now);
         if self.ipv4.poll(now, interface, device) | self.ipv6.poll(now, interface, device) {
-            self.udp_echo.forget_senders();
+            self.fast_echo.flows.clear();
             self.addresses_changed = true;
         }
         let mut context = udp::Context {
@@ -285,8 +284,9 @@ impl Stack {
             device,
             sockets: &mut self.sockets,
         };
-        let mut busy = self.udp_echo.answer_strangers(&mut context);
-        busy |= self.udp_chargen.serve(&mut context, &mut self.udp_echo);
+        let flows = &mut self.fast_echo.flows;
+        let mut busy = self.udp_echo.serve(&mut context, flows);
+        busy |= self.udp_chargen.serve(&mut context, flows);
 
         let sockets = &mut self.sockets;
         let mut deadline = self.echo.1.serve(now, &mut self.echo.0, sockets);

@@ -1,13 +1,12 @@
 //! The UDP services: echo (RFC 862), discard (RFC 863), chargen (RFC 864).
 //!
 //! The echo has two paths. A datagram from a sender that was answered lately
-//! takes the fast one: received by a socket that is alone in its set, copied
-//! once into the transmit buffer of another that is alone too, and sent. All
-//! others, and fragmented ones, take the slow path ([`FirstContact`]). The
-//! reason is smoltcp's treatment of a datagram whose next hop has no hardware
-//! address (yet): it stays at the head of its socket's transmit buffer and
-//! everything behind it waits. One datagram with a forged source address would
-//! silence the echo for good if everybody's answers shared that buffer.
+//! takes the fast one (`fast_echo.rs`). All others, and fragmented ones, take
+//! the slow path here ([`FirstContact`]). The reason is smoltcp's treatment of a
+//! datagram whose next hop has no hardware address (yet): it stays at the head
+//! of its socket's transmit buffer and everything behind it waits. One datagram
+//! with a forged source address would silence the echo for good if everybody's
+//! answers shared that buffer.
 
 use alloc::vec;
 
@@ -20,13 +19,10 @@ use smoltcp::wire::{IPV4_HEADER_LEN, IpAddress, IpProtocol, UDP_HEADER_LEN};
 
 use crate::chargen::Pattern;
 use crate::checksum::{Checked, Sum};
+use crate::flow::Flows;
 use crate::stack::drain_fragments;
 use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT};
 
-/// Datagrams that the fast path holds while the device is busy, each way.
-const FAST_DEPTH: usize = 256;
-/// The largest UDP payload of an unfragmented packet on Ethernet.
-const FAST_PAYLOAD: usize = 1472;
 /// Bytes of datagrams that wait for the slow path.
 const SLOW_RECEIVE_BYTES: usize = 64 * 1024;
 /// Bytes of answers on the slow path; smoltcp's fragmentation buffer bounds a
@@ -39,19 +35,19 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 const CHARGEN_PAYLOAD: usize = 512;
 const CHARGEN_DEPTH: usize = 16;
 
-fn buffer(datagrams: usize, bytes: usize) -> udp::PacketBuffer<'static> {
+pub(crate) fn buffer(datagrams: usize, bytes: usize) -> udp::PacketBuffer<'static> {
     udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; datagrams], vec![0; bytes])
 }
 
 /// Opens `socket` at `port` with empty buffers, whatever it held before.
-fn reopen(socket: &mut udp::Socket<'_>, port: u16) {
+pub(crate) fn reopen(socket: &mut udp::Socket<'_>, port: u16) {
     socket.close();
     // A closed socket binds to any port but 0, and no port here is 0.
     let bound = socket.bind(port);
     debug_assert_eq!(bound, Ok(()));
 }
 
-fn opened(
+pub(crate) fn opened(
     receive: udp::PacketBuffer<'static>,
     transmit: udp::PacketBuffer<'static>,
     port: u16,
@@ -63,7 +59,7 @@ fn opened(
 
 /// A datagram has come out of a socket.
 #[inline]
-fn note_received(payload: &[u8], from: &udp::UdpMetadata) {
+pub(crate) fn note_received(payload: &[u8], from: &udp::UdpMetadata) {
     tracepoint!(
         Event::SocketReceive,
         NO_QUEUE,
@@ -72,23 +68,35 @@ fn note_received(payload: &[u8], from: &udp::UdpMetadata) {
     );
 }
 
-/// Whether a datagram may be answered. Not one that was sent to a broadcast or
-/// multicast address (RFC 1122, 3.2.1.3: it is no source address), nor one that
-/// claims to be from ourselves, nor one from a port at which a service answers
-/// anything: two of those would talk to each other for ever.
-fn may_answer(interface: &Interface, datagram: &udp::UdpMetadata) -> bool {
-    const ANSWERERS: [u16; 6] = [ECHO_PORT, DISCARD_PORT, 13, 17, CHARGEN_PORT, 37];
-    let from = datagram.endpoint;
-    !(from.port <= 37 && (from.port == 0 || ANSWERERS.contains(&from.port)))
-        && datagram
-            .local_address
-            .is_some_and(|to| interface.has_ip_addr(to))
+/// A datagram goes into a socket.
+#[inline]
+pub(crate) fn note_sent(payload: &[u8], to: &udp::UdpMetadata) {
+    tracepoint!(
+        Event::SocketSend,
+        NO_QUEUE,
+        payload.len() as u64,
+        u64::from(to.endpoint.port)
+    );
 }
 
-/// [`may_answer`] for a sender that has not been judged before.
-fn may_answer_stranger(interface: &Interface, datagram: &udp::UdpMetadata) -> bool {
-    let from = datagram.endpoint.addr;
-    !from.is_unspecified() && !interface.has_ip_addr(from) && may_answer(interface, datagram)
+/// Whether an answerer of everything may have sent a datagram from this port:
+/// two of those would talk to each other for ever.
+#[inline]
+pub(crate) fn is_answerer(port: u16) -> bool {
+    const ANSWERERS: [u16; 6] = [ECHO_PORT, DISCARD_PORT, 13, 17, CHARGEN_PORT, 37];
+    port <= 37 && (port == 0 || ANSWERERS.contains(&port))
+}
+
+/// Whether a datagram may be answered. Not one that was sent to a broadcast or
+/// multicast address (RFC 1122, 3.2.1.3: it is no source address), nor one that
+/// claims to be from ourselves or from no address, nor one from an answerer.
+fn may_answer(interface: &Interface, datagram: &udp::UdpMetadata) -> bool {
+    let from = datagram.endpoint;
+    let to = datagram.local_address;
+    !is_answerer(from.port)
+        && !from.addr.is_unspecified()
+        && !interface.has_ip_addr(from.addr)
+        && to.is_some_and(|to| interface.has_ip_addr(to))
 }
 
 /// What a turn works with.
@@ -141,12 +149,7 @@ impl Lane {
         if payload.len() > self.unfragmented && !self.prepare_fragments(payload, &to) {
             return false;
         }
-        tracepoint!(
-            Event::SocketSend,
-            NO_QUEUE,
-            payload.len() as u64,
-            u64::from(to.endpoint.port)
-        );
+        note_sent(payload, &to);
         let socket = self.set.get_mut::<udp::Socket>(self.socket);
         let pushed = socket.send_slice(payload, to).is_ok();
         self.queued += usize::from(pushed);
@@ -225,174 +228,36 @@ impl Lane {
     }
 }
 
-/// Senders that have been answered lately: their next hop's hardware address is
-/// in smoltcp's neighbour cache, where an entry lives for 60 s.
-#[derive(Default)]
-struct Known {
-    senders: [Sender; Known::COUNT],
-    next: usize,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Sender {
-    address: u128,
-    /// Valid until then, in microseconds; 0 when never used.
-    until: i64,
-}
-
-impl Known {
-    const COUNT: usize = 8;
-    /// Half of the neighbour cache's life time.
-    const LIFETIME_US: i64 = 30_000_000;
-
-    #[inline]
-    fn refresh(&mut self, address: u128, now: Instant) -> bool {
-        let now = now.total_micros();
-        for sender in &mut self.senders {
-            if sender.address == address && sender.until > now {
-                sender.until = now + Self::LIFETIME_US;
-                return true;
-            }
-        }
-        false
-    }
-
-    fn insert(&mut self, address: IpAddress, now: Instant) {
-        let address = match address {
-            IpAddress::Ipv4(address) => u128::from(address.to_ipv6_mapped()),
-            IpAddress::Ipv6(address) => u128::from(address),
-        };
-        if !self.refresh(address, now) {
-            self.senders[self.next] = Sender {
-                address,
-                until: now.total_micros() + Self::LIFETIME_US,
-            };
-            self.next = (self.next + 1) % Self::COUNT;
-        }
-    }
-}
-
-/// The UDP echo.
-pub(crate) struct Echo {
-    known: Known,
-    /// Receives what comes on the fast path.
-    pub(crate) receive: SocketSet<'static>,
-    receive_socket: SocketHandle,
-    transmit: Lane,
-    /// Since when the fast path's next answer could not be sent although the
-    /// device had room.
-    stuck: Option<Instant>,
-    slow: FirstContact,
-}
+/// The UDP echo to senders that have not been answered lately; see also
+/// `fast_echo.rs`.
+pub(crate) struct Echo(FirstContact);
 
 impl Echo {
-    /// Makes the sockets; the one for the slow path is added to `others`.
+    /// Makes the sockets; the one that receives is added to `others`.
     pub(crate) fn new(others: &mut SocketSet<'static>, ip_mtu: usize) -> Self {
-        let mut receive = SocketSet::new(vec![]);
-        let received = buffer(FAST_DEPTH + 1, FAST_DEPTH * FAST_PAYLOAD);
-        let receive_socket = receive.add(opened(received, buffer(0, 0), ECHO_PORT));
-        Self {
-            known: Known::default(),
-            receive,
-            receive_socket,
-            // As much again as the receiving half: with one datagram's slack for
-            // the gap at the wrap, whatever is received can be taken over.
-            transmit: Lane::new(
-                ECHO_PORT,
-                FAST_DEPTH,
-                (FAST_DEPTH + 1) * FAST_PAYLOAD,
-                ip_mtu,
-            ),
-            stuck: None,
-            slow: FirstContact::new(
-                others,
-                ECHO_PORT,
-                (SLOW_DEPTH, SLOW_RECEIVE_BYTES),
-                (SLOW_DEPTH, SLOW_TRANSMIT_BYTES),
-                ip_mtu,
-            ),
-        }
+        Self(FirstContact::new(
+            others,
+            ECHO_PORT,
+            (SLOW_DEPTH, SLOW_RECEIVE_BYTES),
+            (SLOW_DEPTH, SLOW_TRANSMIT_BYTES),
+            ip_mtu,
+        ))
     }
 
-    /// Whether a datagram from `sender` may take the fast path.
-    #[inline]
-    pub(crate) fn is_known(&mut self, sender: u128, now: Instant) -> bool {
-        self.known.refresh(sender, now)
-    }
-
-    /// Sends every datagram through the slow path again: addresses or routes
-    /// changed, and smoltcp has emptied its neighbour cache.
-    pub(crate) fn forget_senders(&mut self) {
-        self.known = Known::default();
-    }
-
-    /// The fast path: answers what has been received. Returns whether nothing is
-    /// left to send.
-    #[inline]
-    pub(crate) fn answer<D: Device + ?Sized>(
-        &mut self,
-        now: Instant,
-        interface: &mut Interface,
-        device: &mut Checked<'_, D>,
-    ) -> bool {
-        loop {
-            let receive = self.receive.get_mut::<udp::Socket>(self.receive_socket);
-            let mut room = FAST_DEPTH - self.transmit.queued;
-            while room > 0
-                && let Ok((payload, from)) = receive.recv()
-            {
-                note_received(payload, &from);
-                if may_answer(interface, &from) && self.transmit.push(payload, from) {
-                    room -= 1;
-                }
-            }
-            if !self.transmit.flush(now, interface, device) {
-                return self.is_given_up(now, device);
-            }
-            self.stuck = None;
-            if room > 0 {
-                return true;
-            }
-        }
-    }
-
-    /// What the fast path does when its next answer cannot be sent: wait for the
-    /// device; or, if a known sender's next hop has vanished from the neighbour
-    /// cache, wait for that for a while and then drop what is queued.
-    #[cold]
-    fn is_given_up<D: Device + ?Sized>(
-        &mut self,
-        now: Instant,
-        device: &mut Checked<'_, D>,
-    ) -> bool {
-        if device.transmit(now).is_none() {
-            self.stuck = None;
-            return false;
-        }
-        self.known = Known::default();
-        let since = *self.stuck.get_or_insert(now);
-        if now - since < RESOLVE_TIMEOUT {
-            return false;
-        }
-        self.stuck = None;
-        self.transmit.clear();
-        true
-    }
-
-    /// The slow path. Returns whether anything was sent.
-    pub(crate) fn answer_strangers<D: Device + ?Sized>(
+    /// Answers what has come; notes in `flows` to whom. Returns whether anything
+    /// was sent.
+    pub(crate) fn serve<D: Device + ?Sized>(
         &mut self,
         context: &mut Context<'_, '_, D>,
+        flows: &mut Flows,
     ) -> bool {
-        self.slow
-            .serve(context, &mut self.known, |lane, payload, to| {
-                lane.push(payload, to)
-            })
+        self.0
+            .serve(context, flows, |lane, payload, to| lane.push(payload, to))
     }
 
-    /// Whether answers wait for the device or for a neighbour.
+    /// Whether answers wait for a neighbour.
     pub(crate) fn is_waiting(&self) -> bool {
-        self.transmit.queued > 0 || self.slow.waiting.is_some()
+        self.0.waiting.is_some()
     }
 }
 
@@ -432,11 +297,11 @@ impl FirstContact {
     fn serve<D: Device + ?Sized>(
         &mut self,
         context: &mut Context<'_, '_, D>,
-        known: &mut Known,
+        flows: &mut Flows,
         mut answer: impl FnMut(&mut Lane, &[u8], udp::UdpMetadata) -> bool,
     ) -> bool {
         let now = context.now;
-        let mut sent = self.serve_parked(context, known);
+        let mut sent = self.serve_parked(context);
         while context
             .sockets
             .get::<udp::Socket>(self.receive_socket)
@@ -449,7 +314,7 @@ impl FirstContact {
                 break;
             };
             note_received(payload, &from);
-            if !may_answer_stranger(context.interface, &from) {
+            if !may_answer(context.interface, &from) {
                 continue;
             }
             let sender = from.endpoint.addr;
@@ -462,7 +327,8 @@ impl FirstContact {
                 continue;
             }
             if self.fresh.flush(now, context.interface, context.device) {
-                known.insert(sender, now);
+                let next_hop = context.device.sent_to;
+                flows.insert(sender, from.local_address, next_hop, now);
                 sent = true;
             } else if self.waiting.is_none() {
                 core::mem::swap(&mut self.fresh, &mut self.parked);
@@ -475,12 +341,8 @@ impl FirstContact {
         sent
     }
 
-    fn serve_parked<D: Device + ?Sized>(
-        &mut self,
-        context: &mut Context<'_, '_, D>,
-        known: &mut Known,
-    ) -> bool {
-        let Some((sender, since)) = self.waiting else {
+    fn serve_parked<D: Device + ?Sized>(&mut self, context: &mut Context<'_, '_, D>) -> bool {
+        let Some((_, since)) = self.waiting else {
             return false;
         };
         let now = context.now;
@@ -493,7 +355,6 @@ impl FirstContact {
         }
         let sent = self.parked.queued < before;
         if self.parked.queued == 0 {
-            known.insert(sender, now);
             self.waiting = None;
         } else if now - since >= RESOLVE_TIMEOUT {
             self.parked.clear();
@@ -514,7 +375,7 @@ impl Chargen {
     /// Adds the sockets of chargen and discard to `others`.
     pub(crate) fn new(others: &mut SocketSet<'static>, ip_mtu: usize) -> Self {
         others.add(opened(buffer(0, 0), buffer(0, 0), DISCARD_PORT));
-        let receive = (CHARGEN_DEPTH, CHARGEN_DEPTH * FAST_PAYLOAD);
+        let receive = (CHARGEN_DEPTH, CHARGEN_DEPTH * CHARGEN_PAYLOAD);
         let transmit = (CHARGEN_DEPTH, CHARGEN_DEPTH * CHARGEN_PAYLOAD);
         Self {
             pattern: Pattern::default(),
@@ -527,10 +388,10 @@ impl Chargen {
     pub(crate) fn serve<D: Device + ?Sized>(
         &mut self,
         context: &mut Context<'_, '_, D>,
-        echo: &mut Echo,
+        flows: &mut Flows,
     ) -> bool {
         let pattern = &mut self.pattern;
-        self.contact.serve(context, &mut echo.known, |lane, _, to| {
+        self.contact.serve(context, flows, |lane, _, to| {
             let mut text = [0; CHARGEN_PAYLOAD];
             pattern.fill(&mut text);
             lane.push(&text, to)
