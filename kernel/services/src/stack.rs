@@ -142,24 +142,25 @@ impl Stack {
     }
 
     /// One turn: receives up to 64 frames, lets the services answer them, sends
-    /// what they have to say. Returns whether anything happened, that is,
-    /// whether another turn at once may find more to do.
+    /// what they have to say. Returns whether another turn at once may find more
+    /// to do: not after echoes alone, whose answers are sent.
     ///
     /// `now` must not go back. The device's tokens may be dropped unused.
     pub fn poll<D: Device + StatusSource>(&mut self, now: Instant, device: &mut D) -> bool {
         let device = &mut Checked::new(device, self.duties);
-        let mut busy = false;
-        let mut others = self.deadline.is_some_and(|deadline| now >= deadline);
+        let mut busy = true;
+        let due = self.deadline.is_some_and(|deadline| now >= deadline);
+        let mut others_received = false;
         for _ in 0..INGRESS_BATCH {
             let Some((receive, answer)) = device.receive(now) else {
+                busy = others_received;
                 break;
             };
-            busy = true;
             let meta = receive.meta();
             match receive.consume(|frame| self.ingest(now, frame, meta, answer)) {
                 Class::UdpEcho { .. } | Class::Corrupt => {}
                 class => {
-                    others = true;
+                    others_received = true;
                     // A packet that came in fragments may be answered in
                     // fragments, and the next one would overwrite them.
                     if class == Class::Fragment
@@ -170,7 +171,7 @@ impl Stack {
                 }
             }
         }
-        if others {
+        if due || others_received {
             busy |= self.serve_others(now, device);
         }
         busy

@@ -6,6 +6,7 @@ use kickpath_abi::config::Config;
 use kickpath_services::Stack;
 use kickpath_trace::{Event, NO_QUEUE, tracepoint_unless_repeated};
 use smoltcp::time::Instant;
+use virtio_net::moderation::{HOLD_US, Moderation};
 use virtio_net::net::{Changes, Features, NetError, RxFlags, RxMode};
 use virtio_net::vectors::Rung;
 use x86_64::instructions::interrupts as interrupts_at_cpu;
@@ -37,6 +38,7 @@ pub struct Host {
     controller: Controller,
     top: Rung,
     fixed: Fixed,
+    moderation: Moderation,
     reopen_at: u64,
     /// When to look at the device's configuration next, without interrupts.
     look_at_config_at: u64,
@@ -83,8 +85,10 @@ pub fn serve(config: &Config, mut host: Host) -> ! {
         if !said_up {
             said_up = say_up(&stack);
         }
-        if busy {
+        if busy || host.moderation.has_received(host.nic.received()) {
             last_work = time::now();
+        }
+        if busy {
             continue;
         }
         let deadline = stack
@@ -116,6 +120,7 @@ impl Host {
             controller,
             top,
             fixed,
+            moderation: Moderation::default(),
             reopen_at: 0,
             look_at_config_at: 0,
             announce: false,
@@ -222,6 +227,7 @@ impl Host {
     /// in microseconds since boot.
     fn idle(&mut self, deadline: Option<u64>, last_work: u64) {
         let now = time::now();
+        let leave = self.moderation.frames_to_leave(now, self.nic.received());
         let mut deadline = deadline.unwrap_or(u64::MAX);
         match self.nic.rung() {
             Some(Rung::Polling) if now < last_work + POLL_SPIN_US => {
@@ -229,6 +235,7 @@ impl Host {
                 return;
             }
             Some(Rung::Polling) => deadline = deadline.min(now + POLL_SLEEP_US),
+            Some(_) if leave > 0 => deadline = deadline.min(now + HOLD_US),
             Some(_) => (),
             None => deadline = deadline.min(self.reopen_at),
         }
@@ -236,7 +243,7 @@ impl Host {
         // From here an interrupt waits until the CPU sleeps, and wakes it.
         let work = match self.nic.rung() {
             Some(Rung::Polling) | None => self.nic.has_work(),
-            Some(_) => self.nic.enable_interrupts(),
+            Some(_) => self.nic.enable_interrupts_after(leave),
         };
         if !work && deadline > now {
             tracepoint_unless_repeated!(Event::Idle, NO_QUEUE);

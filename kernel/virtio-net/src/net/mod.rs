@@ -221,9 +221,23 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             .is_some_and(|open| open.first.enable_interrupts())
     }
 
+    /// [`QueuePair::enable_interrupts_after`] of the first pair.
+    #[inline]
+    pub fn enable_interrupts_after(&mut self, frames: u16) -> bool {
+        self.open
+            .as_mut()
+            .is_some_and(|open| open.first.enable_interrupts_after(frames))
+    }
+
     /// [`QueuePair::has_work`] of the first pair.
     #[inline]
     pub fn has_work(&self) -> bool {
         self.open.as_ref().is_some_and(|open| open.first.has_work())
+    }
+
+    /// [`QueuePair::received`] of the first pair.
+    #[inline]
+    pub fn received(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.first.received())
     }
 }

@@ -59,15 +59,30 @@ impl<H: Hal> QueuePair<H> {
     #[doc(alias = "virtqueue_napi_complete")]
     #[inline]
     pub fn enable_interrupts(&mut self) -> bool {
+        self.enable_interrupts_after(0)
+    }
+
+    /// As [`Self::enable_interrupts`], but the device may leave that many
+    /// received frames waiting before it interrupts. One without EVENT_IDX does
+    /// not. The caller bounds the time that they wait: while fewer come, no
+    /// interrupt does.
+    #[inline]
+    pub fn enable_interrupts_after(&mut self, frames: u16) -> bool {
         if self.rx.error.is_some() || self.tx.error.is_some() {
             return true;
         }
-        let received = self.rx.queue.enable_interrupts();
+        let received = self.rx.queue.enable_interrupts_after(frames);
         // There is time now to take sent buffers back. No interrupt is asked
         // for because of them, unless a sender waits.
         self.tx.reclaim();
         let room = self.tx.waiting && self.tx.queue.enable_interrupts_delayed();
         received || room
+    }
+
+    /// Frames received since the queue was made.
+    #[inline]
+    pub fn received(&self) -> u64 {
+        self.rx.packets
     }
 
     /// Whether there is something to poll for, with no access to the device's

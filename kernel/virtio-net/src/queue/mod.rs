@@ -187,6 +187,15 @@ impl<H: Hal> Virtqueue<H> {
     }
 
     /// As [`Self::enable_interrupts`], but, where the device has EVENT_IDX,
+    /// only after `more` further buffers; fewer than the device has, or no
+    /// interrupt comes.
+    #[inline]
+    pub fn enable_interrupts_after(&mut self, more: u16) -> bool {
+        let most = self.ring.outstanding().saturating_sub(1);
+        self.ring.enable_interrupts_after(more.min(most))
+    }
+
+    /// As [`Self::enable_interrupts`], but, where the device has EVENT_IDX,
     /// only once three quarters of the outstanding buffers are used (Linux
     /// `virtqueue_enable_cb_delayed`).
     #[doc(alias = "virtqueue_enable_cb_delayed")]
