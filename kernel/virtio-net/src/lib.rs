@@ -76,6 +76,7 @@
 
 pub mod doorbell;
 pub mod interrupt;
+pub mod moderation;
 pub mod net;
 pub mod queue;
 pub mod transport;

@@ -15,10 +15,11 @@ const MOST_FRAMES: u64 = 32;
 
 /// At this many frames in [`HOLD_US`], they are a stream even if each was
 /// handled before the next one came.
-const STREAM: u64 = 8;
+const STREAM: u64 = 20;
 
-/// How many frames have come lately.
-#[derive(Default)]
+/// How many frames have come lately (Linux `struct dim`).
+#[doc(alias = "net_dim")]
+#[derive(Clone, Debug, Default)]
 pub struct Moderation {
     /// Frames received until the last sleep.
     received: u64,
@@ -39,7 +40,10 @@ impl Moderation {
 
     /// Called before each sleep with the time in microseconds and the frames
     /// received since boot. Returns how many more may come before the one that
-    /// interrupts.
+    /// interrupts, for [`QueuePair::enable_interrupts_after`], 0 to 32; unless it
+    /// is 0, the sleep must end after [`HOLD_US`].
+    ///
+    /// [`QueuePair::enable_interrupts_after`]: crate::net::QueuePair::enable_interrupts_after
     #[inline]
     pub fn frames_to_leave(&mut self, now: u64, received: u64) -> u16 {
         let (since, before) = self.window;
@@ -58,5 +62,60 @@ impl Moderation {
             .max(u64::from(self.rate >= STREAM));
         // At most MOST_FRAMES, so it fits.
         self.rate.saturating_sub(1).min(together).min(MOST_FRAMES) as u16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest that sleeps `every` microseconds for the last time at the
+    /// returned one, when `frames` came before each.
+    fn leave(every: u64, frames: u64) -> u16 {
+        let mut moderation = Moderation::default();
+        let mut leave = 0;
+        for turn in 1..100 {
+            leave = moderation.frames_to_leave(turn * every, turn * frames);
+            assert!(!moderation.has_received(turn * frames));
+            assert!(moderation.has_received(turn * frames + 1));
+        }
+        leave
+    }
+
+    #[test]
+    fn a_lone_frame_is_never_left() {
+        // One request at a time, the fastest with a round trip of 12 us.
+        for every in [12, 50, 100, 1000, 1_000_000] {
+            assert_eq!(leave(every, 1), 0, "{every} us");
+        }
+    }
+
+    #[test]
+    fn a_stream_is() {
+        // 16 frames every 100 us.
+        assert!((16..32).contains(&leave(100, 16)));
+        // Each handled before the next one came.
+        assert!(leave(9, 1) > 0);
+        // As fast as it gets.
+        assert_eq!(leave(10, 1000), 32);
+    }
+
+    #[test]
+    fn no_more_than_come_in_time() {
+        // 4 frames every 250 us: the timer would always end the sleep.
+        assert!(leave(250, 4) < 4);
+        // A burst after a long time.
+        assert_eq!(leave(1_000_000, 32), 0);
+    }
+
+    #[test]
+    fn silence_ends_a_stream() {
+        let mut moderation = Moderation::default();
+        for turn in 1..100 {
+            moderation.frames_to_leave(turn * 100, turn * 16);
+        }
+        assert_eq!(moderation.frames_to_leave(1_000_000, 99 * 16), 0);
+        // Not even after a clock or a counter that went back.
+        assert_eq!(moderation.frames_to_leave(0, 0), 0);
     }
 }
