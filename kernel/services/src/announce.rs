@@ -26,7 +26,10 @@ pub(crate) fn announce<D: Device + ?Sized>(
     interface: &Interface,
     device: &mut D,
 ) -> bool {
-    let HardwareAddress::Ethernet(mac) = interface.hardware_addr();
+    let HardwareAddress::Ethernet(mac) = interface.hardware_addr() else {
+        // Nobody asks for the hardware address of what has none.
+        return true;
+    };
     interface.ip_addrs().iter().all(|address| {
         let Some(token) = device.transmit(now) else {
             return false;
