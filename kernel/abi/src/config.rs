@@ -130,6 +130,8 @@ words! {
         Off = "off",
         /// The driver's transmit path alone: prebuilt frames, 64 outstanding.
         Tx = "tx",
+        /// The kick itself, after one frame and after a burst.
+        Kick = "kick",
     }
 }
 
@@ -183,7 +185,7 @@ pub struct Config {
     /// `features=-name,...`: virtio features not to accept, by the
     /// specification's name in lower case without prefix (`-event_idx`).
     pub features_off: String,
-    /// `bench=off|tx`
+    /// `bench=off|tx|kick`
     pub bench: Bench,
     /// `selftest=NAME`
     pub selftest: SelfTest,
@@ -293,7 +295,7 @@ impl Config {
                 }
                 self.features_off = value.replace('-', "");
             }
-            "bench" => self.bench = value.parse().map_err(|()| bad("off or tx"))?,
+            "bench" => self.bench = value.parse().map_err(|()| bad("off, tx or kick"))?,
             "selftest" => {
                 self.selftest = value.parse().map_err(|()| bad("the name of a self-test"))?;
             }

@@ -1,9 +1,12 @@
 //! The driver's transmit path alone, measured by the guest itself: prebuilt
-//! frames, 64 outstanding, add, publish, reclaim; no network stack.
+//! frames, add, publish, kick, reclaim; no network stack.
 //!
 //! What is counted lies between two reads of the time stamp counter. Under
 //! QEMU's `-icount shift=0` that counter advances by one an instruction. Waits
 //! for the device lie outside.
+
+use alloc::string::String;
+use core::fmt::Write;
 
 use kickpath_abi::config;
 use virtio_net::net::{NetError, QueueRole};
@@ -16,6 +19,13 @@ use crate::memory::heap;
 const DEPTH: u16 = 64;
 /// Rounds of [`DEPTH`] frames that are measured.
 const ROUNDS: u32 = 1_000;
+/// Frames a kick, where the kick is measured.
+const BURSTS: [u16; 2] = [1, 32];
+/// Batches that are measured of each of those, so that one that the host
+/// disturbed can be told from the others.
+const KICK_BATCHES: usize = 5;
+/// Rounds a batch.
+const BATCH_ROUNDS: u32 = 100;
 /// Rounds before that, for caches and QEMU's translator.
 const WARM_UP: u16 = 10;
 /// Length of each frame in bytes: the smallest that Ethernet has.
@@ -62,24 +72,12 @@ impl From<NetError> for BenchError {
 ///
 /// [`BenchError`], when the device fails or stalls.
 pub fn transmit(nic: &mut Nic) -> Result<(), BenchError> {
-    let mac = nic.info().mac;
-    // The warm-up leaves the frame in every buffer.
-    let mut frame = [0; FRAME_LENGTH];
-    frame[..6].fill(0xff);
-    frame[6..12].copy_from_slice(&mac);
-    frame[12..14].copy_from_slice(&ETHERTYPE_EXPERIMENTAL);
-    let transmit = nic
-        .snapshots()
-        .find(|queue| queue.role == QueueRole::Transmit)
-        .ok_or(NetError::NotOpen)?;
-    for _ in 0..transmit.size.div_ceil(DEPTH).max(WARM_UP) {
-        round(nic, |buffer| buffer.copy_from_slice(&frame))?;
-    }
+    warm_up(nic, DEPTH)?;
     let before = nic.stats();
     let allocations = heap::stats().allocations;
     let mut cycles = 0;
     for _ in 0..ROUNDS {
-        cycles += round(nic, |_| ())?;
+        cycles += round(nic, DEPTH, |_| ())?.driver();
     }
     let after = nic.stats();
     let allocations = heap::stats().allocations - allocations;
@@ -97,19 +95,107 @@ pub fn transmit(nic: &mut Nic) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Sends [`DEPTH`] frames, waits until the device has used them and reclaims
-/// them; returns the cycles of all but the wait.
+/// Measures the kick itself, after one frame and after a burst of 32, and
+/// prints one line, `kickpath: bench {json}`.
+///
+/// # Errors
+///
+/// As [`transmit`].
+pub fn kick(nic: &mut Nic) -> Result<(), BenchError> {
+    let reading = (0..16)
+        .map(|_| {
+            let start = time::cycles();
+            time::cycles() - start
+        })
+        .min()
+        .unwrap_or(0);
+    let mut report = String::new();
+    for burst in BURSTS {
+        warm_up(nic, burst)?;
+        let before = nic.stats();
+        let (mut kicks, mut driver) = (0, 0);
+        let mut journeys = [0; KICK_BATCHES];
+        for journey in &mut journeys {
+            for _ in 0..BATCH_ROUNDS {
+                let round = round(nic, burst, |_| ())?;
+                if round.kicked {
+                    kicks += round.kick.saturating_sub(reading);
+                }
+                driver += round.driver();
+                *journey += round.kick + round.wait;
+            }
+        }
+        let after = nic.stats();
+        let separator = if report.is_empty() { "" } else { "," };
+        // Writing to a `String` does not fail.
+        let _ = write!(
+            report,
+            "{separator}{{\"burst\":{burst},\"packets\":{},\
+             \"kicks\":{},\"kicks_suppressed\":{},\"register_accesses\":{},\
+             \"kick_cycles\":{kicks},\"driver_cycles\":{driver},\
+             \"batch_rounds\":{BATCH_ROUNDS},\"journey_cycles\":{journeys:?}}}",
+            after.tx_packets - before.tx_packets,
+            after.kicks - before.kicks,
+            after.kicks_suppressed - before.kicks_suppressed,
+            after.register_accesses - before.register_accesses,
+        );
+    }
+    log::info!("kickpath: bench {{\"{}\":[{report}]}}", config::Bench::Kick);
+    Ok(())
+}
+
+/// Leaves a frame in every buffer, and warms caches and QEMU's translator.
+fn warm_up(nic: &mut Nic, burst: u16) -> Result<(), BenchError> {
+    let mac = nic.info().mac;
+    let mut frame = [0; FRAME_LENGTH];
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&mac);
+    frame[12..14].copy_from_slice(&ETHERTYPE_EXPERIMENTAL);
+    let transmit = nic
+        .snapshots()
+        .find(|queue| queue.role == QueueRole::Transmit)
+        .ok_or(NetError::NotOpen)?;
+    for _ in 0..transmit.size.div_ceil(burst).max(WARM_UP) {
+        round(nic, burst, |buffer| buffer.copy_from_slice(&frame))?;
+    }
+    Ok(())
+}
+
+/// Cycles of the parts of a round.
+struct Round {
+    /// Adding the frames.
+    add: u64,
+    /// Publishing them, the decision, and the doorbell if it was rung.
+    kick: u64,
+    /// Whether it was.
+    kicked: bool,
+    /// Until the device had used all of them.
+    wait: u64,
+    /// Taking the buffers back.
+    reclaim: u64,
+}
+
+impl Round {
+    /// All but the wait.
+    fn driver(&self) -> u64 {
+        self.add + self.kick + self.reclaim
+    }
+}
+
+/// Sends `burst` frames, waits until the device has used them and reclaims
+/// them.
 #[inline]
-fn round(nic: &mut Nic, build: impl Fn(&mut [u8])) -> Result<u64, BenchError> {
+fn round(nic: &mut Nic, burst: u16, build: impl Fn(&mut [u8])) -> Result<Round, BenchError> {
     let (_, tx) = nic.queues()?;
     let start = time::cycles();
-    for _ in 0..DEPTH {
+    for _ in 0..burst {
         if let Some(mut slot) = tx.reserve() {
             build(slot.frame_mut(FRAME_LENGTH));
             slot.start_xmit(FRAME_LENGTH);
         }
     }
-    tx.kick();
+    let added = time::cycles();
+    let kicked = tx.kick();
     let sent = time::cycles();
 
     let limit = time::now() + PATIENCE_US;
@@ -125,5 +211,11 @@ fn round(nic: &mut Nic, build: impl Fn(&mut [u8])) -> Result<u64, BenchError> {
     tx.reclaim();
     let end = time::cycles();
     nic.poll()?;
-    Ok((sent - start) + (end - resumed))
+    Ok(Round {
+        add: added - start,
+        kick: sent - added,
+        kicked,
+        wait: resumed - sent,
+        reclaim: end - resumed,
+    })
 }

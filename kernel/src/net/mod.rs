@@ -80,6 +80,7 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
     match config.bench {
         config::Bench::Off => serve::serve(config, host),
         config::Bench::Tx => bench::transmit(&mut host.nic).map_err(NetworkError::Bench),
+        config::Bench::Kick => bench::kick(&mut host.nic).map_err(NetworkError::Bench),
     }
 }
 
