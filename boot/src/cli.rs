@@ -26,6 +26,7 @@ Examples:
   cargo run -- --json | jq .status.counters numbers for a program
   cargo run -- trace                        one packet, step by step, through every layer
   cargo run -- bench                        what a packet costs, in instructions and kicks
+  cargo run -- compare                      the ways to kick, in one table
   cargo run -- doctor                       what this machine has, and what it lacks";
 
 /// See one packet leave a virtual machine.
@@ -60,6 +61,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Record one packet in and one out, through the guest, KVM, QEMU and the wire.
     Trace(TraceArgs),
+    /// Measure the ways to kick beside each other, with and without ioeventfd and EVENT_IDX.
+    Compare(CompareArgs),
     /// Make disk images that boot by BIOS and by UEFI.
     Image(ImageArgs),
     /// Say what this machine has and lacks, and what each would give.
@@ -161,6 +164,23 @@ pub struct ServeArgs {
     #[arg(long, value_name = "PORT", default_value_t = 7007,
           value_parser = clap::value_parser!(u16).range(1..))]
     echo_port: u16,
+}
+
+/// Options of `compare`.
+#[derive(Args, Debug)]
+pub struct CompareArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// UDP echoes a row, for kicks and interrupts in traffic.
+    #[arg(long, value_name = "COUNT", default_value_t = 2_000,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub echoes: u64,
+    /// Write a page with a bar chart into this file.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Print one JSON object instead of the table.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `bench`.

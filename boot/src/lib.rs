@@ -2,7 +2,7 @@
 //!
 //! From the top to the bottom:
 //!
-//! - [`run`], [`serve`], [`bench`]: what the command does;
+//! - [`run`], [`serve`], [`bench`], [`compare`]: what the command does;
 //! - [`trace`]: one packet seen at every layer;
 //! - [`session`]: from what the user asked for to a running guest;
 //! - [`toolchain`], [`install`], [`image`], [`command`], [`accel`], [`ports`]:
@@ -16,6 +16,7 @@
 pub mod accel;
 pub mod bench;
 pub mod command;
+pub mod compare;
 pub mod doctor;
 pub mod guest;
 pub mod image;

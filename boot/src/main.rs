@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use kickpath::bench;
 use kickpath::command::Progress;
+use kickpath::compare;
 use kickpath::doctor;
 use kickpath::guest::Cause;
 use kickpath::image::{self, ImageOptions};
@@ -19,7 +20,9 @@ use kickpath::terminal::{Story, Ticker};
 use kickpath::toolchain::{self, BuildOptions};
 use kickpath::{run, serve, trace};
 
-use cli::{BenchArgs, Cli, Command, DoctorArgs, ImageArgs, RunArgs, ServeArgs, TraceArgs};
+use cli::{
+    BenchArgs, Cli, Command, CompareArgs, DoctorArgs, ImageArgs, RunArgs, ServeArgs, TraceArgs,
+};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
             Command::Serve(args) => serve_command(&args),
             Command::Bench(args) => bench_command(&args),
             Command::Trace(args) => trace_command(&args),
+            Command::Compare(args) => compare_command(&args),
             Command::Image(args) => image_command(&args),
             Command::Doctor(args) => doctor_command(&args),
         });
@@ -154,6 +158,29 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn compare_command(args: &CompareArgs) -> anyhow::Result<ExitCode> {
+    let settings = args.machine.settings();
+    let mut ticker = Ticker::new();
+    let mut sink = |progress: Progress<'_>| ticker.show(progress);
+    if args.machine.dry_run {
+        for line in compare::dry_run(&settings, &mut sink)? {
+            anstream::println!("{line}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let story = &mut Story::stdout();
+    let story = (!args.json).then_some(story);
+    let result = compare::compare(&settings, args.echoes, story, &mut sink);
+    if let (Ok(report), Some(file)) = (&result, &args.html) {
+        write_output(file, &compare::html::page(report)?)?;
+    }
+    if args.json {
+        return print_json(result, |report| !report.rows.is_empty());
+    }
+    result?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Writes a file, or the standard output for `-`.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use kickpath_abi::config::{Bench, LogLevel};
 use kickpath_abi::status::Status;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::accel::AccelChoice;
@@ -228,7 +229,7 @@ pub fn bench<W: Write>(
         table::driver(story, &driver_tx)?;
     }
     sink(Progress::Step("Measuring UDP echoes"));
-    let (udp_echo, echo_line) = udp_echo(prepared, options)?;
+    let (udp_echo, echo_line, _) = echo(prepared, options, without_ioeventfd)?;
     if let Some(story) = &mut story {
         table::echo(story, &udp_echo)?;
         table::peers(story, &driver_tx, &udp_echo)?;
@@ -246,42 +247,38 @@ pub fn bench<W: Write>(
     })
 }
 
-fn driver_tx(mut prepared: Prepared) -> Result<(DriverTx, String), SessionError> {
-    // Nobody is at the far end: the frames are read, counted and forgotten.
-    let wire = prepared.wire()?;
-    prepared.attach(wire.net());
-    without_ioeventfd(&mut prepared.machine);
-    prepared.machine.config.bench = Bench::Tx;
-    let mut guest = prepared.launch()?;
-    guest.attach_frames(wire.frame_log());
-    let line = guest.wait_for_console(LINE, GUEST_BOUND)?;
-    let sums = parse_line(&line.text).map_err(|error| wrong(&guest, &error))?;
-    match guest.wait_for_exit(Duration::from_secs(30))? {
-        Exit::SUCCESS => {}
-        other => return Err(wrong(&guest, &format!("after its measurement, {other}"))),
-    }
+fn driver_tx(prepared: Prepared) -> Result<(DriverTx, String), SessionError> {
+    let (line, guest) = alone(prepared, Bench::Tx, without_ioeventfd)?;
+    let sums = driver_sums(&line).map_err(|error| wrong(&guest, &error))?;
     let per_packet = sums.per_packet();
     let command_line = guest.command_line().to_owned();
     Ok((DriverTx { sums, per_packet }, command_line))
 }
 
 /// Reads `... kickpath: bench {json}`.
-fn parse_line(line: &str) -> Result<Sums, String> {
+pub(crate) fn parse_line<T: DeserializeOwned>(line: &str) -> Result<T, String> {
     let (_, json) = line.split_once(LINE).unwrap_or_default();
-    let GuestLine { tx } =
-        serde_json::from_str(json).map_err(|e| format!("the guest's line '{line}': {e}"))?;
+    serde_json::from_str(json).map_err(|e| format!("the guest's line '{line}': {e}"))
+}
+
+fn driver_sums(line: &str) -> Result<Sums, String> {
+    let GuestLine { tx } = parse_line(line)?;
     if tx.packets == 0 || tx.instructions == 0 {
         return Err(format!("the guest measured nothing: '{line}'"));
     }
     Ok(tx)
 }
 
-fn udp_echo(
+/// Has the guest answer UDP echoes, on a machine that `edit` changes when it
+/// has its network device. Returns the command line and the guest's last report
+/// as well.
+pub(crate) fn echo(
     mut prepared: Prepared,
     options: BenchOptions,
-) -> Result<(UdpEcho, String), SessionError> {
+    edit: impl FnOnce(&mut Machine),
+) -> Result<(UdpEcho, String, Status), SessionError> {
     let peer = prepared.connect_peer()?;
-    without_ioeventfd(&mut prepared.machine);
+    edit(&mut prepared.machine);
     let mut guest = prepared.launch()?;
     guest.attach_frames(peer.frame_log());
     let up = prepared.wait_until_up(&guest, &peer)?;
@@ -321,10 +318,32 @@ fn udp_echo(
         sums,
         per_packet: sums.per_packet(),
     };
-    Ok((echo, guest.command_line().to_owned()))
+    Ok((echo, guest.command_line().to_owned(), after))
 }
 
-fn wrong(guest: &Guest, text: &str) -> SessionError {
+/// Runs a measurement that the guest makes alone, on a machine that `edit`
+/// changes when it has its network device, and returns the guest's line and
+/// the guest, which has ended.
+pub(crate) fn alone(
+    mut prepared: Prepared,
+    what: Bench,
+    edit: impl FnOnce(&mut Machine),
+) -> Result<(String, Guest), SessionError> {
+    // Nobody is at the far end: the frames are read, counted and forgotten.
+    let wire = prepared.wire()?;
+    prepared.attach(wire.net());
+    edit(&mut prepared.machine);
+    prepared.machine.config.bench = what;
+    let mut guest = prepared.launch()?;
+    guest.attach_frames(wire.frame_log());
+    let line = guest.wait_for_console(LINE, GUEST_BOUND)?;
+    match guest.wait_for_exit(Duration::from_secs(30))? {
+        Exit::SUCCESS => Ok((line.text, guest)),
+        other => Err(wrong(&guest, &format!("after its measurement, {other}"))),
+    }
+}
+
+pub(crate) fn wrong(guest: &Guest, text: &str) -> SessionError {
     let cause = if crate::interrupt::requested() {
         Cause::Interrupted
     } else {
@@ -341,7 +360,7 @@ mod tests {
     fn the_guests_line_is_read() {
         let line = "[ 0.12] INFO kickpath: bench {\"tx\":{\"packets\":6400,\"instructions\":243200,\
                     \"kicks\":100,\"register_accesses\":100,\"heap_allocations\":0,\"new\":1}}";
-        let sums = parse_line(line).unwrap();
+        let sums = driver_sums(line).unwrap();
         let per_packet = sums.per_packet();
         assert_eq!(per_packet.instructions, 38.0);
         assert_eq!(per_packet.kicks, 100.0 / 6400.0);
@@ -352,7 +371,7 @@ mod tests {
             "kickpath: bench {\"tx\":{\"packets\":0,\"instructions\":0,\"kicks\":0,\
              \"register_accesses\":0,\"heap_allocations\":0}}",
         ] {
-            assert!(parse_line(bad).is_err(), "{bad}");
+            assert!(driver_sums(bad).is_err(), "{bad}");
         }
     }
 

@@ -23,7 +23,7 @@ const ROUNDS: u32 = 1_000;
 const BURSTS: [u16; 2] = [1, 32];
 /// Batches that are measured of each of those, so that one that the host
 /// disturbed can be told from the others.
-const KICK_BATCHES: usize = 5;
+const KICK_BATCHES: usize = 10;
 /// Rounds a batch.
 const BATCH_ROUNDS: u32 = 100;
 /// Rounds before that, for caches and QEMU's translator.

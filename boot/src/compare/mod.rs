@@ -1,0 +1,235 @@
+//! `kickpath compare`: the ways to kick, measured in one run.
+//!
+//! For each way, with the ioeventfd on and off and with `EVENT_IDX` on and off:
+//!
+//! - the kick alone, by the guest itself (`bench=kick`), under `-icount
+//!   shift=0`, where the time stamp counter counts instructions exactly;
+//! - the same on the accelerator that was asked for, where the counter counts
+//!   time: a cost, given as a ratio to the first row only;
+//! - the kick in traffic: UDP echoes, one at a time and 32 at a time, whose
+//!   kicks and interrupts follow from what device and driver ask of each other.
+
+pub mod html;
+mod measure;
+mod table;
+
+use std::io::Write;
+
+use kickpath_abi::config::{LogLevel, Transport};
+use serde::Serialize;
+
+use crate::command::{Progress, Sink};
+use crate::qemu::Kind;
+use crate::session::{SessionError, Settings};
+use crate::terminal::Story;
+
+/// Frames a kick: one at a time, and in bursts.
+pub const BURSTS: [u16; 2] = [1, 32];
+
+/// A way to kick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// The legacy interface's QUEUE_NOTIFY port.
+    LegacyPort,
+    /// The modern interface's notification structure in memory.
+    ModernMemory,
+    /// The modern interface's notification structure in ports
+    /// (`modern-pio-notify=on`).
+    ModernPort,
+    /// virtio-mmio's QueueNotify register.
+    Mmio,
+}
+
+impl Way {
+    /// Every way, in the order of the table.
+    pub const ALL: [Self; 4] = [
+        Self::LegacyPort,
+        Self::ModernMemory,
+        Self::ModernPort,
+        Self::Mmio,
+    ];
+
+    /// For a table.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::LegacyPort => "legacy port",
+            Self::ModernMemory => "modern memory",
+            Self::ModernPort => "modern port",
+            Self::Mmio => "virtio-mmio",
+        }
+    }
+
+    const fn transport(self) -> Transport {
+        match self {
+            Self::LegacyPort => Transport::Legacy,
+            Self::ModernMemory | Self::ModernPort => Transport::Modern,
+            Self::Mmio => Transport::Mmio,
+        }
+    }
+
+    /// The machine to measure on; virtio-mmio is microvm's.
+    const fn kind(self, asked: Kind) -> Kind {
+        match (self, asked) {
+            (Self::Mmio, _) => Kind::Microvm,
+            (_, Kind::Microvm) => Kind::Pc,
+            (_, kind) => kind,
+        }
+    }
+}
+
+/// Who handles a kick in QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Handler {
+    /// The thread of the virtual CPU that kicked.
+    VcpuThread,
+    /// The main loop, told by the ioeventfd.
+    MainLoop,
+    /// Now the one, now the other.
+    Both,
+}
+
+impl Handler {
+    /// For a table.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::VcpuThread => "vCPU",
+            Self::MainLoop => "main loop",
+            Self::Both => "both",
+        }
+    }
+}
+
+/// One row: a way to kick under one set of conditions.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The way.
+    pub way: Way,
+    /// The access, such as `outw 1 -> port 0xc010`, as the guest reports it.
+    pub access: String,
+    /// Whether QEMU was told to take kicks by an ioeventfd.
+    pub ioeventfd: bool,
+    /// Whether `EVENT_IDX` was negotiated.
+    pub event_idx: bool,
+    /// Frames a burst.
+    pub burst: u16,
+    /// Guest instructions from the decision to the end of the doorbell, a
+    /// kick.
+    pub instructions_per_kick: f64,
+    /// Guest instructions of the driver a packet: add, kick, reclaim.
+    pub instructions_per_packet: f64,
+    /// Accesses to device registers a kick, counted by the guest.
+    pub accesses_per_kick: f64,
+    /// Kicks a packet, in traffic.
+    pub kicks_per_packet: f64,
+    /// Interrupts a packet, in traffic.
+    pub interrupts_per_packet: f64,
+    /// Exits to QEMU a kick, where KVM's events could be recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub userspace_exits_per_kick: Option<f64>,
+    /// Who handled the kicks, as QEMU's trace tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handler: Option<Handler>,
+    /// Time from the kick until the device had used the burst, a packet, as a
+    /// ratio to the first row of the same burst.
+    pub cost: f64,
+}
+
+/// What `--json` prints.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// What executed the guest where time was measured.
+    pub accelerator: String,
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// Values that are absent from every row, and why.
+    pub absent: Vec<String>,
+    /// A command line of QEMU for each way.
+    pub command_lines: Vec<String>,
+}
+
+/// The command line of QEMU for each way, ready to paste.
+///
+/// # Errors
+/// As [`Settings::prepare`].
+pub fn dry_run(settings: &Settings, sink: &mut Sink<'_>) -> Result<Vec<String>, SessionError> {
+    let mut lines = Vec::new();
+    for way in Way::ALL {
+        let prepared = settings_for(settings, way).prepare(true, sink)?;
+        let usual = measure::Conditions::usual(way);
+        lines.push(measure::command_line(&prepared, usual));
+    }
+    Ok(lines)
+}
+
+fn settings_for(settings: &Settings, way: Way) -> Settings {
+    Settings {
+        kind: way.kind(settings.kind),
+        transport: way.transport(),
+        // The guest's own results come by its log.
+        log: LogLevel::Info,
+        ..settings.clone()
+    }
+}
+
+/// Measures every way; tells `story`, where there is one, the results.
+///
+/// # Errors
+/// A guest does not come up, stops, or reports no numbers.
+pub fn compare<W: Write>(
+    settings: &Settings,
+    echoes: u64,
+    mut story: Option<&mut Story<W>>,
+    sink: &mut Sink<'_>,
+) -> Result<Report, SessionError> {
+    let mut report = Report::default();
+    // The cost of the first row of each burst length.
+    let mut base: Vec<f64> = Vec::new();
+    if let Some(story) = &mut story {
+        table::introduction(story)?;
+    }
+    for way in Way::ALL {
+        let prepared = settings_for(settings, way).prepare(false, sink)?;
+        report.accelerator = prepared.decision.to_string();
+        report.command_lines.push(measure::command_line(
+            &prepared,
+            measure::Conditions::usual(way),
+        ));
+        let first = report.rows.len();
+        for (ioeventfd, event_idx) in [(true, true), (true, false), (false, true), (false, false)] {
+            let conditions = measure::Conditions {
+                way,
+                ioeventfd,
+                event_idx,
+            };
+            sink(Progress::Step(&format!("Measuring {conditions}")));
+            let rows = measure::rows(&prepared, conditions, echoes)?;
+            for (place, mut row) in rows.into_iter().enumerate() {
+                if base.len() <= place {
+                    base.push(row.cost);
+                }
+                row.cost /= base[place];
+                report.rows.push(row);
+            }
+        }
+        if let Some(story) = &mut story {
+            table::rows(story, &report.rows[first..])?;
+        }
+    }
+    if report
+        .rows
+        .iter()
+        .all(|row| row.userspace_exits_per_kick.is_none())
+    {
+        report.absent.push(
+            "exits to QEMU a kick: on TCG there are none, QEMU translates the access into a call; \
+             --accel kvm with KVM's trace events has them"
+                .to_owned(),
+        );
+    }
+    if let Some(story) = &mut story {
+        table::conclusion(story, &report)?;
+    }
+    Ok(report)
+}
