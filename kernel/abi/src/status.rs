@@ -158,6 +158,18 @@ pub struct Counters {
     pub tx_waited: u64,
     /// Used transmit buffers with an impossible id.
     pub tx_errors: u64,
+    /// Received frames that lay in several buffers.
+    #[serde(default)]
+    pub rx_merged: u64,
+    /// Received frames whose checksum the device vouched for.
+    #[serde(default)]
+    pub rx_checksum_valid: u64,
+    /// Sent frames whose checksum the device filled in.
+    #[serde(default)]
+    pub tx_checksum_offloaded: u64,
+    /// Sent frames that the device cut into segments.
+    #[serde(default)]
+    pub tx_segmented: u64,
     /// Kicks: doorbell writes, each one VM exit.
     pub kicks: u64,
     /// Kicks that `kick_prepare` found unnecessary.

@@ -33,6 +33,16 @@ pub(crate) enum Class {
     Corrupt,
 }
 
+/// Whether the checksums of a frame are right: that of its IPv4 header, and that
+/// of the UDP datagram or TCP segment in it. Of a fragment only the first can be
+/// told.
+///
+/// For a device that verifies checksums, but not those of every frame: it drops
+/// what this finds wrong.
+pub fn has_right_checksums(frame: &[u8]) -> bool {
+    classify(frame, &Duties::ALL) != Class::Corrupt
+}
+
 /// Reads just enough headers to tell where a frame goes, and verifies its
 /// checksums. It decides nothing else: smoltcp validates every field again, and
 /// refuses what is too short or contradicts itself.

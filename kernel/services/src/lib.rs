@@ -77,6 +77,7 @@ mod stack;
 mod tcp;
 mod udp;
 
+pub use ingress::has_right_checksums;
 pub use stack::{Stack, StatusSource};
 
 /// The port of the echo protocol, TCP and UDP.

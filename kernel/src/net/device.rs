@@ -2,15 +2,18 @@
 //! `TxToken` writes into the memory that the device reads, an `RxToken` reads
 //! where the device wrote.
 
+use alloc::vec;
+use core::num::{NonZeroU16, NonZeroUsize};
+
 use kickpath_abi::status::Status;
 use kickpath_services::StatusSource;
 use kickpath_trace::{Event, NO_QUEUE, tracepoint};
-use smoltcp::phy::{self, DeviceCapabilities, Medium};
+use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
-use virtio_net::net::VirtioNet;
-use virtio_net::net::buffers::MAX_FRAME;
+use virtio_net::net::offload::Offload;
 use virtio_net::net::rx::{RxFrame, RxQueue};
 use virtio_net::net::tx::TxQueue;
+use virtio_net::net::{Features, VirtioNet};
 
 use super::report::{self, Fixed};
 use crate::memory::KernelHal;
@@ -25,6 +28,10 @@ pub type Nic = VirtioNet<KernelHal, NicTransport>;
 /// Length in bytes of an Ethernet header, which smoltcp counts as part of the
 /// transmission unit.
 const ETHERNET_HEADER: usize = 14;
+
+/// Largest frame that smoltcp may hand over to be segmented: the largest IPv4
+/// packet.
+const MAX_SEGMENTED: usize = ETHERNET_HEADER + u16::MAX as usize;
 
 /// The network stack's handle of the device, for the length of a poll.
 pub struct PhyDevice<'n> {
@@ -58,25 +65,70 @@ impl phy::Device for PhyDevice<'_> {
         if !tx.has_room() {
             return None;
         }
-        let frame = rx.receive()?;
+        let frame = if rx.verifies_checksums() {
+            receive_verified(rx)?
+        } else {
+            // smoltcp has been told that nobody has verified it.
+            rx.receive()?
+        };
         let frame = Some(frame);
-        Some((RxToken { rx, frame }, TxToken { tx }))
+        Some((
+            RxToken { rx, frame },
+            TxToken {
+                tx,
+                segment_size: None,
+            },
+        ))
     }
 
     /// `None` while the transmit queue is full: the packet stays in its
-    /// socket.
+    /// socket. That may be a large one, if the device cuts it into segments.
     #[inline]
     fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_>> {
         let (_, tx) = self.nic.queues().ok()?;
-        tx.has_room().then_some(TxToken { tx })
+        tx.has_large_room().then_some(TxToken {
+            tx,
+            segment_size: None,
+        })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
+        let info = self.nic.info();
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit =
-            (ETHERNET_HEADER + usize::from(self.nic.info().mtu)).min(MAX_FRAME);
+        capabilities.max_transmission_unit = ETHERNET_HEADER + usize::from(info.mtu);
+        // The header of IPv4 is nobody's affair but ours.
+        let checksum = match (
+            info.negotiated.contains(Features::GUEST_CSUM),
+            info.negotiated.contains(Features::CSUM),
+        ) {
+            (false, false) => Checksum::Both,
+            (false, true) => Checksum::Rx,
+            (true, false) => Checksum::Tx,
+            (true, true) => Checksum::None,
+        };
+        capabilities.checksum.udp = checksum;
+        capabilities.checksum.tcp = checksum;
+        // smoltcp 0.14 drops an IPv6 packet that is larger than the MTU, even if
+        // it is to be segmented: `VIRTIO_NET_F_HOST_TSO6` is of no use to it.
+        capabilities.segmentation.tcpv4 = info
+            .negotiated
+            .contains(Features::HOST_TSO4)
+            .then_some(MAX_SEGMENTED)
+            .and_then(NonZeroUsize::new);
         capabilities
+    }
+}
+
+/// Receives a frame with right checksums: the device vouches for some, all
+/// others are verified here.
+fn receive_verified(rx: &mut RxQueue<KernelHal>) -> Option<RxFrame> {
+    loop {
+        let frame = rx.receive()?;
+        if frame.is_checksum_valid() || kickpath_services::has_right_checksums(rx.frame(&frame)) {
+            return Some(frame);
+        }
+        rx.recycle(frame);
     }
 }
 
@@ -114,24 +166,62 @@ impl Drop for RxToken<'_> {
 /// is consumed; smoltcp drops most of those that come with received frames.
 pub struct TxToken<'a> {
     tx: &'a mut TxQueue<KernelHal>,
+    /// Bytes of payload a segment, if the device is to cut the packet.
+    segment_size: Option<NonZeroU16>,
 }
 
 impl phy::TxToken for TxToken<'_> {
     #[inline]
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
         tracepoint!(Event::TxTokenConsume, NO_QUEUE, length as u64);
+        if self.tx.fills_checksums() {
+            return self.consume_offloaded(length, f);
+        }
         let Some(mut slot) = self.tx.reserve() else {
-            return discard(f);
+            return discard(length, f);
         };
         let result = f(slot.frame_mut(length));
         slot.start_xmit(length);
         result
+    }
+
+    #[inline]
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.segment_size = meta.segmentation_offload_size;
+    }
+}
+
+impl TxToken<'_> {
+    /// The device fills in the checksum, and may cut the packet into segments.
+    fn consume_offloaded<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
+        let Self { tx, segment_size } = self;
+        if length <= tx.capacity()
+            && let Some(mut slot) = tx.reserve()
+        {
+            let frame = slot.frame_mut(length);
+            let result = f(frame);
+            let offload = Offload::prepare(frame, segment_size);
+            slot.start_xmit_offloaded(length, offload);
+            result
+        } else if tx
+            .large_capacity()
+            .is_some_and(|capacity| length <= capacity)
+            && let Some(mut slot) = tx.reserve_large()
+        {
+            let frame = slot.frame_mut(length);
+            let result = f(frame);
+            let offload = Offload::prepare(frame, segment_size);
+            slot.start_xmit_offloaded(length, offload);
+            result
+        } else {
+            discard(length, f)
+        }
     }
 }
 
 /// Builds a frame that goes nowhere. A token exists only where there was room,
 /// so this is reached only when the queue broke in between.
 #[cold]
-fn discard<R, F: FnOnce(&mut [u8]) -> R>(f: F) -> R {
-    f(&mut [0; MAX_FRAME])
+fn discard<R, F: FnOnce(&mut [u8]) -> R>(length: usize, f: F) -> R {
+    f(&mut vec![0; length])
 }

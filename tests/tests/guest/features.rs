@@ -14,6 +14,7 @@ pub fn add(suite: &mut Suite) {
         "ctrl_rx_extra",
         "ctrl_mac_addr",
         "ctrl_guest_offloads",
+        "mrg_rxbuf",
     ] {
         let spec = Spec::pc().config(move |config| config.features_off = feature.into());
         let name = format!("features::{feature}_refused_by_the_guest");

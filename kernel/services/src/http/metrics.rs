@@ -148,6 +148,24 @@ pub(super) fn write(status: &Status) -> String {
         "Frames that waited because the queue was full.",
         &[("transmit", counters.tx_waited)],
     );
+    m.by_queue(
+        "checksums_offloaded_total",
+        "Frames whose checksum the device verified or filled in.",
+        &[
+            ("receive", counters.rx_checksum_valid),
+            ("transmit", counters.tx_checksum_offloaded),
+        ],
+    );
+    m.by_queue(
+        "merged_total",
+        "Frames that lay in several buffers.",
+        &[("receive", counters.rx_merged)],
+    );
+    m.by_queue(
+        "segmented_total",
+        "Frames that the device cut into segments.",
+        &[("transmit", counters.tx_segmented)],
+    );
     let single = [
         (
             "kicks_total",

@@ -5,60 +5,171 @@ use core::ptr::NonNull;
 
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
+use super::features::Features;
+use super::header::header_length;
 use crate::queue::DmaRegion;
 
-/// Bytes a buffer takes; two fill a page and none crosses one.
-const STRIDE: usize = 2048;
+/// Bytes that a small buffer takes; two fill a page and none crosses one.
+const SMALL: usize = 2048;
 
-/// Where the frame starts in its buffer. The header lies directly before it,
-/// so that both are one piece of memory whatever the header's length.
-const FRAME_OFFSET: usize = 16;
+/// Where the frame starts in its buffer, as a multiple: the header lies
+/// directly before it, so that both are one piece of memory whatever the
+/// header's length.
+const FRAME_ALIGN: usize = 16;
 
-/// Largest frame that fits a buffer, in bytes, Ethernet header included,
-/// frame check sequence not.
-pub const MAX_FRAME: usize = STRIDE - FRAME_OFFSET;
+/// Largest frame that fits a small buffer behind a header of up to 16 bytes,
+/// Ethernet header included, frame check sequence not.
+pub const MAX_FRAME: usize = SMALL - FRAME_ALIGN;
 
-/// A fixed number of equal buffers, one a slot of a ring. A buffer goes by the
-/// number of its slot's first descriptor, so that no division is needed to
-/// find it.
+/// Ethernet header and one VLAN tag (IEEE 802.1Q), in bytes.
+const ETHERNET: usize = 14 + 4;
+
+/// Largest frame that a device segments or has put together, in bytes: an
+/// IPv6 packet with 65535 bytes of payload (specification 5.1.6.3), and a
+/// VLAN tag.
+pub const MAX_LARGE_FRAME: usize = ETHERNET + 40 + 65_535;
+
+/// Memory for the receive buffers of one queue, where fewer would do: what
+/// must hold large frames each takes 64 KiB and more.
+const RECEIVE_BUDGET: usize = 2 << 20;
+
+/// Where header and frame lie in each buffer of a queue, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Offset of the header.
+    header_offset: usize,
+    /// Length of the header.
+    header_length: usize,
+    /// Largest frame.
+    capacity: usize,
+    /// From one buffer to the next.
+    stride: usize,
+}
+
+impl Layout {
+    /// Buffers for frames of up to `frame` bytes; the small ones, where they
+    /// do.
+    const fn new(header_length: usize, frame: usize) -> Self {
+        let offset = header_length.next_multiple_of(FRAME_ALIGN);
+        let stride = if offset + frame <= SMALL {
+            SMALL
+        } else {
+            (offset + frame).next_multiple_of(64)
+        };
+        Self {
+            header_offset: offset - header_length,
+            header_length,
+            capacity: stride - offset,
+            stride,
+        }
+    }
+
+    /// For frames that the driver sends and the device does not segment.
+    pub fn transmit(negotiated: Features, mtu: u16) -> Self {
+        Self::new(header_length(negotiated), ETHERNET + usize::from(mtu))
+    }
+
+    /// For frames that the device segments.
+    pub fn segmented(negotiated: Features) -> Self {
+        Self::new(header_length(negotiated), MAX_LARGE_FRAME)
+    }
+
+    /// For received frames.
+    ///
+    /// With `VIRTIO_NET_F_MRG_RXBUF` a frame goes on in the next buffer, so
+    /// they are small and lie without a gap: a frame over several neighbours is
+    /// one piece of memory.
+    pub fn receive(negotiated: Features, mtu: u16) -> Self {
+        let header_length = header_length(negotiated);
+        if negotiated.contains(Features::MRG_RXBUF) {
+            Self {
+                header_offset: 0,
+                header_length,
+                capacity: SMALL - header_length,
+                stride: SMALL,
+            }
+        } else {
+            Self::new(header_length, largest_received(negotiated, mtu))
+        }
+    }
+
+    /// How many of these a receive queue with so many slots gets.
+    pub fn receive_count(&self, slots: u16) -> u16 {
+        if self.stride == SMALL {
+            return slots;
+        }
+        let affordable = (RECEIVE_BUDGET / self.stride).max(1);
+        u16::try_from(affordable).map_or(slots, |count| count.min(slots))
+    }
+
+    /// Largest frame, in bytes.
+    pub const fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// From one buffer to the next, in bytes.
+    pub const fn stride(&self) -> usize {
+        self.stride
+    }
+}
+
+/// Largest frame that the device may deliver, in bytes.
+pub fn largest_received(negotiated: Features, mtu: u16) -> usize {
+    if negotiated.intersects(Features::GUEST_TSO4 | Features::GUEST_TSO6) {
+        MAX_LARGE_FRAME
+    } else {
+        ETHERNET + usize::from(mtu)
+    }
+}
+
+/// Equal buffers in one piece of memory, which go by their number.
 pub struct FrameBuffers<H: Hal> {
     memory: DmaRegion<H>,
     /// Address of the first buffer's header as the device sees it.
     first_header: PhysAddr,
     /// Address of the first buffer's frame as the driver sees it.
     first_frame: NonNull<u8>,
-    /// Bytes of memory a descriptor: [`STRIDE`] by the slot's length.
-    stride: u32,
+    /// Bytes of memory a number.
+    step: u32,
     header_length: u32,
+    capacity: u32,
 }
 
 // SAFETY: `first_frame` points into `memory`, which this value owns.
 unsafe impl<H: Hal> Send for FrameBuffers<H> {}
 
 impl<H: Hal> FrameBuffers<H> {
-    /// Allocates zeroed buffers for frames behind headers of `header_length`
-    /// bytes, at most 16: one for each slot of a ring of `size` descriptors
-    /// and `slot_length` descriptors a slot, both powers of two. `None` when
-    /// there is no memory.
+    /// Allocates zeroed buffers. Their numbers are the multiples of
+    /// `numbers_each`, a power of two, below `numbers`; `tail` bytes follow the
+    /// last one, which the device never sees. `None` when there is no memory.
+    ///
+    /// A transmit queue numbers its buffers by the first descriptor of their
+    /// slot, so that no division is needed to find one.
     pub fn new(
-        size: u16,
-        slot_length: u16,
-        header_length: usize,
+        layout: Layout,
+        numbers: u16,
+        numbers_each: u16,
+        tail: usize,
         direction: BufferDirection,
     ) -> Option<Self> {
-        let stride = STRIDE.checked_div(usize::from(slot_length))?;
-        if header_length > FRAME_OFFSET {
+        let step = layout.stride.checked_div(usize::from(numbers_each))?;
+        let bytes = (usize::from(numbers) * step).checked_add(tail)?;
+        // Offsets are computed in 32 bits.
+        u32::try_from(bytes).ok()?;
+        let memory = DmaRegion::new(bytes, direction)?;
+        let frame_offset = layout.header_offset + layout.header_length;
+        if frame_offset > memory.size() {
             return None;
         }
-        let memory = DmaRegion::new(usize::from(size) * stride, direction)?;
-        // SAFETY: the memory holds at least one stride.
-        let first_frame = unsafe { memory.pointer().add(FRAME_OFFSET) };
+        // SAFETY: it lies within the memory.
+        let first_frame = unsafe { memory.pointer().add(frame_offset) };
         Some(Self {
-            first_header: memory.physical() + (FRAME_OFFSET - header_length) as PhysAddr,
+            first_header: memory.physical() + layout.header_offset as PhysAddr,
             first_frame,
-            // At most STRIDE and FRAME_OFFSET.
-            stride: stride as u32,
-            header_length: header_length as u32,
+            // All fit: they are parts of `bytes`.
+            step: step as u32,
+            header_length: layout.header_length as u32,
+            capacity: layout.capacity as u32,
             memory,
         })
     }
@@ -69,21 +180,41 @@ impl<H: Hal> FrameBuffers<H> {
         self.header_length
     }
 
-    /// Address of the header of the slot that begins with descriptor `head`,
-    /// as the device sees it; the frame follows.
+    /// Largest frame in bytes.
     #[inline]
-    pub fn header(&self, head: u16) -> PhysAddr {
-        self.first_header + PhysAddr::from(u32::from(head) * self.stride)
+    pub fn capacity(&self) -> u32 {
+        self.capacity
     }
 
-    /// Address of the frame as the driver sees it; [`MAX_FRAME`] bytes.
+    /// From one buffer to the next in bytes, where each has a number of its
+    /// own.
     #[inline]
-    pub fn frame(&self, head: u16) -> NonNull<u8> {
-        let offset = u32::from(head) * self.stride;
+    pub fn stride(&self) -> u32 {
+        self.step
+    }
+
+    /// Address of a buffer's header as the device sees it; the frame follows.
+    #[inline]
+    pub fn header(&self, number: u16) -> PhysAddr {
+        self.first_header + PhysAddr::from(u32::from(number) * self.step)
+    }
+
+    /// Address of a buffer's frame as the driver sees it; its header ends
+    /// there.
+    #[inline]
+    pub fn frame(&self, number: u16) -> NonNull<u8> {
+        let offset = u32::from(number) * self.step;
         debug_assert!((offset as usize) < self.memory.size());
-        // SAFETY: `head` is the first descriptor of a slot, so that a whole
-        // stride of memory begins at `offset`; the callers in this crate have
-        // it from the ring.
+        // SAFETY: a buffer of that number, or the tail, begins at `offset`
+        // from the first; the callers in this crate have the number from the
+        // ring.
         unsafe { self.first_frame.add(offset as usize) }
+    }
+
+    /// Address of a buffer's header as the driver sees it.
+    #[inline]
+    pub fn header_pointer(&self, number: u16) -> NonNull<u8> {
+        // SAFETY: the header lies directly before the frame.
+        unsafe { self.frame(number).sub(self.header_length as usize) }
     }
 }

@@ -263,6 +263,7 @@ impl<H: Hal> ControlQueue<H> {
             NetError::NoBuffers {
                 queue: queue.ring().queue(),
                 count: 1,
+                size: area::SIZE,
             }
         })?;
         Ok(Self {

@@ -23,12 +23,14 @@ pub enum NetError {
     Queue(QueueError),
     /// A command to the device was not carried out.
     Control(ControlError),
-    /// There was no memory for frame buffers.
+    /// There was no memory for buffers.
     NoBuffers {
         /// Index of the queue.
         queue: u16,
-        /// Buffers of 2048 bytes that were needed.
+        /// Buffers that were needed.
         count: u16,
+        /// Bytes that each takes.
+        size: usize,
     },
     /// The device's configuration could not be read.
     Config {
@@ -70,9 +72,10 @@ impl fmt::Display for NetError {
             Self::FindVqs(error) => error.fmt(f),
             Self::Queue(error) => error.fmt(f),
             Self::Control(error) => error.fmt(f),
-            Self::NoBuffers { queue, count } => {
-                write!(f, "queue {queue}: no memory for {count} frame buffers")
-            }
+            Self::NoBuffers { queue, count, size } => write!(
+                f,
+                "queue {queue}: no memory for {count} buffers of {size} bytes"
+            ),
             Self::Config { offset } => write!(
                 f,
                 "the device's configuration cannot be read at offset {offset}"

@@ -95,6 +95,13 @@ bitflags::bitflags! {
 impl Features {
     /// What this driver implements; no other bit is ever acknowledged.
     pub const IMPLEMENTED: Self = Self::MAC
+        .union(Self::CSUM)
+        .union(Self::GUEST_CSUM)
+        .union(Self::GUEST_TSO4)
+        .union(Self::GUEST_TSO6)
+        .union(Self::HOST_TSO4)
+        .union(Self::HOST_TSO6)
+        .union(Self::MRG_RXBUF)
         .union(Self::MTU)
         .union(Self::STATUS)
         .union(Self::CTRL_VQ)
@@ -117,8 +124,17 @@ impl Features {
         .union(Self::GUEST_ECN)
         .union(Self::GUEST_UFO);
 
-    /// Features with what each needs (specification 5.1.3.1).
-    const NEEDS: [(Self, Self); 9] = [
+    /// Features with what each needs, of several any one (specification
+    /// 5.1.3.1).
+    const NEEDS: [(Self, Self); 17] = [
+        (Self::GUEST_TSO4, Self::GUEST_CSUM),
+        (Self::GUEST_TSO6, Self::GUEST_CSUM),
+        (Self::GUEST_ECN, Self::GUEST_TSO4.union(Self::GUEST_TSO6)),
+        (Self::GUEST_UFO, Self::GUEST_CSUM),
+        (Self::HOST_TSO4, Self::CSUM),
+        (Self::HOST_TSO6, Self::CSUM),
+        (Self::HOST_ECN, Self::HOST_TSO4.union(Self::HOST_TSO6)),
+        (Self::HOST_UFO, Self::CSUM),
         (Self::CTRL_RX, Self::CTRL_VQ),
         (Self::CTRL_VLAN, Self::CTRL_VQ),
         (Self::CTRL_RX_EXTRA, Self::CTRL_VQ),
@@ -137,11 +153,17 @@ impl Features {
         // In the order of the table, so that what is removed is missed by
         // what needs it further down.
         for (feature, needed) in Self::NEEDS {
-            if !self.contains(needed) {
+            if !self.intersects(needed) {
                 self.remove(feature);
             }
         }
         self
+    }
+
+    /// Whether a header may share a descriptor with its frame (specification
+    /// 2.6.4.3; 5.1.6.6 for the legacy interface).
+    pub const fn any_layout(self) -> bool {
+        self.intersects(Self::ANY_LAYOUT.union(Self::VERSION_1))
     }
 
     /// The feature with this name: the specification's without its prefix, in

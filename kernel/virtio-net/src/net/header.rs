@@ -1,30 +1,42 @@
 //! `struct virtio_net_hdr` (specification 5.1.6), the header of every frame.
 
-use super::Features;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Length in bytes of the header of a legacy device without
-/// `VIRTIO_NET_F_MRG_RXBUF`.
-pub const LEGACY_HEADER_LENGTH: usize = 10;
+use super::features::Features;
 
-/// Length in bytes of the header with `num_buffers`, which a device of version
-/// 1 has always.
-pub const HEADER_LENGTH: usize = 12;
+/// In [`Header::flags`]: the checksum at `csum_start` + `csum_offset` is that
+/// of the pseudo-header only.
+pub const F_NEEDS_CSUM: u8 = 1;
+/// In [`Header::flags`]: the device has found the checksum right.
+pub const F_DATA_VALID: u8 = 2;
 
-/// Length in bytes of the header that goes with these features.
-pub fn header_length(negotiated: Features) -> usize {
-    if negotiated.intersects(Features::VERSION_1 | Features::MRG_RXBUF) {
-        HEADER_LENGTH
-    } else {
-        LEGACY_HEADER_LENGTH
-    }
-}
+/// In [`Header::gso_type`]: an ordinary frame.
+pub const GSO_NONE: u8 = 0;
+/// In [`Header::gso_type`]: TCP over IPv4 in one large piece.
+pub const GSO_TCPV4: u8 = 1;
+/// In [`Header::gso_type`]: TCP over IPv6 in one large piece.
+pub const GSO_TCPV6: u8 = 4;
+/// In [`Header::gso_type`], with another value: the TCP segment has ECN's CWR
+/// flag.
+pub const GSO_ECN: u8 = 0x80;
 
-/// The fields that every header has, little endian. With
-/// `VIRTIO_NET_F_MRG_RXBUF` or `VIRTIO_F_VERSION_1` 16 bits `num_buffers`
-/// follow.
+/// The fields that every header has.
+///
+/// Their byte order is little endian; the legacy interface has the guest's
+/// (specification 5.1.6.7), which is the same on x86.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
 )]
 #[repr(C)]
 pub struct Header {
@@ -33,13 +45,80 @@ pub struct Header {
     /// `VIRTIO_NET_HDR_GSO_*`.
     pub gso_type: u8,
     /// Ethernet, IP and TCP or UDP header together, in bytes.
-    pub hdr_len: [u8; 2],
+    pub hdr_len: U16,
     /// Bytes of payload a segment.
-    pub gso_size: [u8; 2],
-    /// Offset from which the checksum is to be computed.
-    pub csum_start: [u8; 2],
-    /// Offset from `csum_start` at which the checksum is to be stored.
-    pub csum_offset: [u8; 2],
+    pub gso_size: U16,
+    /// Offset from which the checksum is to be computed, in bytes from the
+    /// start of the frame.
+    pub csum_start: U16,
+    /// Offset from `csum_start` at which the checksum is to be stored, in
+    /// bytes.
+    pub csum_offset: U16,
 }
 
-const _: () = assert!(size_of::<Header>() == LEGACY_HEADER_LENGTH);
+/// The header with `VIRTIO_NET_F_MRG_RXBUF` or `VIRTIO_F_VERSION_1`.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct MergeableHeader {
+    /// The common fields.
+    pub header: Header,
+    /// Buffers over which a received frame is spread; 0 in a sent one.
+    pub num_buffers: U16,
+}
+
+/// The header with `VIRTIO_NET_F_HASH_REPORT`.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct HashHeader {
+    /// The common fields.
+    pub mergeable: MergeableHeader,
+    /// The hash.
+    pub hash_value: U32,
+    /// `VIRTIO_NET_HASH_REPORT_*`: what was hashed.
+    pub hash_report: U16,
+    /// Reserved.
+    pub padding_reserved: U16,
+}
+
+const _: () = assert!(
+    size_of::<Header>() == 10
+        && size_of::<MergeableHeader>() == 12
+        && size_of::<HashHeader>() == 20
+);
+
+/// Length in bytes of the header of every frame, both ways, which follows from
+/// the features (specification 5.1.6 and 5.1.6.3).
+pub const fn header_length(negotiated: Features) -> usize {
+    const WITH_NUM_BUFFERS: Features = Features::MRG_RXBUF.union(Features::VERSION_1);
+    if negotiated.contains(Features::HASH_REPORT) {
+        size_of::<HashHeader>()
+    } else if negotiated.intersects(WITH_NUM_BUFFERS) {
+        size_of::<MergeableHeader>()
+    } else {
+        size_of::<Header>()
+    }
+}

@@ -10,7 +10,6 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType};
 use super::config::{DEFAULT_MTU, DeviceInfo};
 use super::control::{self, Command, ControlQueue};
 use super::filter::Filter;
-use super::header::header_length;
 use super::pair::{self, QueuePair};
 use super::rx::RxQueue;
 use super::stats::Stats;
@@ -165,13 +164,14 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         &self,
         queues: &mut impl Iterator<Item = Virtqueue<H>>,
     ) -> Result<QueuePair<H>, NetError> {
-        let any_layout = has_any_layout(self.info.negotiated);
-        let header_length = header_length(self.info.negotiated);
+        let DeviceInfo {
+            negotiated, mtu, ..
+        } = self.info;
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
             return Err(NetError::NotOpen);
         };
-        let mut rx = RxQueue::new(receive, header_length, any_layout)?;
-        let tx = TxQueue::new(transmit, header_length, any_layout)?;
+        let mut rx = RxQueue::new(receive, negotiated, mtu)?;
+        let tx = TxQueue::new(transmit, negotiated, mtu)?;
         rx.fill()?;
         Ok(QueuePair { rx, tx })
     }
@@ -218,7 +218,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             let (receive, rx_buffers) = rx.into_parts();
             let (transmit, tx_buffers) = tx.into_parts();
             queues.extend([receive, transmit]);
-            buffers.extend([rx_buffers, tx_buffers]);
+            buffers.push((rx_buffers, tx_buffers));
         }
         let control = control.map(ControlQueue::into_parts);
         let control = control.map(|(queue, memory)| {
@@ -272,11 +272,7 @@ fn negotiate<T: ConfigOps>(
 fn wanted_queues(info: &DeviceInfo, pairs: u16) -> Vec<WantedQueue> {
     // Specification 2.6.4.3 and 5.1.6.1: without ANY_LAYOUT the header has a
     // descriptor of its own.
-    let chain = if has_any_layout(info.negotiated) {
-        1
-    } else {
-        2
-    };
+    let chain = if info.negotiated.any_layout() { 1 } else { 2 };
     let data = (0..2 * pairs).map(|index| WantedQueue {
         index,
         shape: ring_shape(info.negotiated, chain),
@@ -320,10 +316,4 @@ fn ring_shape(negotiated: Features, chain: u16) -> RingShape {
         in_order: negotiated.contains(Features::IN_ORDER),
         notification_data: negotiated.contains(Features::NOTIFICATION_DATA),
     }
-}
-
-/// Whether header and frame may be one descriptor: a device of version 1 must
-/// not care (specification 2.6.4.1).
-fn has_any_layout(negotiated: Features) -> bool {
-    negotiated.intersects(Features::ANY_LAYOUT | Features::VERSION_1)
 }

@@ -1,56 +1,125 @@
 //! The receive queue: every buffer is either at the device or, for the length
 //! of one call, at the network stack.
+//!
+//! With `VIRTIO_NET_F_MRG_RXBUF` a frame may lie in several buffers. The device
+//! takes them in the order in which they were posted, which is that of their
+//! addresses, and fills them to the last byte; so such a frame is one piece of
+//! memory all the same. Where it runs over the end of the memory, what it has at
+//! the beginning is copied behind the end; and a frame whose buffers a device
+//! took in another order is copied there as a whole.
+
+extern crate alloc;
+
+use alloc::vec::Vec;
 
 use virtio_drivers::{BufferDirection, Hal};
+use zerocopy::FromBytes;
 
-use super::buffers::{FrameBuffers, MAX_FRAME};
+use super::buffers::{FrameBuffers, Layout, largest_received};
 use super::error::NetError;
-use crate::queue::{Buffer, QueueError, Virtqueue};
+use super::features::Features;
+use super::header::{
+    F_DATA_VALID, F_NEEDS_CSUM, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, Header, MergeableHeader,
+};
+use crate::queue::{BrokenReason, Buffer, QueueError, Used, Virtqueue};
 
 /// A receive virtqueue with its buffers.
 pub struct RxQueue<H: Hal> {
     pub(super) queue: Virtqueue<H>,
     buffers: FrameBuffers<H>,
+    /// Number of buffers; the one of this number is the memory behind them.
+    count: u16,
     /// Whether header and frame may be one descriptor
     /// (`VIRTIO_F_ANY_LAYOUT`, specification 2.6.4.3).
     any_layout: bool,
+    /// `VIRTIO_NET_F_MRG_RXBUF`.
+    mergeable: bool,
+    /// `VIRTIO_NET_F_GUEST_CSUM`.
+    guest_csum: bool,
+    /// What `gso_type` may be beside "none".
+    segmented: [Option<u8>; 2],
+    /// Largest frame that the device may deliver.
+    largest: u32,
+    /// A frame that the caller has lies in the memory behind the buffers.
+    behind_in_use: bool,
+    /// The buffers of the frame that is being put together; has room for all.
+    parts: Vec<Used>,
     pub(super) packets: u64,
     pub(super) bytes: u64,
     pub(super) dropped: u64,
+    /// Frames over several buffers.
+    pub(super) merged: u64,
+    /// Frames whose checksum the device vouches for.
+    pub(super) checksum_valid: u64,
     pub(super) error: Option<QueueError>,
 }
 
 /// A received frame that the device has given to the driver.
 #[derive(Debug)]
 pub struct RxFrame {
+    /// Where it begins.
     buffer: u16,
-    length: u16,
+    /// Buffers from there on that are to be posted again; behind the last one
+    /// comes the first.
+    buffers: u16,
+    length: u32,
+    checksum_valid: bool,
+}
+
+impl RxFrame {
+    /// Whether the device vouches for the checksum of the UDP datagram or TCP
+    /// segment in it: it has verified it, or the frame comes from a sender on
+    /// the same machine that left it incomplete. If not, it must be verified.
+    /// The checksum of an IPv4 header must always be.
+    #[inline]
+    pub fn is_checksum_valid(&self) -> bool {
+        self.checksum_valid
+    }
 }
 
 impl<H: Hal> RxQueue<H> {
     pub(super) fn new(
         queue: Virtqueue<H>,
-        header_length: usize,
-        any_layout: bool,
+        negotiated: Features,
+        mtu: u16,
     ) -> Result<Self, NetError> {
         let ring = queue.ring();
-        let buffers = FrameBuffers::new(
-            ring.size(),
-            ring.slot_length(),
-            header_length,
-            BufferDirection::DeviceToDriver,
-        )
-        .ok_or(NetError::NoBuffers {
-            queue: ring.queue(),
-            count: ring.capacity(),
-        })?;
+        let layout = Layout::receive(negotiated, mtu);
+        let count = layout.receive_count(ring.capacity());
+        let mergeable = negotiated.contains(Features::MRG_RXBUF);
+        let largest = largest_received(negotiated, mtu);
+        let behind = if mergeable {
+            size_of::<MergeableHeader>() + largest
+        } else {
+            0
+        };
+        let buffers = FrameBuffers::new(layout, count, 1, behind, BufferDirection::DeviceToDriver)
+            .ok_or(NetError::NoBuffers {
+                queue: ring.queue(),
+                count,
+                size: layout.stride(),
+            })?;
+        let if_negotiated = |feature, gso_type| negotiated.contains(feature).then_some(gso_type);
         Ok(Self {
             queue,
             buffers,
-            any_layout,
+            count,
+            any_layout: negotiated.any_layout(),
+            mergeable,
+            guest_csum: negotiated.contains(Features::GUEST_CSUM),
+            segmented: [
+                if_negotiated(Features::GUEST_TSO4, GSO_TCPV4),
+                if_negotiated(Features::GUEST_TSO6, GSO_TCPV6),
+            ],
+            // Less than 2^17.
+            largest: largest as u32,
+            behind_in_use: false,
+            parts: Vec::with_capacity(if mergeable { count.into() } else { 0 }),
             packets: 0,
             bytes: 0,
             dropped: 0,
+            merged: 0,
+            checksum_valid: 0,
             error: None,
         })
     }
@@ -59,14 +128,23 @@ impl<H: Hal> RxQueue<H> {
     /// kick.
     #[doc(alias = "try_fill_recv")]
     pub(super) fn fill(&mut self) -> Result<(), NetError> {
-        while let Some(head) = self.queue.ring().next_head() {
-            self.post(head.descriptor())?;
+        for buffer in 0..self.count {
+            self.post(buffer)?;
         }
         Ok(())
     }
 
+    /// Whether the device vouches for the checksums of some frames
+    /// (`VIRTIO_NET_F_GUEST_CSUM`): [`RxFrame::is_checksum_valid`] says of
+    /// which.
+    #[inline]
+    pub fn verifies_checksums(&self) -> bool {
+        self.guest_csum
+    }
+
     /// Takes the next received frame, if there is one. It must go back by
-    /// [`Self::recycle`].
+    /// [`Self::recycle`], before the next one is taken: a frame that must be
+    /// put together is lost when another such frame is still out.
     ///
     /// After an error of the queue nothing more is received until the device
     /// has been reset.
@@ -80,44 +158,243 @@ impl<H: Hal> RxQueue<H> {
                     return None;
                 }
             };
-            if let Some(length) = used.length.checked_sub(self.buffers.header_length())
-                && length > 0
-            {
-                self.packets += 1;
-                self.bytes += u64::from(length);
-                return Some(RxFrame {
-                    buffer: used.token,
-                    // `pop_used` made sure that it is at most what was
-                    // posted, MAX_FRAME.
-                    length: length as u16,
-                });
+            let Some(length) = used.length.checked_sub(self.buffers.header_length()) else {
+                // Not even a header: nothing to hand on.
+                self.drop_buffer(used.token);
+                continue;
+            };
+            let mut frame = RxFrame {
+                buffer: used.token,
+                buffers: 1,
+                // `pop_used` made sure that it is at most what was posted.
+                length,
+                checksum_valid: false,
+            };
+            if self.mergeable && self.num_buffers(used.token) != 1 {
+                frame = match self.merge(used) {
+                    Some(frame) => frame,
+                    None if self.error.is_some() => return None,
+                    None => continue,
+                };
             }
-            // Not even a header: nothing to hand on.
-            self.dropped += 1;
-            self.repost(used.token);
+            if self.guest_csum && !self.judge(&mut frame) || frame.length == 0 {
+                self.dropped += 1;
+                self.recycle(frame);
+                continue;
+            }
+            self.packets += 1;
+            self.bytes += u64::from(frame.length);
+            return Some(frame);
         }
+    }
+
+    /// The `num_buffers` of a header that has it.
+    #[inline]
+    fn num_buffers(&self, buffer: u16) -> u16 {
+        let header: &[u8; size_of::<MergeableHeader>()] = self.header(buffer);
+        MergeableHeader::read_from_bytes(header).map_or(0, |header| header.num_buffers.get())
+    }
+
+    /// The first `N` bytes of a buffer's header, which has at least so many.
+    #[inline]
+    fn header<const N: usize>(&self, buffer: u16) -> &[u8; N] {
+        debug_assert!(N <= self.buffers.header_length() as usize);
+        // SAFETY: every buffer begins with a header of that length; this one
+        // is not at the device, and the memory was zeroed when it was
+        // allocated.
+        unsafe { self.buffers.header_pointer(buffer).cast().as_ref() }
+    }
+
+    /// Takes the other buffers of a frame that has not just one (Linux
+    /// `receive_mergeable`). `None` when it is dropped, or the device broke the
+    /// protocol.
+    #[doc(alias = "receive_mergeable")]
+    #[cold]
+    fn merge(&mut self, first: Used) -> Option<RxFrame> {
+        let num_buffers = self.num_buffers(first.token);
+        self.parts.clear();
+        self.parts.push(first);
+        while self.parts.len() < usize::from(num_buffers) {
+            match self.queue.pop_used() {
+                // There is room: no more than `count` buffers are out.
+                Ok(Some(part)) => self.parts.push(part),
+                // Specification 5.1.6.4.1: they are used together.
+                Ok(None) => {
+                    let reason = BrokenReason::NumBuffers {
+                        num_buffers,
+                        // At most the queue's size.
+                        used: self.parts.len() as u16,
+                    };
+                    self.error = Some(self.queue.mark_broken(reason));
+                    return None;
+                }
+                Err(error) => {
+                    self.error = Some(error);
+                    return None;
+                }
+            }
+        }
+        let total: u64 = self.parts.iter().map(|part| u64::from(part.length)).sum();
+        let frame = total
+            .checked_sub(self.buffers.header_length().into())
+            .filter(|&length| num_buffers != 0 && length <= self.largest.into())
+            // At most `largest`.
+            .and_then(|length| self.join(length as u32));
+        match frame {
+            Some(_) => self.merged += 1,
+            None => self.drop_parts(),
+        }
+        frame
+    }
+
+    /// Makes one frame of `length` bytes of the parts. `None` when they would
+    /// have to be copied to where another frame is.
+    fn join(&mut self, length: u32) -> Option<RxFrame> {
+        let stride = self.buffers.stride();
+        let first = self.parts.first()?.token;
+        // At most `count`.
+        let buffers = self.parts.len() as u16;
+        let mut next = first;
+        let mut is_one_piece = true;
+        for (number, part) in (1..).zip(&self.parts) {
+            let is_full = part.length == stride || number == buffers;
+            is_one_piece &= part.token == next && is_full;
+            next = self.next(part.token);
+        }
+        let before_end = self.count - first;
+        let mut frame = RxFrame {
+            buffer: first,
+            buffers,
+            length,
+            checksum_valid: false,
+        };
+        if is_one_piece && buffers <= before_end {
+            return Some(frame);
+        }
+        if core::mem::replace(&mut self.behind_in_use, true) {
+            return None;
+        }
+        let copied = if is_one_piece {
+            usize::from(before_end)
+        } else {
+            // All of it is copied, so the buffers can go back.
+            frame.buffer = self.count;
+            frame.buffers = 0;
+            0
+        };
+        let mut offset = 0;
+        for part in self.parts.iter().skip(copied) {
+            let length = part.length as usize;
+            // SAFETY: `pop_used` made sure that the part lies within its buffer,
+            // which is not at the device. The memory behind the buffers holds
+            // the largest frame and its header, and the parts together are not
+            // longer. It overlaps no buffer, and no `RxFrame` refers to it.
+            unsafe {
+                let from = self.buffers.header_pointer(part.token);
+                let to = self.buffers.header_pointer(self.count).add(offset);
+                to.copy_from_nonoverlapping(from, length);
+            }
+            offset += length;
+        }
+        if frame.buffers == 0 {
+            self.post_parts();
+        }
+        Some(frame)
+    }
+
+    /// The buffer after this one.
+    fn next(&self, buffer: u16) -> u16 {
+        if buffer + 1 < self.count {
+            buffer + 1
+        } else {
+            0
+        }
+    }
+
+    fn drop_parts(&mut self) {
+        self.dropped += 1;
+        self.post_parts();
+    }
+
+    /// Gives the buffers of all parts back to the device.
+    fn post_parts(&mut self) {
+        for index in 0..self.parts.len() {
+            if let Some(part) = self.parts.get(index) {
+                self.repost(part.token);
+            }
+        }
+    }
+
+    /// Reads what the header says of the frame (Linux
+    /// `virtio_net_hdr_to_skb`); returns whether it can be.
+    #[doc(alias = "virtio_net_hdr_to_skb")]
+    fn judge(&mut self, frame: &mut RxFrame) -> bool {
+        let header: &[u8; size_of::<Header>()] = self.header(frame.buffer);
+        let Ok(header) = Header::read_from_bytes(header) else {
+            return false;
+        };
+        // ECN needs nothing from us: no connection here uses it.
+        let gso_type = header.gso_type & !GSO_ECN;
+        let is_segmented = gso_type != GSO_NONE;
+        if is_segmented && (header.gso_size.get() == 0 || !self.segmented.contains(&Some(gso_type)))
+        {
+            return false;
+        }
+        if header.flags & F_NEEDS_CSUM != 0 {
+            let end = u32::from(header.csum_start.get()) + u32::from(header.csum_offset.get()) + 2;
+            if end > frame.length {
+                return false;
+            }
+        }
+        // Of a frame that needs its checksum, that one and all before it are
+        // right (specification 5.1.6.4).
+        frame.checksum_valid = header.flags & (F_NEEDS_CSUM | F_DATA_VALID) != 0;
+        self.checksum_valid += u64::from(frame.checksum_valid);
+        true
     }
 
     /// The bytes of a received frame, where the device wrote them.
     #[inline]
     pub fn frame(&self, frame: &RxFrame) -> &[u8] {
-        // SAFETY: the device has given the buffer back, `recycle` consumes
+        // SAFETY: the device has given the buffers back, `recycle` consumes
         // the `RxFrame`, and `receive` checked the length against what was
-        // posted, so that these are initialised bytes of the buffer that
-        // nobody writes.
+        // posted, so that these are initialised bytes of buffers that
+        // nobody writes; those of several buffers have no gap between them.
         unsafe {
             core::slice::from_raw_parts(
                 self.buffers.frame(frame.buffer).as_ptr(),
-                usize::from(frame.length),
+                frame.length as usize,
             )
         }
     }
 
-    /// Gives the buffer of a frame back to the device; it sees it at the next
-    /// kick.
+    /// Gives the buffers of a frame back to the device; it sees them at the
+    /// next kick.
     #[inline]
     pub fn recycle(&mut self, frame: RxFrame) {
-        self.repost(frame.buffer);
+        if frame.buffers == 1 {
+            self.repost(frame.buffer);
+        } else {
+            self.recycle_merged(&frame);
+        }
+    }
+
+    fn recycle_merged(&mut self, frame: &RxFrame) {
+        let end = usize::from(frame.buffer) + usize::from(frame.buffers);
+        if frame.buffer == self.count || end > usize::from(self.count) {
+            self.behind_in_use = false;
+        }
+        let mut buffer = frame.buffer;
+        for _ in 0..frame.buffers {
+            self.repost(buffer);
+            buffer = self.next(buffer);
+        }
+    }
+
+    /// Gives a buffer back that holds nothing to hand on.
+    fn drop_buffer(&mut self, buffer: u16) {
+        self.dropped += 1;
+        self.repost(buffer);
     }
 
     #[inline]
@@ -131,17 +408,18 @@ impl<H: Hal> RxQueue<H> {
     fn post(&mut self, buffer: u16) -> Result<(), QueueError> {
         let address = self.buffers.header(buffer);
         let header = self.buffers.header_length();
+        let capacity = self.buffers.capacity();
         // SAFETY: the buffer is part of `self.buffers`, which outlives the
         // device's use of it (`del_vqs` resets first), and it is not at the
         // device: it was never posted or has just come back.
         unsafe {
             if self.any_layout {
-                let frame = Buffer::new(address, header + MAX_FRAME as u32, true);
+                let frame = Buffer::new(address, header + capacity, true);
                 self.queue.add(&[frame], buffer)
             } else {
                 let parts = [
                     Buffer::new(address, header, true),
-                    Buffer::new(address + u64::from(header), MAX_FRAME as u32, true),
+                    Buffer::new(address + u64::from(header), capacity, true),
                 ];
                 self.queue.add(&parts, buffer)
             }

@@ -15,7 +15,7 @@ pub struct Stats {
     pub rx_packets: u64,
     /// Bytes of those frames, Ethernet header included.
     pub rx_bytes: u64,
-    /// Buffers that came back without a frame.
+    /// Frames that were dropped: their buffer or their header could not be.
     pub rx_dropped: u64,
     /// Times that the receive queue broke.
     pub rx_errors: u64,
@@ -27,6 +27,14 @@ pub struct Stats {
     pub tx_waited: u64,
     /// Times that the transmit queue broke.
     pub tx_errors: u64,
+    /// Received frames that lay in several buffers.
+    pub rx_merged: u64,
+    /// Received frames whose checksum the device vouched for.
+    pub rx_checksum_valid: u64,
+    /// Sent frames whose checksum the device filled in.
+    pub tx_checksum_offloaded: u64,
+    /// Sent frames that the device segmented.
+    pub tx_segmented: u64,
     /// Doorbell writes, each a VM exit.
     pub kicks: u64,
     /// Kicks that the device did not want.
@@ -99,6 +107,10 @@ impl Stats {
             tx_bytes,
             tx_waited,
             tx_errors,
+            rx_merged,
+            rx_checksum_valid,
+            tx_checksum_offloaded,
+            tx_segmented,
             kicks,
             kicks_suppressed,
             interrupts,
@@ -113,6 +125,10 @@ impl Stats {
         self.tx_bytes += tx_bytes;
         self.tx_waited += tx_waited;
         self.tx_errors += tx_errors;
+        self.rx_merged += rx_merged;
+        self.rx_checksum_valid += rx_checksum_valid;
+        self.tx_checksum_offloaded += tx_checksum_offloaded;
+        self.tx_segmented += tx_segmented;
         self.kicks += kicks;
         self.kicks_suppressed += kicks_suppressed;
         self.interrupts += interrupts;
@@ -130,6 +146,10 @@ impl Stats {
         self.tx_bytes += tx.bytes;
         self.tx_waited += tx.waited;
         self.tx_errors += u64::from(tx.error.is_some());
+        self.rx_merged += rx.merged;
+        self.rx_checksum_valid += rx.checksum_valid;
+        self.tx_checksum_offloaded += tx.checksum_offloaded;
+        self.tx_segmented += tx.segmented;
         self.add_kicks(&rx.queue);
         self.add_kicks(&tx.queue);
     }

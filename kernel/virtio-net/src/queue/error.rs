@@ -90,6 +90,13 @@ pub enum BrokenReason {
         /// Bytes that it could write.
         writable: u32,
     },
+    /// The device says that a frame lies in more buffers than it has used.
+    NumBuffers {
+        /// How many it says.
+        num_buffers: u16,
+        /// How many it has used.
+        used: u16,
+    },
 }
 
 impl fmt::Display for QueueError {
@@ -153,6 +160,10 @@ impl fmt::Display for BrokenReason {
             } => write!(
                 f,
                 "used id {id}: length {length}, but only {writable} bytes were writable"
+            ),
+            Self::NumBuffers { num_buffers, used } => write!(
+                f,
+                "a frame lies in {num_buffers} buffers, but only {used} are used"
             ),
         }
     }

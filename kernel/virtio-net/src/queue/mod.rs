@@ -132,6 +132,12 @@ impl<H: Hal> Virtqueue<H> {
         self.ring.discard_used()
     }
 
+    /// Makes the queue unusable because of what the device did to it in the
+    /// buffers; see [`Ring::mark_broken`].
+    pub fn mark_broken(&mut self, reason: BrokenReason) -> QueueError {
+        self.ring.mark_broken(reason)
+    }
+
     /// Publishes what was added and tells the device, if it wants to know.
     /// Returns whether the doorbell was rung (Linux `virtqueue_kick`).
     #[doc(alias = "virtqueue_kick")]

@@ -309,6 +309,12 @@ impl<H: Hal> Ring<H> {
         by_format!(&self.format, ring => ring.used_idx(&self.slots, None))
     }
 
+    /// Makes the ring unusable: the device has broken the protocol, though not
+    /// in the ring. Returns the error of every further operation.
+    pub fn mark_broken(&mut self, reason: BrokenReason) -> QueueError {
+        self.slots.break_down(reason)
+    }
+
     /// Why the ring is unusable, if the device broke the protocol.
     pub fn broken(&self) -> Option<BrokenReason> {
         self.slots.broken()

@@ -16,6 +16,8 @@ mod msix;
 mod net_control;
 mod net_faults;
 mod net_lifecycle;
+mod net_merge;
+mod net_offload;
 mod net_traffic;
 mod ring;
 mod ring_events;

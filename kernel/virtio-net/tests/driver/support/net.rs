@@ -25,15 +25,22 @@ pub const TX: usize = 1;
 /// Size of the control queue, as QEMU has it.
 pub const CONTROL_SIZE: u16 = 64;
 
-/// Length of the header of every frame.
+/// Length of the header of every frame, without `MRG_RXBUF`.
 pub const HEADER: usize = 10;
 /// The device's hardware address.
 pub const MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
 /// Feature bits by number, so that a wrong number in the driver shows.
 pub mod feature {
+    pub const CSUM: u32 = 1;
+    pub const GUEST_CSUM: u32 = 1 << 1;
     pub const MTU: u32 = 1 << 3;
     pub const MAC: u32 = 1 << 5;
+    pub const GUEST_TSO4: u32 = 1 << 7;
+    pub const GUEST_TSO6: u32 = 1 << 8;
+    pub const HOST_TSO4: u32 = 1 << 11;
+    pub const HOST_TSO6: u32 = 1 << 12;
+    pub const MRG_RXBUF: u32 = 1 << 15;
     pub const STATUS: u32 = 1 << 16;
     pub const CTRL_GUEST_OFFLOADS: u32 = 1 << 2;
     pub const CTRL_VQ: u32 = 1 << 17;
@@ -45,7 +52,7 @@ pub mod feature {
     pub const CTRL_MAC_ADDR: u32 = 1 << 23;
     pub const ANY_LAYOUT: u32 = 1 << 27;
     pub const EVENT_IDX: u32 = 1 << 29;
-    /// What the driver implements and what is no matter of the control queue.
+    /// What a device without offloads and without a control queue has.
     pub const ALL: u32 = MTU | MAC | STATUS | ANY_LAYOUT | EVENT_IDX;
     /// What needs a control queue, with it.
     pub const CONTROL: u32 = CTRL_VQ
@@ -55,8 +62,14 @@ pub mod feature {
         | GUEST_ANNOUNCE
         | CTRL_MAC_ADDR
         | CTRL_GUEST_OFFLOADS;
+    /// Offloads when sending.
+    pub const HOST: u32 = CSUM | HOST_TSO4 | HOST_TSO6;
+    /// Offloads when receiving.
+    pub const GUEST: u32 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6;
     /// What the driver implements for one queue pair.
-    pub const IMPLEMENTED: u32 = ALL | CONTROL;
+    pub const IMPLEMENTED: u32 = ALL | CONTROL | HOST | GUEST | MRG_RXBUF;
+    /// What requires another feature (specification 5.1.3.1).
+    pub const DEPENDENT: u32 = (CONTROL & !CTRL_VQ) | (HOST & !CSUM) | (GUEST & !GUEST_CSUM);
 }
 
 /// The driver under test.
@@ -207,7 +220,7 @@ impl Machine {
             let Some((head, descriptors)) = device.next_chain(TX) else {
                 break;
             };
-            sent.push(read_frame(&descriptors));
+            sent.push(read_frame(&descriptors, device.header_length()));
             device.use_chain(TX, head, 0);
         }
         sent
@@ -215,29 +228,62 @@ impl Machine {
 
     /// A frame arrives from the wire. Returns whether there was a buffer.
     pub fn receive(&self, frame: &[u8]) -> bool {
-        let mut bytes = vec![0; HEADER];
-        bytes.extend(frame);
-        self.receive_bytes(&bytes)
+        self.receive_behind(&[0; HEADER], frame)
     }
 
-    /// Header and frame arrive, or part of them.
-    pub fn receive_bytes(&self, bytes: &[u8]) -> bool {
-        let mut device = self.device();
-        let Some((head, descriptors)) = device.next_chain(RX) else {
-            return false;
-        };
+    /// A frame arrives, in as many buffers as it takes, behind a header that
+    /// begins with these bytes. Returns whether there were buffers enough.
+    pub fn receive_behind(&self, header: &[u8; HEADER], frame: &[u8]) -> bool {
+        let length = self.device().header_length();
+        let mut bytes = header.to_vec();
+        bytes.resize(length, 0);
+        bytes.extend(frame);
+        if length == HEADER {
+            return self.receive_bytes(&bytes);
+        }
+        let mut chains = Vec::new();
+        let mut room = 0;
+        while room < bytes.len() {
+            let Some(chain) = self.device().next_chain(RX) else {
+                assert!(chains.is_empty(), "half a frame is left over");
+                return false;
+            };
+            room += writable(&chain.1);
+            chains.push(chain);
+        }
+        bytes[HEADER..HEADER + 2].copy_from_slice(&(chains.len() as u16).to_le_bytes());
+        let mut rest = &bytes[..];
+        for (head, descriptors) in chains {
+            let (now, later) = rest.split_at(rest.len().min(writable(&descriptors)));
+            self.use_buffer(head, &descriptors, now);
+            rest = later;
+        }
+        true
+    }
+
+    /// Writes bytes into a buffer that was taken from the receive queue, and
+    /// uses it.
+    pub fn use_buffer(&self, head: u16, descriptors: &[Descriptor], bytes: &[u8]) {
         let mut rest = bytes;
         for descriptor in descriptors {
             assert!(descriptor.is_write_only(), "a receive buffer to read");
             let (now, later) = rest.split_at(rest.len().min(descriptor.len() as usize));
-            check_memory(&descriptor);
+            check_memory(descriptor);
             memory::guest_memory()
                 .write_slice(now, descriptor.addr())
                 .unwrap();
             rest = later;
         }
         assert!(rest.is_empty(), "the receive buffer is too small");
-        device.use_chain(RX, head, bytes.len() as u32);
+        self.device().use_chain(RX, head, bytes.len() as u32);
+    }
+
+    /// Header and frame arrive, or part of them.
+    pub fn receive_bytes(&self, bytes: &[u8]) -> bool {
+        let Some((head, descriptors)) = self.device().next_chain(RX) else {
+            return false;
+        };
+        self.use_buffer(head, &descriptors, bytes);
         true
     }
 
@@ -297,6 +343,11 @@ fn take(ring: &mut virtio_queue::Queue) -> Option<(u16, Vec<Descriptor>)> {
     Some((chain.head_index(), chain.collect()))
 }
 
+/// Bytes that the device may write into a chain.
+pub fn writable(descriptors: &[Descriptor]) -> usize {
+    descriptors.iter().map(|d| d.len() as usize).sum()
+}
+
 fn check_memory(descriptor: &Descriptor) {
     assert!(
         memory::is_allocated(descriptor.addr().0, descriptor.len().into()),
@@ -308,7 +359,7 @@ fn check_memory(descriptor: &Descriptor) {
 
 /// Reads what the driver wants sent. The header's length is the device's
 /// knowledge, not the number of descriptors (specification 2.6.4.3).
-fn read_frame(descriptors: &[Descriptor]) -> Sent {
+fn read_frame(descriptors: &[Descriptor], header_length: usize) -> Sent {
     let mut bytes = Vec::new();
     for descriptor in descriptors {
         assert!(!descriptor.is_write_only(), "a frame to send to write");
@@ -320,7 +371,7 @@ fn read_frame(descriptors: &[Descriptor]) -> Sent {
             .unwrap();
         bytes.append(&mut piece);
     }
-    let frame = bytes.split_off(HEADER);
+    let frame = bytes.split_off(header_length);
     Sent {
         descriptors: descriptors.iter().map(Descriptor::len).collect(),
         header: bytes,
@@ -329,6 +380,15 @@ fn read_frame(descriptors: &[Descriptor]) -> Sent {
 }
 
 impl LegacyDevice {
+    /// Length of the header of every frame (specification 5.1.6.3).
+    pub fn header_length(&self) -> usize {
+        if self.features & feature::MRG_RXBUF != 0 {
+            HEADER + 2
+        } else {
+            HEADER
+        }
+    }
+
     fn ring(&mut self, queue: usize) -> &mut virtio_queue::Queue {
         let ModelQueue { ring, .. } = &mut self.queues[queue];
         ring.as_mut().expect("the queue is not set up")
