@@ -177,6 +177,7 @@ impl Structures {
                 Structure::Device => device.offer(candidate),
             }
         }
+        let common = common.take(Structure::Common)?;
         let (notify, notify_off_multiplier) = match notify_ports.0 {
             Some(Candidate {
                 region: Ok(region),
@@ -189,7 +190,7 @@ impl Structures {
             }
         };
         Ok(Self {
-            common: common.take(Structure::Common)?,
+            common,
             notify,
             notify_off_multiplier,
             isr: isr.take(Structure::Isr)?,

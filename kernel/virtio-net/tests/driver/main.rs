@@ -3,7 +3,8 @@
 //! - Rings: rust-vmm's `virtio-queue` is the device. It shares nothing with
 //!   the driver but the specification.
 //! - Registers: a model of a legacy virtio-pci network device, ports and
-//!   configuration space, whose queues are `virtio-queue`'s.
+//!   configuration space, whose queues are `virtio-queue`'s; and models of the
+//!   registers of a modern one and of virtio-mmio.
 //!
 //! Both share a guest's memory with the driver, whose `Hal` is
 //! [`support::memory::GuestHal`].
@@ -12,6 +13,9 @@ mod support;
 
 mod find_vqs;
 mod legacy_pci;
+mod mmio;
+mod modern_pci;
+mod modern_structures;
 mod msix;
 mod net_control;
 mod net_faults;

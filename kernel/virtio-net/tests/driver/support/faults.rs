@@ -25,6 +25,10 @@ pub enum Step {
     QueueSize(u16),
     /// QUEUE_PFN of this queue, which then does not keep what was written.
     QueuePfn(u16),
+    /// FEATURES_OK, which then does not stay.
+    FeaturesOk,
+    /// QUEUE_ENABLE (or QUEUE_READY) of this queue, which then stays 0.
+    QueueEnable(u16),
 }
 
 /// A step that failed.

@@ -63,6 +63,43 @@ impl PciFunction {
         pci
     }
 
+    /// A modern virtio network device without BARs or capabilities.
+    pub fn modern() -> Self {
+        let mut pci = Self {
+            words: [0; 64],
+            writable: [0; 64],
+            lies: [None; 6],
+        };
+        pci.set(0x00, 0x1041_1af4);
+        pci.set(0x04, 1 << 20);
+        pci.writable[1] = 0xffff;
+        pci.set(0x08, 0x0200_0001);
+        pci.set(0x2c, 0x1100_1af4);
+        pci
+    }
+
+    /// Gives a BAR and the next one a 64-bit address.
+    pub fn bar64(&mut self, index: usize, address: u64, size: u64) {
+        let mask = !(size - 1);
+        self.bar(index, address as u32 | 0xc, mask as u32 & !0xf);
+        self.bar(index + 1, (address >> 32) as u32, (mask >> 32) as u32);
+    }
+
+    /// Links capabilities, each at its offset with its words, into the list.
+    pub fn capabilities(&mut self, list: &[(u8, Vec<u32>)]) {
+        self.set(
+            0x34,
+            list.first().map_or(0, |(offset, _)| u32::from(*offset)),
+        );
+        for (index, (offset, words)) in list.iter().enumerate() {
+            let next = list.get(index + 1).map_or(0, |(next, _)| u32::from(*next));
+            for (word, at) in words.iter().zip((*offset..=0xfc).step_by(4)) {
+                self.set(at, *word);
+            }
+            self.set(*offset, words[0] & !0xff00 | next << 8);
+        }
+    }
+
     /// Puts an MSI-X capability at `offset`, the last of the list.
     pub fn msix(&mut self, offset: u8, vectors: u16, location: u32) {
         self.set(offset, 0x11 | u32::from(vectors - 1) << 16);
@@ -126,15 +163,27 @@ impl PciFunction {
     }
 }
 
+/// A model of a device that is a PCI function.
+pub trait HasPci {
+    /// Its configuration space.
+    fn pci(&mut self) -> &mut PciFunction;
+}
+
+impl HasPci for LegacyDevice {
+    fn pci(&mut self) -> &mut PciFunction {
+        &mut self.pci
+    }
+}
+
 /// Access to the configuration space of the model's device; other places of
 /// the bus are empty.
-pub struct FakeAccess(pub Rc<RefCell<LegacyDevice>>);
+pub struct FakeAccess<D = LegacyDevice>(pub Rc<RefCell<D>>);
 
-impl ConfigurationAccess for FakeAccess {
+impl<D: HasPci> ConfigurationAccess for FakeAccess<D> {
     fn read_word(&self, function: DeviceFunction, offset: u8) -> u32 {
         assert_eq!(offset % 4, 0);
         if function == FUNCTION {
-            self.0.borrow().pci.get(offset)
+            self.0.borrow_mut().pci().get(offset)
         } else {
             !0
         }
@@ -143,7 +192,8 @@ impl ConfigurationAccess for FakeAccess {
     fn write_word(&mut self, function: DeviceFunction, offset: u8, value: u32) {
         assert_eq!(offset % 4, 0);
         assert_eq!(function, FUNCTION, "a write to another device");
-        let pci = &mut self.0.borrow_mut().pci;
+        let mut device = self.0.borrow_mut();
+        let pci = device.pci();
         let word = usize::from(offset / 4);
         let lie = word.checked_sub(4).and_then(|bar| *pci.lies.get(bar)?);
         if let (u32::MAX, Some(answer)) = (value, lie) {
