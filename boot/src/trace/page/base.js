@@ -43,7 +43,17 @@ function span(ns) {
 }
 // The time since the step before, where it was measured.
 const gap = step => step.delta.kind === "measured" ? step.delta.ns : null;
-const since = step => gap(step) !== null ? "+" + span(gap(step)) : step.delta.kind === "first" ? "" : "order only";
+const since = step => gap(step) !== null ? "+" + span(gap(step)) : step.delta.kind === "first" ? "" : "by order";
+// The guest's own measure of how long it stood still at a doorbell.
+function standstill(doorbell) {
+  const rang = steps.find(step => step.number > doorbell.number && step.event === "DoorbellRang");
+  if (!rang) return null;
+  if (rang.delta.since?.step === doorbell.number) return rang.delta.since.ns;
+  const between = steps.slice(doorbell.number + 1, rang.number + 1).map(gap);
+  return between.includes(null) ? null : between.reduce((all, ns) => all + ns, 0);
+}
+// `Type::method` as a path tells it: `method`.
+const shortName = step => nameOf(step).split("::").at(-1);
 
 let current = 0;
 const listeners = [];

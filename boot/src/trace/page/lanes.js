@@ -12,7 +12,7 @@ function layout(shown, width) {
   const unmeasured = gaps.filter(ns => ns === null).length, measured = gaps.length - unmeasured;
   const weigh = ns => scale === "linear" ? ns : Math.log2(1 + ns) + .4;
   const sum = gaps.reduce((all, ns) => ns === null ? all : all + weigh(ns), 0);
-  const band = sum > 0 ? Math.min(26, width * .45 / Math.max(1, unmeasured)) : width / Math.max(1, gaps.length);
+  const band = sum > 0 ? Math.min(34, width * .5 / Math.max(1, unmeasured)) : width / Math.max(1, gaps.length);
   const perWeight = sum > 0 ? (width - band * unmeasured) / sum : 0;
   const places = [0], bands = [];
   for (const ns of gaps) {
@@ -74,6 +74,16 @@ function drawLanes() {
       svg.append(el("path", { d: `M${x1} ${y1}C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}`, fill: "none", stroke: "var(--quiet)", "stroke-width": 1.6, "stroke-dasharray": known ? null : "4 4" }));
     }
   }
+  // Names below the points, as long as there is room for them.
+  const free = LAYERS.map(() => gutter);
+  if (!narrow) shown.forEach((step, i) => {
+    const lane = LAYERS.indexOf(layerOf(step)), text = shortName(step), half = text.length * 3.15;
+    const next = shown.findIndex((other, j) => j > i && other.layer === step.layer);
+    const middle = Math.min(x(i), full - half), end = next < 0 ? full : x(next) + 12;
+    if (middle - half < free[lane] + 6 || middle + half > end + half) return;
+    free[lane] = middle + half;
+    svg.append(el("text", { x: middle, y: row(step) + 19, "text-anchor": "middle", class: "quiet name" }, text));
+  });
   shown.forEach((step, i) => {
     const now = step.number === current, fill = layerOf(step).fill, cx = x(i), cy = row(step);
     svg.append(el("g", { class: "point", "data-point": step.number, onclick: jump(step.number) },

@@ -56,11 +56,11 @@ function arc(from, length, r, attributes) {
 function dial(queue) {
   const { idx: avail } = queue.avail, { idx: used } = queue.used;
   const size = Math.max(queue.size ?? 1, 1), place = index => index % size / size;
-  const held = avail !== undefined && used !== undefined ? (avail - used + 65536) % 65536 : null;
+  const held = queue.outstanding ?? null;
   const told = value => value ?? "not recorded";
   const svg = el("svg", { viewBox: "-118 -118 236 236", role: "img", "aria-label": `${queue.name} queue: available index ${told(avail)}, used index ${told(used)}` },
     el("circle", { r: 84, fill: "none", stroke: "var(--track)", "stroke-width": 22 }));
-  if (held) svg.append(arc(place(used), Math.min(held, size) / size, 84, { stroke: "var(--device-fill)", "stroke-width": 22 }));
+  if (held && avail !== undefined) svg.append(arc(place(avail - Math.min(held, size) + 65536), Math.min(held, size) / size, 84, { stroke: "var(--device-fill)", "stroke-width": 22 }));
   const ticks = Math.min(size, 64);
   for (let i = 0; i < ticks; i++) {
     const [x1, y1] = at(i / ticks, 72), [x2, y2] = at(i / ticks, 96);
@@ -69,20 +69,19 @@ function dial(queue) {
   const marker = (turn, tip, r, name) => svg.append(el("polygon", { class: name, points: [at(turn, tip), at(turn - .018, r), at(turn + .018, r)].map(p => p.join()).join(" ") }));
   if (avail !== undefined) marker(place(avail), 98, 114, "avail");
   if (used !== undefined) marker(place(used), 70, 54, "used");
-  svg.append(el("text", { y: 0, "font-size": 32, "font-weight": 700, "text-anchor": "middle" }, held === null ? "–" : String(held)),
-    el("text", { y: 19, "font-size": 13, "text-anchor": "middle", class: "quiet" }, "with the device"));
+  svg.append(el("text", { y: 16, "font-size": 46, "font-weight": 700, "text-anchor": "middle" }, held === null ? "–" : String(held)));
   const index = value => value === undefined ? el("span", { class: "causal" }, "not recorded yet") : el("b", {}, String(value));
   return el("div", { class: "rings" }, svg, el("ul", {},
     el("li", {}, el("i", { class: "avail" }, "▼"), "avail index ", index(avail), ", the driver's"),
     el("li", {}, el("i", { class: "used" }, "▲"), "used index ", index(used), ", the device's"),
-    el("li", {}, el("i", { class: "used" }, "■"), "with the device: used to avail"),
-    queue.outstanding === undefined ? null : el("li", {}, el("i", {}, "Σ"), "chains not taken back yet: ", el("b", {}, String(queue.outstanding)))));
+    el("li", {}, el("i", { class: "used" }, "■"), "chains given and not taken back: ", held === null ? index(undefined) : el("b", {}, String(held)))));
 }
 
-const area = (who, title, note, table, wide) => el("div", { class: "area" + (wide ? " two" : ""), style: `--c-text:var(--${who})` }, el("h3", {}, title), el("p", { class: "who" }, note), table);
+const area = (who, title, note, table) => el("div", { class: "area", style: `--c-text:var(--${who})` }, el("h3", {}, title), el("p", { class: "who" }, note), table);
 const flags = descriptor => [descriptor.next === undefined ? null : `NEXT ${descriptor.next}`, descriptor.device_writes ? "WRITE" : null].filter(Boolean).join(" ") || "0";
 function descriptors(queue, count) {
-  return table(queue, ["", "address", "length", "flags"], [], queue.descriptors.map(entry => ({ ...entry, flags: flags(entry) })), "number", "descriptor", [["address", hex], ["length"], ["flags"]], [], count);
+  const told = queue.descriptors.map(entry => ({ ...entry, flags: flags(entry), owner: entry.at_device ? "device" : "driver" }));
+  return table(queue, ["", "address", "len", "flags", "owner"], [], told, "number", "descriptor", [["address", hex], ["length"], ["flags"], ["owner"]], [], count);
 }
 function split(queue) {
   const { avail, used } = queue;
@@ -92,7 +91,7 @@ function split(queue) {
     area("device", "Used ring", "the device writes", table(queue, ["", "id", "len"], [["flags", used.flags, "used-flags"], ["idx", used.idx, "used-index"]], used.entries, "slot", "used-entry", [["id"], ["length"]], [["avail_event", used.avail_event, "avail-event"]], 3))];
 }
 function packed(queue) {
-  return [area("driver", "Descriptor ring", "the driver and the device write", descriptors(queue, 8), true)];
+  return [area("driver", "Descriptor ring", "the driver and the device write", descriptors(queue, 8))];
 }
 
 let shownQueue = null;

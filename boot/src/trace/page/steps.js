@@ -45,6 +45,18 @@ function timing(step) {
     delta.since ? [`; ${span(delta.since.ns)} after `, link(delta.since.step, `step ${delta.since.step + 1}`), ", the last one of the same clock"] : "");
 }
 
+// How the driver decides whether to kick, with the numbers of this run.
+function decision(step) {
+  if (step.event !== "KickPrepare") return null;
+  const told = Object.fromEntries((step.values ?? []).map(({ name, value }) => [name, Number(value)]));
+  const { "new index": next, "old index": old, avail_event: event } = told;
+  if ([next, old, event].some(number => !Number.isInteger(number))) return null;
+  const left = (next - event - 1) & 0xffff, right = (next - old) & 0xffff, kick = left < right;
+  return el("div", { class: "decision" }, el("code", {}, "vring_need_event(event, new, old)"),
+    el("code", {}, `(new − event − 1) mod 2¹⁶ = ${left} ${kick ? "<" : "≥"} ${right} = (new − old) mod 2¹⁶`),
+    el("b", { class: kick ? "yes" : "no" }, kick ? "→ kick" : "→ no kick"), kick ? ": the index passed the event" : ": the device will look by itself");
+}
+
 function showStep(index) {
   const step = steps[index], layer = layerOf(step);
   const row = (term, value, mono) => value === null || value === undefined ? [] : [el("dt", {}, term), el("dd", mono ? { class: "mono" } : {}, value)];
@@ -53,6 +65,7 @@ function showStep(index) {
     el("h2", { id: "step-title" }, nameOf(step)),
     isDoorbell(step) ? el("div", { class: "stop small" }, instruction(step)) : null,
     el("p", { class: "lead" }, step.sentence),
+    decision(step),
     WHY[step.event] || step.section ? el("p", { class: "why" }, WHY[step.event] ? WHY[step.event] + " " : null, step.section ? el("span", { class: "section" }, "Virtio specification: ", step.section, ".") : null) : null,
     el("dl", {},
       row("Linux", step.linux, true), row("Record", step.event, true),

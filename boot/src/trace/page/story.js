@@ -14,7 +14,8 @@ function instruction(step) {
     el("p", { class: "over" }, "The world stops here"),
     el("p", { class: "bytes" + (bytes && bytes.length > 12 ? " long" : "") }, bytes ?? run.device.doorbell),
     el("p", { class: "asm" }, text ?? "the instruction was not recorded"),
-    meaning ? el("p", { class: "what" }, meaning) : null,
+    meaning ? el("p", { class: "what" }, el("code", {}, meaning)) : null,
+    standstill(step) === null ? null : el("p", { class: "what" }, "The guest stood still for ", el("b", {}, span(standstill(step)))),
     symbol ? el("p", { class: "where" }, el("code", {}, symbol), " at ", el("code", {}, hex(address))) : null,
     run.real_exits ? null : el("p", { class: "where" }, "On TCG no CPU exits: QEMU's translated code calls the device itself. That call stands for the exit.")];
 }
@@ -41,7 +42,7 @@ function hero() {
     el("div", { class: "stop" }, bell ? [instruction(bell), el("button", { type: "button", onclick: () => { go(bell.number); $("stepper").scrollIntoView(); } }, `Look closer: step ${bell.number + 1}`)]
       : [el("p", { class: "over" }, "No doorbell"), el("p", { class: "what" }, "No kick was recorded in this run.")]),
     side("host", "On the host", [...threads].filter(name => name !== "Wire").join(", "), worthTelling(after, 9), frame ? comparison(frame) : null),
-    back.length ? el("div", { class: "return" }, el("b", {}, "and back"), chain(worthTelling(back, 6))) : null);
+    back.length ? el("div", { class: "return" }, el("b", {}, "And back"), chain(worthTelling(back, 6))) : null);
 }
 
 function comparison({ wire, comparison }) {
