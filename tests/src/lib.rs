@@ -6,6 +6,7 @@
 pub mod browser;
 pub mod frames;
 mod lab;
+pub mod program;
 mod raw_wire;
 pub mod setup;
 mod suite;

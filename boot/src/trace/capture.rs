@@ -463,5 +463,6 @@ fn describe(
         text: found.text.clone(),
         meaning: format!("{verb} ${queue}, {target}"),
         symbol: found.symbol.to_owned(),
+        source: None,
     }
 }

@@ -6,6 +6,7 @@
 //! and draw nothing that is not in it.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::timeline::{Delta, Timeline};
 
@@ -23,7 +24,7 @@ const SCRIPTS: [&str; 5] = [
 /// What the page's scripts are given.
 #[derive(Serialize)]
 struct Data<'a> {
-    timeline: &'a Timeline,
+    timeline: Value,
     /// Every check of the timeline passed.
     sound: bool,
     /// What the hatched gaps of the lanes mean.
@@ -39,8 +40,10 @@ struct Data<'a> {
 /// # Errors
 /// The timeline has a number that JSON cannot say.
 pub fn render(timeline: &Timeline, command: &str) -> serde_json::Result<String> {
+    let mut exact = serde_json::to_value(timeline)?;
+    keep_exact(&mut exact);
     let data = Data {
-        timeline,
+        timeline: exact,
         sound: timeline.is_sound(),
         clock_note: clock_note(timeline),
         command,
@@ -64,6 +67,23 @@ pub fn render(timeline: &Timeline, command: &str) -> serde_json::Result<String> 
     }
     page.push_str(rest);
     Ok(page)
+}
+
+/// Writes integers that a browser's numbers would round, such as addresses of
+/// the kernel, as hexadecimal text.
+fn keep_exact(value: &mut Value) {
+    /// JavaScript's `Number.MAX_SAFE_INTEGER`.
+    const EXACT: u64 = (1 << 53) - 1;
+    match value {
+        Value::Number(number) => {
+            if let Some(large) = number.as_u64().filter(|number| *number > EXACT) {
+                *value = format!("{large:#x}").into();
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(keep_exact),
+        Value::Object(fields) => fields.values_mut().for_each(keep_exact),
+        _ => {}
+    }
 }
 
 /// Why some gaps have no length.
@@ -98,8 +118,16 @@ mod tests {
         let page = render(&timeline, "kickpath trace --html FILE").unwrap();
         assert!(!page.contains("{{"), "a place was not filled");
         let data = data_of(&page);
-        let back: Timeline = serde_json::from_value(data["timeline"].clone()).unwrap();
-        assert_eq!(back, timeline);
+        let steps = data["timeline"]["steps"].as_array().unwrap();
+        assert_eq!(steps.len(), timeline.steps.len());
+        for (shown, step) in steps.iter().zip(&timeline.steps) {
+            assert_eq!(shown["sentence"], step.sentence);
+            if let Some(instruction) = &step.instruction {
+                // A number of this size would be rounded by the browser.
+                let address = format!("{:#x}", instruction.address);
+                assert_eq!(shown["instruction"]["address"], address);
+            }
+        }
         assert_eq!(data["sound"], true);
         assert!(page.contains(":root {") && page.contains("function drawLanes"));
     }

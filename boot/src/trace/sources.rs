@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use super::timeline::{Absent, Excerpt, Timeline};
+use super::timeline::{Absent, Excerpt, Source, Timeline};
 use crate::qemu::Boot;
 use crate::toolchain;
 
 /// Lines before and behind the one of the step.
-const AROUND: u32 = 6;
+const AROUND: u32 = 9;
 
 /// Adds the lines to the steps, or says why not.
 pub fn attach(timeline: &mut Timeline, boot: &Boot) {
@@ -54,11 +54,35 @@ fn attach_lines(timeline: &mut Timeline, kernel: &Path) -> Result<(), String> {
             Some(text.lines().map(str::to_owned).collect())
         });
         source.excerpt = lines.as_ref().and_then(|lines| excerpt(lines, source.line));
+        if let (Some(instruction), Some(lines)) = (&mut step.instruction, lines) {
+            instruction.source =
+                written(lines, &instruction.symbol, &instruction.text).map(|line| Source {
+                    line,
+                    excerpt: excerpt(lines, line),
+                    ..source.clone()
+                });
+        }
     }
     match newer {
         Some(file) => Err(format!("{file} was changed after the guest was built")),
         None => Ok(()),
     }
+}
+
+/// The line, from 1, on which the function `symbol` has an instruction like
+/// `text` in its assembly.
+fn written(lines: &[String], symbol: &str, text: &str) -> Option<u32> {
+    let head = format!("fn {symbol}(");
+    let function = lines.iter().position(|line| line.contains(&head))?;
+    let (mnemonic, _) = text.split_once(' ')?;
+    let template = format!("\"{mnemonic} ");
+    let body = lines[function + 1..].iter();
+    let inside = body.take_while(|line| !line.starts_with('}'));
+    let place = inside
+        .enumerate()
+        .find(|(_, line)| line.trim_start().starts_with(&template))?
+        .0;
+    u32::try_from(function + place + 2).ok()
 }
 
 fn excerpt(lines: &[String], line: u32) -> Option<Excerpt> {
@@ -79,15 +103,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_instruction_is_found_in_its_function() {
+        let text = "fn other() {\n    \"out dx, al\"\n}\nunsafe fn ring(port: u16) {\n    asm!(\n        \
+                    \"out dx, ax\",\n    );\n}\nfn last() {\n    \"mov ax, bx\"\n}";
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        assert_eq!(written(&lines, "ring", "out dx,ax"), Some(6));
+        assert_eq!(written(&lines, "ring", "mov ax,bx"), None);
+        assert_eq!(written(&lines, "gone", "out dx,ax"), None);
+        assert_eq!(written(&lines, "last", "ret"), None);
+    }
+
+    #[test]
     fn an_excerpt_stays_within_its_file() {
         let lines: Vec<String> = (1..=20).map(|n| n.to_string()).collect();
         let middle = excerpt(&lines, 10).unwrap();
-        assert_eq!((middle.first, middle.lines.len()), (4, 13));
-        assert_eq!(middle.lines[6], "10");
+        assert_eq!((middle.first, middle.lines.len()), (1, 19));
+        assert_eq!(middle.lines[9], "10");
         let start = excerpt(&lines, 1).unwrap();
-        assert_eq!((start.first, start.lines.len()), (1, 7));
+        assert_eq!((start.first, start.lines.len()), (1, 10));
         let end = excerpt(&lines, 20).unwrap();
-        assert_eq!((end.first, end.lines.len()), (14, 7));
+        assert_eq!((end.first, end.lines.len()), (11, 10));
         assert_eq!(excerpt(&lines, 0), None);
         assert_eq!(excerpt(&lines, 21), None);
     }

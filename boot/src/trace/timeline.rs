@@ -325,6 +325,9 @@ pub struct Instruction {
     pub meaning: String,
     /// The function that holds it.
     pub symbol: String,
+    /// Where in this project's source it is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
 }
 
 /// A virtqueue as the records tell it. What no record told is `None`, or not

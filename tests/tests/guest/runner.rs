@@ -3,13 +3,13 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use kickpath_abi::status::Status;
+use kickpath_tests::program::{command, run};
 use kickpath_tests::{Suite, setup};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -139,58 +139,6 @@ pub fn add(suite: &mut Suite) {
     suite.test("runner::bench_is_within_its_limits", || {
         run(&["bench", "--echoes", "20000"]).map(drop)
     });
-}
-
-/// The program, built by the cargo that runs this test.
-fn program() -> Result<&'static Path> {
-    static PROGRAM: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
-    PROGRAM
-        .get_or_init(|| build().map_err(|error| format!("{error:#}")))
-        .as_deref()
-        .map_err(|error| anyhow!("cannot build the command: {error}"))
-}
-
-fn build() -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["build", "--package", "kickpath", "--bin", "kickpath"])
-        .args(["--message-format", "json-render-diagnostics"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stderr(Stdio::inherit())
-        .output()?;
-    ensure!(output.status.success(), "cargo: {}", output.status);
-    let text = String::from_utf8(output.stdout)?;
-    text.lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["reason"] == "compiler-artifact")
-        .filter(|message| message["target"]["name"] == "kickpath")
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo names no executable")
-}
-
-fn command(arguments: &[&str]) -> Result<Command> {
-    let kernel = &setup::setup()?.kernel;
-    let mut command = Command::new(program()?);
-    command
-        .args(arguments)
-        .env("NO_COLOR", "1")
-        .env("KICKPATH_KERNEL", kernel)
-        .stdin(Stdio::null());
-    Ok(command)
-}
-
-/// Runs the command to its end, which must be a success; returns what it
-/// printed.
-fn run(arguments: &[&str]) -> Result<String> {
-    let output = command(arguments)?.output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "kickpath {arguments:?}: {}\n{text}{errors}",
-        output.status
-    );
-    Ok(text)
 }
 
 /// A running command; killed when it is dropped.

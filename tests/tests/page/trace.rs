@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use kickpath::trace::timeline::{Delta, Phase};
 use kickpath::trace::{Timeline, html};
-use kickpath_tests::Suite;
 use kickpath_tests::browser::View;
+use kickpath_tests::{Suite, program};
 
 use crate::support::{Page, WIDTHS, desk};
 
@@ -28,6 +28,7 @@ pub fn add(suite: &mut Suite) {
         recorded_text_is_shown_as_text,
     );
     add("a_timeline_without_steps", a_timeline_without_steps);
+    add("a_packet_of_this_machine", a_packet_of_this_machine);
 }
 
 fn sample() -> Result<Timeline> {
@@ -71,9 +72,12 @@ fn check_step(page: &mut Page, timeline: &Timeline, index: usize) -> Result<()> 
             snapshot.changed
         );
     }
-    if step.instruction.is_some() {
+    if let Some(instruction) = &step.instruction {
         let shown = page.text("#step .bytes")?;
-        ensure!(Some(&shown) == step.instruction.as_ref().map(|i| &i.bytes));
+        ensure!(shown == instruction.bytes, "{shown}");
+        // A kernel's address is larger than a browser's numbers are exact.
+        let address = format!("{:#x}", instruction.address);
+        ensure!(text.contains(&address), "{address} is not in {text}");
     }
     Ok(())
 }
@@ -311,5 +315,51 @@ fn a_timeline_without_steps() -> Result<()> {
     let mut page = open(&timeline)?;
     page.check()?;
     ensure!(page.count("#hero:empty")? == 0, "the first screen is empty");
+    Ok(())
+}
+
+/// The command's own page of a run that was just made.
+fn a_packet_of_this_machine() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let [json, html, perfetto] = ["trace.json", "trace.html", "perfetto.json"].map(path);
+    program::run(&[
+        "trace",
+        "--json",
+        &json,
+        "--html",
+        &html,
+        "--perfetto",
+        &perfetto,
+    ])?;
+    let timeline: Timeline = serde_json::from_str(&std::fs::read_to_string(&json)?)?;
+    let mut page = Page::open(&std::fs::read_to_string(&html)?)?;
+    page.press("Home")?;
+    for index in 0..timeline.steps.len() {
+        check_step(&mut page, &timeline, index)?;
+        page.press("ArrowRight")?;
+    }
+    page.check()?;
+    // The story is whole: the doorbell has its instruction and its source.
+    let bell = timeline
+        .steps
+        .iter()
+        .find(|step| step.phase == Phase::Transmit && step.event == "DoorbellRing");
+    let bell = bell.context("no doorbell")?;
+    page.reopen(&format!("#step-{}", bell.number + 1))?;
+    ensure!(
+        page.count("#source tr.hot")? >= 2,
+        "the instruction's line is not shown"
+    );
+    for dark in [false, true] {
+        page.view(desk(dark))?;
+        let name = format!("run-{}", if dark { "dark" } else { "light" });
+        page.picture(&name, desk(dark), false)?;
+        page.picture(&format!("{name}-whole"), desk(dark), true)?;
+    }
+    let trace: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&perfetto)?)?;
+    let events = trace["traceEvents"].as_array().context("no events")?;
+    let slices = events.iter().filter(|event| event["ph"] == "X").count();
+    ensure!(slices == timeline.steps.len(), "{slices} slices");
     Ok(())
 }

@@ -18,7 +18,8 @@ function worth(queue, entries, key, part, count) {
     .slice(0, count).map(([entry]) => entry).sort((a, b) => a[key] - b[key]);
 }
 
-const hex = n => "0x" + n.toString(16);
+// Large numbers are text already, so that none is rounded.
+const hex = n => typeof n === "string" ? n : "0x" + n.toString(16);
 const cell = (lit, value, format = String) => {
   const known = value !== undefined && value !== null;
   return el("td", { class: lit ? "lit" : known ? null : "unknown" }, known ? format(value) : "–");

@@ -22,19 +22,22 @@ function statementEnd({ first, lines }, line) {
   return line;
 }
 
-function showSource(step) {
-  const { source, stack } = step, excerpt = source?.excerpt;
-  let body;
-  if (excerpt) {
-    const end = statementEnd(excerpt, source.line);
-    body = el("div", { class: "listing", tabindex: "0", role: "group", "aria-label": `Lines of ${source.file}` }, el("table", { role: "presentation" }, el("tbody", {}, excerpt.lines.map((line, i) => {
-      const number = excerpt.first + i, hot = number >= source.line && number <= end;
-      return el("tr", hot ? { class: "hot" } : {}, el("td", {}, String(number)), el("td", {}, tokens(line)));
-    }))));
-  } else body = el("p", { class: "quiet" }, source ? "The lines are not shown: the file is not the one that this guest was built from." : "No source of ours: this is a trace event of the host.");
+function listing({ file, line, excerpt }) {
+  if (!excerpt) return el("p", { class: "quiet" }, "The lines are not shown: the file is not the one that this guest was built from.");
+  const end = statementEnd(excerpt, line);
+  return el("div", { class: "listing", tabindex: "0", role: "group", "aria-label": `Lines of ${file}` }, el("table", { role: "presentation" }, el("tbody", {}, excerpt.lines.map((text, i) => {
+    const number = excerpt.first + i;
+    return el("tr", number >= line && number <= end ? { class: "hot" } : {}, el("td", {}, String(number)), el("td", {}, tokens(text)));
+  }))));
+}
+
+function showSource({ source, stack, instruction }) {
+  const written = instruction?.source;
   fill("source",
     el("div", { class: "source-head" }, el("h2", { id: "h-source" }, source ? `${source.file}:${source.line}` : "Source"), el("span", { class: "quiet" }, source ? source.module : "")),
-    body, stack?.length ? [el("h3", {}, "The host kernel's call chain at this very event, innermost first"), el("ol", { class: "stack" }, stack.map(frame => el("li", {}, frame)))] : null);
+    source ? listing(source) : el("p", { class: "quiet" }, "No source of ours: this is a trace event of the host."),
+    written ? [el("h3", {}, `The instruction itself, ${written.file}:${written.line}`), listing(written)] : null,
+    stack?.length ? [el("h3", {}, "The host kernel's call chain at this very event, innermost first"), el("ol", { class: "stack" }, stack.map(frame => el("li", {}, frame)))] : null);
 }
 
 function timing(step) {
@@ -66,7 +69,7 @@ function showStep(index) {
     isDoorbell(step) ? el("div", { class: "stop small" }, instruction(step)) : null,
     el("p", { class: "lead" }, step.sentence),
     decision(step),
-    WHY[step.event] || step.section ? el("p", { class: "why" }, WHY[step.event] ? WHY[step.event] + " " : null, step.section ? el("span", { class: "section" }, "Virtio specification: ", step.section, ".") : null) : null,
+    WHY[step.event] || step.section ? el("p", { class: "why" }, WHY[step.event] ? WHY[step.event] + " " : null, step.section ? el("span", { class: "section" }, "Specification: ", step.section, ".") : null) : null,
     el("dl", {},
       row("Linux", step.linux, true), row("Record", step.event, true),
       row("Time", timing(step)),

@@ -35,7 +35,10 @@ function hero() {
   const frame = timeline.frames?.find(frame => frame.direction === "out");
   const side = (name, title, note, list, result) => el("div", { class: "side " + name }, el("h2", {}, title, el("small", {}, note)),
     list.length ? chain(list) : el("p", { class: "causal" }, "Nothing of this was recorded in this run."), result ? el("p", { class: "result" }, result) : null);
-  const back = inPhase("return");
+  // What the driver sees of the buffer's return, wherever it stands.
+  const RETURN = new Set(["InterruptVector", "VringInterrupt", "IntxInterrupt", "PopUsed"]);
+  const seen = out.slice(stop + 1).filter(step => RETURN.has(step.event) && (step.queue === undefined || step.queue === bell?.queue));
+  const back = [...inPhase("return"), ...seen];
   const threads = new Set(after.map(step => layerOf(step).name));
   fill("hero",
     side("guest", "In the guest", time === null ? "" : `${span(time)} to the doorbell`, worthTelling(before, 9), bell?.decision),
@@ -108,6 +111,7 @@ function wire() {
   }), el("p", { class: "note" }, ["Ethernet", "IPv4", "UDP", "the rest"].map((name, i) => el("span", { class: "h" + i }, `■ ${name} `))));
 }
 
+const CLOCKS = { "guest-tsc": "The guest's time stamp counter", "host-tsc": "The host's time stamp counter", "qemu-log": "QEMU's log", monotonic: "This program's clock" };
 function rest() {
   const { device } = run;
   document.title = `One packet on ${run.accelerator.toUpperCase()}, ${run.machine}, ${device.transport} – Kickpath`;
@@ -116,7 +120,7 @@ function rest() {
   fill("run", row("Accelerator", `${run.accelerator.toUpperCase()}: ${run.accelerator_reason}`), row("Machine", `${run.machine}, QEMU ${run.qemu}`), row("Host kernel", run.host_kernel),
     row("Device", `${device.location}, ${device.transport}`), row("A kick is", device.doorbell, true), row("Interrupts", device.interrupts), row("ioeventfd", device.ioeventfd === undefined ? null : device.ioeventfd ? "on" : "off"), row("Features", device.features.join(" "), true));
   $("command-line").textContent = run.command_line;
-  fill("clocks", el("ul", { class: "plain" }, timeline.clocks.map(clock => el("li", {}, el("b", {}, clock.clock), clock.joined ? ": joined. " : ": not joined. ", clock.how, ` Resolution ${span(clock.resolution_ns)}.`))));
+  fill("clocks", el("ul", { class: "plain" }, timeline.clocks.map(clock => el("li", {}, el("b", {}, CLOCKS[clock.clock] ?? clock.clock), ` (to ${clock.resolution_ns < 10 ? clock.resolution_ns.toFixed(1) + " ns" : span(clock.resolution_ns)}): `, clock.how))));
   const absent = timeline.absent ?? [];
   fill("absent", absent.length ? el("ul", { class: "plain" }, absent.map(({ what, reason, enable }) =>
     el("li", {}, el("b", {}, what), ": ", reason, enable ? el("code", { class: "command" }, enable) : null))) : el("p", {}, "Nothing: every layer was recorded."));
