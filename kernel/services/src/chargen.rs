@@ -9,24 +9,45 @@ const LINE: u32 = COLUMNS + 2;
 /// After this many bytes the pattern repeats.
 const PERIOD: u32 = CHARACTERS * LINE;
 
+/// All of the pattern, until it repeats.
+static TEXT: [u8; PERIOD as usize] = text();
+
+const fn text() -> [u8; PERIOD as usize] {
+    let mut text = [0; PERIOD as usize];
+    let mut position = 0;
+    while position < PERIOD {
+        let (line, column) = (position / LINE, position % LINE);
+        text[position as usize] = match column {
+            COLUMNS => b'\r',
+            c if c > COLUMNS => b'\n',
+            // At most 126: the remainder is below 95.
+            c => (FIRST + (line + c) % CHARACTERS) as u8,
+        };
+        position += 1;
+    }
+    text
+}
+
 /// A place in the endless text.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Pattern {
-    position: u32,
+    position: usize,
 }
 
 impl Pattern {
     /// Fills `buffer` with the text from here on and moves behind it.
     pub(crate) fn fill(&mut self, buffer: &mut [u8]) {
-        for byte in buffer {
-            let (line, column) = (self.position / LINE, self.position % LINE);
-            *byte = match column {
-                COLUMNS => b'\r',
-                c if c > COLUMNS => b'\n',
-                // At most 126: the remainder is below 95.
-                c => (FIRST + (line + c) % CHARACTERS) as u8,
-            };
-            self.position = (self.position + 1) % PERIOD;
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            let text = TEXT.get(self.position..).unwrap_or_default();
+            let length = text.len().min(rest.len());
+            let (now, later) = rest.split_at_mut(length);
+            now.copy_from_slice(&text[..length]);
+            rest = later;
+            self.position += length;
+            if self.position >= TEXT.len() {
+                self.position = 0;
+            }
         }
     }
 }

@@ -1,30 +1,21 @@
 //! Linux's own network stack at the far end: a tap device in a network
 //! namespace of its own. Needs root.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use kickpath::guest::{Cause, Guest};
-use kickpath::install::{CURL, IPROUTE2, PING};
-use kickpath::wire::{FarEnd, HostSockets, Plan, Tap};
-use kickpath_abi::config::Ipv4Config;
+use anyhow::{Context, Result, ensure};
+use kickpath::wire::FarEnd;
 use kickpath_abi::status::Status;
-use kickpath_tests::{Spec, Suite, UP, setup};
+use kickpath_tests::{Spec, Suite, setup};
 
-const BOUND: Duration = Duration::from_secs(30);
+use crate::site::{BOUND, GUEST, LINK_LOCAL, Site, pull, push};
 
 pub fn add(suite: &mut Suite) {
     suite.needs(setup::lacks_tap(), |suite| {
         let mut add = |name: &str, body: fn(&Site) -> Result<()>| {
             suite.test(&format!("linux::{name}"), move || {
-                let site = Site::new()?;
-                let result = body(&site).and_then(|()| site.ping(&["-c", "1", GUEST]));
-                result.map_err(|error| {
-                    anyhow::anyhow!("{}", site.guest.failure(Cause::Other(format!("{error:#}"))))
-                })
+                Site::new(Spec::pc())?.run(body)
             });
         };
         add("ping_flood", |site| {
@@ -119,143 +110,4 @@ pub fn add(suite: &mut Suite) {
             Ok(())
         });
     });
-}
-
-/// The guest's addresses.
-const GUEST: &str = "10.0.2.15";
-const LINK_LOCAL: &str = "fe80::5054:ff:fe4b:5001";
-
-/// A guest at a tap device. The guest goes first, then the namespace.
-struct Site {
-    guest: Guest,
-    sockets: HostSockets,
-    tap: Tap,
-}
-
-impl Site {
-    fn new() -> Result<Self> {
-        setup::setup()?;
-        setup::require(&[IPROUTE2, PING, CURL])?;
-        let tap = Tap::new(&Plan::new(Ipv4Config::Static(Ipv4Config::FALLBACK))?, 1)?;
-        let (guest, _) = Spec::pc().launch_on(tap.net())?;
-        guest.wait_for_console(UP, BOUND)?;
-        Ok(Self {
-            guest,
-            sockets: tap.sockets(),
-            tap,
-        })
-    }
-
-    fn address(&self) -> IpAddr {
-        Ipv4Config::FALLBACK.address.into()
-    }
-
-    /// `ping`; a reply may take 10 s, and none may be missing.
-    fn ping(&self, arguments: &[&str]) -> Result<()> {
-        let mut command = self.tap.command("ping");
-        command.args(["-q", "-W", "10"]).args(arguments);
-        let text = output(&mut command)?;
-        ensure!(
-            text.contains(" 0% packet loss"),
-            "ping {arguments:?}: {text}"
-        );
-        Ok(())
-    }
-
-    fn curl(&self, url: &str) -> Result<String> {
-        let mut command = self.tap.command("curl");
-        command.args([
-            "--silent",
-            "--show-error",
-            "--fail",
-            "--globoff",
-            "--max-time",
-            "20",
-            url,
-        ]);
-        output(&mut command)
-    }
-
-    /// Runs `work` on a thread in the namespace.
-    fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let file = std::fs::File::open(format!("/run/netns/{}", self.tap.namespace()))?;
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
-                work()
-            });
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-
-    /// Tries until it works, as a client does that was refused by a full
-    /// server.
-    fn patiently<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        let deadline = Instant::now() + BOUND;
-        loop {
-            match attempt() {
-                Err(error) if Instant::now() >= deadline => return Err(error),
-                Err(_) => {}
-                done => return done,
-            }
-        }
-    }
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output()?;
-    let text = String::from_utf8_lossy(&stdout).into_owned();
-    if !status.success() {
-        bail!(
-            "{command:?}: {status}\n{text}{}",
-            String::from_utf8_lossy(&stderr)
-        );
-    }
-    Ok(text)
-}
-
-/// Sends `length` bytes, waits until all are acknowledged, and returns the
-/// speed in Mbit/s.
-fn push(to: SocketAddr, length: usize) -> Result<f64> {
-    let mut stream = connect(to)?;
-    let start = Instant::now();
-    let data = vec![0x5a; 64 * 1024];
-    for _ in 0..length / data.len() {
-        stream.write_all(&data)?;
-    }
-    stream.shutdown(Shutdown::Write)?;
-    // The guest closes its side when it has read ours.
-    ensure!(stream.read(&mut [0; 1])? == 0, "discard says something");
-    Ok(mbit(length, start))
-}
-
-/// Receives `length` bytes, and returns the speed in Mbit/s.
-fn pull(from: SocketAddr, length: usize) -> Result<f64> {
-    let mut stream = connect(from)?;
-    let start = Instant::now();
-    let mut buffer = vec![0; 64 * 1024];
-    let mut received = 0;
-    while received < length {
-        let more = stream.read(&mut buffer)?;
-        ensure!(more > 0, "the end after {received} bytes");
-        received += more;
-    }
-    Ok(mbit(received, start))
-}
-
-fn connect(to: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&to, BOUND)?;
-    stream.set_read_timeout(Some(BOUND))?;
-    stream.set_write_timeout(Some(BOUND))?;
-    Ok(stream)
-}
-
-fn mbit(bytes: usize, start: Instant) -> f64 {
-    bytes as f64 * 8e-6 / start.elapsed().as_secs_f64()
 }

@@ -20,9 +20,11 @@ mod interrupts;
 mod kvm;
 mod link;
 mod linux;
+mod offloads;
 mod other_drivers;
 mod runner;
 mod services;
+mod site;
 mod smp;
 mod transmit_queue;
 mod transports;
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
     other_drivers::add(&mut suite);
     budget::add(&mut suite);
     linux::add(&mut suite);
+    offloads::add(&mut suite);
     runner::add(&mut suite);
     suite.run()
 }

@@ -1,0 +1,577 @@
+//! Checksums and TCP segments that the device takes care of, with Linux at the
+//! far end of a tap. (QEMU's other networks have no offloads: there is nobody
+//! who could do the work.) Needs root.
+
+use std::ffi::CString;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kickpath::install::{ETHTOOL, TCPDUMP};
+use kickpath::qemu::{GUEST_MAC, Memory};
+use kickpath::wire::FarEnd;
+use kickpath_abi::status::{Counters, Status};
+use kickpath_tests::frames::{self, Route};
+use kickpath_tests::{Spec, Suite, setup};
+use nix::libc;
+
+use crate::site::{BOUND, GUEST, LINK_LOCAL, Site, output, pull, push};
+
+/// Every offload that the guest can agree to.
+const ALL: [&str; 7] = [
+    "csum",
+    "host_tso4",
+    "host_tso6",
+    "guest_csum",
+    "guest_tso4",
+    "guest_tso6",
+    "mrg_rxbuf",
+];
+
+/// The largest frame without segmentation: an Ethernet header and the MTU.
+const LARGEST_FRAME: u64 = 1514;
+
+const MIB: usize = 1 << 20;
+
+pub fn add(suite: &mut Suite) {
+    suite.needs(setup::lacks_tap(), |suite| {
+        let mut add = |name: &str, spec: Spec, body: fn(&Site) -> Result<()>| {
+            suite.test(&format!("offloads::{name}"), move || {
+                Site::new(spec)?.run(body)
+            });
+        };
+        add("large_frames_both_ways", Spec::pc(), large_frames_both_ways);
+        add("small_guest", small(Spec::pc()), small_guest);
+        let spec = Spec::pc().property("mrg_rxbuf", "off");
+        add("large_buffers", small(spec), large_buffers);
+        add("wrong_checksums", Spec::pc(), wrong_checksums);
+        let spec = Spec::pc().config(|config| config.features_off = "guest_csum".into());
+        add("wrong_checksums_without_offload", spec, wrong_checksums);
+
+        // Each offload switched off by the guest and by the device, and what
+        // goes with it (specification 5.1.3.1).
+        for (feature, dependent) in [
+            ("csum", &["host_tso4", "host_tso6"][..]),
+            ("host_tso4", &[]),
+            ("host_tso6", &[]),
+            ("guest_csum", &["guest_tso4", "guest_tso6"]),
+            ("guest_tso4", &[]),
+            ("guest_tso6", &[]),
+            ("mrg_rxbuf", &[]),
+        ] {
+            let refused = Spec::pc().config(move |config| config.features_off = feature.into());
+            let withheld = Spec::pc().property(feature, "off");
+            for (how, spec) in [("refused", refused), ("withheld", withheld)] {
+                suite.test(&format!("offloads::{feature}_{how}"), move || {
+                    Site::new(spec)?.run(|site| without(site, feature, dependent))
+                });
+            }
+        }
+        let spec = Spec::pc().config(|config| config.features_off = ALL.join(","));
+        suite.test("offloads::none_at_all", move || {
+            Site::new(spec)?.run(|site| without(site, "csum", &ALL))
+        });
+        suite.test("offloads::what_a_mebibyte_costs", what_a_mebibyte_costs);
+    });
+}
+
+fn small(spec: Spec) -> Spec {
+    spec.edit(|machine| {
+        if let Ok(memory) = Memory::mebibytes(16) {
+            machine.memory = memory;
+        }
+    })
+}
+
+fn negotiated(status: &Status, feature: &str) -> bool {
+    let names = &status.device.features_negotiated;
+    names.iter().any(|name| name.eq_ignore_ascii_case(feature))
+}
+
+/// Frames and bytes that the kernel counted on the tap, in one direction.
+#[derive(Clone, Copy, Debug)]
+struct Count {
+    frames: u64,
+    bytes: u64,
+}
+
+impl Count {
+    /// `rx` is from the guest, `tx` to it.
+    fn now(site: &Site, direction: &str) -> Result<Self> {
+        let read = |what: &str| -> Result<u64> {
+            let file = format!("/sys/class/net/tap0/statistics/{direction}_{what}");
+            Ok(output(site.tap.command("cat").arg(file))?.trim().parse()?)
+        };
+        Ok(Self {
+            frames: read("packets")?,
+            bytes: read("bytes")?,
+        })
+    }
+
+    /// Average length of the frames since.
+    fn average(self, site: &Site, direction: &str) -> Result<u64> {
+        let now = Self::now(site, direction)?;
+        let frames = now.frames - self.frames;
+        ensure!(frames > 0, "no frames");
+        Ok((now.bytes - self.bytes) / frames)
+    }
+}
+
+/// `tcpdump` on the tap.
+struct Capture(Child);
+
+impl Capture {
+    /// Begins; returns when it listens.
+    fn begin(site: &Site, filter: &str) -> Result<Self> {
+        let mut command = site.tap.command("tcpdump");
+        command.args(["-i", "tap0", "-Z", "root", "--immediate-mode"]);
+        command.args(["-nn", "-U", "-s", "96", "-w", "-", filter]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let stderr = child.stderr.take().context("no stderr")?;
+        let mut lines = BufReader::new(stderr).lines();
+        for line in &mut lines {
+            if line?.contains("listening on") {
+                // The rest says how many were captured.
+                std::thread::spawn(move || lines.for_each(drop));
+                return Ok(Self(child));
+            }
+        }
+        anyhow::bail!("tcpdump does not listen: {}", child.wait()?)
+    }
+
+    /// Ends; returns the lengths of the frames.
+    fn end(mut self) -> Result<Vec<u32>> {
+        // As Ctrl-C does, so that it writes what it has.
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGINT)?;
+        let mut pcap = Vec::new();
+        let mut stdout = self.0.stdout.take().context("no stdout")?;
+        stdout.read_to_end(&mut pcap)?;
+        self.0.wait()?;
+        let mut lengths = Vec::new();
+        let mut rest = pcap.get(24..).context("no pcap header")?;
+        while let Some(header) = rest.first_chunk::<16>() {
+            let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|byte| header[at + byte]));
+            lengths.push(word(12));
+            rest = rest.get(16 + word(8) as usize..).unwrap_or_default();
+        }
+        Ok(lengths)
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // It has ended already, unless the test failed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What `ethtool -k` says of the tap: its device features are what the guest
+/// takes.
+fn ethtool(site: &Site, feature: &str) -> Result<bool> {
+    let text = output(site.tap.command("ethtool").args(["-k", "tap0"]))?;
+    let line = text.lines().find(|line| line.trim().starts_with(feature));
+    let line = line.with_context(|| format!("no {feature} in {text}"))?;
+    Ok(line.contains(": on"))
+}
+
+/// The way of the bytes: 16 MiB out of the guest, 32 into it and 8 there and
+/// back, all compared.
+fn exchange(site: &Site) -> Result<()> {
+    let address = site.address();
+    site.inside(|| pull(SocketAddr::new(address, 19), 16 * MIB))?;
+    site.inside(|| push(SocketAddr::new(address, 9), 32 * MIB))?;
+    site.sockets.tcp_echo(address, 8 * MIB, BOUND)?;
+    Ok(())
+}
+
+fn large_frames_both_ways(site: &Site) -> Result<()> {
+    setup::require(&[TCPDUMP, ETHTOOL])?;
+    let before = site.status()?;
+    for feature in ALL {
+        ensure!(
+            negotiated(&before, feature),
+            "{feature}: {:?}",
+            before.device
+        );
+    }
+    ensure!(
+        ethtool(site, "tx-checksumming")?,
+        "the tap computes checksums"
+    );
+    for feature in ["tx-tcp-segmentation", "tx-tcp6-segmentation"] {
+        ensure!(ethtool(site, feature)?, "the tap segments: {feature}");
+    }
+    let address = site.address();
+
+    let (capture, count) = (
+        Capture::begin(site, &format!("tcp and src host {GUEST}"))?,
+        Count::now(site, "rx")?,
+    );
+    site.inside(|| pull(SocketAddr::new(address, 19), 16 * MIB))?;
+    let average = count.average(site, "rx")?;
+    let lengths = capture.end()?;
+    let large = large_among(&lengths);
+    eprintln!("offloads: out of the guest, {average} bytes a frame, {large} captured were large");
+    ensure!(average > 2 * LARGEST_FRAME, "{average} bytes a frame");
+    ensure!(large > 50, "{large} large frames: {lengths:?}");
+
+    let (capture, count) = (
+        Capture::begin(site, &format!("tcp and dst host {GUEST}"))?,
+        Count::now(site, "tx")?,
+    );
+    site.inside(|| push(SocketAddr::new(address, 9), 32 * MIB))?;
+    let average = count.average(site, "tx")?;
+    let large = large_among(&capture.end()?);
+    eprintln!("offloads: into the guest, {average} bytes a frame, {large} captured were large");
+    ensure!(average > 2 * LARGEST_FRAME, "{average} bytes a frame");
+    ensure!(large > 50, "{large} large frames");
+
+    site.sockets.tcp_echo(address, 8 * MIB, BOUND)?;
+    both_families(site)?;
+    let Counters {
+        rx_merged,
+        rx_checksum_valid,
+        tx_checksum_offloaded,
+        tx_segmented,
+        rx_dropped,
+        rx_errors,
+        tx_errors,
+        ..
+    } = site.status()?.counters;
+    ensure!(rx_merged > 50 && tx_segmented > 50, "{:?}", site.status()?);
+    ensure!(
+        rx_checksum_valid > 500 && tx_checksum_offloaded > 100,
+        "{:?}",
+        site.status()?
+    );
+    ensure!(
+        rx_dropped + rx_errors + tx_errors == 0,
+        "{:?}",
+        site.status()?
+    );
+    Ok(())
+}
+
+fn large_among(lengths: &[u32]) -> usize {
+    let is_large = |length: &&u32| u64::from(**length) > LARGEST_FRAME;
+    lengths.iter().filter(is_large).count()
+}
+
+/// UDP and TCP of several sizes, over IPv4 and IPv6.
+fn both_families(site: &Site) -> Result<()> {
+    for size in [1, 63, 64, 1000, 1472, 4000] {
+        site.sockets.udp_echo(site.address(), size, BOUND)?;
+    }
+    let scope = output(site.tap.command("cat").arg("/sys/class/net/tap0/ifindex"))?;
+    let scope: u32 = scope.trim().parse()?;
+    let to = |port| {
+        let address = LINK_LOCAL.parse()?;
+        anyhow::Ok(std::net::SocketAddrV6::new(address, port, 0, scope).into())
+    };
+    let (chargen, discard, echo): (_, _, SocketAddr) = (to(19)?, to(9)?, to(7)?);
+    site.inside(|| pull(chargen, MIB))?;
+    site.inside(|| push(discard, 2 * MIB))?;
+    site.inside(|| {
+        let socket = std::net::UdpSocket::bind("[::]:0")?;
+        socket.set_read_timeout(Some(BOUND))?;
+        let mut answer = [0; 2000];
+        for size in [0, 1, 2, 63, 64, 999, 1452] {
+            let request: Vec<u8> = (0..size).map(|n| (n * 7 + size) as u8).collect();
+            socket.send_to(&request, echo)?;
+            let length = socket.recv(&mut answer)?;
+            ensure!(
+                answer[..length] == request,
+                "{size} bytes came back changed"
+            );
+        }
+        Ok(())
+    })
+}
+
+fn small_guest(site: &Site) -> Result<()> {
+    for feature in ALL {
+        ensure!(negotiated(&site.status()?, feature), "{feature}");
+    }
+    exchange(site)
+}
+
+/// Without `MRG_RXBUF` every buffer holds the largest frame.
+fn large_buffers(site: &Site) -> Result<()> {
+    let status = site.status()?;
+    for (feature, expected) in [("mrg_rxbuf", false), ("guest_tso4", true)] {
+        ensure!(negotiated(&status, feature) == expected, "{feature}");
+    }
+    let count = Count::now(site, "tx")?;
+    site.inside(|| push(SocketAddr::new(site.address(), 9), 32 * MIB))?;
+    let average = count.average(site, "tx")?;
+    ensure!(average > 2 * LARGEST_FRAME, "{average} bytes a frame");
+    exchange(site)?;
+    both_families(site)?;
+    let counters = site.status()?.counters;
+    ensure!(
+        counters.rx_merged == 0 && counters.rx_dropped == 0,
+        "{counters:?}"
+    );
+    Ok(())
+}
+
+/// Everything works without a feature and those that require it, and nothing is
+/// done that was not agreed on.
+fn without(site: &Site, feature: &str, dependent: &[&str]) -> Result<()> {
+    setup::require(&[TCPDUMP])?;
+    let status = site.status()?;
+    for name in ALL {
+        let absent = name == feature || dependent.contains(&name);
+        ensure!(
+            negotiated(&status, name) != absent,
+            "{name}: {:?}",
+            status.device
+        );
+    }
+    let address = site.address();
+    let from = Capture::begin(site, &format!("tcp and src host {GUEST}"))?;
+    let into = Capture::begin(site, &format!("tcp and dst host {GUEST}"))?;
+    site.inside(|| pull(SocketAddr::new(address, 19), 2 * MIB))?;
+    site.inside(|| push(SocketAddr::new(address, 9), 2 * MIB))?;
+    site.sockets.tcp_echo(address, MIB, BOUND)?;
+    for (capture, needed) in [(from, "host_tso4"), (into, "guest_tso4")] {
+        let lengths = capture.end()?;
+        ensure!(!lengths.is_empty(), "nothing was captured");
+        let are_large = large_among(&lengths) > 0;
+        // What the host sends is one large packet in its own stack, whoever
+        // segments it; so only the guest's frames tell.
+        if needed == "host_tso4" {
+            ensure!(
+                are_large == negotiated(&status, needed),
+                "{needed}: the largest of {} frames has {:?} bytes",
+                lengths.len(),
+                lengths.iter().max()
+            );
+        }
+    }
+    both_families(site)?;
+    let counters = site.status()?.counters;
+    for (count, needed) in [
+        (counters.tx_segmented, "host_tso4"),
+        (counters.tx_checksum_offloaded, "csum"),
+        (counters.rx_checksum_valid, "guest_csum"),
+    ] {
+        ensure!(
+            (count > 0) == negotiated(&status, needed),
+            "{needed}: {counters:?}"
+        );
+    }
+    let merges = ["mrg_rxbuf", "guest_tso4", "guest_tso6"];
+    if !negotiated(&status, merges[0]) || merges[1..].iter().all(|name| !negotiated(&status, name))
+    {
+        ensure!(counters.rx_merged == 0, "{counters:?}");
+    }
+    ensure!(
+        counters.rx_dropped + counters.rx_errors + counters.tx_errors == 0,
+        "{counters:?}"
+    );
+    Ok(())
+}
+
+/// Sends and receives frames on the tap as they are, past the kernel's stack.
+struct RawTap(OwnedFd);
+
+impl RawTap {
+    fn new(site: &Site) -> Result<Self> {
+        site.inside(|| {
+            let name = CString::new("tap0")?;
+            let protocol = (libc::ETH_P_ALL as u16).to_be();
+            // SAFETY: the calls get a name that ends with 0, and an address
+            // that is as long as said; the descriptor is new.
+            unsafe {
+                let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, protocol.into());
+                ensure!(socket >= 0, std::io::Error::last_os_error());
+                let socket = OwnedFd::from_raw_fd(socket);
+                let mut address: libc::sockaddr_ll = std::mem::zeroed();
+                address.sll_family = libc::AF_PACKET as u16;
+                address.sll_protocol = protocol;
+                address.sll_ifindex = i32::try_from(libc::if_nametoindex(name.as_ptr()))?;
+                let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+                let bound = libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length);
+                ensure!(bound == 0, std::io::Error::last_os_error());
+                Ok(Self(socket))
+            }
+        })
+    }
+
+    fn send(&self, frame: &[u8]) -> Result<()> {
+        let sent = nix::unistd::write(&self.0, frame)?;
+        ensure!(sent == frame.len(), "{sent} bytes of {}", frame.len());
+        Ok(())
+    }
+
+    /// The next frame, `None` when there is none in time.
+    fn receive(&self, bound: Duration) -> Result<Option<Vec<u8>>> {
+        let mut poll = libc::pollfd {
+            fd: self.0.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one `pollfd`, which outlives the call.
+        if unsafe { libc::poll(&raw mut poll, 1, bound.as_millis() as i32) } <= 0 {
+            return Ok(None);
+        }
+        let mut frame = vec![0; 65_600];
+        let length = nix::unistd::read(&self.0, &mut frame)?;
+        frame.truncate(length);
+        Ok(Some(frame))
+    }
+}
+
+/// The link-local address that Linux makes of a hardware address (RFC 4291,
+/// appendix A).
+fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = [a ^ 2, b, c, d, e, f].map(u16::from);
+    let words = [a << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f];
+    let [w, x, y, z] = words;
+    Ipv6Addr::new(0xfe80, 0, 0, 0, w, x, y, z)
+}
+
+/// A frame with a wrong checksum is answered by nobody, whether the device
+/// verifies some or none; right ones between them all are.
+fn wrong_checksums(site: &Site) -> Result<()> {
+    // The guest knows the host's hardware address after this.
+    site.ping(&["-c", "1", GUEST])?;
+    site.ping(&["-6", "-c", "1", &format!("{LINK_LOCAL}%tap0")])?;
+    let tap = RawTap::new(site)?;
+    let text = output(site.tap.command("cat").arg("/sys/class/net/tap0/address"))?;
+    let mut mac = [0; 6];
+    for (byte, text) in mac.iter_mut().zip(text.trim().split(':')) {
+        *byte = u8::from_str_radix(text, 16)?;
+    }
+    let route = Route {
+        from: mac,
+        from_ipv4: "10.0.2.2".parse()?,
+        from_ipv6: link_local(mac),
+        to: GUEST_MAC,
+        to_ipv4: GUEST.parse()?,
+        to_ipv6: LINK_LOCAL.parse()?,
+    };
+    let transport_at = |frame: &[u8]| if frame[12] == 8 { 34 } else { 54 };
+    let (mut right, mut wrong) = (Vec::new(), Vec::new());
+    let mut number = 20_000;
+    for payload in [&b""[..], b"a", b"a few bytes", &[0xee; 1400]] {
+        for make in [Route::udp4, Route::udp6] {
+            // Wrong at the end, in the port and in the checksum itself.
+            for place in 0..4 {
+                number += 1;
+                let mut frame = make(&route, number, payload);
+                let at = match place {
+                    0 => frame.len() - 1,
+                    1 => transport_at(&frame),
+                    2 => transport_at(&frame) + 6,
+                    _ => transport_at(&frame) - 4,
+                };
+                frame[at] ^= 0x10;
+                wrong.extend([number, number ^ 0x1000]);
+                tap.send(&frame)?;
+                number += 1;
+                right.push(number);
+                tap.send(&make(&route, number, payload))?;
+            }
+        }
+        number += 1;
+        let mut frame = route.syn(number);
+        let sequence = transport_at(&frame) + 4;
+        frame[sequence] ^= 1;
+        wrong.push(number);
+        tap.send(&frame)?;
+        number += 1;
+        right.push(number);
+        tap.send(&route.syn(number))?;
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut answered = Vec::new();
+    let mut look = |frame: &[u8]| {
+        // Pings have numbers, too.
+        let is_ping = frame.get(23) == Some(&1) || frame.get(20) == Some(&58);
+        if frame.get(6..12) == Some(&GUEST_MAC[..])
+            && !is_ping
+            && let Some(number) = frames::answered(frame)
+        {
+            ensure!(
+                !wrong.contains(&number),
+                "{number} was wrong and is answered"
+            );
+            if right.contains(&number) && !answered.contains(&number) {
+                answered.push(number);
+            }
+        }
+        Ok(answered.len())
+    };
+    let mut count = 0;
+    while count < right.len() && Instant::now() < deadline {
+        if let Some(frame) = tap.receive(Duration::from_millis(500))? {
+            count = look(&frame)?;
+        }
+    }
+    ensure!(
+        count == right.len(),
+        "{count} of {} right frames were answered",
+        right.len()
+    );
+    // Everything that was sent before this has been looked at.
+    site.ping(&["-c", "1", GUEST])?;
+    while let Some(frame) = tap.receive(Duration::from_millis(50))? {
+        look(&frame)?;
+    }
+    let status = site.status()?;
+    ensure!(status.counters.rx_errors == 0, "{:?}", status.counters);
+    Ok(())
+}
+
+/// Guest instructions for a MiB out of the guest and into it.
+fn cost(spec: Spec) -> Result<[f64; 2]> {
+    let spec = spec.edit(|machine| machine.icount = Some(0));
+    let site = Site::new(spec)?;
+    let mut costs = [0.0; 2];
+    site.run(|site| {
+        let address = site.address();
+        let (chargen, discard) = (SocketAddr::new(address, 19), SocketAddr::new(address, 9));
+        // Fills caches of addresses.
+        site.inside(|| pull(chargen, MIB))?;
+        for (cost, is_pull) in costs.iter_mut().zip([true, false]) {
+            let before = site.status()?;
+            if is_pull {
+                site.inside(|| pull(chargen, 8 * MIB))?;
+            } else {
+                site.inside(|| push(discard, 8 * MIB))?;
+            }
+            let after = site.status()?;
+            let work = |status: &Status| status.cpu.cycles - status.cpu.idle_cycles;
+            *cost = (work(&after) - work(&before)) as f64 / 8.0;
+        }
+        Ok(())
+    })?;
+    Ok(costs)
+}
+
+/// What the offloads are good for, in guest instructions, both ways in one run.
+fn what_a_mebibyte_costs() -> Result<()> {
+    let none = Spec::pc().config(|config| config.features_off = ALL.join(","));
+    let with = cost(Spec::pc())?;
+    let without = cost(none)?;
+    for ((way, with), without) in ["out of", "into"].iter().zip(with).zip(without) {
+        let ratio = without / with;
+        eprintln!(
+            "offloads: a MiB {way} the guest takes {with:.0} instructions with offloads, \
+             {without:.0} without: {ratio:.1} times as many"
+        );
+        ensure!(
+            ratio > 2.5,
+            "{way} the guest: {with:.0} with, {without:.0} without"
+        );
+    }
+    Ok(())
+}
