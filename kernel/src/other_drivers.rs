@@ -6,12 +6,15 @@
 //! dictates its own, so the device must be given the driver's: 8 for entropy
 //! (QEMU's own choice) and 16 for block (`queue-size=16`).
 
+mod adapter;
+
 use core::fmt;
 
 use kickpath_abi::config::{Config, SelfTest, Transport};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::DeviceType;
+use virtio_net::net::NetError;
 
 use crate::memory::KernelHal;
 use crate::virtio::{self, KernelTransport};
@@ -29,6 +32,12 @@ pub enum SelfTestError {
     Transport(OpenError),
     /// The driver failed.
     Driver(virtio_drivers::Error),
+    /// A transport of that crate refused.
+    OtherTransport(alloc::string::String),
+    /// Our network driver failed.
+    Net(NetError),
+    /// Nothing came back in time.
+    NoAnswer,
     /// The data came back wrong.
     WrongData(&'static str),
 }
@@ -39,8 +48,17 @@ impl fmt::Display for SelfTestError {
             Self::NoDevice(kind) => write!(f, "there is no {kind:?} device"),
             Self::Transport(error) => error.fmt(f),
             Self::Driver(error) => error.fmt(f),
+            Self::OtherTransport(error) => f.write_str(error),
+            Self::Net(error) => error.fmt(f),
+            Self::NoAnswer => f.write_str("nothing came back in time"),
             Self::WrongData(what) => f.write_str(what),
         }
+    }
+}
+
+impl From<NetError> for SelfTestError {
+    fn from(error: NetError) -> Self {
+        Self::Net(error)
     }
 }
 
@@ -59,6 +77,7 @@ pub fn run(config: &Config) -> Result<(), SelfTestError> {
     match config.selftest {
         SelfTest::Entropy => entropy(config.transport),
         SelfTest::Block => block(config.transport),
+        SelfTest::Adapter => adapter::run(config),
         _ => Ok(()),
     }
 }

@@ -161,10 +161,12 @@ words! {
         StackOverflowOther = "stack-overflow-other-cpu",
         /// An endless loop with interrupts off: the runner must notice.
         Hang = "hang",
-        /// `virtio-drivers`' entropy driver over `LegacyPciTransport`.
+        /// `virtio-drivers`' entropy driver over our transports.
         Entropy = "entropy",
-        /// `virtio-drivers`' block driver over `LegacyPciTransport`.
+        /// `virtio-drivers`' block driver over our transports.
         Block = "block",
+        /// Our network driver over `virtio-drivers`' transports.
+        Adapter = "adapter",
     }
 }
 

@@ -2,9 +2,10 @@
 //!
 //! It speaks the traits of the `virtio-drivers` crate: [`Hal`] gives it memory
 //! to share with the device, [`Transport`] its registers. What that crate
-//! lacks is here: the legacy port-I/O transport, MSI-X and the interrupt
-//! ladder, virtqueues sized at run time, kicks that are one store and happen
-//! only when the device wants one, interrupts that are masked while polling.
+//! lacks is here: the legacy port-I/O transport, modern PCI and virtio-mmio
+//! transports whose kick is one store, MSI-X and the interrupt ladder,
+//! virtqueues sized at run time, kicks that happen only when the device wants
+//! one, interrupts that are masked while polling.
 //!
 //! # Example
 //!
@@ -58,6 +59,46 @@
 //! Dropping the device resets it and gives its memory back;
 //! [`stop`](net::VirtioNet::stop) also disconnects its interrupts.
 //!
+//! # With a transport of `virtio-drivers`
+//!
+//! Whoever has a `PciTransport` or a `MmioTransport` of that crate keeps it,
+//! in a `static` so that the driver's doorbell finds it. What its trait cannot
+//! do is missing: the driver polls, and a kick is what `notify` makes of it.
+//! (This crate's own [`ModernPciTransport`] and [`MmioTransport`] have
+//! interrupts, and kick by one store.)
+//!
+//! ```no_run
+//! # use virtio_drivers::Hal;
+//! # use virtio_drivers::transport::SomeTransport;
+//! use spin::{Mutex, Once};
+//! use virtio_drivers::transport::Transport;
+//! use virtio_net::interrupt::InterruptState;
+//! use virtio_net::net::{Features, NetError, VirtioNet};
+//! use virtio_net::transport::adapter::Adapter;
+//! use virtio_net::vectors::{NoInterrupts, Rung};
+//!
+//! static NIC: Once<Mutex<SomeTransport<'static>>> = Once::new();
+//! static INTERRUPTS: InterruptState = InterruptState::new();
+//!
+//! fn send_one<H: Hal>(nic: SomeTransport<'static>, frame: &[u8]) -> Result<(), NetError> {
+//!     let nic = NIC.call_once(|| Mutex::new(nic)); // PciTransport or MmioTransport, into()
+//!     let kick = |queue| NIC.get().into_iter().for_each(|nic| nic.lock().notify(queue));
+//!     let transport = Adapter::new(nic, kick);
+//!     let mut net = VirtioNet::<H, _>::probe(transport, Features::empty(), &INTERRUPTS)?;
+//!     net.open(&mut NoInterrupts, Rung::Polling)?;
+//!     let (_, tx) = net.queues()?;
+//!     if let Some(mut slot) = tx.reserve() {
+//!         slot.frame_mut(frame.len()).copy_from_slice(frame);
+//!         slot.start_xmit(frame.len());
+//!     }
+//!     net.kick();
+//!     while !net.queues()?.1.all_used() {
+//!         core::hint::spin_loop(); // a kernel would have a bound here
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
 //! # Where to read on
 //!
 //! In the order of a packet's way out: [`net::VirtioNet`] ->
@@ -69,6 +110,8 @@
 //! [`ConfigurationAccess`]: virtio_drivers::transport::pci::bus::ConfigurationAccess
 //! [`InterruptController`]: vectors::InterruptController
 //! [`Hal`]: virtio_drivers::Hal
+//! [`MmioTransport`]: transport::mmio::MmioTransport
+//! [`ModernPciTransport`]: transport::modern_pci::ModernPciTransport
 //! [`Transport`]: virtio_drivers::transport::Transport
 #![no_std]
 #![deny(missing_docs)]

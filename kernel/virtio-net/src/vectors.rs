@@ -119,6 +119,24 @@ pub trait InterruptController {
     fn detach_intx(&mut self);
 }
 
+/// The controller of an embedder that only polls.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoInterrupts;
+
+impl InterruptController for NoInterrupts {
+    fn attach_msi(&mut self, _purpose: VectorUse) -> Result<MsiMessage, InterruptUnavailable> {
+        Err(InterruptUnavailable::Unsupported)
+    }
+
+    fn detach_msi(&mut self) {}
+
+    fn attach_intx(&mut self, _isr: IsrRegister) -> Result<(), InterruptUnavailable> {
+        Err(InterruptUnavailable::Unsupported)
+    }
+
+    fn detach_intx(&mut self) {}
+}
+
 /// Why a rung was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FindVqsError {

@@ -52,6 +52,25 @@ pub fn add(suite: &mut Suite) {
     block(suite, "block_modern", modern, "virtio-blk-pci");
     let mmio = Spec::new(Kind::Microvm);
     block(suite, "block_mmio", mmio, "virtio-blk-device");
+    // The other way round: our driver, their transports.
+    for (name, spec, expected) in [
+        ("pc", Spec::pc(), "1000 answers by PciTransport"),
+        ("q35", Spec::new(Kind::Q35), "1000 answers by PciTransport"),
+        (
+            "mmio_v1",
+            Spec::new(Kind::Microvm).nic(|nic| nic.mmio_legacy = true),
+            "1000 answers by MmioTransport",
+        ),
+        (
+            "mmio_v2",
+            Spec::new(Kind::Microvm),
+            "1000 answers by MmioTransport",
+        ),
+    ] {
+        let spec = spec.config(|config| config.selftest = SelfTest::Adapter);
+        let name = format!("other_drivers::their_transport_on_{name}");
+        suite.launch(&name, spec, move |lab| expect_success(lab, &[expected]));
+    }
     for (name, selftest) in [("entropy", SelfTest::Entropy), ("block", SelfTest::Block)] {
         let spec = Spec::pc().config(move |config| config.selftest = selftest);
         let name = format!("other_drivers::{name}_without_its_device_fails");

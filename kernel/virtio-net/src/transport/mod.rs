@@ -5,6 +5,7 @@
 //! hook, and interrupt vectors. Together they answer to Linux's
 //! `struct virtio_config_ops`.
 
+pub mod adapter;
 pub mod any;
 mod config_space;
 mod error;

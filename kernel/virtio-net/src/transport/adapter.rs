@@ -1,0 +1,256 @@
+//! Any transport of `virtio-drivers`, such as its `PciTransport` and
+//! `MmioTransport`, as one of this crate's.
+//!
+//! An embedder that has such a transport already can go on using it; what that
+//! crate's trait cannot do is missing then. There are no vectors and no line,
+//! so that the driver polls, and a kick is whatever `Transport::notify` does:
+//! three accesses to the registers in `PciTransport` 0.13, where
+//! [`ModernPciTransport`] makes one.
+//!
+//! [`ModernPciTransport`]: super::modern_pci::ModernPciTransport
+
+use core::fmt;
+
+use spin::Mutex;
+use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
+use virtio_drivers::{Error, PAGE_SIZE, PhysAddr};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::{ConfigOps, MsiMessage, RingAddresses, TransportError, VERSION_1};
+use crate::doorbell::Doorbell;
+use crate::interrupt::IsrRegister;
+
+/// Status reads until a reset counts as failed.
+const RESET_READS: u32 = 100_000;
+
+/// A transport of `virtio-drivers`, shared between the driver and the function
+/// by which it kicks.
+///
+/// The lock is taken for every access. Interrupt handlers must keep away from
+/// it.
+pub struct Adapter<T: Transport + 'static> {
+    transport: &'static Mutex<T>,
+    notify: fn(u16),
+}
+
+impl<T: Transport> Adapter<T> {
+    /// Takes a transport that stands in a `static`. `notify` is the driver's
+    /// doorbell: it must call [`Transport::notify`] of the same transport with
+    /// the index that it is given.
+    pub const fn new(transport: &'static Mutex<T>, notify: fn(u16)) -> Self {
+        Self { transport, notify }
+    }
+}
+
+impl<T: Transport> Transport for Adapter<T> {
+    fn device_type(&self) -> DeviceType {
+        self.transport.lock().device_type()
+    }
+
+    fn read_device_features(&mut self) -> u64 {
+        self.transport.lock().read_device_features()
+    }
+
+    fn write_driver_features(&mut self, driver_features: u64) {
+        self.transport.lock().write_driver_features(driver_features);
+    }
+
+    fn max_queue_size(&mut self, queue: u16) -> u32 {
+        self.transport.lock().max_queue_size(queue)
+    }
+
+    fn notify(&mut self, queue: u16) {
+        self.transport.lock().notify(queue);
+    }
+
+    fn get_status(&self) -> DeviceStatus {
+        self.transport.lock().get_status()
+    }
+
+    fn set_status(&mut self, status: DeviceStatus) {
+        let mut transport = self.transport.lock();
+        // A legacy device has no FEATURES_OK (specification 3.1.2).
+        let status = if transport.requires_legacy_layout() {
+            status - DeviceStatus::FEATURES_OK
+        } else {
+            status
+        };
+        transport.set_status(status);
+    }
+
+    fn set_guest_page_size(&mut self, guest_page_size: u32) {
+        self.transport.lock().set_guest_page_size(guest_page_size);
+    }
+
+    fn requires_legacy_layout(&self) -> bool {
+        self.transport.lock().requires_legacy_layout()
+    }
+
+    fn queue_set(
+        &mut self,
+        queue: u16,
+        size: u32,
+        descriptors: PhysAddr,
+        driver_area: PhysAddr,
+        device_area: PhysAddr,
+    ) {
+        self.transport
+            .lock()
+            .queue_set(queue, size, descriptors, driver_area, device_area);
+    }
+
+    fn queue_unset(&mut self, queue: u16) {
+        self.transport.lock().queue_unset(queue);
+    }
+
+    fn queue_used(&mut self, queue: u16) -> bool {
+        self.transport.lock().queue_used(queue)
+    }
+
+    fn ack_interrupt(&mut self) -> InterruptStatus {
+        self.transport.lock().ack_interrupt()
+    }
+
+    fn read_config_generation(&self) -> u32 {
+        self.transport.lock().read_config_generation()
+    }
+
+    fn read_config_space<V: FromBytes + IntoBytes>(&self, offset: usize) -> Result<V, Error> {
+        self.transport.lock().read_config_space(offset)
+    }
+
+    fn write_config_space<V: IntoBytes + Immutable>(
+        &mut self,
+        offset: usize,
+        value: V,
+    ) -> Result<(), Error> {
+        self.transport.lock().write_config_space(offset, value)
+    }
+}
+
+impl<T: Transport> ConfigOps for Adapter<T> {
+    fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a transport of virtio-drivers")
+    }
+
+    fn reset(&mut self) -> Result<(), TransportError> {
+        self.set_status(DeviceStatus::empty());
+        let mut status = self.get_status();
+        for _ in 0..RESET_READS {
+            if status.is_empty() {
+                // Legacy virtio-mmio forgets it at a reset.
+                self.set_guest_page_size(PAGE_SIZE as u32);
+                return Ok(());
+            }
+            core::hint::spin_loop();
+            status = self.get_status();
+        }
+        Err(TransportError::ResetTimeout {
+            status: status.bits(),
+        })
+    }
+
+    fn finalize_features(&mut self, features: u64) -> Result<(), TransportError> {
+        if self.requires_legacy_layout() {
+            if features > u64::from(u32::MAX) {
+                return Err(TransportError::FeaturesRefused { features });
+            }
+            self.write_driver_features(features);
+            return Ok(());
+        }
+        if features & VERSION_1 == 0 {
+            return Err(TransportError::NoVersion1);
+        }
+        self.write_driver_features(features);
+        super::features_ok(self, features)
+    }
+
+    /// Enables the queue as well: `Transport::queue_set` knows no other way.
+    fn setup_queue(
+        &mut self,
+        queue: u16,
+        rings: RingAddresses,
+    ) -> Result<Doorbell, TransportError> {
+        let max = self.max_queue_size(queue);
+        if max == 0 {
+            return Err(TransportError::NoSuchQueue { queue });
+        }
+        let size = rings.size;
+        if size == 0 || u32::from(size) > max {
+            return Err(TransportError::QueueSizeRefused { queue, size, max });
+        }
+        if self.queue_used(queue) {
+            return Err(TransportError::QueueInUse { queue });
+        }
+        // The transports of that crate panic when a legacy device cannot
+        // address the ring.
+        let frames = rings.descriptors / PAGE_SIZE as u64;
+        if self.requires_legacy_layout() && frames > u64::from(u32::MAX) {
+            let address = rings.descriptors;
+            return Err(TransportError::AddressTooHigh { queue, address });
+        }
+        self.queue_set(
+            queue,
+            u32::from(size),
+            rings.descriptors,
+            rings.driver,
+            rings.device,
+        );
+        Ok(Doorbell::Call {
+            function: self.notify,
+            queue,
+        })
+    }
+
+    fn enable_queue(&mut self, queue: u16) -> Result<(), TransportError> {
+        if self.queue_used(queue) {
+            Ok(())
+        } else {
+            Err(TransportError::QueueNotEnabled { queue })
+        }
+    }
+
+    fn msix_entries(&self) -> u16 {
+        0
+    }
+
+    fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError> {
+        Err(TransportError::TooFewVectors {
+            needed: u16::try_from(messages.len()).unwrap_or(u16::MAX),
+            available: 0,
+        })
+    }
+
+    fn msix_disable(&mut self) {}
+
+    fn set_config_vector(&mut self, entry: u16) -> Result<(), TransportError> {
+        Err(TransportError::TooFewVectors {
+            needed: entry.saturating_add(1),
+            available: 0,
+        })
+    }
+
+    fn set_queue_vector(&mut self, _queue: u16, entry: u16) -> Result<(), TransportError> {
+        self.set_config_vector(entry)
+    }
+
+    fn intx_enable(&mut self, _enable: bool) {}
+
+    fn isr(&self) -> Option<IsrRegister> {
+        None
+    }
+
+    /// Always 0: that crate does not count.
+    fn register_accesses(&self) -> u64 {
+        0
+    }
+}
+
+impl<T: Transport> Drop for Adapter<T> {
+    fn drop(&mut self) {
+        // The device must not touch memory that its driver gives back.
+        if let Err(error) = self.reset() {
+            log::error!("{error}");
+        }
+    }
+}
