@@ -14,6 +14,7 @@ pub mod html;
 pub mod image;
 pub mod join;
 pub mod journey;
+pub mod kvm;
 pub mod perfetto;
 pub mod qemu;
 pub mod queues;

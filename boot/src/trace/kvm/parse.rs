@@ -1,0 +1,181 @@
+//! The text of a trace buffer of the host's kernel (Linux,
+//! Documentation/trace/ftrace.rst): `TASK-PID [CPU] FLAGS TIME: EVENT: VALUES`,
+//! and call chains, each behind the event that it belongs to.
+
+use crate::trace::qemu::number;
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvmRecord {
+    /// The thread that it happened in.
+    pub thread: u32,
+    /// The trace clock, in its own unit.
+    pub time: u64,
+    /// The event.
+    pub event: String,
+    /// Its values, as they are.
+    pub text: String,
+    /// The call chain, innermost function first.
+    pub stack: Vec<String>,
+}
+
+impl KvmRecord {
+    /// The number behind a word, such as `gpa` in `gpa 0xfeb02e50`.
+    pub fn number(&self, word: &str) -> Option<u64> {
+        number(self.text(word)?)
+    }
+
+    /// The word behind a word.
+    pub fn text(&self, word: &str) -> Option<&str> {
+        let mut words = self.text.split_whitespace();
+        words.find(|w| *w == word)?;
+        words.next()
+    }
+
+    /// The address that the guest writes to and what it writes, if this is the
+    /// exit of a write: by port or memory. (`kvm_fast_mmio` does not know the
+    /// value.)
+    pub fn write(&self) -> Option<(u64, Option<u64>)> {
+        match self.event.as_str() {
+            "kvm_pio" if self.text.starts_with("pio_write") => {
+                Some((self.number("at")?, self.number("val")))
+            }
+            "kvm_mmio" if self.text.starts_with("mmio write") => {
+                Some((self.number("gpa")?, self.number("val")))
+            }
+            // `fast mmio at gpa 0x...`
+            "kvm_fast_mmio" => Some((self.number("gpa")?, None)),
+            _ => None,
+        }
+    }
+
+    /// The vector of an interrupt: `vec 48`, `vector 48` or `IRQ 0x30`.
+    pub fn vector(&self) -> Option<u64> {
+        ["vec", "vector", "IRQ"]
+            .iter()
+            .find_map(|word| self.number(word))
+    }
+}
+
+/// Reads a trace. Lines that are no events are left out.
+pub fn parse(text: &str) -> Vec<KvmRecord> {
+    let mut records: Vec<KvmRecord> = Vec::new();
+    // The event to which the lines of a call chain belong.
+    let mut chain: Option<usize> = None;
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        if let Some(function) = line.trim_start().strip_prefix("=> ") {
+            if let Some(record) = chain.and_then(|place| records.get_mut(place)) {
+                // What records the event is no part of what led to it.
+                if !function.starts_with("trace_event_raw_event_") {
+                    record.stack.push(function.trim().to_owned());
+                }
+            }
+            continue;
+        }
+        let Some((thread, time, rest)) = head(line) else {
+            chain = None;
+            continue;
+        };
+        if rest.starts_with("<stack trace>") {
+            chain = records.iter().rposition(|record| record.thread == thread);
+            continue;
+        }
+        chain = None;
+        let Some((event, text)) = rest.split_once(':') else {
+            continue;
+        };
+        records.push(KvmRecord {
+            thread,
+            time,
+            event: event.to_owned(),
+            text: text.trim().to_owned(),
+            stack: Vec::new(),
+        });
+    }
+    records
+}
+
+/// Thread, time and the rest of a line. A task's name may hold anything, so
+/// its number is what stands before the CPU's.
+fn head(line: &str) -> Option<(u32, u64, &str)> {
+    let (task, rest) = line.match_indices(" [").find_map(|(place, _)| {
+        let (cpu, rest) = line[place + 2..].split_once(']')?;
+        let number = !cpu.is_empty() && cpu.bytes().all(|byte| byte.is_ascii_digit());
+        number.then_some((&line[..place], rest))
+    })?;
+    let (_, thread) = task.trim().rsplit_once('-')?;
+    let (left, rest) = rest.split_once(": ")?;
+    let time = left.split_whitespace().last()?;
+    // Clocks of seconds have a point.
+    let time = time.replace('.', "").parse().ok()?;
+    Some((thread.parse().ok()?, time, rest.trim_start()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+# tracer: nop
+#           TASK-PID     CPU#  |||||  TIMESTAMP  FUNCTION
+ qemu-system-x86-21761   [001] ..... 7435150370791: kvm_msi_set_irq: dst 0 vec 48 (Fixed|physical|level)
+ CPU 0/KVM [x]-21764   [000] ..... 7435159359057: kvm_mmio: mmio write len 4 gpa 0xfeb02e50 val 0x1
+ CPU 0/KVM [x]-21764   [000] ..... 7435168738147: <stack trace>
+ => trace_event_raw_event_kvm_mmio
+ => write_mmio
+ => kvm_arch_vcpu_ioctl_run
+ CPU 0/KVM-21764   [000] ..... 7435168756657: kvm_userspace_exit: reason KVM_EXIT_MMIO (6)
+ CPU 0/KVM-21764   [000] d.... 5.000001: kvm_pio: pio_write at 0xc010 size 2 count 1 val 0x1 
+ CPU 0/KVM-21764   [000] ..... 6: kvm_fast_mmio: fast mmio at gpa 0xfebfb004
+ CPU 0/KVM-21764   [000] ..... 7: kvm_inj_virq: IRQ 0x31
+ CPU 0/KVM-21764   [000] ..... 8: kvm_pio: pio_read at 0xc013 size 1 count 1 val 0x1
+";
+
+    #[test]
+    fn events_and_their_chains_are_read() {
+        let records = parse(TEXT);
+        let names: Vec<&str> = records.iter().map(|r| r.event.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "kvm_msi_set_irq",
+                "kvm_mmio",
+                "kvm_userspace_exit",
+                "kvm_pio",
+                "kvm_fast_mmio",
+                "kvm_inj_virq",
+                "kvm_pio"
+            ]
+        );
+        assert_eq!(records[0].thread, 21761);
+        assert_eq!(records[0].vector(), Some(48));
+        assert_eq!(records[1].thread, 21764);
+        assert_eq!(records[1].time, 7_435_159_359_057);
+        assert_eq!(records[1].write(), Some((0xfeb0_2e50, Some(1))));
+        assert_eq!(records[1].stack, ["write_mmio", "kvm_arch_vcpu_ioctl_run"]);
+        assert_eq!(records[2].text("reason"), Some("KVM_EXIT_MMIO"));
+        assert_eq!(records[3].write(), Some((0xc010, Some(1))));
+        assert_eq!(records[3].time, 5_000_001);
+        assert_eq!(records[4].write(), Some((0xfebf_b004, None)));
+        assert_eq!(records[5].vector(), Some(0x31));
+        assert_eq!(records[6].write(), None, "a read is no write");
+    }
+
+    #[test]
+    fn other_lines_are_harmless() {
+        for text in [
+            "",
+            " => orphan",
+            "x",
+            " a-1 [0",
+            " a-1 [000] ... 5",
+            " a-1 [000] ... x: kvm_pio: y",
+            " a-b [000] ... 5: kvm_pio: y",
+            " a-1 [000] ... 5: no colon",
+            " a-1 [000] ..... 5: <stack trace>\n => f",
+            "CPU:0 [LOST 5 EVENTS]",
+        ] {
+            assert_eq!(parse(text), [], "{text}");
+        }
+    }
+}
