@@ -4,6 +4,7 @@
 
 mod draft;
 mod frames;
+mod kvm;
 mod order;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use super::timeline::{
 };
 use crate::wire::ECHO_PORT;
 use draft::{Draft, Drafts};
+use kvm::Kvm;
 
 /// A recording that does not tell of the datagram.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +54,9 @@ struct Builder<'a> {
     /// The guest's records that become steps, by place.
     shown: BTreeSet<usize>,
     touched: Touched,
+    kvm: Kvm,
+    /// The guest's times before and behind each kick of the sent frame's queue.
+    rings: Vec<(u64, Option<u64>)>,
 }
 
 impl<'a> Builder<'a> {
@@ -81,6 +86,9 @@ impl<'a> Builder<'a> {
             .chain(journey.reclaim)
             .collect();
         let touched = queues::touched(records, &shown);
+        let queue = records[journey.start_xmit].queue.unwrap_or_default();
+        let rings = rings(recording, queue);
+        let kvm = Kvm::new(recording, queue, &rings);
         Self {
             recording,
             journey,
@@ -89,6 +97,8 @@ impl<'a> Builder<'a> {
             windows,
             shown,
             touched,
+            kvm,
+            rings,
         }
     }
 
@@ -99,13 +109,23 @@ impl<'a> Builder<'a> {
         self.transmit(&mut drafts);
         self.give_back(&mut drafts);
         drafts.link_interrupt(raised);
-        let (steps, clocks) = order::finish(self.recording, drafts, self.journey.awake.start);
+        self.kvm_by_time(&mut drafts);
+        let start = self.journey.awake.start;
+        let (steps, clocks) = order::finish(self.recording, self.kvm.offset, drafts, start);
         let used = |clock| {
             steps
                 .iter()
                 .any(|step| step.time.is_some_and(|time| time.clock == clock))
         };
         let mut joins = join::joins(&self.windows, self.handled());
+        if self.recording.kvm.is_some() && self.journey.doorbell.is_some() {
+            let queue = self.recording.guest[self.journey.start_xmit].queue;
+            let window = queue.and_then(|queue| self.windows.get(&queue));
+            joins.push(
+                self.kvm
+                    .join(window.map_or(0, |window| window.doorbells.len())),
+            );
+        }
         if !self.recording.window.quiet {
             for join in &mut joins {
                 join.detail += "; the machine was never quiet, so counts at the ends may be off";
@@ -119,7 +139,7 @@ impl<'a> Builder<'a> {
             steps,
             frames,
             joins,
-            absent: self.recording.absent.clone(),
+            absent: [&self.recording.absent[..], &self.kvm.absent].concat(),
             ring: self.recording.ring,
         };
         self.note_absent(&mut timeline);
@@ -237,6 +257,7 @@ impl<'a> Builder<'a> {
             let number = drafts.push(draft);
             if place == hand_over {
                 ring = Some(number);
+                self.kvm_by_order(drafts, ring);
                 for place in synchronous.map(|n| self.access(n)).unwrap_or_default() {
                     let draft = self.qemu(&self.log[place], phase);
                     let draft = draft.caused_by(ring.filter(|_| drafts.last() == ring));
@@ -351,11 +372,12 @@ impl<'a> Builder<'a> {
 
     fn guest(&self, place: usize, phase: Phase) -> Draft {
         let record = &self.recording.guest[place];
+        let mmio = self.recording.run.device.transport == "mmio";
         let mut step = step(
             phase,
             Layer::Guest,
             record.event.name(),
-            explain::guest(record),
+            explain::guest(record, mmio),
         );
         step.source = Some(Source {
             file: record.file.clone(),
@@ -370,7 +392,10 @@ impl<'a> Builder<'a> {
                 queues.apply(record);
             }
             let changed = queues.apply(record);
-            step.snapshot = queues.snapshot(queue, &self.touched, changed);
+            // The words of a packed ring have another meaning.
+            step.snapshot = queues
+                .snapshot(queue, &self.touched, changed)
+                .filter(|_| !explain::is_packed(record));
         }
         if Some(place) == self.journey.doorbell {
             step.instruction.clone_from(&self.recording.instruction);
@@ -501,6 +526,24 @@ fn step(phase: Phase, layer: Layer, event: &str, explanation: explain::Explanati
         stack: Vec::new(),
         snapshot: None,
     }
+}
+
+/// The guest's times before and behind each write to a queue's doorbell.
+fn rings(recording: &Recording, queue: u16) -> Vec<(u64, Option<u64>)> {
+    let window = recording.guest.iter().skip(recording.window.guest);
+    let mine: Vec<_> = window
+        .filter(|record| record.queue == Some(queue))
+        .filter(|record| matches!(record.event, Event::DoorbellRing | Event::DoorbellRang))
+        .collect();
+    let rings = mine.iter().enumerate();
+    let rings = rings.filter(|(_, record)| record.event == Event::DoorbellRing);
+    rings
+        .map(|(place, record)| {
+            let next = mine.get(place + 1);
+            let rang = next.filter(|next| next.event == Event::DoorbellRang);
+            (record.tsc, rang.map(|rang| rang.tsc))
+        })
+        .collect()
 }
 
 fn is_attaching(event: Event) -> bool {

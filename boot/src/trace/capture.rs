@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use super::image::{Image, ImageError};
 use super::journey;
+use super::kvm::{HostTrace, HostTraceError};
 use super::qemu;
 use super::recording::{
     Clocks, Memory, Probe, Recording, Region, Sample, Threads, Window, WireFrame,
@@ -152,6 +153,11 @@ impl Tracer {
             echo(OTHER_BYTES)?;
         }
         let mut window = self.quiet(guest)?;
+        let threads = threads(guest);
+        let host_trace = match self.accel {
+            Accel::Kvm { .. } => Some(HostTrace::start(&threads)),
+            Accel::Tcg => None,
+        };
         self.switch_window_events(guest, true);
         let outcome = (|| {
             echo(PROBE_BYTES)?;
@@ -163,6 +169,7 @@ impl Tracer {
             Ok::<_, TraceError>(memory)
         })();
         self.switch_window_events(guest, false);
+        let host_trace = host_trace.map(|started| started.and_then(HostTrace::stop));
         let memory = outcome?;
         let frames = peer.frame_log().frames().into_iter().map(|frame| {
             let early = self.zero.saturating_duration_since(frame.at).as_nanos() as i64;
@@ -182,7 +189,7 @@ impl Tracer {
             window,
             memory,
             probe: Probe { bytes: PROBE_BYTES },
-            threads: threads(guest),
+            threads,
             regions: regions(guest),
             clocks: Clocks {
                 guest_hz: status.boot.tsc_hz,
@@ -190,6 +197,11 @@ impl Tracer {
             },
             ..Recording::default()
         };
+        match host_trace {
+            Some(Ok(kvm)) => recording.kvm = Some(kvm),
+            Some(Err(error)) => recording.absent.push(no_host_trace(&error)),
+            None => {}
+        }
         // Nothing moves while it is read.
         guest.qmp("stop", Value::Null)?;
         let read = self.read(guest, &mut recording);
@@ -260,6 +272,7 @@ impl Tracer {
                 0 => record.b,
                 _ => physical(guest, record.b).unwrap_or(record.b),
             };
+            recording.doorbell_address = Some(address);
             recording.instruction = self
                 .image
                 .doorbell(record.a)
@@ -345,6 +358,19 @@ fn log_file(directory: &Path) -> PathBuf {
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> TraceError {
     move |source| TraceError::System { what, source }
+}
+
+fn no_host_trace(error: &HostTraceError) -> Absent {
+    let root = nix::unistd::geteuid().is_root();
+    Absent {
+        what: "KVM's events, and the host kernel's call chain".into(),
+        reason: error.to_string(),
+        enable: match error {
+            HostTraceError::NoEvents => None,
+            _ if root => Some("mount -t tracefs tracefs /sys/kernel/tracing".into()),
+            _ => Some("sudo $(which cargo) run -- trace --accel kvm".into()),
+        },
+    }
 }
 
 /// What is known of the machine before it is traced.

@@ -33,13 +33,17 @@ pub struct Clocks {
 }
 
 impl Clocks {
-    /// The clocks of a recording; `guest_zero` is the guest's reading that
-    /// becomes 0, `host_zero` the steady one.
-    pub fn new(recording: &Recording, guest_zero: u64, host_zero: i64) -> Self {
+    /// The clocks of a recording; `tsc_offset` is what is added to the host's
+    /// time stamp counter to have the guest's, `guest_zero` the guest's reading
+    /// that becomes 0, `host_zero` the steady one.
+    pub fn new(
+        recording: &Recording,
+        tsc_offset: Option<i64>,
+        guest_zero: u64,
+        host_zero: i64,
+    ) -> Self {
         let samples = &recording.clocks.samples;
         let last = samples.last().copied().unwrap_or_default();
-        let kvm = recording.kvm.as_ref();
-        let tsc_offset = kvm.and_then(|kvm| kvm.tsc_offset.filter(|_| kvm.tsc_clock));
         let host_tsc = samples.first().and_then(|first| {
             let ticks = last.tsc?.checked_sub(first.tsc?)?;
             let ns = last.steady - first.steady;

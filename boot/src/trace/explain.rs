@@ -4,12 +4,13 @@
 
 use kickpath_trace::Event;
 
+use super::kvm::parse::KvmRecord;
 use super::qemu::QemuRecord;
 use super::records::GuestRecord;
 use super::timeline::NamedValue;
 
 /// Sections are those of this version, as in the driver's own comments.
-pub const SPECIFICATION: &str = "virtio 1.1";
+pub const SPECIFICATION: &str = "virtio 1.2";
 
 /// A record explained.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,8 +70,133 @@ pub fn buffer(word: u64) -> (u64, bool) {
     (word & !(1 << 63), word >> 63 != 0)
 }
 
-/// Explains a record of the guest.
-pub fn guest(record: &GuestRecord) -> Explanation {
+/// Whether the record is about a packed ring.
+pub fn is_packed(record: &GuestRecord) -> bool {
+    record.module.ends_with("::packed")
+}
+
+/// Position and wrap counter in a word of a packed ring (specification 2.8.1).
+fn wrapped(word: u64) -> String {
+    format!("{} (wrap counter {})", word & 0x7fff, word >> 15 & 1)
+}
+
+/// What differs for a packed ring: section, sentence and values. `None` for
+/// what does not.
+fn packed(record: &GuestRecord, queue: &str) -> Option<(&'static str, String, Vec<NamedValue>)> {
+    let (a, b) = (record.a, record.b);
+    let (address, device_writes) = buffer(b);
+    let (id, place) = (a as u16, (a >> 16) as u16);
+    Some(match record.event {
+        Event::Add => (
+            "2.8.21 Supplying Buffers to The Device",
+            format!(
+                "Descriptor {place} of {queue} names buffer {id}, which the device {}.",
+                writes_or_reads(device_writes)
+            ),
+            vec![
+                value("buffer id", id),
+                value("descriptor", place),
+                value("bytes", a >> 32),
+                value("address", hex(address)),
+            ],
+        ),
+        Event::Publish => (
+            "2.8.21 Supplying Buffers to The Device",
+            format!(
+                "The flags of the first descriptor are written: {queue} is available up to \
+                 descriptor {}.",
+                wrapped(a & 0xffff)
+            ),
+            vec![
+                value("next", wrapped(a & 0xffff)),
+                value("before", wrapped(b & 0xffff)),
+            ],
+        ),
+        Event::KickPrepare => (
+            "2.8.7 Driver and Device Event Suppression",
+            format!(
+                "The device's event suppression structure is read: the kick of {queue} is {}.",
+                match b {
+                    1 => "needed",
+                    _ => "saved",
+                }
+            ),
+            vec![
+                value("next", wrapped(a & 0xffff)),
+                value("before", wrapped(a >> 16 & 0xffff)),
+                match a >> 48 & 1 {
+                    1 => value("device's event", wrapped(a >> 32 & 0xffff)),
+                    _ => value("device's flags", a >> 32 & 0xffff),
+                },
+                value("kick", if b == 1 { "yes" } else { "no" }),
+            ],
+        ),
+        Event::PopUsed => (
+            "2.8.22 Receiving Used Buffers From The Device",
+            format!(
+                "Descriptor {place} of {queue} is used: buffer {id} is back, {} bytes written.",
+                a >> 32
+            ),
+            vec![
+                value("buffer id", id),
+                value("descriptor", place),
+                value("bytes written", a >> 32),
+            ],
+        ),
+        Event::EnableInterrupts | Event::DisableInterrupts => (
+            "2.8.7 Driver and Device Event Suppression",
+            match record.event {
+                Event::EnableInterrupts => format!(
+                    "The driver asks for interrupts of {queue} in its event suppression structure."
+                ),
+                _ => format!("The driver asks for no interrupts of {queue}: it is polling."),
+            },
+            vec![value("event or flags", a & 0xffff)],
+        ),
+        _ => return None,
+    })
+}
+
+/// The same for virtio-mmio: Linux's functions and the sections are others.
+fn of_mmio(text: &'static str) -> &'static str {
+    match text {
+        "vp_find_vqs" | "vp_try_to_find_vqs" => "vm_find_vqs",
+        "setup_vq" => "vm_setup_vq",
+        "vring_new_virtqueue(.., vp_notify, ..)" => "vring_create_virtqueue(.., vm_notify, ..)",
+        "vp_notify" => "vm_notify",
+        "vp_interrupt" => "vm_interrupt",
+        "4.1.5.1.2 MSI-X Vector Configuration" => "4.2.3.4 Notifications From The Device",
+        "4.1.5.1.3 Virtqueue Configuration" => "4.2.3.2 Virtqueue Configuration",
+        "4.1.5.2 Available Buffer Notifications" => "4.2.3.3 Available Buffer Notifications",
+        "4.1.4.5 ISR status capability" => "4.2.2 MMIO Device Register Layout",
+        other => other,
+    }
+}
+
+/// Explains a record of the guest; `mmio` is whether its transport is
+/// virtio-mmio.
+pub fn guest(record: &GuestRecord, mmio: bool) -> Explanation {
+    let mut explanation = common(record);
+    if is_packed(record)
+        && let Some((section, sentence, values)) = packed(record, &queue_text(record))
+    {
+        explanation.section = Some(section);
+        explanation.sentence = sentence;
+        explanation.values = values;
+        explanation.linux = explanation.linux.map(|name| match name {
+            "virtqueue_add_split" => "virtqueue_add_packed",
+            "virtqueue_add_split, at its end" => "virtqueue_add_packed, at its end",
+            other => other,
+        });
+    }
+    if mmio {
+        explanation.linux = explanation.linux.map(of_mmio);
+        explanation.section = explanation.section.map(of_mmio);
+    }
+    explanation
+}
+
+fn common(record: &GuestRecord) -> Explanation {
     let (a, b) = (record.a, record.b);
     let queue = queue_text(record);
     let (function, linux, section) = place(record.event);
@@ -323,27 +449,27 @@ fn place(
         Event::Descriptor => (
             "Virtqueue::add",
             "virtqueue_add_split",
-            "2.6.13.1 Placing Buffers Into The Descriptor Table",
+            "2.7.13.1 Placing Buffers Into The Descriptor Table",
         ),
         Event::Add => (
             "Virtqueue::add",
             "virtqueue_add_split",
-            "2.6.13.2 Updating The Available Ring",
+            "2.7.13.2 Updating The Available Ring",
         ),
         Event::Publish => (
             "SplitRing::publish",
             "virtqueue_add_split, at its end",
-            "2.6.13.3 Updating idx",
+            "2.7.13.3 Updating idx",
         ),
         Event::KickPrepare => (
             "Virtqueue::kick_prepare",
             "virtqueue_kick_prepare",
-            "2.6.10 Available Buffer Notification Suppression",
+            "2.7.10 Available Buffer Notification Suppression",
         ),
         Event::Notify => (
             "Virtqueue::notify",
             "virtqueue_notify",
-            "2.6.13.4 Notifying The Device",
+            "2.7.13.4 Notifying The Device",
         ),
         Event::DoorbellRing => (
             "Doorbell::ring",
@@ -371,7 +497,7 @@ fn place(
         Event::PopUsed => (
             "Virtqueue::pop_used",
             "virtqueue_get_buf",
-            "2.6.14 Receiving Used Buffers From The Device",
+            "2.7.14 Receiving Used Buffers From The Device",
         ),
         Event::RxTokenConsume => (
             "RxToken::consume",
@@ -382,12 +508,12 @@ fn place(
         Event::EnableInterrupts => (
             "Virtqueue::enable_interrupts",
             "virtqueue_enable_cb",
-            "2.6.7 Used Buffer Notification Suppression",
+            "2.7.7 Used Buffer Notification Suppression",
         ),
         Event::DisableInterrupts => (
             "Virtqueue::disable_interrupts",
             "virtqueue_disable_cb",
-            "2.6.7 Used Buffer Notification Suppression",
+            "2.7.7 Used Buffer Notification Suppression",
         ),
         Event::Idle => ("idle_until", "default_idle", ""),
     };
@@ -458,7 +584,7 @@ pub fn qemu(record: &QemuRecord, accesses_are_exits: bool) -> Explanation {
         ),
         "virtio_queue_notify" => (
             "virtio_queue_notify",
-            "2.6.13.4 Notifying The Device",
+            "2.7.13.4 Notifying The Device",
             format!("QEMU hears that queue {} has new chains.", text("n")),
         ),
         "virtio_pci_notify_write" | "virtio_pci_notify_write_pio" => (
@@ -468,7 +594,7 @@ pub fn qemu(record: &QemuRecord, accesses_are_exits: bool) -> Explanation {
         ),
         "virtqueue_pop" => (
             "virtqueue_pop",
-            "2.6.6 The Virtqueue Available Ring",
+            "2.7.6 The Virtqueue Available Ring",
             match record.number("in_num") {
                 Some(0) => "QEMU takes the chain out of the available ring: the frame to send.",
                 _ => "QEMU takes a chain out of the available ring, for the frame to go into.",
@@ -477,7 +603,7 @@ pub fn qemu(record: &QemuRecord, accesses_are_exits: bool) -> Explanation {
         ),
         "virtqueue_fill" => (
             "virtqueue_fill",
-            "2.6.8 The Virtqueue Used Ring",
+            "2.7.8 The Virtqueue Used Ring",
             format!(
                 "QEMU writes the chain into the used ring, with {} bytes written.",
                 text("len")
@@ -485,7 +611,7 @@ pub fn qemu(record: &QemuRecord, accesses_are_exits: bool) -> Explanation {
         ),
         "virtqueue_flush" => (
             "virtqueue_flush",
-            "2.6.8 The Virtqueue Used Ring",
+            "2.7.8 The Virtqueue Used Ring",
             format!(
                 "QEMU moves the used index on by {}: the driver may have the chain.",
                 text("count")
@@ -493,12 +619,12 @@ pub fn qemu(record: &QemuRecord, accesses_are_exits: bool) -> Explanation {
         ),
         "virtio_notify" => (
             "virtio_notify",
-            "2.6.7 Used Buffer Notification Suppression",
+            "2.7.7 Used Buffer Notification Suppression",
             "The driver wants an interrupt for this: QEMU raises it.".to_owned(),
         ),
         "virtio_notify_irqfd" => (
             "virtio_notify_irqfd",
-            "2.6.7 Used Buffer Notification Suppression",
+            "2.7.7 Used Buffer Notification Suppression",
             "The driver wants an interrupt for this: QEMU signals the irqfd, and KVM raises it."
                 .to_owned(),
         ),
@@ -529,6 +655,78 @@ pub fn qemu(record: &QemuRecord, accesses_are_exits: bool) -> Explanation {
         section: some(section),
         sentence,
         values: values.map(|(name, text)| value(name, text)).collect(),
+    }
+}
+
+/// Explains an event of KVM. `kick` is whether it is the write to the device's
+/// doorbell, and then whether KVM went back to QEMU because of it, where that
+/// is known.
+pub fn kvm(record: &KvmRecord, kick: Option<Option<bool>>) -> Explanation {
+    let word = |name: &str| record.text(name).unwrap_or("?").to_owned();
+    let vector = || match record.vector() {
+        Some(vector) => vector.to_string(),
+        None => "?".to_owned(),
+    };
+    let mut sentence = match record.event.as_str() {
+        "kvm_exit" => format!("The CPU leaves the guest: {}.", word("reason")),
+        "kvm_entry" => "The CPU enters the guest again.".to_owned(),
+        "kvm_userspace_exit" => format!(
+            "KVM cannot finish this in the kernel and returns to QEMU: {}.",
+            word("reason")
+        ),
+        "kvm_fast_mmio" => format!(
+            "KVM knows the address {} by the fault alone and signals its eventfd.",
+            word("gpa")
+        ),
+        "kvm_pio" | "kvm_mmio" => access(record),
+        "kvm_msi_set_irq" => format!("An interrupt message comes in, for vector {}.", vector()),
+        "kvm_set_irq" => format!("Interrupt line {} goes to {}.", word("gsi"), word("level")),
+        "kvm_pic_set_irq" => "The 8259 sees the interrupt line.".to_owned(),
+        "kvm_ioapic_set_irq" => "The I/O APIC sees the interrupt line.".to_owned(),
+        "kvm_apic_accept_irq" => {
+            format!("The virtual CPU's local APIC accepts vector {}.", vector())
+        }
+        "kvm_inj_virq" => format!("KVM injects vector {} into the guest.", vector()),
+        "kvm_eoi" => "The guest acknowledges the interrupt.".to_owned(),
+        _ => format!("KVM records {}.", record.event),
+    };
+    match kick {
+        Some(Some(true)) => sentence += " This is the kick, and KVM hands it to QEMU.",
+        Some(Some(false)) => {
+            sentence += " This is the kick, and KVM does not return to QEMU for it: an eventfd \
+                         tells QEMU's main loop.";
+        }
+        Some(None) => sentence += " This is the kick.",
+        None => {}
+    }
+    Explanation {
+        function: None,
+        linux: None,
+        section: None,
+        sentence,
+        values: vec![value("record", &record.text)],
+    }
+}
+
+fn access(record: &KvmRecord) -> String {
+    let (port, write) = (record.event == "kvm_pio", record.text.contains("write"));
+    let place = match port {
+        true => record.text("at"),
+        false => record.text("gpa"),
+    };
+    let place = place.unwrap_or("?");
+    let kind = if port { "port" } else { "device memory" };
+    let bytes = record.text("size").or(record.text("len")).unwrap_or("?");
+    match (write, record.text.contains("unsatisfied")) {
+        (true, _) => format!(
+            "The guest writes {} to {kind} {place}, {bytes} bytes.",
+            record.text("val").unwrap_or("?")
+        ),
+        (false, true) => format!("The guest reads {bytes} bytes of {kind} at {place}."),
+        (false, false) => format!(
+            "The guest's read of {kind} at {place} gave {}.",
+            record.text("val").unwrap_or("?")
+        ),
     }
 }
 

@@ -38,6 +38,9 @@ pub struct Recording {
     /// The instruction of the doorbell that the window's kick used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruction: Option<Instruction>,
+    /// Where that instruction writes, as the device sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doorbell_address: Option<u64>,
     /// The device's address ranges, as QEMU knows them.
     #[serde(default)]
     pub regions: Vec<Region>,

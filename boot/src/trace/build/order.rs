@@ -3,21 +3,27 @@
 
 use super::super::clock::{Clocks, Moment};
 use super::super::recording::Recording;
-use super::super::timeline::{Clock, Delta, Phase, Since, Step, Time};
+use super::super::timeline::{Clock, Delta, Layer, Phase, Since, Step, Time};
 use super::draft::{Draft, Drafts};
 
 /// Distance at which a step is drawn whose own is not known, in nanoseconds.
 const UNKNOWN: f64 = 500.0;
 
-/// Numbers, measures and places the steps. `first` is the record of the guest
-/// with which the window's part of its steps begins.
-pub fn finish(recording: &Recording, drafts: Drafts, first: usize) -> (Vec<Step>, Clocks) {
+/// Numbers, measures and places the steps. `offset` is from the host's time
+/// stamp counter to the guest's, if that is known; `first` is the record of the
+/// guest with which the window's part of its steps begins.
+pub fn finish(
+    recording: &Recording,
+    offset: Option<i64>,
+    drafts: Drafts,
+    first: usize,
+) -> (Vec<Step>, Clocks) {
     let guest_zero = recording.guest.get(first).map_or(0, |record| record.tsc);
     let mut window = drafts.0.iter().filter(|d| d.step.phase != Phase::Attach);
     let host_zero = window
         .find(|draft| draft.clock == Clock::Monotonic)
         .map_or(0, |draft| draft.raw.cast_signed());
-    let clocks = Clocks::new(recording, guest_zero, host_zero);
+    let clocks = Clocks::new(recording, offset, guest_zero, host_zero);
     let mut placed: Vec<(usize, Draft, Option<Moment>)> = drafts
         .0
         .into_iter()
@@ -28,6 +34,7 @@ pub fn finish(recording: &Recording, drafts: Drafts, first: usize) -> (Vec<Step>
         })
         .collect();
     sort(&mut placed);
+    phases(&mut placed);
     let mut numbers = vec![0; placed.len()];
     for (number, (old, _, _)) in placed.iter().enumerate() {
         numbers[*old] = number;
@@ -93,6 +100,31 @@ fn sort(placed: &mut [(usize, Draft, Option<Moment>)]) {
                 None => place += 1,
             }
         }
+    }
+}
+
+/// Where time decides the order, a step of the host belongs to the part of the
+/// journey that the guest is in.
+fn phases(placed: &mut [(usize, Draft, Option<Moment>)]) {
+    let last_of = |phase: Phase| {
+        let mut steps = placed.iter();
+        steps.rposition(|(_, draft, _)| {
+            draft.step.layer == Layer::Guest && draft.step.phase == phase
+        })
+    };
+    let received = last_of(Phase::Receive);
+    let first_back = placed
+        .iter()
+        .position(|(_, draft, _)| draft.step.phase == Phase::Return);
+    for (place, (_, draft, _)) in placed.iter_mut().enumerate() {
+        if draft.step.layer == Layer::Guest || draft.step.phase == Phase::Attach {
+            continue;
+        }
+        draft.step.phase = match (received, first_back) {
+            (Some(received), _) if place <= received => Phase::Receive,
+            (_, Some(back)) if place > back => Phase::Return,
+            _ => Phase::Transmit,
+        };
     }
 }
 
