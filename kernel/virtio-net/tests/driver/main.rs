@@ -25,7 +25,9 @@ mod net_offload;
 mod net_traffic;
 mod ring;
 mod ring_events;
+mod ring_in_order;
 mod ring_malicious;
+mod ring_packed;
 mod ring_threads;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod x86_ports;

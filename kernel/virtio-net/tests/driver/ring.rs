@@ -10,14 +10,36 @@ use virtio_net::queue::{
 
 use crate::support::faults;
 use crate::support::memory::{self, GuestHal};
-use crate::support::ring::{Ends, readable, writable};
-
-const DESC_F_NEXT: u16 = 1;
-const DESC_F_WRITE: u16 = 2;
+use crate::support::ring::{Ends, readable, shapes, writable};
 
 /// Every size that a split queue can have.
 fn sizes() -> impl Iterator<Item = u16> {
     (0..=15).map(|shift| 1 << shift)
+}
+
+/// Sizes that a queue of this layout can have: in the packed layout others
+/// than powers of two as well.
+fn sizes_of(layout: RingLayout) -> impl Iterator<Item = u16> {
+    let more: &[u16] = match layout {
+        RingLayout::Split => &[],
+        RingLayout::Packed => &[3, 5, 6, 7, 9, 100, 255, 1000, 32767],
+    };
+    sizes().chain(more.iter().copied())
+}
+
+/// Rings for chains of up to `chain` buffers, in all layouts and with and
+/// without indirect descriptors.
+fn chain_shapes(chain: u16) -> Vec<RingShape> {
+    shapes()
+        .into_iter()
+        .flat_map(|shape| {
+            [false, true].map(|indirect| RingShape {
+                chain,
+                indirect,
+                ..shape
+            })
+        })
+        .collect()
 }
 
 /// `length` buffers, the last `writable` of them for the device to write, all
@@ -35,19 +57,11 @@ fn buffers(length: u16, writable_count: u16, salt: u64) -> Vec<Buffer> {
 /// Takes one chain at the device and compares it with what was added.
 fn expect_chain(ends: &mut Ends, expected: &[Buffer]) -> u16 {
     let (head, descriptors) = ends.take().expect("the device sees no chain");
-    assert_eq!(descriptors.len(), expected.len());
-    for (position, (descriptor, buffer)) in descriptors.iter().zip(expected).enumerate() {
-        assert_eq!(descriptor.addr().0, buffer.address);
-        assert_eq!(descriptor.len(), buffer.length);
-        let mut flags = 0;
-        if position + 1 < expected.len() {
-            flags |= DESC_F_NEXT;
-        }
-        if buffer.writable {
-            flags |= DESC_F_WRITE;
-        }
-        assert_eq!(descriptor.flags(), flags, "descriptor {position}");
-    }
+    let seen: Vec<_> = descriptors
+        .iter()
+        .map(|piece| Buffer::new(piece.address, piece.length, piece.writable))
+        .collect();
+    assert_eq!(seen, expected);
     head
 }
 
@@ -102,6 +116,32 @@ fn sizes_that_no_split_queue_has_are_refused() {
 }
 
 #[test]
+fn sizes_that_no_packed_queue_has_are_refused() {
+    let layout = RingLayout::Packed;
+    let shape = |chain| RingShape::packed(chain, EventMode::Flags);
+    let new = |size, chain| Ring::<GuestHal>::new(3, size, shape(chain)).err();
+    // Specification 2.8.10.1: up to 2^15, of any value.
+    for size in [0, 32769, 65535, 65536, u32::MAX] {
+        let queue = 3;
+        assert_eq!(
+            new(size, 1),
+            Some(QueueError::BadSize {
+                queue,
+                size,
+                layout
+            })
+        );
+    }
+    for (size, chain) in [(1, 2), (3, 4), (7, 5)] {
+        assert!(new(size, chain).is_some());
+    }
+    for size in [1, 3, 255, 32767, 32768] {
+        assert_eq!(new(size, 1), None);
+    }
+    assert_eq!(memory::pages_in_use(), 0);
+}
+
+#[test]
 fn a_ring_holds_as_many_chains_as_fit() {
     for (size, chain, capacity) in [
         (8, 0, 8),
@@ -148,9 +188,9 @@ fn a_region_is_page_aligned_zeroed_and_given_back() {
 
 #[test]
 fn every_size_carries_single_buffers_around_its_ring() {
-    for mode in [EventMode::Flags, EventMode::EventIdx] {
-        for size in sizes() {
-            let mut ends = Ends::new(size, mode);
+    for shape in shapes() {
+        for size in sizes_of(shape.layout) {
+            let mut ends = Ends::shaped(size, shape);
             assert_eq!(ends.driver.size(), size);
             // Full, half full and full again, beginning in the middle.
             for round in 0..3u64 {
@@ -188,12 +228,26 @@ fn every_size_carries_single_buffers_around_its_ring() {
 
 #[test]
 fn a_chain_can_be_as_long_as_the_ring() {
-    for size in sizes() {
-        let mut ends = Ends::with_chains(size, size, EventMode::EventIdx);
+    let layouts = [RingLayout::Split, RingLayout::Packed];
+    for (size, shape) in layouts.into_iter().flat_map(|layout| {
+        // A chain's longest is a power of two.
+        sizes().flat_map(move |size| {
+            let shapes = chain_shapes(size).into_iter();
+            let shapes = shapes.filter(move |shape| shape.layout == layout);
+            shapes.map(move |shape| (size, shape))
+        })
+    }) {
+        // A table for each of 32768 slots would be 16 GiB.
+        if shape.indirect && size > 512 {
+            continue;
+        }
+        let mut ends = Ends::shaped(size, shape);
+        let capacity = ends.driver.capacity();
+        assert_eq!(capacity, if shape.indirect { size } else { 1 });
         for (round, written) in [0, 1, size / 2, size].into_iter().enumerate() {
             let chain = buffers(size, written, round as u64);
             ends.add(&chain, 0xbeef).unwrap();
-            assert_eq!(ends.driver.free(), 0);
+            assert_eq!(ends.driver.free(), capacity - 1);
             ends.driver.publish();
             let head = expect_chain(&mut ends, &chain);
             let length = writable_bytes(&chain);
@@ -203,15 +257,19 @@ fn a_chain_can_be_as_long_as_the_ring() {
                 length,
             };
             assert_eq!(ends.driver.pop_used(), Ok(Some(used)));
-            assert_eq!(ends.driver.free(), 1);
+            assert_eq!(ends.driver.free(), capacity);
         }
     }
 }
 
 #[test]
 fn what_does_not_fit_is_refused_and_changes_nothing() {
-    for (size, chain) in [(1, 1), (2, 1), (2, 2), (8, 1), (8, 4), (8, 3)] {
-        let mut ends = Ends::with_chains(size, chain, EventMode::Flags);
+    let sizes = [(1, 1), (2, 1), (2, 2), (8, 1), (8, 4), (8, 3)];
+    for (size, chain, shape) in sizes.into_iter().flat_map(|(size, chain)| {
+        let shapes = chain_shapes(chain).into_iter();
+        shapes.map(move |shape| (size, chain, shape))
+    }) {
+        let mut ends = Ends::shaped(size, shape);
         let most = usize::from(chain.next_power_of_two());
         let capacity = ends.driver.capacity();
         for token in 0..capacity {
@@ -363,15 +421,22 @@ proptest! {
     /// one that the device gets, and nobody else has it.
     #[test]
     fn chains_come_back_whatever_the_order(
-        shift in 0..8u32,
+        capacity in 1..=128u16,
         slot_shift in 0..4u32,
-        event_idx: bool,
+        shape in prop::sample::select(chain_shapes(1)),
         steps in prop::collection::vec(step(), 1..400),
     ) {
-        let capacity = 1u16 << shift;
+        let capacity = match shape.layout {
+            RingLayout::Split => capacity.next_power_of_two(),
+            RingLayout::Packed => capacity,
+        };
         let most = 1u16 << slot_shift;
-        let mode = if event_idx { EventMode::EventIdx } else { EventMode::Flags };
-        let mut ends = Ends::with_chains(capacity * most, most, mode);
+        let shape = RingShape { chain: most, ..shape };
+        let size = capacity * most;
+        let mut ends = Ends::shaped(size, shape);
+        // With a table of its own each chain takes one descriptor.
+        let indirect = shape.indirect && most > 1;
+        let (capacity, stride) = if indirect { (size, 1) } else { (capacity, most) };
         let mut unpublished: Vec<(u16, u16, Vec<Buffer>)> = Vec::new();
         let mut at_device: Vec<(u16, u16, u32)> = Vec::new();
         let mut used = VecDeque::new();
@@ -397,7 +462,7 @@ proptest! {
                         Some(head) => {
                             prop_assert_eq!(result, Ok(()));
                             let head = head.descriptor();
-                            prop_assert!(head % most == 0 && head / most < capacity);
+                            prop_assert!(head % stride == 0 && head / stride < capacity);
                             prop_assert!(taken.insert(head), "slot {} was taken", head);
                             unpublished.push((token, head, chain));
                         }

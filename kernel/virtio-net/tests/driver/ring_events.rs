@@ -4,10 +4,9 @@
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
-use virtio_net::queue::EventMode;
-use virtio_queue::QueueT;
+use virtio_net::queue::{EventMode, RingLayout, RingShape};
 
-use crate::support::ring::{Ends, writable};
+use crate::support::ring::{Ends, shapes, writable};
 
 const NO_INTERRUPT: u16 = 1;
 
@@ -52,7 +51,9 @@ fn step() -> impl Strategy<Value = Step> {
 /// the start in 64 bits, so that nothing here wraps.
 struct Model {
     ends: Ends,
-    mode: EventMode,
+    shape: RingShape,
+    /// An event names every position that is a multiple of this away.
+    period: u64,
     added: u64,
     published: u64,
     taken: u64,
@@ -63,6 +64,8 @@ struct Model {
     kick_at: u64,
     device_busy: bool,
     device_asleep: bool,
+    /// Whether the device has set an event yet.
+    slept: bool,
     /// Entry whose use is to interrupt, `None` while masked.
     interrupt_at: Option<u64>,
     masked_since: u64,
@@ -75,11 +78,17 @@ struct Model {
 }
 
 impl Model {
-    fn new(size: u16, mode: EventMode) -> Self {
-        let ends = Ends::new(size, mode);
+    fn new(size: u16, shape: RingShape) -> Self {
+        let ends = Ends::shaped(size, shape);
+        // 16 bits of an index, or a position and a wrap counter.
+        let period = match shape.layout {
+            RingLayout::Split => 1 << 16,
+            RingLayout::Packed => 2 * u64::from(size),
+        };
         Self {
             ends,
-            mode,
+            shape,
+            period,
             added: 0,
             published: 0,
             taken: 0,
@@ -89,6 +98,7 @@ impl Model {
             kick_at: 0,
             device_busy: false,
             device_asleep: true,
+            slept: false,
             interrupt_at: None,
             masked_since: 0,
             driver_asleep: false,
@@ -115,12 +125,22 @@ impl Model {
             return;
         }
         let kick = self.ends.driver.publish();
-        let expected = match self.mode {
-            // The event has 16 bits: it stands for every 65536th entry.
-            EventMode::EventIdx => {
-                (self.published..self.added).any(|entry| entry as u16 == self.kick_at as u16)
-            }
-            EventMode::Flags => !self.device_busy,
+        let window = self.published..self.added;
+        let expected = match self.shape {
+            // A packed ring has a flag for it with events too.
+            RingShape {
+                layout: RingLayout::Packed,
+                ..
+            } if self.device_busy => false,
+            RingShape {
+                mode: EventMode::EventIdx,
+                ..
+            } => match (self.shape.layout, self.slept) {
+                // Zeroed, the structure of a packed ring asks for all.
+                (RingLayout::Packed, false) => true,
+                _ => self.is_named(window, self.kick_at),
+            },
+            _ => !self.device_busy,
         };
         assert_eq!(
             kick, expected,
@@ -137,6 +157,12 @@ impl Model {
         } else {
             self.kicks_suppressed += 1;
         }
+    }
+
+    /// Whether an event that was set to `position` names one in the window.
+    fn is_named(&self, mut window: std::ops::Range<u64>, position: u64) -> bool {
+        let period = self.period;
+        window.any(|entry| entry % period == position % period)
     }
 
     fn pop(&mut self, count: u16) {
@@ -162,10 +188,12 @@ impl Model {
     }
 
     fn arm(&mut self, more: u16) {
-        let more = match self.mode {
+        let more = match self.shape.mode {
             EventMode::EventIdx => more,
             EventMode::Flags => 0,
         };
+        // What nothing waits for cannot be waited for.
+        let more = more.min(self.ends.driver.outstanding().saturating_sub(1));
         let ready = self.ends.driver.enable_interrupts_after(more);
         assert_eq!(ready, self.used - self.popped > u64::from(more));
         self.interrupt_at = Some(self.popped + u64::from(more));
@@ -200,15 +228,18 @@ impl Model {
             return;
         }
         let window = self.signalled..self.used;
-        let interrupt = self.ends.must_interrupt();
+        let interrupt = self.ends.device.must_interrupt();
         self.signalled = self.used;
-        match (self.mode, self.interrupt_at) {
+        match (self.shape.mode, self.interrupt_at) {
             (EventMode::Flags, armed) => assert_eq!(interrupt, armed.is_some()),
             (EventMode::EventIdx, Some(entry)) => assert_eq!(
                 interrupt,
-                window.contains(&entry),
+                self.is_named(window.clone(), entry),
                 "used {window:?}, the driver asked for an interrupt at {entry}"
             ),
+            (EventMode::EventIdx, None) if self.shape.layout == RingLayout::Packed => {
+                assert!(!interrupt, "an interrupt while masked");
+            }
             // What was used before the mask may still interrupt.
             (EventMode::EventIdx, None) => assert!(
                 !interrupt || window.start < self.masked_since,
@@ -232,10 +263,7 @@ impl Model {
     }
 
     fn busy(&mut self) {
-        self.ends
-            .device
-            .disable_notification(&self.ends.memory)
-            .unwrap();
+        self.ends.device.disable_notification();
         self.device_busy = true;
         self.device_asleep = false;
     }
@@ -243,15 +271,12 @@ impl Model {
     fn sleep(&mut self) {
         // A device signals what it used before it sleeps.
         self.signal();
-        let more = self
-            .ends
-            .device
-            .enable_notification(&self.ends.memory)
-            .unwrap();
+        let more = self.ends.device.enable_notification();
         assert_eq!(more, self.taken < self.published);
         self.kick_at = self.taken;
         self.device_busy = false;
         self.device_asleep = !more;
+        self.slept = true;
     }
 
     fn run(&mut self, step: Step) {
@@ -282,12 +307,15 @@ proptest! {
     /// The steps are repeated until enough chains are through.
     #[test]
     fn nobody_sleeps_through_what_it_waits_for(
-        shift in 0..7u32,
-        event_idx: bool,
+        size in 1..=128u16,
+        shape in prop::sample::select(shapes().to_vec()),
         steps in prop::collection::vec(step(), 20..400),
     ) {
-        let mode = if event_idx { EventMode::EventIdx } else { EventMode::Flags };
-        let mut model = Model::new(1 << shift, mode);
+        let size = match shape.layout {
+            RingLayout::Split => size.next_power_of_two(),
+            RingLayout::Packed => size,
+        };
+        let mut model = Model::new(size, shape);
         while model.popped < CHAINS {
             for &step in &steps {
                 model.run(step);
@@ -311,12 +339,11 @@ proptest! {
 /// A device that sleeps whenever it has seen all: every single kick must come.
 #[test]
 fn no_kick_is_lost_at_the_wrap() {
-    for (mode, batch) in [
-        (EventMode::EventIdx, 3),
-        (EventMode::EventIdx, 4),
-        (EventMode::Flags, 4),
-    ] {
-        let mut model = Model::new(4, mode);
+    for (shape, batch) in shapes()
+        .into_iter()
+        .flat_map(|shape| [(shape, 3), (shape, 4)])
+    {
+        let mut model = Model::new(4, shape);
         let mut batches = 0;
         while model.popped < CHAINS {
             model.mask();
@@ -332,12 +359,17 @@ fn no_kick_is_lost_at_the_wrap() {
     }
 }
 
-/// A device that is awake is never kicked, by flags: it said so. By event,
-/// which it does not move, once in 65536 chains.
+/// A device that is awake is never kicked, by flags: it said so. By event of a
+/// split ring, which it does not move, once in 65536 chains.
 #[test]
 fn kicks_are_suppressed_while_the_device_is_awake() {
-    for (mode, kicks) in [(EventMode::EventIdx, 3), (EventMode::Flags, 0)] {
-        let mut model = Model::new(4, mode);
+    for shape in shapes() {
+        let kicks = if shape == RingShape::split(1, EventMode::EventIdx) {
+            3
+        } else {
+            0
+        };
+        let mut model = Model::new(4, shape);
         model.busy();
         while model.popped < CHAINS {
             model.mask();
@@ -355,12 +387,11 @@ fn kicks_are_suppressed_while_the_device_is_awake() {
 /// While every poll masks, no interrupt comes, however long.
 #[test]
 fn masked_interrupts_do_not_fire() {
-    for (mode, size) in [
-        (EventMode::EventIdx, 64),
-        (EventMode::EventIdx, 32768),
-        (EventMode::Flags, 64),
-    ] {
-        let mut model = Model::new(size, mode);
+    for (shape, size) in shapes()
+        .into_iter()
+        .flat_map(|shape| [(shape, 64), (shape, 32768)])
+    {
+        let mut model = Model::new(size, shape);
         while model.popped < CHAINS {
             model.mask();
             model.add(size);
@@ -369,7 +400,7 @@ fn masked_interrupts_do_not_fire() {
             model.give_back(size, true);
             model.pop(size);
         }
-        assert_eq!(model.interrupts, 0, "{mode:?}, ring of {size}");
+        assert_eq!(model.interrupts, 0, "{shape:?}, ring of {size}");
         assert_ne!(model.interrupts_suppressed, 0);
     }
 }
@@ -377,8 +408,8 @@ fn masked_interrupts_do_not_fire() {
 /// A driver that sleeps after every chain is woken by every chain.
 #[test]
 fn no_interrupt_is_lost_at_the_wrap() {
-    for mode in [EventMode::EventIdx, EventMode::Flags] {
-        let mut model = Model::new(2, mode);
+    for shape in shapes() {
+        let mut model = Model::new(2, shape);
         while model.popped < CHAINS {
             model.mask();
             model.pop(2);
@@ -401,18 +432,18 @@ fn a_delayed_interrupt_comes_before_the_device_runs_dry() {
     use virtio_net::doorbell::Doorbell;
     use virtio_net::queue::Virtqueue;
 
-    for outstanding in 1..=64u16 {
+    let by_event = shapes()
+        .into_iter()
+        .filter(|shape| shape.mode == EventMode::EventIdx);
+    for (shape, outstanding) in by_event.flat_map(|shape| (1..=64u16).map(move |n| (shape, n))) {
         let Ends {
-            driver,
-            device,
-            memory,
-        } = Ends::new(64, EventMode::EventIdx);
+            driver, mut device, ..
+        } = Ends::shaped(64, shape);
         let doorbell = Doorbell::Call {
             function: |_| (),
             queue: 7,
         };
         let mut queue = Virtqueue::new(driver, doorbell);
-        let mut device = device;
         for token in 0..outstanding {
             // SAFETY: nothing accesses the buffer, which is only a number.
             unsafe { queue.add(&[writable(0x1000, 64)], token) }.unwrap();
@@ -421,12 +452,9 @@ fn a_delayed_interrupt_comes_before_the_device_runs_dry() {
         assert!(!queue.enable_interrupts_delayed());
         let mut interrupted_at = None;
         for count in 1..=outstanding {
-            let head = device
-                .pop_descriptor_chain(&memory)
-                .expect("published")
-                .head_index();
-            device.add_used(&memory, head, 0).unwrap();
-            if device.needs_notification(&memory).unwrap() {
+            let (head, _) = device.take().expect("published");
+            device.give_back(head, 0);
+            if device.must_interrupt() {
                 assert_eq!(interrupted_at.replace(count), None, "interrupted twice");
             }
         }
@@ -439,12 +467,14 @@ fn a_delayed_interrupt_comes_before_the_device_runs_dry() {
 fn a_new_ring_asks_for_no_interrupts() {
     let ends = Ends::new(4, EventMode::Flags);
     assert_eq!(ends.avail_flags(), NO_INTERRUPT);
-    let mut model = Model::new(4, EventMode::EventIdx);
-    model.add(4);
-    model.publish();
-    model.take(4);
-    model.give_back(4, true);
-    assert_eq!(model.interrupts, 0);
+    for shape in shapes() {
+        let mut model = Model::new(4, shape);
+        model.add(4);
+        model.publish();
+        model.take(4);
+        model.give_back(4, true);
+        assert_eq!(model.interrupts, 0);
+    }
 }
 
 /// With flags, the flag says what was asked for last.
@@ -466,12 +496,12 @@ fn an_empty_kick_is_none() {
     use virtio_net::doorbell::Doorbell;
     use virtio_net::queue::{QueueStats, Virtqueue};
 
-    for mode in [EventMode::EventIdx, EventMode::Flags] {
+    for shape in shapes() {
         let doorbell = Doorbell::Call {
             function: |queue| panic!("the doorbell of queue {queue} rang"),
             queue: 7,
         };
-        let mut queue = Virtqueue::new(Ends::new(4, mode).driver, doorbell);
+        let mut queue = Virtqueue::new(Ends::shaped(4, shape).driver, doorbell);
         assert!(!queue.kick());
         assert_eq!(queue.stats(), QueueStats::default());
     }

@@ -9,7 +9,7 @@ use virtio_net::queue::{BrokenReason, EventMode, QueueError, Used};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::support::memory;
-use crate::support::ring::{Ends, readable, writable};
+use crate::support::ring::{DeviceEnd, Ends, readable, writable};
 
 /// Offset of the index in the used ring.
 const USED_IDX: u64 = 2;
@@ -334,9 +334,12 @@ proptest! {
                     use virtio_queue::QueueT;
                     // The device may find its own ring spoilt; then it does
                     // nothing.
-                    if let Some(chain) = ends.device.pop_descriptor_chain(&ends.memory) {
+                    let DeviceEnd::Split { queue, memory } = &mut ends.device else {
+                        unreachable!("the ring is split");
+                    };
+                    if let Some(chain) = queue.pop_descriptor_chain(&*memory) {
                         let head = chain.head_index();
-                        let _ = ends.device.add_used(&ends.memory, head, 16);
+                        let _ = queue.add_used(memory, head, 16);
                     }
                 }
                 Step::Mask => ends.driver.disable_interrupts(),

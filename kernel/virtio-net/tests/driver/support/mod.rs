@@ -8,6 +8,7 @@ pub mod memory;
 pub mod mmio;
 pub mod modern;
 pub mod net;
+pub mod packed;
 pub mod pci;
 pub mod registers;
 pub mod ring;
