@@ -114,7 +114,10 @@ impl Features {
         .union(Self::MQ)
         .union(Self::SPEED_DUPLEX)
         .union(Self::ANY_LAYOUT)
+        .union(Self::INDIRECT_DESC)
         .union(Self::EVENT_IDX)
+        .union(Self::RING_PACKED)
+        .union(Self::IN_ORDER)
         .union(Self::VERSION_1);
 
     /// What [`Self::CTRL_GUEST_OFFLOADS`] is about (specification 5.1.6.5.6).
@@ -125,8 +128,8 @@ impl Features {
         .union(Self::GUEST_UFO);
 
     /// Features with what each needs, of several any one (specification
-    /// 5.1.3.1).
-    const NEEDS: [(Self, Self); 17] = [
+    /// 5.1.3.1; and forms of rings that the legacy interface does not know).
+    const NEEDS: [(Self, Self); 19] = [
         (Self::GUEST_TSO4, Self::GUEST_CSUM),
         (Self::GUEST_TSO6, Self::GUEST_CSUM),
         (Self::GUEST_ECN, Self::GUEST_TSO4.union(Self::GUEST_TSO6)),
@@ -144,6 +147,8 @@ impl Features {
         (Self::MQ, Self::CTRL_VQ),
         (Self::RSS, Self::CTRL_VQ),
         (Self::HASH_REPORT, Self::CTRL_VQ),
+        (Self::RING_PACKED, Self::VERSION_1),
+        (Self::IN_ORDER, Self::VERSION_1),
     ];
 
     /// Without the features that need others that are not there (Linux

@@ -51,9 +51,10 @@ pub mod feature {
     pub const MQ: u32 = 1 << 22;
     pub const CTRL_MAC_ADDR: u32 = 1 << 23;
     pub const ANY_LAYOUT: u32 = 1 << 27;
+    pub const INDIRECT_DESC: u32 = 1 << 28;
     pub const EVENT_IDX: u32 = 1 << 29;
     /// What a device without offloads and without a control queue has.
-    pub const ALL: u32 = MTU | MAC | STATUS | ANY_LAYOUT | EVENT_IDX;
+    pub const ALL: u32 = MTU | MAC | STATUS | ANY_LAYOUT | INDIRECT_DESC | EVENT_IDX;
     /// What needs a control queue, with it.
     pub const CONTROL: u32 = CTRL_VQ
         | CTRL_RX
