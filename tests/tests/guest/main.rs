@@ -22,6 +22,7 @@ mod link;
 mod linux;
 mod offloads;
 mod other_drivers;
+mod queues;
 mod runner;
 mod services;
 mod site;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     connections::add(&mut suite);
     control::add(&mut suite);
     transmit_queue::add(&mut suite);
+    queues::add(&mut suite);
     link::add(&mut suite);
     dhcp::add(&mut suite);
     boot::add(&mut suite);

@@ -146,6 +146,18 @@ impl Position {
         }
     }
 
+    /// How far this position is after `other`, 0 to two laps less one.
+    fn distance_from(self, other: Self, size: u16) -> u16 {
+        let same_lap = self.wrap == other.wrap;
+        match self.index.checked_sub(other.index) {
+            Some(distance) if same_lap => distance,
+            // At most `2 * size - 1`, which is below 2^16.
+            Some(distance) => distance + size,
+            None if same_lap => (size - other.index) + size + self.index,
+            None => (size - other.index) + self.index,
+        }
+    }
+
     /// Both in one word, the wrap counter in bit 15.
     #[inline]
     fn word(self) -> u16 {
@@ -315,6 +327,30 @@ impl<H: Hal> PackedRing<H> {
         // Acquire: id and length are read after the flags that announce them.
         let flags = u16::from_le(self.flags(position.index).load(Ordering::Acquire));
         position.is_used_by(flags)
+    }
+
+    /// Whether the device has used the descriptor at which it asks to be
+    /// notified: it has forgotten to ask again, for it did not have to ask at
+    /// a place where it was already.
+    ///
+    /// QEMU (7.2 to 9.2 at least) does so when a frame that had to wait for the
+    /// cable is sent at last: `virtio_net_tx_complete` asks, sends what else
+    /// is there, and goes to sleep. Linux's driver waits for ever then. A
+    /// device that does not want to be notified says so by a flag, so nothing
+    /// is lost by telling this one.
+    #[cold]
+    fn has_passed(&self, event: u16) -> bool {
+        let event = Position {
+            index: event & !WRAP_COUNTER,
+            wrap: event & WRAP_COUNTER != 0,
+        };
+        if event.index >= self.size {
+            return false;
+        }
+        // Behind `next_used`, but not by more than a lap: those are ahead.
+        let behind = self.next_avail.distance_from(event, self.size);
+        let taken_back = behind > self.outstanding && behind <= self.size;
+        taken_back || (behind <= self.outstanding && self.is_used(event))
     }
 
     /// Counts what the device has used and the driver not taken back: chains,
@@ -540,7 +576,7 @@ impl<H: Hal> RingFormat for PackedRing<H> {
             if (position & WRAP_COUNTER != 0) != new.wrap {
                 event = event.wrapping_sub(self.size);
             }
-            need_event(event, new.index, old)
+            need_event(event, new.index, old) || self.has_passed(position)
         } else {
             flags != EVENT_FLAGS_DISABLE
         };

@@ -138,7 +138,10 @@ impl Model {
             } => match (self.shape.layout, self.slept) {
                 // Zeroed, the structure of a packed ring asks for all.
                 (RingLayout::Packed, false) => true,
-                _ => self.is_named(window, self.kick_at),
+                (RingLayout::Packed, true) => {
+                    self.is_named(window, self.kick_at) || self.has_passed()
+                }
+                (RingLayout::Split, _) => self.is_named(window, self.kick_at),
             },
             _ => !self.device_busy,
         };
@@ -157,6 +160,14 @@ impl Model {
         } else {
             self.kicks_suppressed += 1;
         }
+    }
+
+    /// Whether the device asks for a kick at what it has used already.
+    fn has_passed(&self) -> bool {
+        let behind = (self.added - self.kick_at) % self.period;
+        let outstanding = self.added - self.popped;
+        behind > outstanding && behind <= self.period / 2
+            || behind <= outstanding && self.is_named(self.popped..self.used, self.kick_at)
     }
 
     /// Whether an event that was set to `position` names one in the window.
