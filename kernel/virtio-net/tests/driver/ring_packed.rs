@@ -183,7 +183,7 @@ fn a_kick_is_decided_over_the_wrap_as_the_definition_says() {
         let mut ends = Ends::shaped(size, RingShape::packed(1, mode));
         let word = |position: u16| {
             let wrap = (position / size).is_multiple_of(2);
-            position % size | if wrap { WRAP } else { 0 }
+            (position % size) | if wrap { WRAP } else { 0 }
         };
         let mut position = 0u16;
         for round in 0..400u16 {
