@@ -1,5 +1,6 @@
 //! `kickpath run`: boots the guest, talks to it, and tells the story.
 
+mod kick;
 mod report;
 
 use std::io::Write;
@@ -16,6 +17,7 @@ use crate::ports::Services;
 use crate::qemu::Net;
 use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status, require};
 use crate::terminal::Story;
+use crate::trace::capture::Tracer;
 use crate::wire::{Echo, FarEnd, HostSockets, Peer, PingReport, Tap, WireError};
 
 /// Pings of a run.
@@ -169,6 +171,10 @@ pub fn run<W: Write>(
         require(&[IPROUTE2], settings.policy, sink)?;
     }
     let mut prepared = settings.prepare(false, sink)?;
+    // Only where the far end is ours, and where somebody reads the story.
+    let traced = story.is_some() && net == NetChoice::Dgram;
+    let tracer = traced.then(|| Tracer::new(&mut prepared.machine).ok());
+    let tracer = tracer.flatten();
     if let Some(story) = &mut story {
         report::machine(story, &prepared)?;
     }
@@ -253,6 +259,13 @@ pub fn run<W: Write>(
     report.ok = report.failures.is_empty();
     if report.ok {
         if let Some(story) = &mut story {
+            if let (Some(tracer), Cable::Peer(peer), Some(status)) =
+                (&tracer, &cable, &report.status)
+            {
+                let address = up.address.address;
+                kick::tell(story, tracer, &prepared, &guest, peer, address, status)?;
+                guest.check()?;
+            }
             report::end(story)?;
         }
         return Ok(report);

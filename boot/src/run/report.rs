@@ -234,6 +234,10 @@ pub(super) fn end<W: Write>(story: &mut Story<W>) -> io::Result<()> {
             "cargo run -- --irq intx",
             "take another rung of the interrupt ladder",
         ),
+        (
+            "cargo run -- trace",
+            "one packet, step by step, through every layer",
+        ),
         ("cargo run -- bench", "count what a packet costs"),
         ("cargo run -- --help", "all the rest"),
     ] {
