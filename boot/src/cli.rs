@@ -211,6 +211,9 @@ pub struct TraceArgs {
     /// Write a trace for https://ui.perfetto.dev or chrome://tracing into this file.
     #[arg(long, value_name = "FILE")]
     pub perfetto: Option<PathBuf>,
+    /// Write all that was recorded, as it was recorded, into this file: what tests are made of.
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub recording: Option<PathBuf>,
 }
 
 /// Options of `image`.

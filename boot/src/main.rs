@@ -131,7 +131,11 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
         let net = run::dry_run_net(&prepared, Default::default())?;
         return Ok(print_command_line(&mut prepared, net));
     }
-    let timeline = trace::trace(&settings, &mut sink)?;
+    let (prepared, recording) = trace::record(&settings, &mut sink)?;
+    if let Some(file) = &args.recording {
+        write_output(file, &serde_json::to_string(&recording)?)?;
+    }
+    let timeline = trace::timeline(&prepared, &recording).map_err(SessionError::from)?;
     drop(ticker);
     let to_stdout = args.json.as_deref() == Some(Path::new("-"));
     if let Some(file) = &args.json {

@@ -6,12 +6,14 @@ mod draft;
 mod frames;
 mod kvm;
 mod order;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kickpath_trace::Event;
 
-use super::explain;
+use super::explain::{self, Context};
 use super::join::{self, QueueWindow};
 use super::journey::{self, Journey};
 use super::qemu::{self, QemuRecord};
@@ -54,6 +56,7 @@ struct Builder<'a> {
     /// The guest's records that become steps, by place.
     shown: BTreeSet<usize>,
     touched: Touched,
+    context: Context,
     kvm: Kvm,
     /// The guest's times before and behind each kick of the sent frame's queue.
     rings: Vec<(u64, Option<u64>)>,
@@ -97,6 +100,7 @@ impl<'a> Builder<'a> {
             windows,
             shown,
             touched,
+            context: Context::new(records, &recording.run.device.transport),
             kvm,
             rings,
         }
@@ -117,7 +121,7 @@ impl<'a> Builder<'a> {
                 .iter()
                 .any(|step| step.time.is_some_and(|time| time.clock == clock))
         };
-        let mut joins = join::joins(&self.windows, self.handled());
+        let mut joins = join::joins(&self.windows, self.context, self.handled());
         if self.recording.kvm.is_some() && self.journey.doorbell.is_some() {
             let queue = self.recording.guest[self.journey.start_xmit].queue;
             let window = queue.and_then(|queue| self.windows.get(&queue));
@@ -372,12 +376,11 @@ impl<'a> Builder<'a> {
 
     fn guest(&self, place: usize, phase: Phase) -> Draft {
         let record = &self.recording.guest[place];
-        let mmio = self.recording.run.device.transport == "mmio";
         let mut step = step(
             phase,
             Layer::Guest,
             record.event.name(),
-            explain::guest(record, mmio),
+            explain::guest(record, self.context),
         );
         step.source = Some(Source {
             file: record.file.clone(),
@@ -394,7 +397,7 @@ impl<'a> Builder<'a> {
             let changed = queues.apply(record);
             // The words of a packed ring have another meaning.
             step.snapshot = queues
-                .snapshot(queue, &self.touched, changed)
+                .snapshot(queue, &self.touched, self.context, changed)
                 .filter(|_| !explain::is_packed(record));
         }
         if Some(place) == self.journey.doorbell {

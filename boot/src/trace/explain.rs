@@ -39,18 +39,47 @@ fn hex(number: u64) -> String {
     format!("{number:#x}")
 }
 
-/// What a queue is for: receive and transmit alternate (specification 5.1.2).
-pub fn queue_name(queue: u16) -> &'static str {
-    match queue % 2 {
-        0 => "receive",
-        _ => "transmit",
-    }
+/// What is known of the whole device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Context {
+    /// Its transport is virtio-mmio.
+    pub mmio: bool,
+    /// The control queue's index, if it has one.
+    pub control: Option<u16>,
 }
 
-fn queue_text(record: &GuestRecord) -> String {
-    match record.queue {
-        Some(queue) => format!("the {} queue", queue_name(queue)),
-        None => "a queue".to_owned(),
+impl Context {
+    /// Of the device that left these records, on this transport.
+    pub fn new(records: &[GuestRecord], transport: &str) -> Self {
+        let setups = records.iter().filter(|r| r.event == Event::SetupQueue);
+        let last = setups.filter_map(|record| record.queue).max();
+        Self {
+            mmio: transport == "mmio",
+            // Receive and transmit queues come in pairs, the control queue
+            // behind them (specification 5.1.2).
+            control: last.filter(|last| last.is_multiple_of(2)),
+        }
+    }
+
+    /// What a queue is for.
+    pub fn queue_name(self, queue: u16) -> &'static str {
+        match queue % 2 {
+            _ if Some(queue) == self.control => "control",
+            0 => "receive",
+            _ => "transmit",
+        }
+    }
+
+    /// Whether the device fills the queue's buffers.
+    pub fn is_receive(self, queue: u16) -> bool {
+        self.queue_name(queue) == "receive"
+    }
+
+    fn queue_text(self, record: &GuestRecord) -> String {
+        match record.queue {
+            Some(queue) => format!("the {} queue", self.queue_name(queue)),
+            None => "a queue".to_owned(),
+        }
     }
 }
 
@@ -173,12 +202,12 @@ fn of_mmio(text: &'static str) -> &'static str {
     }
 }
 
-/// Explains a record of the guest; `mmio` is whether its transport is
-/// virtio-mmio.
-pub fn guest(record: &GuestRecord, mmio: bool) -> Explanation {
-    let mut explanation = common(record);
+/// Explains a record of the guest.
+pub fn guest(record: &GuestRecord, context: Context) -> Explanation {
+    let queue = context.queue_text(record);
+    let mut explanation = common(record, &queue);
     if is_packed(record)
-        && let Some((section, sentence, values)) = packed(record, &queue_text(record))
+        && let Some((section, sentence, values)) = packed(record, &queue)
     {
         explanation.section = Some(section);
         explanation.sentence = sentence;
@@ -189,16 +218,15 @@ pub fn guest(record: &GuestRecord, mmio: bool) -> Explanation {
             other => other,
         });
     }
-    if mmio {
+    if context.mmio {
         explanation.linux = explanation.linux.map(of_mmio);
         explanation.section = explanation.section.map(of_mmio);
     }
     explanation
 }
 
-fn common(record: &GuestRecord) -> Explanation {
+fn common(record: &GuestRecord, queue: &str) -> Explanation {
     let (a, b) = (record.a, record.b);
-    let queue = queue_text(record);
     let (function, linux, section) = place(record.event);
     let mut values = Vec::new();
     let mut add = |name: &str, text: String| values.push(value(name, text));
@@ -270,7 +298,7 @@ fn common(record: &GuestRecord) -> Explanation {
                  take the chain."
             )
         }
-        Event::KickPrepare => kick_prepare(record, &queue, &mut add),
+        Event::KickPrepare => kick_prepare(record, queue, &mut add),
         Event::Notify => format!("The driver decides to tell the device about {queue}."),
         Event::DoorbellRing => {
             let (what, target) = doorbell(a, b);

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use kickpath_trace::Event;
 
-use super::explain::queue_name;
+use super::explain::Context;
 use super::qemu::QemuRecord;
 use super::recording::Threads;
 use super::records::GuestRecord;
@@ -55,7 +55,7 @@ impl QueueWindow {
     }
 
     /// How doorbells and notifications fit.
-    fn doorbell_join(&self, queue: u16) -> Join {
+    fn doorbell_join(&self, queue: &str) -> Join {
         let (left, right) = (self.doorbells.len(), self.notifies.len());
         let coalesced = right < left && right > 0 && !self.synchronous;
         let (verdict, detail) = if left == right {
@@ -79,10 +79,7 @@ impl QueueWindow {
             )
         };
         Join {
-            what: format!(
-                "doorbell -> virtio_queue_notify, {} queue",
-                queue_name(queue)
-            ),
+            what: format!("doorbell -> virtio_queue_notify, {} queue", queue),
             method: "order: the n-th write is the n-th notification of the queue".to_owned(),
             left,
             right,
@@ -92,11 +89,11 @@ impl QueueWindow {
     }
 
     /// How chains out fit: all that were shown to the device must be taken.
-    fn chain_join(&self, queue: u16) -> Join {
+    fn chain_join(&self, queue: &str) -> Join {
         let (left, right) = (self.adds.len(), self.pops.len());
         let good = left == right;
         Join {
-            what: format!("add -> virtqueue_pop, {} queue", queue_name(queue)),
+            what: format!("add -> virtqueue_pop, {} queue", queue),
             method: "order: the n-th chain added is the n-th taken".to_owned(),
             left,
             right,
@@ -109,11 +106,11 @@ impl QueueWindow {
     }
 
     /// How chains back fit, on a queue that the device fills.
-    fn used_join(&self, queue: u16) -> Join {
+    fn used_join(&self, queue: &str) -> Join {
         let (left, right) = (self.flushed, self.pops_used.len());
         let good = left == right;
         Join {
-            what: format!("virtqueue_flush -> pop_used, {} queue", queue_name(queue)),
+            what: format!("virtqueue_flush -> pop_used, {} queue", queue),
             method: "order: the n-th chain given back is the n-th popped".to_owned(),
             left,
             right,
@@ -131,11 +128,6 @@ fn matched(good: bool) -> Verdict {
         true => Verdict::Matched,
         false => Verdict::Failed,
     }
-}
-
-/// Whether the device fills the queue (specification 5.1.2).
-fn is_receive(queue: u16) -> bool {
-    queue.is_multiple_of(2)
 }
 
 /// Which queue QEMU means by an address of its own.
@@ -217,16 +209,21 @@ pub fn windows(
 
 /// The joins of all queues. `handled` is how many interrupts the guest's
 /// handlers saw, `None` when it has none.
-pub fn joins(windows: &BTreeMap<u16, QueueWindow>, handled: Option<usize>) -> Vec<Join> {
+pub fn joins(
+    windows: &BTreeMap<u16, QueueWindow>,
+    context: Context,
+    handled: Option<usize>,
+) -> Vec<Join> {
     let mut joins = Vec::new();
     for (&queue, window) in windows {
+        let name = context.queue_name(queue);
         if !window.doorbells.is_empty() || !window.notifies.is_empty() {
-            joins.push(window.doorbell_join(queue));
+            joins.push(window.doorbell_join(name));
         }
-        if is_receive(queue) {
-            joins.push(window.used_join(queue));
+        if context.is_receive(queue) {
+            joins.push(window.used_join(name));
         } else {
-            joins.push(window.chain_join(queue));
+            joins.push(window.chain_join(name));
         }
     }
     if let Some(handled) = handled {

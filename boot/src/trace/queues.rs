@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kickpath_trace::Event;
 
-use super::explain::{buffer, queue_name};
+use super::explain::{Context, buffer};
 use super::records::GuestRecord;
 use super::timeline::{
     AvailEntry, AvailRing, Descriptor, Part, QueueSnapshot, UsedEntry, UsedRing,
@@ -105,6 +105,7 @@ impl Queues {
         &self,
         number: u16,
         touched: &Touched,
+        context: Context,
         changed: Vec<Part>,
     ) -> Option<QueueSnapshot> {
         let queue = self.0.get(&number)?;
@@ -114,7 +115,7 @@ impl Queues {
         let used = queue.used_entries.values();
         Some(QueueSnapshot {
             queue: number,
-            name: queue_name(number).to_owned(),
+            name: context.queue_name(number).to_owned(),
             format: "split".to_owned(),
             size: queue.size,
             descriptors: descriptors
@@ -240,7 +241,9 @@ mod tests {
         for record in &records {
             let changed = queues.apply(record);
             if record.queue == Some(1) {
-                let snapshot = queues.snapshot(1, &touched, changed).unwrap();
+                let snapshot = queues
+                    .snapshot(1, &touched, Context::default(), changed)
+                    .unwrap();
                 snapshots.push((record.event, snapshot));
             }
         }
@@ -280,7 +283,9 @@ mod tests {
         for record in &records {
             queues.apply(record);
         }
-        let snapshot = queues.snapshot(1, &touched, Vec::new()).unwrap();
+        let snapshot = queues
+            .snapshot(1, &touched, Context::default(), Vec::new())
+            .unwrap();
         let links: Vec<_> = snapshot
             .descriptors
             .iter()
@@ -290,6 +295,10 @@ mod tests {
         assert_eq!(snapshot.avail.entries.len(), 1);
         assert_eq!(snapshot.size, None, "its setup was not recorded");
         assert_eq!(snapshot.outstanding, None);
-        assert!(queues.snapshot(9, &touched, Vec::new()).is_none());
+        assert!(
+            queues
+                .snapshot(9, &touched, Context::default(), Vec::new())
+                .is_none()
+        );
     }
 }
