@@ -32,10 +32,12 @@ fn every_row_names_code_that_exists() {
         let source = std::fs::read_to_string(workspace().join(path)).unwrap();
         let item = name.rsplit("::").next().unwrap();
         let defined = ["fn", "trait", "struct", "enum"].iter().any(|kind| {
-            source.match_indices(&format!("{kind} {item}")).any(|(at, found)| {
-                let next = source[at + found.len()..].chars().next();
-                !next.is_some_and(|c| c.is_alphanumeric() || c == '_')
-            })
+            source
+                .match_indices(&format!("{kind} {item}"))
+                .any(|(at, found)| {
+                    let next = source[at + found.len()..].chars().next();
+                    !next.is_some_and(|c| c.is_alphanumeric() || c == '_')
+                })
         });
         assert!(defined, "{path} has no {name}");
     }
@@ -43,5 +45,8 @@ fn every_row_names_code_that_exists() {
 
 #[test]
 fn the_translation_has_the_same_rows() {
-    assert_eq!(links(&page("kick-path.md")), links(&page("kick-path.zh.md")));
+    assert_eq!(
+        links(&page("kick-path.md")),
+        links(&page("kick-path.zh.md"))
+    );
 }
