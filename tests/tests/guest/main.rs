@@ -27,6 +27,7 @@ mod runner;
 mod services;
 mod site;
 mod smp;
+mod trace;
 mod transmit_queue;
 mod transports;
 
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     hostile::add(&mut suite);
     connections::add(&mut suite);
     control::add(&mut suite);
+    trace::add(&mut suite);
     transmit_queue::add(&mut suite);
     queues::add(&mut suite);
     link::add(&mut suite);
