@@ -121,6 +121,7 @@ pub mod doorbell;
 pub mod interrupt;
 pub mod moderation;
 pub mod net;
+mod patience;
 pub mod queue;
 pub mod transport;
 pub mod vectors;

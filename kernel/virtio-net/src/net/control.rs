@@ -11,6 +11,7 @@ use core::ptr::NonNull;
 use virtio_drivers::{BufferDirection, Hal};
 
 use super::{Features, NetError};
+use crate::patience::Patience;
 use crate::queue::Buffer;
 use crate::queue::{DmaRegion, QueueError, Virtqueue};
 
@@ -350,23 +351,16 @@ impl<H: Hal> ControlQueue<H> {
 
     /// Waits for the answer, not for ever.
     fn wait(&mut self, command: &'static str, patience: u64) -> Result<(), ControlError> {
-        let start = time_stamp();
-        let mut looks = 0u64;
+        let mut patience = Patience::new(patience);
         while self
             .queue
             .pop_used()
             .map_err(ControlError::Queue)?
             .is_none()
         {
-            looks += 1;
-            let waited = match (time_stamp(), start) {
-                (Some(now), Some(start)) => now.wrapping_sub(start),
-                _ => looks,
-            };
-            if waited > patience {
+            if patience.is_over() {
                 return Err(ControlError::NoAnswer { command });
             }
-            core::hint::spin_loop();
         }
         Ok(())
     }
@@ -382,16 +376,4 @@ impl<H: Hal> ControlQueue<H> {
     pub(super) fn into_parts(self) -> (Virtqueue<H>, DmaRegion<H>) {
         (self.queue, self.memory)
     }
-}
-
-/// A counter that runs at 1 to 5 GHz, where there is one.
-#[cfg(target_arch = "x86_64")]
-fn time_stamp() -> Option<u64> {
-    // SAFETY: every x86-64 CPU has the counter, and it has no effect.
-    Some(unsafe { core::arch::x86_64::_rdtsc() })
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn time_stamp() -> Option<u64> {
-    None
 }

@@ -52,6 +52,8 @@ pub enum NetError {
         /// The id.
         id: u16,
     },
+    /// The device does not send what it was given.
+    NotSent,
     /// The device asked to be reset (`DEVICE_NEEDS_RESET`, specification
     /// 2.1.2).
     NeedsReset,
@@ -87,6 +89,7 @@ impl fmt::Display for NetError {
                 write!(f, "{mac:02x?} cannot be the hardware address of a device")
             }
             Self::InvalidVlan { id } => write!(f, "there is no VLAN {id}; ids are 0 to 4095"),
+            Self::NotSent => f.write_str("the device does not send what it was given"),
             Self::NeedsReset => f.write_str("the device asks to be reset"),
             Self::NotOpen => f.write_str("the device is not open"),
         }

@@ -7,6 +7,7 @@
 //! - [`control`]: the control queue; `filter`: what the device lets through,
 //!   by it.
 //! - [`flow`]: which pair a packet belongs to.
+//! - `netpoll`: sending when nothing else works any more.
 //! - `stats`: what was counted.
 
 extern crate alloc;
@@ -21,6 +22,7 @@ pub mod flow;
 pub mod header;
 mod large;
 mod lifecycle;
+mod netpoll;
 pub mod offload;
 mod pair;
 pub mod rx;
@@ -31,6 +33,7 @@ pub use config::{DeviceInfo, Duplex};
 pub use error::NetError;
 pub use features::Features;
 pub use filter::{RxFlags, RxMode};
+pub use netpoll::{LastWords, Netpoll};
 pub use pair::{QueuePair, TakenPair};
 pub use stats::{QueueRole, QueueSnapshot, Stats};
 
@@ -201,7 +204,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// [`NetError::Queue`] when a queue was found broken and
     /// [`NetError::NeedsReset`] when the device says so: then it must be
     /// opened again. [`NetError::NotOpen`].
-    #[doc(alias = "ndo_poll_controller")]
+    #[doc(alias = "virtnet_poll")]
     #[inline]
     pub fn poll(&mut self) -> Result<Changes, NetError> {
         let Some(open) = &mut self.open else {

@@ -21,6 +21,7 @@ mod net_control;
 mod net_faults;
 mod net_lifecycle;
 mod net_merge;
+mod net_netpoll;
 mod net_offload;
 mod net_traffic;
 mod ring;

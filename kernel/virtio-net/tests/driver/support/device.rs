@@ -14,7 +14,7 @@ use vm_memory::GuestAddress;
 use super::control::{Behaviour, Control};
 use super::faults::{self, Step};
 use super::memory;
-use super::net::CONTROL_SIZE;
+use super::net::{CONTROL_SIZE, Sent, TX};
 use super::pci::{PciFunction, command};
 
 /// First port of the device.
@@ -75,6 +75,9 @@ pub struct LegacyDevice {
     pub queues: Vec<ModelQueue>,
     /// What the control queue decides about.
     pub control: Control,
+    /// Whether frames are sent while the driver rings, into `sent_at_once`.
+    pub sends_at_once: bool,
+    pub sent_at_once: Vec<Sent>,
     /// The configuration (specification 5.1.4).
     pub config: Vec<u8>,
     /// CONFIG_VECTOR.
@@ -131,6 +134,8 @@ impl LegacyDevice {
             isr: 0,
             queues: sizes.iter().map(|&size| ModelQueue::new(size)).collect(),
             control: Control::new(),
+            sends_at_once: false,
+            sent_at_once: Vec::new(),
             config: config.to_vec(),
             config_vector: NO_VECTOR,
             reset_reads: 0,
@@ -338,6 +343,10 @@ impl LegacyDevice {
             Some(queue) if queue.ring.is_some() => {
                 queue.kicked = true;
                 queue.kicks += 1;
+                if self.sends_at_once && usize::from(index) == TX {
+                    let mut sent = self.transmit(usize::MAX);
+                    self.sent_at_once.append(&mut sent);
+                }
                 let control = usize::from(index) == self.control_queue();
                 if control && self.control.behaviour != Behaviour::Silent {
                     // The driver waits for the answer.

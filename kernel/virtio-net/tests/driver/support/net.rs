@@ -215,16 +215,7 @@ impl Machine {
 
     /// The device, awake, sends at most `count` of the frames that are queued.
     pub fn transmit(&self, count: usize) -> Vec<Sent> {
-        let mut device = self.device();
-        let mut sent = Vec::new();
-        while sent.len() < count {
-            let Some((head, descriptors)) = device.next_chain(TX) else {
-                break;
-            };
-            sent.push(read_frame(&descriptors, device.header_length()));
-            device.use_chain(TX, head, 0);
-        }
-        sent
+        self.device().transmit(count)
     }
 
     /// A frame arrives from the wire. Returns whether there was a buffer.
@@ -393,6 +384,19 @@ impl LegacyDevice {
     fn ring(&mut self, queue: usize) -> &mut virtio_queue::Queue {
         let ModelQueue { ring, .. } = &mut self.queues[queue];
         ring.as_mut().expect("the queue is not set up")
+    }
+
+    /// Sends at most `count` of the frames that are queued.
+    pub fn transmit(&mut self, count: usize) -> Vec<Sent> {
+        let mut sent = Vec::new();
+        while sent.len() < count {
+            let Some((head, descriptors)) = self.next_chain(TX) else {
+                break;
+            };
+            sent.push(read_frame(&descriptors, self.header_length()));
+            self.use_chain(TX, head, 0);
+        }
+        sent
     }
 
     /// The next chain of a queue. When there is none, the device asks to be
