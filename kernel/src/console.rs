@@ -5,12 +5,14 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use spin::Mutex;
+use spin::{Mutex, Once};
 use uart_16550::backend::PioBackend;
 use uart_16550::{BaudRate, Config, Uart16550};
+use virtio_net::net::NetError;
 use x86_64::instructions::interrupts::without_interrupts;
 
 use crate::arch::{percpu, time};
+use crate::backlog;
 
 /// The first serial port.
 const PORT: u16 = 0x3f8;
@@ -111,15 +113,33 @@ impl Write for Writer<'_> {
     }
 }
 
-/// One line of the log: `[seconds.microseconds] level: message`.
-fn write_line(uart: &mut Uart16550<PioBackend>, level: &str, message: fmt::Arguments<'_>) {
-    let now = time::now();
-    let (seconds, micros) = (now / 1_000_000, now % 1_000_000);
+/// The time since boot as a line of the log has it, `seconds.microseconds`.
+#[derive(Clone, Copy)]
+struct Stamp(u64);
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:5}.{:06}", self.0 / 1_000_000, self.0 % 1_000_000)
+    }
+}
+
+/// Writes one line.
+fn write_line(uart: &mut Uart16550<PioBackend>, line: fmt::Arguments<'_>) {
     // The writer takes everything.
-    let _ = writeln!(
-        Writer::new(uart),
-        "[{seconds:5}.{micros:06}] {level}{message}"
-    );
+    let _ = writeln!(Writer::new(uart), "{line}");
+}
+
+/// What sends last words to elsewhere.
+static LAST_WORDS: Once<SendLastWords> = Once::new();
+
+/// Sends a line, or says why it could not.
+pub type SendLastWords = fn(fmt::Arguments<'_>) -> Result<(), NetError>;
+
+/// Has last words sent by `function` as well, after they were printed. It is
+/// called at the end of the kernel only, with interrupts off and all other
+/// CPUs stopped.
+pub fn set_last_words(function: SendLastWords) {
+    LAST_WORDS.call_once(|| function);
 }
 
 impl Log for Console {
@@ -138,6 +158,8 @@ impl Log for Console {
             Level::Debug => "debug: ",
             Level::Trace => "trace: ",
         };
+        let (stamp, message) = (Stamp(time::now()), record.args());
+        backlog::push(format_args!("[{stamp}] {level}{message}"));
         // An interrupt handler that logs finds the lock free, or with another
         // CPU.
         without_interrupts(|| {
@@ -146,7 +168,7 @@ impl Log for Console {
             {
                 let me = percpu::this().number();
                 WRITER.store(me, Ordering::Relaxed);
-                write_line(uart, level, *record.args());
+                write_line(uart, format_args!("[{stamp}] {level}{message}"));
                 WRITER.store(NOBODY, Ordering::Relaxed);
             }
         });
@@ -178,17 +200,28 @@ fn lock() -> Option<spin::MutexGuard<'static, Option<Uart16550<PioBackend>>>> {
 /// Prints a line whatever the log level and whoever holds the UART. Only for
 /// the end of the kernel, after `arch::begin_last_words`.
 pub fn emergency(message: fmt::Arguments<'_>) {
+    let stamp = Stamp(time::now());
+    let line = format_args!("[{stamp}] fatal: {message}");
+    print_last_words(line);
+    if let Some(function) = LAST_WORDS.get()
+        && let Err(error) = function(line)
+    {
+        print_last_words(format_args!("[{stamp}] netconsole: {error}"));
+    }
+}
+
+fn print_last_words(line: fmt::Arguments<'_>) {
     match UART.try_lock() {
         Some(mut guard) => {
             if let Some(uart) = guard.as_mut() {
-                write_line(uart, "fatal: ", message);
+                write_line(uart, line);
             }
         }
         // Interrupted in the middle of a line: end it and start over.
         None => {
             if let Some(mut uart) = open() {
                 let _ = Writer::new(&mut uart).write_str("\n");
-                write_line(&mut uart, "fatal: ", message);
+                write_line(&mut uart, line);
             }
         }
     }

@@ -5,6 +5,7 @@
 extern crate alloc;
 
 mod arch;
+mod backlog;
 mod config;
 mod console;
 mod entry;
@@ -24,7 +25,7 @@ use core::panic::PanicInfo;
 use arch::Exit;
 use arch::time::{self, Frequency, Source};
 use entry::Platform;
-use kickpath_abi::config::{Config, SelfTest};
+use kickpath_abi::config::{Config, SelfTest, SelfTestAt};
 use kickpath_abi::status::Boot;
 use spin::Once;
 
@@ -76,13 +77,15 @@ extern "C" fn run() -> ! {
     if cpus > 1 {
         log::info!("{cpus} CPUs");
     }
-    selftest::run(config.selftest);
+    if config.selftest_at == SelfTestAt::Boot {
+        selftest::run(config.selftest);
+    }
 
     if let Err(error) = other_drivers::run(&config) {
         log::error!("kickpath: selftest {}: {error}", config.selftest);
         arch::exit(Exit::Failure);
     }
-    if config.selftest != SelfTest::Off {
+    if config.selftest != SelfTest::Off && config.selftest_at == SelfTestAt::Boot {
         arch::exit(Exit::Success);
     }
 

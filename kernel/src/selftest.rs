@@ -27,7 +27,7 @@ pub fn run(test: SelfTest) {
     }
     match test {
         SelfTest::Off | SelfTest::Entropy | SelfTest::Block | SelfTest::Adapter => {}
-        SelfTest::Panic => panic!("self-test"),
+        SelfTest::Panic | SelfTest::PanicInTransmit => panic!("self-test"),
         SelfTest::PanicOther => on_other_cpu(SelfTest::Panic),
         SelfTest::PageFaultOther => on_other_cpu(SelfTest::PageFault),
         SelfTest::StackOverflowOther => on_other_cpu(SelfTest::StackOverflow),

@@ -159,6 +159,9 @@ words! {
         PageFaultOther = "page-fault-other-cpu",
         /// A stack overflow there.
         StackOverflowOther = "stack-overflow-other-cpu",
+        /// `panic!` between two frames that are being sent, in a full queue
+        /// (at `up` only).
+        PanicInTransmit = "panic-in-transmit",
         /// An endless loop with interrupts off: the runner must notice.
         Hang = "hang",
         /// `virtio-drivers`' entropy driver over our transports.
@@ -167,6 +170,16 @@ words! {
         Block = "block",
         /// Our network driver over `virtio-drivers`' transports.
         Adapter = "adapter",
+    }
+}
+
+words! {
+    /// When the self-test is made.
+    SelfTestAt {
+        /// While the guest boots.
+        Boot = "boot",
+        /// Once it serves the network and, with `netconsole`, has sent its log.
+        Up = "up",
     }
 }
 
@@ -191,8 +204,21 @@ pub struct Config {
     pub bench: Bench,
     /// `selftest=NAME`
     pub selftest: SelfTest,
+    /// `selftest-at=boot|up`
+    pub selftest_at: SelfTestAt,
     /// `trace=on|off`: record the tracepoints of the kick path.
     pub trace: bool,
+    /// `vlan=ID`: the guest is a host of this VLAN, 1 to 4094, and tags what
+    /// it sends.
+    pub vlan: Option<u16>,
+    /// `mac=ADDRESS`: the hardware address that the device is to have.
+    pub mac: Option<[u8; 6]>,
+    /// `mtu=BYTES`: largest IP packet, 68 to 65535; what the device says or
+    /// 1500 if not given.
+    pub mtu: Option<u16>,
+    /// `reopen=COUNT`: so often the device is stopped and opened again while
+    /// it serves.
+    pub reopen: u32,
     /// `netconsole=ADDRESS:PORT`: send the log there by UDP as well.
     pub netconsole: Option<SocketAddrV4>,
 }
@@ -208,7 +234,12 @@ impl Default for Config {
             features_off: String::new(),
             bench: Bench::Off,
             selftest: SelfTest::Off,
+            selftest_at: SelfTestAt::Boot,
             trace: false,
+            vlan: None,
+            mac: None,
+            mtu: None,
+            reopen: 0,
             netconsole: None,
         }
     }
@@ -301,6 +332,9 @@ impl Config {
             "selftest" => {
                 self.selftest = value.parse().map_err(|()| bad("the name of a self-test"))?;
             }
+            "selftest-at" => {
+                self.selftest_at = value.parse().map_err(|()| bad("boot or up"))?;
+            }
             "trace" => {
                 self.trace = match value {
                     "on" => true,
@@ -308,6 +342,18 @@ impl Config {
                     _ => return Err(bad("on or off")),
                 };
             }
+            "vlan" => {
+                let id = value.parse().ok().filter(|id| (1..=4094).contains(id));
+                self.vlan = Some(id.ok_or(bad("1 to 4094"))?);
+            }
+            "mac" => {
+                self.mac = Some(parse_mac(value).ok_or(bad("xx:xx:xx:xx:xx:xx"))?);
+            }
+            "mtu" => {
+                let mtu = value.parse().ok().filter(|mtu| *mtu >= 68);
+                self.mtu = Some(mtu.ok_or(bad("68 to 65535"))?);
+            }
+            "reopen" => self.reopen = value.parse().map_err(|_| bad("a number"))?,
             "netconsole" => {
                 self.netconsole = Some(value.parse().map_err(|_| bad("ADDRESS:PORT"))?);
             }
@@ -315,6 +361,17 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Reads six bytes in hexadecimal with colons between.
+pub fn parse_mac(value: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = value.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
 }
 
 /// Reads `dhcp` or `ADDRESS/PREFIX`.
@@ -370,8 +427,24 @@ impl fmt::Display for Config {
         if self.selftest != default.selftest {
             word("selftest", format_args!("{}", self.selftest))?;
         }
+        if self.selftest_at != default.selftest_at {
+            word("selftest-at", format_args!("{}", self.selftest_at))?;
+        }
         if self.trace {
             word("trace", format_args!("on"))?;
+        }
+        if let Some(vlan) = self.vlan {
+            word("vlan", format_args!("{vlan}"))?;
+        }
+        if let Some([a, b, c, d, e, g]) = self.mac {
+            let mac = format_args!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}");
+            word("mac", mac)?;
+        }
+        if let Some(mtu) = self.mtu {
+            word("mtu", format_args!("{mtu}"))?;
+        }
+        if self.reopen != default.reopen {
+            word("reopen", format_args!("{}", self.reopen))?;
         }
         if let Some(netconsole) = self.netconsole {
             word("netconsole", format_args!("{netconsole}"))?;
@@ -395,7 +468,8 @@ mod tests {
     #[test]
     fn what_is_written_reads_back() {
         let text = "log=debug ip=192.0.2.7/28 gateway=192.0.2.1 transport=legacy irq=intx \
-                    features=-event_idx,-mac bench=tx selftest=panic trace=on netconsole=192.0.2.1:6666";
+                    features=-event_idx,-mac bench=tx selftest=panic selftest-at=up trace=on vlan=5 \
+                    mac=02:00:5e:10:00:ff mtu=9000 reopen=7 netconsole=192.0.2.1:6666";
         let (config, errors) = parse(text);
         assert_eq!(errors, Vec::<String>::new());
         assert_eq!(config.to_string(), text);
@@ -405,10 +479,11 @@ mod tests {
 
     #[test]
     fn a_bad_word_is_reported_and_the_default_stays() {
-        let (config, errors) =
-            parse("colour=red log=loud ip=10.0.0.1/33 ip=224.0.0.1/4 irq features=mac");
+        let (config, errors) = parse(
+            "colour=red log=loud ip=10.0.0.1/33 ip=224.0.0.1/4 irq features=mac vlan=0 vlan=4095 mac=1:2:3:4:5:6 mtu=67 mtu=65536",
+        );
         assert_eq!(config, Config::default());
-        assert_eq!(errors.len(), 6);
+        assert_eq!(errors.len(), 11);
         assert!(errors[1].contains("log='loud'"), "{}", errors[1]);
     }
 }

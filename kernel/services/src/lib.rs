@@ -71,6 +71,7 @@ mod fast_echo;
 mod flow;
 mod http;
 mod ingress;
+pub mod netconsole;
 mod pool;
 mod slaac;
 mod stack;

@@ -16,6 +16,7 @@ use crate::chargen::Pattern;
 use crate::checksum::{Checked, Duties, Fragments, Token};
 use crate::fast_echo::FastEcho;
 use crate::ingress::{self, Class, OneFrame};
+use crate::netconsole::{self, Netconsole};
 use crate::pool::{Limits, Pool, earlier};
 use crate::slaac::{self, Slaac};
 use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT, HTTP_PORT, announce, http, tcp, udp};
@@ -28,6 +29,8 @@ const INGRESS_BATCH: usize = 64;
 const EGRESS_PASSES: usize = 64;
 /// When to try again if frames wait for the device and it has not called.
 const DEVICE_RETRY: Duration = Duration::from_millis(1);
+/// When to try again if lines of the log wait for room or for ARP.
+const LOG_RETRY: Duration = Duration::from_millis(20);
 /// How long fragments wait for the rest of their packet.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -201,6 +204,24 @@ impl Stack {
     /// room in the device; if not, the whole is to be repeated.
     pub fn announce<D: Device>(&self, now: Instant, device: &mut D) -> bool {
         announce::announce(now, &self.interface, device)
+    }
+
+    /// Sends lines of the log, as far as there is room, each a datagram;
+    /// `next_line` writes one into a buffer and returns its length. Returns
+    /// how a frame gets there without this stack, once there is an address.
+    pub fn send_log<D: Device>(
+        &mut self,
+        now: Instant,
+        device: &mut D,
+        netconsole: &mut Netconsole,
+        next_line: impl FnMut(&mut [u8]) -> Option<usize>,
+    ) -> Option<netconsole::Template> {
+        let device = &mut Checked::new(device, self.duties);
+        netconsole.poll(now, &mut self.interface, device, next_line);
+        if netconsole.is_waiting() {
+            self.deadline = earlier(self.deadline, Some(now + LOG_RETRY));
+        }
+        netconsole.template(&self.interface)
     }
 
     /// The IP configuration.

@@ -4,9 +4,11 @@
 mod bench;
 mod device;
 mod interrupts;
+mod netconsole;
 mod probe;
 mod report;
 mod serve;
+mod vlan;
 
 use core::fmt;
 
@@ -79,8 +81,8 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
     }
     match config.bench {
         config::Bench::Off => serve::serve(config, host),
-        config::Bench::Tx => bench::transmit(&mut host.nic).map_err(NetworkError::Bench),
-        config::Bench::Kick => bench::kick(&mut host.nic).map_err(NetworkError::Bench),
+        config::Bench::Tx => bench::transmit(host.nic).map_err(NetworkError::Bench),
+        config::Bench::Kick => bench::kick(host.nic).map_err(NetworkError::Bench),
     }
 }
 

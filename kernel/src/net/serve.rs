@@ -1,8 +1,9 @@
 //! The loop that drives device and network stack.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use kickpath_abi::config::Config;
+use kickpath_abi::config::{Config, SelfTest};
 use kickpath_services::Stack;
 use kickpath_trace::{Event, NO_QUEUE, tracepoint_unless_repeated};
 use smoltcp::time::Instant;
@@ -13,9 +14,10 @@ use x86_64::instructions::interrupts as interrupts_at_cpu;
 
 use super::device::{Nic, PhyDevice};
 use super::interrupts::Controller;
+use super::netconsole::Sender;
 use super::report::Fixed;
 use crate::arch::{self, time};
-use crate::stages;
+use crate::{backlog, selftest, stages};
 
 /// A device that broke is opened again at most this often, in microseconds:
 /// one that breaks at once must not keep the CPU busy.
@@ -31,10 +33,18 @@ const POLL_SLEEP_US: u64 = 1_000;
 /// configuration has changed, in microseconds. Each time costs exits.
 const CONFIG_INTERVAL_US: u64 = 100_000;
 
+/// How soon a line is sent that was logged after the turn's lines were, in
+/// microseconds.
+const LOG_INTERVAL_US: u64 = 20_000;
+
+/// Frames that the self-test `panic-in-transmit` leaves in the queue: all but
+/// one of what QEMU's holds by default.
+const FRAMES_IN_TRANSMIT: u16 = 255;
+
 /// The device together with what it takes to open it again.
 pub struct Host {
-    /// The device.
-    pub nic: Nic,
+    /// The device; never dropped.
+    pub nic: &'static mut Nic,
     controller: Controller,
     top: Rung,
     fixed: Fixed,
@@ -47,11 +57,12 @@ pub struct Host {
 }
 
 /// Serves the network for ever.
-pub fn serve(config: &Config, mut host: Host) -> ! {
+pub fn serve(config: &Config, host: Host) -> ! {
+    let (mut host, mut netconsole) = start_netconsole(config, host);
     let mut stack = {
         let mac = host.nic.info().mac;
         let mut device = PhyDevice {
-            nic: &mut host.nic,
+            nic: host.nic,
             fixed: &host.fixed,
         };
         Stack::new(config, mac, &mut device, now(), time::cycles())
@@ -77,13 +88,22 @@ pub fn serve(config: &Config, mut host: Host) -> ! {
             continue;
         }
         let mut device = PhyDevice {
-            nic: &mut host.nic,
+            nic: host.nic,
             fixed: &host.fixed,
         };
         let busy = stack.poll(time, &mut device);
+        if let Some(netconsole) = &mut netconsole
+            && netconsole.is_waiting()
+        {
+            netconsole.send(time, &mut stack, &mut device);
+        }
         host.nic.kick();
         if !said_up {
             said_up = say_up(&stack);
+        } else if config.selftest != SelfTest::Off
+            && netconsole.as_ref().is_none_or(Sender::is_ready)
+        {
+            host.selftest(config.selftest);
         }
         if busy || host.moderation.has_received(host.nic.received()) {
             last_work = time::now();
@@ -91,10 +111,34 @@ pub fn serve(config: &Config, mut host: Host) -> ! {
         if busy {
             continue;
         }
-        let deadline = stack
+        let mut deadline = stack
             .poll_at(time)
             .map(|at| u64::try_from(at.total_micros()).unwrap_or(0));
+        if netconsole.is_some() && backlog::is_waiting() {
+            let soon = time::now() + LOG_INTERVAL_US;
+            deadline = Some(deadline.map_or(soon, |deadline| deadline.min(soon)));
+        }
         host.idle(deadline, last_work);
+    }
+}
+
+/// Has the log sent to where `config` says, if it does.
+fn start_netconsole(config: &Config, host: Host) -> (Host, Option<Sender>) {
+    let Some(target) = config.netconsole else {
+        backlog::keep(false);
+        return (host, None);
+    };
+    match host.nic.netpoll() {
+        Ok(reserve) => {
+            let (sender, nic) = Sender::new(target, reserve, host.nic, config.vlan);
+            log::info!("netconsole: the log goes to {target}");
+            (Host { nic, ..host }, Some(sender))
+        }
+        Err(error) => {
+            log::error!("netconsole: {error}");
+            backlog::keep(false);
+            (host, None)
+        }
     }
 }
 
@@ -116,7 +160,7 @@ impl Host {
     /// A device that is closed.
     pub fn new(nic: Nic, controller: Controller, top: Rung, fixed: Fixed) -> Self {
         Self {
-            nic,
+            nic: Box::leak(Box::new(nic)),
             controller,
             top,
             fixed,
@@ -134,6 +178,28 @@ impl Host {
     /// Those of [`virtio_net::net::VirtioNet::open`].
     pub fn open(&mut self) -> Result<(), NetError> {
         self.nic.open(&mut self.controller, self.top)
+    }
+
+    /// Commits a fault while the network is in use.
+    #[cold]
+    fn selftest(&mut self, test: SelfTest) {
+        if test == SelfTest::PanicInTransmit
+            && let Ok((_, tx)) = self.nic.queues()
+        {
+            // What the device is told of and what it is not; and a frame that
+            // is half written.
+            for _ in 0..FRAMES_IN_TRANSMIT {
+                if let Some(mut slot) = tx.reserve() {
+                    slot.frame_mut(60).fill(0xff);
+                    slot.start_xmit(60);
+                }
+            }
+            if let Some(mut slot) = tx.reserve() {
+                slot.frame_mut(60).fill(0xff);
+                selftest::run(test);
+            }
+        }
+        selftest::run(test);
     }
 
     /// Begins a poll of the device, and opens it again when it broke.
@@ -192,7 +258,7 @@ impl Host {
     #[cold]
     fn announce(&mut self, stack: &Stack) {
         let mut device = PhyDevice {
-            nic: &mut self.nic,
+            nic: self.nic,
             fixed: &self.fixed,
         };
         if !stack.announce(now(), &mut device) {

@@ -21,6 +21,7 @@ mod kvm;
 mod link;
 mod linux;
 mod offloads;
+mod netconsole;
 mod other_drivers;
 mod queues;
 mod runner;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
     transmit_queue::add(&mut suite);
     queues::add(&mut suite);
     link::add(&mut suite);
+    netconsole::add(&mut suite);
     dhcp::add(&mut suite);
     boot::add(&mut suite);
     faults::add(&mut suite);

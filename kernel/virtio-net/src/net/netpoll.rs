@@ -110,6 +110,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
                 device: ring.device_area(),
             },
         )?;
+        transport.enable_queue(TRANSMIT_QUEUE)?;
         transport.set_status(
             DeviceStatus::ACKNOWLEDGE
                 | DeviceStatus::DRIVER
