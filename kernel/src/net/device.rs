@@ -134,9 +134,9 @@ fn receive_verified(rx: &mut RxQueue<KernelHal>) -> Option<RxFrame> {
 
 /// A received frame; its buffer goes back to the device when this is dropped.
 pub struct RxToken<'a> {
-    rx: &'a mut RxQueue<KernelHal>,
+    pub(super) rx: &'a mut RxQueue<KernelHal>,
     /// `Some` until dropped.
-    frame: Option<RxFrame>,
+    pub(super) frame: Option<RxFrame>,
 }
 
 impl phy::RxToken for RxToken<'_> {
@@ -165,9 +165,9 @@ impl Drop for RxToken<'_> {
 /// Room for one frame in the transmit queue. It takes the buffer only when it
 /// is consumed; smoltcp drops most of those that come with received frames.
 pub struct TxToken<'a> {
-    tx: &'a mut TxQueue<KernelHal>,
+    pub(super) tx: &'a mut TxQueue<KernelHal>,
     /// Bytes of payload a segment, if the device is to cut the packet.
-    segment_size: Option<NonZeroU16>,
+    pub(super) segment_size: Option<NonZeroU16>,
 }
 
 impl phy::TxToken for TxToken<'_> {

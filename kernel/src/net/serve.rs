@@ -8,6 +8,7 @@ use kickpath_services::Stack;
 use kickpath_trace::{Event, NO_QUEUE, tracepoint_unless_repeated};
 use smoltcp::time::Instant;
 use virtio_net::moderation::{HOLD_US, Moderation};
+use virtio_net::net::control::ControlError;
 use virtio_net::net::{Changes, Features, NetError, RxFlags, RxMode};
 use virtio_net::vectors::Rung;
 use x86_64::instructions::interrupts as interrupts_at_cpu;
@@ -16,6 +17,7 @@ use super::device::{Nic, PhyDevice};
 use super::interrupts::Controller;
 use super::netconsole::Sender;
 use super::report::Fixed;
+use super::vlan::VlanDevice;
 use crate::arch::{self, time};
 use crate::{backlog, selftest, stages};
 
@@ -54,18 +56,39 @@ pub struct Host {
     look_at_config_at: u64,
     /// The device waits for an announcement.
     announce: bool,
+    /// The VLAN of this host.
+    vlan: Option<u16>,
+}
+
+/// Lends the device to the network stack: with a VLAN's tag, if the host is one
+/// of a VLAN.
+macro_rules! on_device {
+    ($host:expr, $device:ident => $call:expr) => {{
+        let device = PhyDevice {
+            nic: $host.nic,
+            fixed: &$host.fixed,
+        };
+        match $host.vlan {
+            None => {
+                let mut device = device;
+                let $device = &mut device;
+                $call
+            }
+            Some(id) => {
+                let $device = &mut VlanDevice { device, id };
+                $call
+            }
+        }
+    }};
 }
 
 /// Serves the network for ever.
 pub fn serve(config: &Config, host: Host) -> ! {
     let (mut host, mut netconsole) = start_netconsole(config, host);
+    host.set_up(config);
     let mut stack = {
         let mac = host.nic.info().mac;
-        let mut device = PhyDevice {
-            nic: host.nic,
-            fixed: &host.fixed,
-        };
-        Stack::new(config, mac, &mut device, now(), time::cycles())
+        on_device!(host, device => Stack::new(config, mac, device, now(), time::cycles()))
     };
     stages::ended("network up");
     host.fixed.boot.stages = stages::report();
@@ -87,15 +110,11 @@ pub fn serve(config: &Config, host: Host) -> ! {
             host.idle(None, last_work);
             continue;
         }
-        let mut device = PhyDevice {
-            nic: host.nic,
-            fixed: &host.fixed,
-        };
-        let busy = stack.poll(time, &mut device);
+        let busy = on_device!(host, device => stack.poll(time, device));
         if let Some(netconsole) = &mut netconsole
             && netconsole.is_waiting()
         {
-            netconsole.send(time, &mut stack, &mut device);
+            on_device!(host, device => netconsole.send(time, &mut stack, device));
         }
         host.nic.kick();
         if !said_up {
@@ -168,6 +187,7 @@ impl Host {
             reopen_at: 0,
             look_at_config_at: 0,
             announce: false,
+            vlan: None,
         }
     }
 
@@ -178,6 +198,26 @@ impl Host {
     /// Those of [`virtio_net::net::VirtioNet::open`].
     pub fn open(&mut self) -> Result<(), NetError> {
         self.nic.open(&mut self.controller, self.top)
+    }
+
+    /// Gives the device the address and the VLAN of the configuration.
+    fn set_up(&mut self, config: &Config) {
+        if let Some(mac) = config.mac
+            && let Err(error) = self.nic.set_mac_address(mac)
+        {
+            log::error!("mac: {error}");
+        }
+        self.vlan = config.vlan;
+        if let Some(id) = config.vlan {
+            match self.nic.vlan_add(id) {
+                Ok(()) => log::info!("VLAN {id}"),
+                // It does not look at tags then.
+                Err(NetError::Control(ControlError::NotNegotiated { .. })) => {
+                    log::info!("VLAN {id}, without a filter in the device");
+                }
+                Err(error) => log::error!("VLAN {id}: {error}"),
+            }
+        }
     }
 
     /// Commits a fault while the network is in use.
@@ -257,11 +297,7 @@ impl Host {
     /// device.
     #[cold]
     fn announce(&mut self, stack: &Stack) {
-        let mut device = PhyDevice {
-            nic: self.nic,
-            fixed: &self.fixed,
-        };
-        if !stack.announce(now(), &mut device) {
+        if !on_device!(self, device => stack.announce(now(), device)) {
             // No room: the next turn tries again.
             return;
         }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use etherparse::{Icmpv4Type, PacketBuilder, SlicedPacket, TransportSlice, VlanId};
 use kickpath::qemu::GUEST_MAC;
 use kickpath::wire::peer::PEER_MAC;
 use kickpath_tests::{Lab, Spec, Suite};
@@ -47,12 +48,130 @@ pub fn add(suite: &mut Suite) {
             lab.check_services()
         },
     );
+    for (name, off) in [
+        ("by_command", ""),
+        ("by_configuration_space", "ctrl_mac_addr"),
+        ("without_a_control_queue", "ctrl_vq"),
+    ] {
+        let spec = Spec::pc().config(move |config| {
+            config.mac = Some(OTHER_MAC);
+            config.features_off = off.into();
+        });
+        suite.guest(&format!("control::another_address_{name}"), spec, |lab| {
+            let filter = rx_filter(lab)?;
+            ensure!(filter["main-mac"] == json!(mac_text(OTHER_MAC)), "{filter}");
+            let mac = lab.peer.resolve(lab.ipv4(), lab.soon())?;
+            ensure!(mac == OTHER_MAC, "{mac:02x?} answers");
+            ensure!(lab.status()?.device.mac == mac_text(OTHER_MAC));
+            lab.check_services()
+        });
+    }
+    for (name, off) in [
+        ("filtered_by_the_device", ""),
+        ("filtered_by_the_guest", "ctrl_vlan"),
+        ("without_a_control_queue", "ctrl_vq"),
+    ] {
+        let spec = Spec::pc().config(move |config| {
+            config.vlan = Some(VLAN);
+            config.features_off = off.into();
+        });
+        let filters = off.is_empty();
+        suite.launch(&format!("control::a_vlan_{name}"), spec, move |lab| {
+            vlan(lab, filters)
+        });
+    }
     let spec = Spec::pc().config(|config| config.features_off = "ctrl_vq".into());
     suite.guest("control::without_a_control_queue", spec, |lab| {
         let queues = lab.status()?.queues;
         ensure!(queues.len() == 2, "{queues:?}");
         lab.check_services()
     });
+}
+
+/// An address for the guest that is not QEMU's.
+const OTHER_MAC: [u8; 6] = [0x02, 0x4b, 0x50, 0x00, 0x00, 0x77];
+const VLAN: u16 = 5;
+/// A host in that VLAN, played by the test.
+const HOST: [u8; 4] = [10, 0, 2, 77];
+const HOST_MAC: [u8; 6] = [0x02, 0x4b, 0x50, 0x00, 0x00, 0x78];
+
+/// A guest in a VLAN answers ARP, pings and UDP there, with the tag, and nobody
+/// else.
+fn vlan(lab: &mut Lab, filters: bool) -> Result<()> {
+    lab.guest.wait_for_console(kickpath_tests::UP, lab.soon())?;
+    if filters {
+        let filter = rx_filter(lab)?;
+        ensure!(filter["vlan"] == json!("normal"), "{filter}");
+        ensure!(filter["vlan-table"] == json!([VLAN]), "{filter}");
+    }
+    lab.peer.capture(256);
+    let tag = |id: u16| [&[0x81, 0x00], &id.to_be_bytes()[..]].concat();
+    // ARP from which the guest learns where the host is.
+    let guest = lab.ipv4().octets();
+    let mut arp = vec![0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1];
+    arp.extend([&HOST_MAC[..], &HOST, &[0; 6], &guest].concat());
+    for id in [VLAN + 1, VLAN] {
+        let mut frame = [&BROADCAST[..], &HOST_MAC, &tag(id), &arp].concat();
+        frame.resize(64, 0);
+        lab.peer.send_frame(&frame);
+    }
+    lab.peer_frame("a tagged ARP reply", |frame| {
+        let head = [&HOST_MAC[..], &GUEST_MAC, &tag(VLAN), &[0x08, 0x06]].concat();
+        (frame.starts_with(&head) && frame[18 + 7] == 2).then_some(())
+    })?;
+
+    // Echo requests without a tag, with another, and with the right one; only
+    // those are answered. The largest fills the MTU.
+    for (sequence, size) in [(1, 56), (2, 1), (3, 1472)] {
+        let payload: Vec<u8> = (0..size).map(|at| at as u8).collect();
+        for id in [None, Some(VLAN + 1), Some(VLAN)] {
+            let mut frame = Vec::new();
+            let ethernet = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC);
+            // The others would be seen by their number.
+            let number = if id == Some(VLAN) { sequence } else { 99 };
+            match id {
+                Some(id) => ethernet
+                    .single_vlan(VlanId::try_new(id)?)
+                    .ipv4(HOST, guest, 64)
+                    .icmpv4_echo_request(7, number)
+                    .write(&mut frame, &payload)?,
+                None => ethernet
+                    .ipv4(HOST, guest, 64)
+                    .icmpv4_echo_request(7, number)
+                    .write(&mut frame, &payload)?,
+            }
+            lab.peer.send_frame(&frame);
+        }
+        lab.peer_frame("a tagged echo reply", |frame| {
+            let packet = SlicedPacket::from_ethernet(frame).ok()?;
+            let Some(TransportSlice::Icmpv4(icmp)) = &packet.transport else {
+                return None;
+            };
+            let ids: Vec<_> = packet.vlan_ids().into_iter().map(u16::from).collect();
+            let Icmpv4Type::EchoReply(header) = icmp.icmp_type() else {
+                return None;
+            };
+            assert_ne!(header.seq, 99, "a frame of nobody's was answered");
+            let whole = icmp.payload().get(..size) == Some(&payload);
+            (ids == [VLAN] && header.seq == sequence && whole).then_some(())
+        })?;
+    }
+
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
+        .single_vlan(VlanId::try_new(VLAN)?)
+        .ipv4(HOST, guest, 64)
+        .udp(4321, 7)
+        .write(&mut frame, b"an echo in a VLAN")?;
+    lab.peer.send_frame(&frame);
+    lab.peer_frame("a tagged UDP echo", |frame| {
+        let packet = SlicedPacket::from_ethernet(frame).ok()?;
+        let Some(TransportSlice::Udp(udp)) = &packet.transport else {
+            return None;
+        };
+        let ids: Vec<_> = packet.vlan_ids().into_iter().map(u16::from).collect();
+        (ids == [VLAN] && udp.payload() == b"an echo in a VLAN").then_some(())
+    })
 }
 
 const ANNOUNCED: &str = "announced to the network";

@@ -368,6 +368,19 @@ impl<H: Hal> RxQueue<H> {
         }
     }
 
+    /// The same, to change in place, such as to take a tag out.
+    #[inline]
+    pub fn frame_mut(&mut self, frame: &mut RxFrame) -> &mut [u8] {
+        // SAFETY: as in `frame`; both the queue and the frame are borrowed
+        // for as long as the bytes are.
+        unsafe {
+            core::slice::from_raw_parts_mut(
+                self.buffers.frame(frame.buffer).as_ptr(),
+                frame.length as usize,
+            )
+        }
+    }
+
     /// Gives the buffers of a frame back to the device; it sees them at the
     /// next kick.
     #[inline]
