@@ -83,6 +83,12 @@ pub struct Device {
     pub mtu: u32,
     /// Whether the link is up; `true` when the device cannot tell.
     pub link_up: bool,
+    /// Speed of the link in Mbit/s; `None` when the device does not tell.
+    #[serde(default)]
+    pub speed_mbps: Option<u32>,
+    /// `half` or `full`; empty when the device does not tell.
+    #[serde(default)]
+    pub duplex: String,
     /// Names of the features that the device offers.
     pub features_offered: Vec<String>,
     /// Names of the features that driver and device agreed on.

@@ -71,6 +71,11 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
     let fixed = Fixed::new(boot, &found);
     let controller = Controller::new(found.device.line());
     let mut host = Host::new(found.nic, controller, top_rung(config.irq), fixed);
+    if let Some(mtu) = config.mtu
+        && let Err(error) = host.nic.change_mtu(mtu)
+    {
+        log::error!("mtu: {error}");
+    }
     host.open()?;
     stages::ended("device open");
     for attempt in host.nic.attempts() {

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use kickpath_abi::config;
 use kickpath_abi::status::{Attempt, Boot, Counters, Cpu, Device, Interrupts, Queue, Status};
-use virtio_net::net::{Features, QueueRole};
+use virtio_net::net::{Duplex, Features, QueueRole};
 use virtio_net::transport::BusName;
 use virtio_net::vectors::Rung;
 
@@ -15,6 +15,13 @@ use super::device::Nic;
 use super::probe::Found;
 use crate::arch::{self, time};
 use crate::memory::heap;
+
+fn duplex_word(duplex: Duplex) -> &'static str {
+    match duplex {
+        Duplex::Half => "half",
+        Duplex::Full => "full",
+    }
+}
 
 /// The report's name for a queue.
 fn queue_name(role: QueueRole) -> &'static str {
@@ -96,6 +103,8 @@ pub fn status(fixed: &Fixed, nic: &Nic) -> Status {
             mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
             mtu: u32::from(info.mtu),
             link_up: info.link_up,
+            speed_mbps: info.speed,
+            duplex: info.duplex.map_or("", duplex_word).to_string(),
             features_offered: names(info.offered),
             features_negotiated: names(info.negotiated),
         },

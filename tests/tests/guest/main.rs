@@ -21,6 +21,7 @@ mod kvm;
 mod link;
 mod linux;
 mod offloads;
+mod mtu;
 mod netconsole;
 mod other_drivers;
 mod queues;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     queues::add(&mut suite);
     link::add(&mut suite);
     netconsole::add(&mut suite);
+    mtu::add(&mut suite);
     dhcp::add(&mut suite);
     boot::add(&mut suite);
     faults::add(&mut suite);

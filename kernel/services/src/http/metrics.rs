@@ -112,6 +112,11 @@ pub(super) fn write(status: &Status) -> String {
         "Whether the link is up.",
         u8::from(device.link_up),
     );
+    if let Some(speed) = device.speed_mbps {
+        let help = "Speed of the link in bits a second.";
+        let speed = u64::from(speed) * 1_000_000;
+        m.single("link_speed_bits_per_second", Gauge, help, speed);
+    }
     m.single("mtu_bytes", Gauge, "Largest IP packet.", device.mtu);
 
     m.by_queue(

@@ -48,8 +48,11 @@ pub struct DeviceInfo {
     pub negotiated: Features,
     /// Hardware address.
     pub mac: [u8; 6],
-    /// Largest IP packet in bytes, 68 to 1500.
+    /// Largest IP packet in bytes, from 68 on: what the device says, 1500, or
+    /// what [`VirtioNet::change_mtu`] was told.
     pub mtu: u16,
+    /// What that can be at most: what the device says, or 65535.
+    pub max_mtu: u16,
     /// Whether the link is up; `true` when the device cannot tell.
     pub link_up: bool,
     /// Queue pairs that the device has, 1 to 32768.
@@ -74,7 +77,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// Reads what does not change.
     pub(super) fn read_info(&mut self) -> Result<(), NetError> {
         self.info.mac = self.read_mac()?;
-        self.info.mtu = self.read_mtu()?;
+        self.read_mtu()?;
         self.info.link_up = self.read_status()? & S_LINK_UP != 0;
         self.read_speed()?;
         self.info.max_queue_pairs = self.read_max_queue_pairs()?;
@@ -127,16 +130,42 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         Ok([0x02, 0x00, 0x00, 0x6b, 0x69, 0x63])
     }
 
-    fn read_mtu(&self) -> Result<u16, NetError> {
+    fn read_mtu(&mut self) -> Result<(), NetError> {
         if !self.info.negotiated.contains(Features::MTU) {
-            return Ok(DEFAULT_MTU);
+            return Ok(());
         }
         let mtu: u16 = self.read(offset::MTU)?;
-        let usable = mtu.clamp(MIN_MTU, DEFAULT_MTU);
+        let usable = mtu.max(MIN_MTU);
         if usable != mtu {
             log::warn!("the device's MTU is {mtu}; using {usable}");
         }
-        Ok(usable)
+        (self.info.mtu, self.info.max_mtu) = (usable, usable);
+        Ok(())
+    }
+
+    /// Changes the largest IP packet (Linux `ndo_change_mtu`). An open device
+    /// keeps its buffers, so that it can have no more than at
+    /// [`VirtioNet::open`]: to raise it, stop the device first.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::InvalidMtu`] for less than 68 bytes, or more than the device
+    /// (`VIRTIO_NET_F_MTU`) or its buffers allow; it stays as it was then.
+    #[doc(alias = "ndo_change_mtu")]
+    pub fn change_mtu(&mut self, mtu: u16) -> Result<(), NetError> {
+        let most = match &self.open {
+            Some(open) => open.mtu,
+            None => self.info.max_mtu,
+        };
+        if !(MIN_MTU..=most).contains(&mtu) {
+            return Err(NetError::InvalidMtu {
+                mtu,
+                least: MIN_MTU,
+                most,
+            });
+        }
+        self.info.mtu = mtu;
+        Ok(())
     }
 
     fn read_status(&self) -> Result<u16, NetError> {

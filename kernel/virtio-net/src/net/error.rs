@@ -52,6 +52,15 @@ pub enum NetError {
         /// The id.
         id: u16,
     },
+    /// The device cannot have this MTU.
+    InvalidMtu {
+        /// What was asked for, in bytes.
+        mtu: u16,
+        /// What is possible at least.
+        least: u16,
+        /// What is possible at most.
+        most: u16,
+    },
     /// The device does not send what it was given.
     NotSent,
     /// The device asked to be reset (`DEVICE_NEEDS_RESET`, specification
@@ -89,6 +98,9 @@ impl fmt::Display for NetError {
                 write!(f, "{mac:02x?} cannot be the hardware address of a device")
             }
             Self::InvalidVlan { id } => write!(f, "there is no VLAN {id}; ids are 0 to 4095"),
+            Self::InvalidMtu { mtu, least, most } => {
+                write!(f, "an MTU of {mtu} bytes; {least} to {most} are possible")
+            }
             Self::NotSent => f.write_str("the device does not send what it was given"),
             Self::NeedsReset => f.write_str("the device asks to be reset"),
             Self::NotOpen => f.write_str("the device is not open"),

@@ -51,6 +51,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
                 negotiated,
                 mac: [0; 6],
                 mtu: DEFAULT_MTU,
+                max_mtu: u16::MAX,
                 link_up: true,
                 max_queue_pairs: 1,
                 speed: None,
@@ -152,6 +153,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         let control = queues.next().map(ControlQueue::new).transpose()?;
         Ok(Open {
             active: 1,
+            mtu: self.info.mtu,
             first,
             others,
             epoch: self.epoch,

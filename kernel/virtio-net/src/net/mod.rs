@@ -69,6 +69,8 @@ struct Open<H: Hal> {
     others: Vec<Option<QueuePair<H>>>,
     /// Pairs that the device uses: the first ones.
     active: u16,
+    /// The MTU that the buffers were made for.
+    mtu: u16,
     /// The number of this [`VirtioNet::open`].
     epoch: u64,
     control: Option<ControlQueue<H>>,

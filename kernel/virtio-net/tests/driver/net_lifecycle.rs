@@ -105,23 +105,70 @@ fn an_address_that_cannot_be_one_is_replaced() {
 }
 
 #[test]
-fn the_mtu_is_clamped() {
+fn the_mtu_is_the_devices() {
     for (mtu, expected) in [
         (0u16, 68),
         (67, 68),
         (68, 68),
         (576, 576),
         (1500, 1500),
-        (1501, 1500),
-        (0xffff, 1500),
+        (1501, 1501),
+        (9000, 9000),
+        (0xffff, 0xffff),
     ] {
         let machine = Machine::new(feature::ALL, 256);
         machine.device().config[10..].copy_from_slice(&mtu.to_le_bytes());
-        assert_eq!(machine.probe().unwrap().info().mtu, expected);
+        let net = machine.probe().unwrap();
+        assert_eq!((net.info().mtu, net.info().max_mtu), (expected, expected));
     }
     let machine = Machine::new(feature::ALL & !feature::MTU, 256);
     machine.device().config[10..].copy_from_slice(&[68, 0]);
     assert_eq!(machine.probe().unwrap().info().mtu, 1500);
+}
+
+#[test]
+fn the_mtu_changes_within_bounds() {
+    for (offered, most) in [
+        (feature::ALL & !feature::MRG_RXBUF, 1500),
+        (feature::ALL & !feature::MTU & !feature::MRG_RXBUF, 0xffff),
+        (feature::ALL & !feature::MTU, 0xffff),
+    ] {
+        let mut machine = Machine::new(offered, 16);
+        let mut net = machine.probe().unwrap();
+        let refusal = |mtu, most| {
+            Err(NetError::InvalidMtu {
+                mtu,
+                least: 68,
+                most,
+            })
+        };
+        assert_eq!(net.change_mtu(67), refusal(67, most));
+        if let Some(more) = most.checked_add(1u16) {
+            assert_eq!(net.change_mtu(more), refusal(more, most));
+        }
+        assert_eq!(net.info().mtu, 1500);
+        let large = most.min(9000);
+        net.change_mtu(large).unwrap();
+        net.open(&mut machine.controller, Rung::Polling).unwrap();
+        // Frames of that size, behind a VLAN's tag, go and come.
+        let frame = pattern(3, 18 + usize::from(large));
+        assert!(send(&mut net, &frame));
+        net.kick();
+        assert_eq!(machine.run_transmit()[0].frame, frame);
+        if offered & feature::MRG_RXBUF == 0 {
+            assert!(machine.receive(&frame));
+            assert_eq!(receive_all(&mut net), [frame]);
+        }
+        // The buffers are there: less is possible, more only after a stop.
+        net.change_mtu(1000).unwrap();
+        assert_eq!(net.info().mtu, 1000);
+        net.change_mtu(large).unwrap();
+        if let Some(more) = large.checked_add(1u16) {
+            assert_eq!(net.change_mtu(more), refusal(more, large));
+        }
+        drop(net);
+        machine.assert_nothing_left();
+    }
 }
 
 #[test]
