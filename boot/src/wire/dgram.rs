@@ -38,6 +38,10 @@ pub struct WireCounters {
     pub from_guest: u64,
     /// Frames to the guest that QEMU took.
     pub to_guest: u64,
+    /// Bytes of the frames from the guest.
+    pub from_guest_bytes: u64,
+    /// Bytes of the frames to the guest that QEMU took.
+    pub to_guest_bytes: u64,
     /// Frames from the guest for which nobody came.
     pub from_guest_dropped: u64,
     /// Frames to the guest that QEMU did not take in time, or was not there
@@ -49,6 +53,8 @@ pub struct WireCounters {
 struct Counters {
     from_guest: AtomicU64,
     to_guest: AtomicU64,
+    from_guest_bytes: AtomicU64,
+    to_guest_bytes: AtomicU64,
     from_guest_dropped: AtomicU64,
     to_guest_dropped: AtomicU64,
 }
@@ -86,6 +92,8 @@ impl Transmit {
             None => socket.send(frame),
         };
         let counter = if sent.is_ok() {
+            let length = frame.len() as u64;
+            counters.to_guest_bytes.fetch_add(length, Ordering::Relaxed);
             &counters.to_guest
         } else {
             &counters.to_guest_dropped
@@ -107,6 +115,8 @@ impl Transmit {
         WireCounters {
             from_guest: counters.from_guest.load(Ordering::Relaxed),
             to_guest: counters.to_guest.load(Ordering::Relaxed),
+            from_guest_bytes: counters.from_guest_bytes.load(Ordering::Relaxed),
+            to_guest_bytes: counters.to_guest_bytes.load(Ordering::Relaxed),
             from_guest_dropped: counters.from_guest_dropped.load(Ordering::Relaxed),
             to_guest_dropped: counters.to_guest_dropped.load(Ordering::Relaxed),
         }
@@ -250,7 +260,11 @@ fn read(shared: &Shared) {
         let at = Instant::now();
         let bytes = &buffer[..length];
         shared.recorder.record(Direction::FromGuest, at, bytes);
-        shared.counters.from_guest.fetch_add(1, Ordering::Relaxed);
+        let counters = &shared.counters;
+        counters.from_guest.fetch_add(1, Ordering::Relaxed);
+        counters
+            .from_guest_bytes
+            .fetch_add(length as u64, Ordering::Relaxed);
         let frame = Frame {
             at,
             bytes: bytes.to_vec(),

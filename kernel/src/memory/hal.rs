@@ -2,6 +2,7 @@
 //! [`Hal`].
 
 use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 use x86_64::VirtAddr;
@@ -34,6 +35,14 @@ impl KernelHal {
     }
 }
 
+/// Pages of 4096 bytes that drivers have now.
+static DMA_PAGES: AtomicUsize = AtomicUsize::new(0);
+
+/// Pages of 4096 bytes that drivers share with their devices now.
+pub fn dma_pages() -> usize {
+    DMA_PAGES.load(Ordering::Relaxed)
+}
+
 fn pages_of(size: usize) -> usize {
     size.div_ceil(PAGE as usize)
 }
@@ -46,7 +55,10 @@ unsafe impl Hal for KernelHal {
     /// [`virtio_drivers`] expects.
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         match heap::allocate_pages(pages) {
-            Some(memory) => (memory.as_ptr().addr() as u64 - MEMORY_BASE, memory),
+            Some(memory) => {
+                DMA_PAGES.fetch_add(pages, Ordering::Relaxed);
+                (memory.as_ptr().addr() as u64 - MEMORY_BASE, memory)
+            }
             None => (0, NonNull::dangling()),
         }
     }
@@ -54,6 +66,7 @@ unsafe impl Hal for KernelHal {
     unsafe fn dma_dealloc(_paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
         // SAFETY: the caller got both from `dma_alloc`.
         unsafe { heap::free_pages(vaddr, pages) };
+        DMA_PAGES.fetch_sub(pages, Ordering::Relaxed);
         0
     }
 

@@ -19,6 +19,7 @@ use super::netconsole::Sender;
 use super::report::Fixed;
 use super::vlan::VlanDevice;
 use crate::arch::{self, time};
+use crate::memory::{dma_pages, heap};
 use crate::{backlog, selftest, stages};
 
 /// A device that broke is opened again at most this often, in microseconds:
@@ -34,6 +35,9 @@ const POLL_SLEEP_US: u64 = 1_000;
 /// Without interrupts, how often the loop asks the device whether its
 /// configuration has changed, in microseconds. Each time costs exits.
 const CONFIG_INTERVAL_US: u64 = 100_000;
+
+/// Frames that come between two reopenings of `reopen=COUNT`.
+const FRAMES_TO_REOPEN: u64 = 4;
 
 /// How soon a line is sent that was logged after the turn's lines were, in
 /// microseconds.
@@ -58,6 +62,16 @@ pub struct Host {
     announce: bool,
     /// The VLAN of this host.
     vlan: Option<u16>,
+    reopenings: Reopenings,
+}
+
+/// What `reopen=COUNT` has still to do.
+#[derive(Default)]
+struct Reopenings {
+    left: u32,
+    done: u32,
+    /// Pages for DMA and bytes of heap in use before the first one.
+    before: Option<(usize, u64)>,
 }
 
 /// Lends the device to the network stack: with a VLAN's tag, if the host is one
@@ -124,6 +138,9 @@ pub fn serve(config: &Config, host: Host) -> ! {
         {
             host.selftest(config.selftest);
         }
+        if host.reopenings.left > 0 && said_up {
+            host.reopen_under_traffic();
+        }
         if busy || host.moderation.has_received(host.nic.received()) {
             last_work = time::now();
         }
@@ -188,6 +205,7 @@ impl Host {
             look_at_config_at: 0,
             announce: false,
             vlan: None,
+            reopenings: Reopenings::default(),
         }
     }
 
@@ -207,6 +225,7 @@ impl Host {
         {
             log::error!("mac: {error}");
         }
+        self.reopenings.left = config.reopen;
         self.vlan = config.vlan;
         if let Some(id) = config.vlan {
             match self.nic.vlan_add(id) {
@@ -269,7 +288,18 @@ impl Host {
     fn changed(&mut self, changes: Changes) {
         if changes.contains(Changes::LINK) {
             let up = self.nic.info().link_up;
-            log::info!("the link is {}", if up { "up" } else { "down" });
+            if up {
+                log::info!("the link is up");
+            } else {
+                let stats = self.nic.stats();
+                log::info!(
+                    "the link is down; received {} frames, {} bytes; sent {} frames, {} bytes",
+                    stats.rx_packets,
+                    stats.rx_bytes,
+                    stats.tx_packets,
+                    stats.tx_bytes
+                );
+            }
         }
         self.announce |= changes.contains(Changes::ANNOUNCE);
     }
@@ -306,6 +336,37 @@ impl Host {
         match self.nic.announced() {
             Ok(()) => log::info!("announced to the network, as the device asked"),
             Err(error) => log::error!("announcement: {error}"),
+        }
+    }
+
+    /// Stops the device and opens it again in the midst of its work, once some
+    /// frames have come since the last time, and reports what was leaked after
+    /// the last time.
+    #[cold]
+    fn reopen_under_traffic(&mut self) {
+        if self.nic.received() < FRAMES_TO_REOPEN {
+            return;
+        }
+        let in_use = || (dma_pages(), heap::stats().used);
+        let before = *self.reopenings.before.get_or_insert_with(in_use);
+        if let Err(error) = self.open() {
+            log::error!("reopening {}: {error}", self.reopenings.done);
+            self.reopenings.left = 0;
+            return;
+        }
+        self.reopenings.done += 1;
+        self.reopenings.left -= 1;
+        if self.reopenings.left == 0 {
+            let after = in_use();
+            log::info!(
+                "kickpath: reopened {} times; before: {} DMA pages, {} bytes of heap; \
+                 after: {} DMA pages, {} bytes of heap",
+                self.reopenings.done,
+                before.0,
+                before.1,
+                after.0,
+                after.1
+            );
         }
     }
 

@@ -25,6 +25,7 @@ mod mtu;
 mod netconsole;
 mod other_drivers;
 mod queues;
+mod reopen;
 mod runner;
 mod services;
 mod site;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
     queues::add(&mut suite);
     link::add(&mut suite);
     netconsole::add(&mut suite);
+    reopen::add(&mut suite);
     mtu::add(&mut suite);
     dhcp::add(&mut suite);
     boot::add(&mut suite);
