@@ -3,6 +3,7 @@
 //! `KICKPATH_SCREENSHOTS=DIRECTORY cargo test -p kickpath-tests --test page`
 //! leaves the pictures that were taken, for a person to look at.
 
+mod compare;
 mod support;
 mod trace;
 
@@ -12,6 +13,9 @@ use kickpath_tests::Suite;
 
 fn main() -> ExitCode {
     let mut suite = Suite::default();
-    suite.needs(support::lacks_browser(), trace::add);
+    suite.needs(support::lacks_browser(), |suite| {
+        trace::add(suite);
+        compare::add(suite);
+    });
     suite.run()
 }

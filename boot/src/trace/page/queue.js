@@ -102,7 +102,7 @@ function showQueue(index, chosen) {
   const own = chosen ?? steps[index].snapshot?.queue ?? steps[index].queue;
   if (queues.has(own)) shownQueue = own;
   if (!queues.size) {
-    fill("queue", el("h2", { id: "h-queue" }, "The virtqueue"), el("p", { class: "causal" }, "No step up to here was about a queue."));
+    fill("queue", el("h2", { id: "h-queue" }, "The virtqueue"), el("p", { class: "causal" }, steps.some(step => step.snapshot) ? "No step up to here was about a queue." : "This run's records do not tell enough of a ring to draw it; what each step wrote stands among its values."));
     return;
   }
   if (!queues.has(shownQueue)) shownQueue = queues.keys().next().value;

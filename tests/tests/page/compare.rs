@@ -1,0 +1,77 @@
+//! The page of `kickpath compare --html`.
+
+use anyhow::{Result, ensure};
+use kickpath::compare::html::page;
+use kickpath::compare::{Handler, Report, Row, Way};
+use kickpath_tests::Suite;
+use kickpath_tests::browser::View;
+
+use crate::support::{Page, WIDTHS, desk};
+
+pub fn add(suite: &mut Suite) {
+    suite.test("compare::every_figure_at_every_width", every_figure);
+    suite.test("compare::a_report_without_rows", without_rows);
+}
+
+/// A report with every way and condition, and figures of the usual sizes.
+fn report() -> Report {
+    let mut rows = Vec::new();
+    for way in Way::ALL {
+        for (place, (ioeventfd, event_idx, burst)) in
+            [(true, true, 1), (false, true, 32)].into_iter().enumerate()
+        {
+            rows.push(Row {
+                way,
+                access: "movw 1 -> 0xffffa000febfb004".into(),
+                ioeventfd,
+                event_idx,
+                burst,
+                instructions_per_kick: 87.0,
+                instructions_per_packet: 255.25,
+                accesses_per_kick: 1.0,
+                kicks_per_packet: 1.0 / f64::from(burst),
+                interrupts_per_packet: 0.0,
+                userspace_exits_per_kick: (place == 1).then_some(1.0),
+                handler: (place == 1).then_some(Handler::VcpuThread),
+                cost: 1.0 + place as f64,
+            });
+        }
+    }
+    Report {
+        accelerator: "TCG: <b>a reason</b>".into(),
+        rows,
+        absent: vec!["exits: </script><script>console.error(1)</script>".into()],
+        command_lines: vec!["qemu-system-x86_64 -machine pc".into()],
+    }
+}
+
+fn every_figure() -> Result<()> {
+    let mut page = Page::open(&page(&report())?)?;
+    let buttons = page.count("button")?;
+    ensure!(buttons >= 5, "{buttons} buttons");
+    for width in WIDTHS {
+        for dark in [false, true] {
+            let view = View {
+                width,
+                height: 900,
+                dark,
+            };
+            page.view(view)?;
+            for button in 0..buttons {
+                page.evaluate(&format!(
+                    "document.querySelectorAll('button')[{button}].click()"
+                ))?;
+                page.check()?;
+            }
+            let name = format!("compare-{width}-{}", if dark { "dark" } else { "light" });
+            page.picture(&name, view, false)?;
+        }
+    }
+    Ok(())
+}
+
+fn without_rows() -> Result<()> {
+    let mut page = Page::open(&page(&Report::default())?)?;
+    page.view(desk(true))?;
+    page.check()
+}
