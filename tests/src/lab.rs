@@ -12,7 +12,7 @@ use kickpath::wire::{Dgram, FarEnd, Peer, Plan, Recorder};
 use kickpath_abi::config::{Config, Ipv4Config};
 use kickpath_abi::status::Status;
 
-use crate::setup::setup;
+use crate::setup::{self, setup};
 
 /// The line that the guest prints when it serves.
 pub const UP: &str = "kickpath: up";
@@ -124,8 +124,10 @@ impl Spec {
         let setup = setup()?;
         let kernel = Boot::Kernel(setup.kernel.clone());
         let mut machine = Machine::new(&setup.qemu, self.kind, self.accel, kernel);
-        machine.nic = Some(Nic::new(net));
+        let mut nic = Nic::new(net);
         plan.configure(&mut machine.config);
+        setup::transport()?.apply(&mut machine, &mut nic);
+        machine.nic = Some(nic);
         for edit in self.edits {
             edit(&mut machine);
         }

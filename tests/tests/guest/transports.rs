@@ -1,12 +1,13 @@
 //! Every transport, with the same checks over each: what the guest says of it,
 //! its services, its interrupts, and what it does with features refused.
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kickpath::qemu::{Kind, Machine, NicTransport};
 use kickpath::wire::FarEnd;
-use kickpath_abi::config::{Irq, Transport};
+use kickpath_abi::config::{Irq, LogLevel, Transport};
 use kickpath_tests::{Lab, Spec, Suite, setup};
 
 use crate::devices::behind;
@@ -82,8 +83,19 @@ fn mmio() -> Spec {
     Spec::new(Kind::Microvm)
 }
 
+/// What is run over every transport, beside what stands here.
+const EVERYWHERE: [&str; 3] = ["services::", "hostile::", "control::"];
+
 pub fn add(suite: &mut Suite) {
     kvm(suite);
+    for transport in ["modern", "modern-port", "mmio", "mmio-legacy"] {
+        let name = format!("transports::the_suite_over_{}", transport.replace('-', "_"));
+        suite.test(&name, move || {
+            EVERYWHERE
+                .iter()
+                .try_for_each(|tests| run_over(transport, tests))
+        });
+    }
     for way in WAYS {
         let name = |what: &str| format!("transports::{}_{what}", way.name);
         suite.guest(&name("serves"), (way.spec)(), |lab| {
@@ -127,6 +139,29 @@ pub fn add(suite: &mut Suite) {
     }
     places(suite);
     refusals(suite);
+}
+
+/// Runs tests of this very program over another transport.
+fn run_over(transport: &str, tests: &str) -> Result<()> {
+    setup::setup()?;
+    let output = Command::new(std::env::current_exe()?)
+        .args([tests, "--test-threads=1"])
+        .env(setup::TRANSPORT_VARIABLE, transport)
+        .stdin(Stdio::null())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success(),
+        "{tests} over {transport}:\n{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // A filter that fits nothing would succeed as well.
+    let passed = text.lines().any(|line| {
+        let count = line.split_once(" passed, 0 failed").map(|(count, _)| count);
+        count.is_some_and(|count| count.parse::<u32>().is_ok_and(|count| count > 3))
+    });
+    ensure!(passed, "{tests} over {transport}: nothing ran:\n{text}");
+    Ok(())
 }
 
 /// The rungs that a way has; virtio-mmio has no vectors. Those of the legacy
@@ -200,6 +235,21 @@ fn places(suite: &mut Suite) {
             let boot = lab.status()?.boot;
             ensure!(boot.tsc_source == source, "{}", boot.tsc_source);
             check_interrupts(lab, Irq::Intx)
+        });
+    }
+    for (kind, ecam) in [(Kind::Q35, true), (Kind::Pc, false)] {
+        let spec = Spec::new(kind).config(|config| config.log = LogLevel::Debug);
+        let name = format!(
+            "transports::{kind}_pci_by_{}",
+            if ecam { "ecam" } else { "ports" }
+        );
+        suite.guest(&name, spec, move |lab| {
+            let console = lab.guest.console_since(0);
+            let by_ecam = console
+                .iter()
+                .any(|line| line.text.contains("bus 0x00 by ECAM at 0xb0000000"));
+            ensure!(by_ecam == ecam, "by ECAM: {by_ecam}");
+            lab.check_services()
         });
     }
     // Which of several devices: the one on the network, wherever it is.
