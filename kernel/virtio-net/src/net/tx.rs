@@ -319,7 +319,7 @@ impl<H: Hal> TxSlot<'_, H> {
     #[inline(always)]
     pub fn start_xmit(self, length: usize) {
         if !self.queue.is_plain {
-            return self.start_xmit_offloaded(length, None);
+            return self.start_xmit_with_header(length);
         }
         let Self { queue: tx, head } = self;
         let length = length.min(tx.capacity()) as u32;
@@ -343,6 +343,13 @@ impl<H: Hal> TxSlot<'_, H> {
             }
         }
         tx.bytes += u64::from(length);
+    }
+
+    /// [`Self::start_xmit`] the long way.
+    #[cold]
+    #[inline(never)]
+    fn start_xmit_with_header(self, length: usize) {
+        self.start_xmit_offloaded(length, None);
     }
 
     /// As [`Self::start_xmit`], for a frame whose checksum the device is to
