@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::control::ControlError;
+use super::features::Features;
 use crate::queue::QueueError;
 use crate::transport::TransportError;
 use crate::vectors::FindVqsError;
@@ -63,6 +64,11 @@ pub enum NetError {
     },
     /// The device does not send what it was given.
     NotSent,
+    /// After a reset the device does not offer the same offloads as before.
+    OffloadsChanged {
+        /// Those that came or went.
+        features: Features,
+    },
     /// The device asked to be reset (`DEVICE_NEEDS_RESET`, specification
     /// 2.1.2).
     NeedsReset,
@@ -102,6 +108,10 @@ impl fmt::Display for NetError {
                 write!(f, "an MTU of {mtu} bytes; {least} to {most} are possible")
             }
             Self::NotSent => f.write_str("the device does not send what it was given"),
+            Self::OffloadsChanged { features } => write!(
+                f,
+                "after its reset the device does not agree to what it did before: {features}"
+            ),
             Self::NeedsReset => f.write_str("the device asks to be reset"),
             Self::NotOpen => f.write_str("the device is not open"),
         }

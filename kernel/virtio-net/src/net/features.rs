@@ -127,6 +127,14 @@ impl Features {
         .union(Self::GUEST_ECN)
         .union(Self::GUEST_UFO);
 
+    /// Who does which checksums and segments, which a network stack learns once.
+    pub const OFFLOADS: Self = Self::GUEST_OFFLOADS
+        .union(Self::CSUM)
+        .union(Self::HOST_TSO4)
+        .union(Self::HOST_TSO6)
+        .union(Self::HOST_ECN)
+        .union(Self::HOST_UFO);
+
     /// Features with what each needs, of several any one (specification
     /// 5.1.3.1; and forms of rings that the legacy interface does not know).
     const NEEDS: [(Self, Self); 19] = [

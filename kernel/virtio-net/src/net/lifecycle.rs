@@ -84,7 +84,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// # Errors
     ///
     /// [`NetError::FindVqs`] when no rung works, [`NetError::NoBuffers`],
-    /// [`NetError::Queue`]. The device is stopped then.
+    /// [`NetError::OffloadsChanged`], [`NetError::Queue`]. The device is
+    /// stopped then.
     #[doc(alias = "ndo_open")]
     pub fn open<I: InterruptController>(
         &mut self,
@@ -99,6 +100,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             wanted_pairs == 1 || refused.contains(Features::MQ),
         );
         let mut pairs = 1;
+        let agreed = self.info.negotiated;
         let info = &mut self.info;
         let vqs = vectors::find_vqs::<H, T, I>(
             &mut self.transport,
@@ -115,7 +117,15 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         )?;
         let rung = vqs.rung;
         self.epoch += 1;
-        match self.attach(vqs.queues, pairs, rung) {
+        let changed = (agreed ^ self.info.negotiated) & Features::OFFLOADS;
+        let attached = if changed.is_empty() {
+            self.attach(vqs.queues, pairs, rung)
+        } else {
+            // The network stack has been told who does which checksums.
+            self.info.negotiated = agreed;
+            Err(NetError::OffloadsChanged { features: changed })
+        };
+        match attached {
             Ok(open) => {
                 self.open = Some(open);
                 self.transport.set_status(

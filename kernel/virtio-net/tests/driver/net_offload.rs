@@ -7,7 +7,8 @@ use etherparse::{PacketBuilder, PacketHeaders, TransportHeader};
 use proptest::prelude::*;
 use virtio_net::net::buffers::{Layout, MAX_FRAME, MAX_LARGE_FRAME};
 use virtio_net::net::offload::Offload;
-use virtio_net::net::{Changes, Features};
+use virtio_net::net::{Changes, Features, NetError};
+use virtio_net::vectors::Rung;
 
 use crate::support::net::{HEADER, Machine, Net, Sent, feature, pattern, send};
 
@@ -460,6 +461,36 @@ fn a_feature_without_what_it_requires_is_not_agreed_to() {
     assert_eq!(control.without_dangling(), Features::MAC);
     let met = control | Features::CTRL_VQ;
     assert_eq!(met.without_dangling(), met);
+}
+
+/// A network stack was told once who does the checksums. A device that says
+/// something else after a reset stays closed until it says the same again.
+#[test]
+fn a_device_that_changes_its_offloads_is_not_opened() {
+    for bit in [feature::CSUM, feature::GUEST_CSUM, feature::HOST_TSO4] {
+        for (first, then) in [
+            (feature::IMPLEMENTED, feature::IMPLEMENTED & !bit),
+            (feature::ALL, feature::ALL | bit | feature::CSUM),
+        ] {
+            let mut machine = Machine::new(first, 16);
+            let mut net = machine.open();
+            machine.device().offered = then;
+            for _ in 0..2 {
+                let error = net.open(&mut machine.controller, Rung::MsixPerQueue);
+                let Err(NetError::OffloadsChanged { features }) = error else {
+                    panic!("{error:?}");
+                };
+                assert!(!features.is_empty());
+                assert_eq!(net.rung(), None);
+            }
+            machine.device().offered = first;
+            net.open(&mut machine.controller, Rung::MsixPerQueue)
+                .unwrap();
+            assert!(send(&mut net, &[1, 2, 3]));
+            drop(net);
+            machine.assert_nothing_left();
+        }
+    }
 }
 
 /// Buffers are as large as the MTU asks, and no more memory than a small guest
