@@ -106,6 +106,9 @@ pub fn serve(config: &Config, host: Host) -> ! {
     };
     stages::ended("network up");
     host.fixed.boot.stages = stages::report();
+    // What only some configurations want costs the others one look a turn.
+    let extras =
+        netconsole.is_some() || config.selftest != SelfTest::Off || host.reopenings.left > 0;
     let mut said_up = false;
     let mut last_work = time::now();
     loop {
@@ -125,21 +128,12 @@ pub fn serve(config: &Config, host: Host) -> ! {
             continue;
         }
         let busy = on_device!(host, device => stack.poll(time, device));
-        if let Some(netconsole) = &mut netconsole
-            && netconsole.is_waiting()
-        {
-            on_device!(host, device => netconsole.send(time, &mut stack, device));
+        if extras {
+            host.serve_extras(config, &mut stack, &mut netconsole, said_up);
         }
         host.nic.kick();
         if !said_up {
             said_up = say_up(&stack);
-        } else if config.selftest != SelfTest::Off
-            && netconsole.as_ref().is_none_or(Sender::is_ready)
-        {
-            host.selftest(config.selftest);
-        }
-        if host.reopenings.left > 0 && said_up {
-            host.reopen_under_traffic();
         }
         if busy || host.moderation.has_received(host.nic.received()) {
             last_work = time::now();
@@ -150,7 +144,7 @@ pub fn serve(config: &Config, host: Host) -> ! {
         let mut deadline = stack
             .poll_at(time)
             .map(|at| u64::try_from(at.total_micros()).unwrap_or(0));
-        if netconsole.is_some() && backlog::is_waiting() {
+        if extras && netconsole.is_some() && backlog::is_waiting() {
             let soon = time::now() + LOG_INTERVAL_US;
             deadline = Some(deadline.map_or(soon, |deadline| deadline.min(soon)));
         }
@@ -236,6 +230,33 @@ impl Host {
                 }
                 Err(error) => log::error!("VLAN {id}: {error}"),
             }
+        }
+    }
+
+    /// What only some configurations want: the log is sent; once the network is
+    /// up, a fault is committed or the device opened again.
+    #[cold]
+    fn serve_extras(
+        &mut self,
+        config: &Config,
+        stack: &mut Stack,
+        netconsole: &mut Option<Sender>,
+        is_up: bool,
+    ) {
+        if let Some(netconsole) = netconsole
+            && netconsole.is_waiting()
+        {
+            on_device!(self, device => netconsole.send(now(), stack, device));
+        }
+        if !is_up {
+            return;
+        }
+        if config.selftest != SelfTest::Off && netconsole.as_ref().is_none_or(Sender::is_ready) {
+            self.selftest(config.selftest);
+        }
+        if self.reopenings.left > 0 {
+            self.nic.kick();
+            self.reopen_under_traffic();
         }
     }
 
