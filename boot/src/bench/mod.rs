@@ -248,7 +248,7 @@ pub fn bench<W: Write>(
 }
 
 fn driver_tx(prepared: Prepared) -> Result<(DriverTx, String), SessionError> {
-    let (line, guest) = alone(prepared, Bench::Tx, without_ioeventfd)?;
+    let (line, guest) = alone(prepared, Bench::Tx, without_ioeventfd, |_| Ok(()))?;
     let sums = driver_sums(&line).map_err(|error| wrong(&guest, &error))?;
     let per_packet = sums.per_packet();
     let command_line = guest.command_line().to_owned();
@@ -323,11 +323,12 @@ pub(crate) fn echo(
 
 /// Runs a measurement that the guest makes alone, on a machine that `edit`
 /// changes when it has its network device, and returns the guest's line and
-/// the guest, which has ended.
+/// the guest, which has ended. `launched` is called when QEMU runs.
 pub(crate) fn alone(
     mut prepared: Prepared,
     what: Bench,
     edit: impl FnOnce(&mut Machine),
+    launched: impl FnOnce(&Guest) -> crate::guest::Result<()>,
 ) -> Result<(String, Guest), SessionError> {
     // Nobody is at the far end: the frames are read, counted and forgotten.
     let wire = prepared.wire()?;
@@ -336,6 +337,7 @@ pub(crate) fn alone(
     prepared.machine.config.bench = what;
     let mut guest = prepared.launch()?;
     guest.attach_frames(wire.frame_log());
+    launched(&guest)?;
     let line = guest.wait_for_console(LINE, GUEST_BOUND)?;
     match guest.wait_for_exit(Duration::from_secs(30))? {
         Exit::SUCCESS => Ok((line.text, guest)),

@@ -1,17 +1,22 @@
 //! The measurements behind a pair of rows.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
 use kickpath_abi::config::Bench;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{BURSTS, Handler, Row, Way};
 use crate::bench::{self, BenchOptions, UdpEcho};
+use crate::guest::Guest;
 use crate::qemu::{Accel, Machine, Net, Trace};
 use crate::session::{Prepared, SessionError};
-use crate::trace::qemu;
+use crate::trace::kvm::parse::KvmRecord;
+use crate::trace::kvm::{self, HostTrace};
+use crate::trace::{capture, qemu};
 
 /// The event by which QEMU says that it handles a kick.
 const NOTIFY: &str = "virtio_queue_notify";
@@ -98,12 +103,12 @@ struct GuestLine {
 }
 
 /// Measures the rows of these conditions, one a burst length. Their cost is in
-/// cycles yet.
+/// cycles yet. Also returns why KVM's events could not be recorded, if so.
 pub fn rows(
     prepared: &Prepared,
     conditions: Conditions,
     echoes: u64,
-) -> Result<Vec<Row>, SessionError> {
+) -> Result<(Vec<Row>, Option<String>), SessionError> {
     let exact = exactly(prepared);
     let counted = kicks(&exact, conditions)?;
     let timed = kicks(prepared, conditions)?;
@@ -121,12 +126,12 @@ pub fn rows(
             accesses_per_kick: per(count.register_accesses, count.kicks),
             kicks_per_packet: echo.per_packet.kicks,
             interrupts_per_packet: echo.per_packet.interrupts,
-            userspace_exits_per_kick: timed.userspace_exits_per_kick,
+            userspace_exits_per_kick: timed.exits.as_ref().copied().unwrap_or(None),
             handler: timed.handler,
             cost: time.journey(),
         });
     }
-    Ok(rows)
+    Ok((rows, timed.exits.err()))
 }
 
 /// The machine on which the time stamp counter counts instructions.
@@ -141,7 +146,8 @@ fn exactly(prepared: &Prepared) -> Prepared {
 struct Kicks {
     sums: Vec<KickSums>,
     handler: Option<Handler>,
-    userspace_exits_per_kick: Option<f64>,
+    /// Exits to QEMU a kick, `None` on TCG; or why they were not recorded.
+    exits: Result<Option<f64>, String>,
 }
 
 /// The machine of these conditions, on a cable that anybody may make.
@@ -161,18 +167,33 @@ fn kicks(prepared: &Prepared, conditions: Conditions) -> Result<Kicks, SessionEr
     let file = directory.path().join("qemu.log");
     let edit = |machine: &mut Machine| {
         conditions.apply(machine);
+        // Until KVM's events are recorded.
+        machine.paused = matches!(machine.accel, Accel::Kvm { .. });
         machine.trace = Some(Trace {
             events: vec![NOTIFY.to_owned()],
             file: file.clone(),
         });
     };
-    let (line, guest) = bench::alone(prepared.clone(), Bench::Kick, edit)?;
+    let mut recording = None;
+    let launched = |guest: &Guest| {
+        if let Accel::Kvm { .. } = prepared.machine.accel {
+            recording = Some(HostTrace::start(&capture::threads(guest)));
+            guest.qmp("cont", Value::Null)?;
+        }
+        Ok(())
+    };
+    let (line, guest) = bench::alone(prepared.clone(), Bench::Kick, edit, launched)?;
+    let exits = recording.map(|started| started.and_then(HostTrace::stop));
     let GuestLine { kick: sums } =
         bench::parse_line(&line).map_err(|error| bench::wrong(&guest, &error))?;
     Ok(Kicks {
         sums,
         handler: handler(&file, guest.pid()),
-        userspace_exits_per_kick: None,
+        exits: match exits {
+            Some(Ok(recorded)) => Ok(userspace_exits_per_kick(&kvm::parse::parse(&recorded.text))),
+            Some(Err(error)) => Err(error.to_string()),
+            None => Ok(None),
+        },
     })
 }
 
@@ -209,6 +230,35 @@ fn handler(log: &Path, pid: u32) -> Option<Handler> {
         (true, false) => Some(Handler::VcpuThread),
         (false, false) => Some(Handler::Both),
     }
+}
+
+/// Exits to QEMU a kick, by the events of KVM that its buffers still hold. In
+/// this measurement nothing is written as often as the doorbell.
+fn userspace_exits_per_kick(records: &[KvmRecord]) -> Option<f64> {
+    let mut writes: HashMap<u64, u64> = HashMap::new();
+    for (address, _) in records.iter().filter_map(KvmRecord::write) {
+        *writes.entry(address).or_default() += 1;
+    }
+    let (&doorbell, &kicks) = writes.iter().max_by_key(|(_, count)| **count)?;
+    let mut exits = 0;
+    // Of each thread, whether its last access was the doorbell's.
+    let mut kicked: HashMap<u32, bool> = HashMap::new();
+    for record in records {
+        if ["kvm_pio", "kvm_mmio", "kvm_fast_mmio"].contains(&record.event.as_str()) {
+            let rang = record
+                .write()
+                .is_some_and(|(address, _)| address == doorbell);
+            kicked.insert(record.thread, rang);
+        } else if record.event == "kvm_userspace_exit"
+            && ["KVM_EXIT_IO", "KVM_EXIT_MMIO"]
+                .iter()
+                .any(|reason| record.text.contains(reason))
+            && kicked.insert(record.thread, false) == Some(true)
+        {
+            exits += 1;
+        }
+    }
+    Some(per(exits, kicks))
 }
 
 fn per(sum: u64, count: u64) -> f64 {
@@ -248,5 +298,23 @@ mod tests {
         assert_eq!(kick[0].journey(), 2.0);
         assert_eq!(per(kick[0].kick_cycles, kick[0].kicks), 85.0);
         assert_eq!(per(5, 0), 5.0);
+    }
+
+    #[test]
+    fn only_exits_that_follow_a_kick_count() {
+        let text = "\
+ CPU 0/KVM-9 [000] ..... 1: kvm_pio: pio_write at 0xcf8 size 4 count 1 val 0x80000000
+ CPU 0/KVM-9 [000] ..... 2: kvm_userspace_exit: reason KVM_EXIT_IO (2)
+ CPU 0/KVM-9 [000] ..... 3: kvm_pio: pio_write at 0xc010 size 2 count 1 val 0x1
+ CPU 0/KVM-9 [000] ..... 4: kvm_userspace_exit: reason KVM_EXIT_IO (2)
+ CPU 0/KVM-9 [000] ..... 5: kvm_userspace_exit: reason KVM_EXIT_IO (2)
+ CPU 0/KVM-9 [000] ..... 6: kvm_pio: pio_write at 0xc010 size 2 count 1 val 0x1
+ CPU 0/KVM-9 [000] ..... 7: kvm_userspace_exit: reason KVM_EXIT_INTR (10)
+ CPU 0/KVM-9 [000] ..... 8: kvm_pio: pio_read at 0xcfc size 4 count 1 val 0x1
+";
+        let records = kvm::parse::parse(text);
+        assert_eq!(records.len(), 8);
+        assert_eq!(userspace_exits_per_kick(&records), Some(0.5));
+        assert_eq!(userspace_exits_per_kick(&[]), None);
     }
 }

@@ -204,7 +204,13 @@ pub fn compare<W: Write>(
                 event_idx,
             };
             sink(Progress::Step(&format!("Measuring {conditions}")));
-            let rows = measure::rows(&prepared, conditions, echoes)?;
+            let (rows, absent) = measure::rows(&prepared, conditions, echoes)?;
+            if let Some(reason) = absent {
+                let text = format!("exits to QEMU a kick: {reason}");
+                if !report.absent.contains(&text) {
+                    report.absent.push(text);
+                }
+            }
             for (place, mut row) in rows.into_iter().enumerate() {
                 if base.len() <= place {
                     base.push(row.cost);
@@ -217,11 +223,8 @@ pub fn compare<W: Write>(
             table::rows(story, &report.rows[first..])?;
         }
     }
-    if report
-        .rows
-        .iter()
-        .all(|row| row.userspace_exits_per_kick.is_none())
-    {
+    let recorded = |row: &Row| row.userspace_exits_per_kick.is_some();
+    if report.absent.is_empty() && !report.rows.iter().any(recorded) {
         report.absent.push(
             "exits to QEMU a kick: on TCG there are none, QEMU translates the access into a call; \
              --accel kvm with KVM's trace events has them"

@@ -32,7 +32,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// An amount of memory in whole MiB, 1 MiB to 16 TiB.
+/// An amount of memory in whole MiB, 4 MiB to 16 TiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Memory(u32);
 
@@ -40,10 +40,13 @@ impl Memory {
     /// This many MiB.
     ///
     /// # Errors
-    /// [`MemoryError::Range`] for 0 and for more than 16 TiB.
+    /// [`MemoryError::Range`] for less than 4 MiB and for more than 16 TiB.
     pub fn mebibytes(mebibytes: u32) -> Result<Self, MemoryError> {
+        // The image ends at 2 MiB, and SeaBIOS lives at the end of memory while
+        // it loads it. From here on the guest itself says where its floor is.
+        const MIN: u32 = 4;
         const MAX: u32 = 16 << 20;
-        if mebibytes == 0 || mebibytes > MAX {
+        if !(MIN..=MAX).contains(&mebibytes) {
             return Err(MemoryError::Range(mebibytes.to_string()));
         }
         Ok(Self(mebibytes))
@@ -67,8 +70,9 @@ pub enum MemoryError {
     /// Not digits with one of the suffixes.
     #[error("'{0}' is not an amount of memory: expected a number with M or G, such as 64M or 8G")]
     Syntax(String),
-    /// Zero or more than QEMU takes.
-    #[error("'{0}' is out of range: expected 1M to 16384G")]
+    /// Less than firmware and image need to start at all, or more than QEMU
+    /// takes.
+    #[error("'{0}' is out of range: expected 4M to 16384G; below 4M firmware and image collide")]
     Range(String),
 }
 
@@ -127,7 +131,7 @@ mod tests {
                 "{text}"
             );
         }
-        for text in ["0", "0G", "16385G", "99999999999", "4294967295G"] {
+        for text in ["0", "0G", "3M", "16385G", "99999999999", "4294967295G"] {
             assert!(
                 matches!(text.parse::<Memory>(), Err(MemoryError::Range(_))),
                 "{text}"

@@ -401,7 +401,7 @@ pub fn run_of(prepared: &Prepared, guest: &Guest, status: &Status) -> Run {
 }
 
 /// QEMU's threads; the default where they cannot be told.
-fn threads(guest: &Guest) -> Threads {
+pub(crate) fn threads(guest: &Guest) -> Threads {
     let cpus = guest
         .qmp("query-cpus-fast", Value::Null)
         .unwrap_or_default();

@@ -19,7 +19,7 @@ pub fn add(suite: &mut Suite) {
         }
     }
     // From an amount on, the guest works; below it, it says why it does not.
-    for memory in ["2M", "3M", "4M", "6M", "8M", "10M", "12M"] {
+    for memory in ["4M", "5M", "6M", "8M", "10M", "12M"] {
         let name = format!("boot::pc_with_{memory}_works_or_says_why_not");
         suite.launch(&name, memory_of(Kind::Pc, memory), works_or_says_why);
     }
