@@ -83,6 +83,52 @@ struct GuestLine {
     tx: Sums,
 }
 
+/// What tracepoints cost, sums over all of a loop with the loop itself left
+/// out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tracepoint {
+    /// Tracepoints.
+    pub points: u64,
+    /// Guest instructions while tracing is off.
+    pub off: u64,
+    /// Guest instructions while it is on, and each leaves a record.
+    pub on: u64,
+    /// Records for which the ring had no room.
+    pub lost: u64,
+}
+
+impl Tracepoint {
+    /// Instructions that one may cost while tracing is off.
+    pub const OFF: f64 = 2.0;
+
+    /// Instructions that one may cost while tracing is on.
+    pub const ON: f64 = 40.0;
+
+    /// One, off and on.
+    pub fn each(&self) -> [f64; 2] {
+        [self.off, self.on].map(|sum| sum as f64 / self.points.max(1) as f64)
+    }
+
+    /// The limits that are missed.
+    fn missed(&self) -> Vec<String> {
+        let [off, on] = self.each();
+        [("off", off, Self::OFF), ("on", on, Self::ON)]
+            .iter()
+            // The loop's own ends are not the tracepoint's.
+            .filter(|(_, value, most)| *value > most + 0.1)
+            .map(|(state, value, most)| {
+                format!("a tracepoint that is {state}: {value:.1} instructions, at most {most}")
+            })
+            .collect()
+    }
+}
+
+/// The guest's line about tracepoints.
+#[derive(Deserialize)]
+struct TraceLine {
+    trace: Tracepoint,
+}
+
 /// The driver's transmit path alone.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct DriverTx {
@@ -178,6 +224,8 @@ pub struct Report {
     pub driver_tx: DriverTx,
     /// UDP echoes.
     pub udp_echo: UdpEcho,
+    /// Tracepoints.
+    pub tracepoint: Tracepoint,
 }
 
 /// Describes the machine of a measurement, without its network.
@@ -229,12 +277,19 @@ pub fn bench<W: Write>(
         table::driver(story, &driver_tx)?;
     }
     sink(Progress::Step("Measuring UDP echoes"));
+    let tracing = prepared.clone();
     let (udp_echo, echo_line, _) = echo(prepared, options, without_ioeventfd)?;
     if let Some(story) = &mut story {
         table::echo(story, &udp_echo)?;
         table::peers(story, &driver_tx, &udp_echo)?;
     }
-    let missed = table::missed(&driver_tx, &udp_echo);
+    sink(Progress::Step("Measuring a tracepoint"));
+    let tracepoint = tracepoint(tracing)?;
+    if let Some(story) = &mut story {
+        table::tracepoint(story, &tracepoint)?;
+    }
+    let mut missed = table::missed(&driver_tx, &udp_echo);
+    missed.extend(tracepoint.missed());
     if let Some(story) = &mut story {
         table::conclusion(story, &missed)?;
     }
@@ -244,7 +299,21 @@ pub fn bench<W: Write>(
         command_lines: vec![driver_line, echo_line],
         driver_tx,
         udp_echo,
+        tracepoint,
     })
+}
+
+/// What a tracepoint costs, on a machine of its own.
+fn tracepoint(prepared: Prepared) -> Result<Tracepoint, SessionError> {
+    let (line, guest) = alone(prepared, Bench::Trace, |_| (), |_| Ok(()))?;
+    let TraceLine { trace } = parse_line(&line).map_err(|error| wrong(&guest, &error))?;
+    if trace.points == 0 || trace.lost != 0 {
+        return Err(wrong(
+            &guest,
+            &format!("the guest measured nothing: '{line}'"),
+        ));
+    }
+    Ok(trace)
 }
 
 fn driver_tx(prepared: Prepared) -> Result<(DriverTx, String), SessionError> {

@@ -155,6 +155,22 @@ fn row<W: Write>(
     story.line(line.trim_end())
 }
 
+pub(super) fn tracepoint<W: Write>(
+    story: &mut Story<W>,
+    result: &super::Tracepoint,
+) -> io::Result<()> {
+    use super::Tracepoint;
+    story.section("A tracepoint of the kick path")?;
+    story.line(&format!("  {:22}{:>12}{:>12}", "each", "counted", "limit"))?;
+    let [off, on] = result.each();
+    for (state, value, most) in [("off", off, Tracepoint::OFF), ("on", on, Tracepoint::ON)] {
+        let name = format!("instructions, {state}");
+        let good = value <= most + 0.1;
+        row(story, &name, &number(value), Some(&number(most)), good)?;
+    }
+    Ok(())
+}
+
 pub(super) fn peers<W: Write>(
     story: &mut Story<W>,
     driver: &DriverTx,

@@ -132,6 +132,8 @@ words! {
         Tx = "tx",
         /// The kick itself, after one frame and after a burst.
         Kick = "kick",
+        /// A tracepoint, while tracing is off and while it is on.
+        Trace = "trace",
     }
 }
 
@@ -200,7 +202,7 @@ pub struct Config {
     /// `features=-name,...`: virtio features not to accept, by the
     /// specification's name in lower case without prefix (`-event_idx`).
     pub features_off: String,
-    /// `bench=off|tx|kick`
+    /// `bench=off|tx|kick|trace`
     pub bench: Bench,
     /// `selftest=NAME`
     pub selftest: SelfTest,
@@ -328,7 +330,7 @@ impl Config {
                 }
                 self.features_off = value.replace('-', "");
             }
-            "bench" => self.bench = value.parse().map_err(|()| bad("off, tx or kick"))?,
+            "bench" => self.bench = value.parse().map_err(|()| bad("off, tx, kick or trace"))?,
             "selftest" => {
                 self.selftest = value.parse().map_err(|()| bad("the name of a self-test"))?;
             }

@@ -8,6 +8,7 @@ mod netconsole;
 mod probe;
 mod report;
 mod serve;
+mod trace_cost;
 mod vlan;
 
 use core::fmt;
@@ -88,6 +89,10 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
         config::Bench::Off => serve::serve(config, host),
         config::Bench::Tx => bench::transmit(host.nic).map_err(NetworkError::Bench),
         config::Bench::Kick => bench::kick(host.nic).map_err(NetworkError::Bench),
+        config::Bench::Trace => {
+            trace_cost::measure();
+            Ok(())
+        }
     }
 }
 
