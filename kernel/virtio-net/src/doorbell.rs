@@ -71,6 +71,39 @@ impl Doorbell {
         tracepoint!(Event::DoorbellRang, queue, kind, target);
     }
 
+    /// Tells the device how far the driver has come as well
+    /// (`VIRTIO_F_NOTIFICATION_DATA`, specification 4.1.5.2 and 4.2.3.3): 32
+    /// bits, made by [`Ring::notification_data`], where [`Self::takes_data`].
+    ///
+    /// [`Ring::notification_data`]: crate::queue::Ring::notification_data
+    pub fn ring_with(self, data: u32) {
+        let (queue, [kind, target]) = (self.queue(), self.trace_arguments());
+        tracepoint!(Event::DoorbellRing, queue, kind, target);
+        match self {
+            // SAFETY: as in `ring`; with this feature the register has 32
+            // bits (specification 4.1.4.4), and is aligned for them, as
+            // `takes_data` made sure.
+            Self::Mmio16 { register, .. } => unsafe { notify_with_data(data, register.cast()) },
+            // SAFETY: as in `ring`.
+            Self::Mmio32 { register, .. } => unsafe { notify_with_data(data, register) },
+            // SAFETY: as in `ring`; the ports of a notification structure.
+            Self::Port { port, .. } => unsafe { notify_port_with_data(data, port) },
+            Self::Call { function, queue } => function(queue),
+        }
+        tracepoint!(Event::DoorbellRang, queue, kind, target);
+    }
+
+    /// Whether [`Self::ring_with`] can tell the device anything: the register
+    /// is aligned to 4 bytes, and the transport's own.
+    pub fn takes_data(self) -> bool {
+        match self {
+            Self::Mmio16 { register, .. } => register.addr().get().is_multiple_of(4),
+            Self::Mmio32 { .. } => true,
+            Self::Port { port, .. } => port.is_multiple_of(4),
+            Self::Call { .. } => false,
+        }
+    }
+
     /// Index of the queue that is told of.
     #[inline]
     pub fn queue(self) -> u16 {
@@ -145,6 +178,45 @@ unsafe extern "C" fn vp_notify_mmio(queue: u16, register: NonNull<u16>) {
 unsafe extern "C" fn vm_notify(queue: u16, register: NonNull<u32>) {
     // SAFETY: the caller's promise.
     unsafe { register.write_volatile(u32::from(queue).to_le()) };
+}
+
+/// The 32-bit memory write of a kick with data (Linux `vp_notify_with_data`,
+/// `vm_notify_with_data`).
+///
+/// # Safety
+///
+/// `register` must be the mapped notification register of a device that the
+/// driver owns, of 32 bits and aligned for them.
+#[inline(never)]
+#[unsafe(export_name = "vp_notify_with_data")]
+#[doc(alias = "vm_notify_with_data")]
+unsafe extern "C" fn notify_with_data(data: u32, register: NonNull<u32>) {
+    // SAFETY: the caller's promise.
+    unsafe { register.write_volatile(data.to_le()) };
+}
+
+/// The 32-bit port write of a kick with data.
+///
+/// # Safety
+///
+/// `port` must be that of a notification register of a device that the driver
+/// owns.
+#[inline(never)]
+#[unsafe(export_name = "vp_notify_port_with_data")]
+unsafe extern "C" fn notify_port_with_data(data: u32, port: u16) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise. Not `nomem`: the ring's stores stay before
+    // it.
+    unsafe {
+        core::arch::asm!(
+            "out dx, eax",
+            in("dx") port,
+            in("eax") data,
+            options(nostack, preserves_flags),
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (data, port);
 }
 
 /// The access in one line, such as `outw 1 -> port 0xc010`.

@@ -354,7 +354,7 @@ fn request_vectors<T: ConfigOps, I: InterruptController>(
 /// Makes a ring of the device's size, tells the device of it and attaches the
 /// notify hook (Linux `setup_vq`).
 #[doc(alias = "setup_vq")]
-fn setup_queue<H: Hal, T: ConfigOps>(
+pub(crate) fn setup_queue<H: Hal, T: ConfigOps>(
     transport: &mut T,
     index: u16,
     shape: RingShape,
@@ -373,6 +373,9 @@ fn setup_queue<H: Hal, T: ConfigOps>(
             device: ring.device_area(),
         },
     )?;
+    if shape.notification_data && !doorbell.takes_data() {
+        return Err(TransportError::NoNotificationData { queue: index }.into());
+    }
     tracepoint!(
         Event::SetupQueue,
         index,
@@ -382,6 +385,19 @@ fn setup_queue<H: Hal, T: ConfigOps>(
     let [kind, target] = doorbell.trace_arguments();
     tracepoint!(Event::AttachDoorbell, index, kind, target);
     Ok(Virtqueue::new(ring, doorbell))
+}
+
+/// Routes a queue that was set up to its MSI-X entry, if it has one, and
+/// enables it.
+pub(crate) fn enable_queue<T: ConfigOps>(
+    transport: &mut T,
+    queue: u16,
+    entry: Option<u16>,
+) -> Result<(), FindVqsError> {
+    if let Some(entry) = entry {
+        transport.set_queue_vector(queue, entry)?;
+    }
+    Ok(transport.enable_queue(queue)?)
 }
 
 /// Takes the queues and interrupts back (Linux `vp_del_vqs`): first the

@@ -273,6 +273,7 @@ fn negotiate<T: ConfigOps>(
     // 4. to 6. Features: of what is offered, what is implemented and wanted.
     let offered = Features::from_bits_retain(transport.read_device_features());
     check_access_platform(transport, offered.bits())?;
+    let refused = refused | Features::from_bits_retain(transport.unsupported_features());
     let negotiated = (offered & (Features::IMPLEMENTED - refused)).without_dangling();
     transport.finalize_features(negotiated.bits())?;
     Ok((offered, negotiated))
@@ -282,12 +283,9 @@ fn negotiate<T: ConfigOps>(
 /// (specification 5.1.2): receiveqN is 2(N-1), transmitqN follows it, and
 /// controlq follows all that the device has.
 fn wanted_queues(info: &DeviceInfo, pairs: u16) -> Vec<WantedQueue> {
-    // Specification 2.6.4.3 and 5.1.6.1: without ANY_LAYOUT the header has a
-    // descriptor of its own.
-    let chain = if info.negotiated.any_layout() { 1 } else { 2 };
     let data = (0..2 * pairs).map(|index| WantedQueue {
         index,
-        shape: ring_shape(info.negotiated, chain),
+        shape: data_queue_shape(info.negotiated),
         interrupt: true,
     });
     // Without MQ the device has one pair, whatever it has else.
@@ -307,6 +305,13 @@ fn wanted_queues(info: &DeviceInfo, pairs: u16) -> Vec<WantedQueue> {
         }
     });
     data.chain(control).collect()
+}
+
+/// The form of a receive or transmit queue's ring.
+pub(super) fn data_queue_shape(negotiated: Features) -> RingShape {
+    // Specification 2.6.4.3 and 5.1.6.1: without ANY_LAYOUT the header has a
+    // descriptor of its own.
+    ring_shape(negotiated, if negotiated.any_layout() { 1 } else { 2 })
 }
 
 /// The form that the features give a ring whose longest chain has `chain`

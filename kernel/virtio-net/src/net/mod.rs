@@ -25,6 +25,7 @@ mod lifecycle;
 mod netpoll;
 pub mod offload;
 mod pair;
+mod queue_reset;
 pub mod rx;
 mod stats;
 pub mod tx;

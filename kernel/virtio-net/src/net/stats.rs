@@ -138,19 +138,29 @@ impl Stats {
 
     /// Adds what the queues of a pair have counted.
     fn add_pair<H: Hal>(&mut self, QueuePair { rx, tx }: &QueuePair<H>) {
+        self.add_rx(rx);
+        self.add_tx(tx);
+    }
+
+    /// Adds what a receive queue has counted.
+    pub(super) fn add_rx<H: Hal>(&mut self, rx: &RxQueue<H>) {
         self.rx_packets += rx.packets;
         self.rx_bytes += rx.bytes;
         self.rx_dropped += rx.dropped;
         self.rx_errors += u64::from(rx.error.is_some());
+        self.rx_merged += rx.merged;
+        self.rx_checksum_valid += rx.checksum_valid;
+        self.add_kicks(&rx.queue);
+    }
+
+    /// Adds what a transmit queue has counted.
+    pub(super) fn add_tx<H: Hal>(&mut self, tx: &TxQueue<H>) {
         self.tx_packets += tx.queue.ring().added();
         self.tx_bytes += tx.bytes;
         self.tx_waited += tx.waited;
         self.tx_errors += u64::from(tx.error.is_some());
-        self.rx_merged += rx.merged;
-        self.rx_checksum_valid += rx.checksum_valid;
         self.tx_checksum_offloaded += tx.checksum_offloaded;
         self.tx_segmented += tx.segmented;
-        self.add_kicks(&rx.queue);
         self.add_kicks(&tx.queue);
     }
 

@@ -172,7 +172,11 @@ impl<H: Hal> Virtqueue<H> {
     pub fn notify(&mut self) {
         self.stats.kicks += 1;
         tracepoint!(Event::Notify, self.ring.queue());
-        self.doorbell.ring();
+        if self.ring.notifies_with_data() {
+            self.doorbell.ring_with(self.ring.notification_data());
+        } else {
+            self.doorbell.ring();
+        }
     }
 
     /// Asks the device not to interrupt for used buffers, as far as it obeys

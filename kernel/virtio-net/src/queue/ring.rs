@@ -157,6 +157,8 @@ macro_rules! by_format {
 pub struct Ring<H: Hal> {
     slots: Slots,
     format: Format<H>,
+    /// `VIRTIO_F_NOTIFICATION_DATA`.
+    notification_data: bool,
 }
 
 impl<H: Hal> Ring<H> {
@@ -218,7 +220,11 @@ impl<H: Hal> Ring<H> {
                 }
             }
         };
-        let mut ring = Self { slots, format };
+        let mut ring = Self {
+            slots,
+            format,
+            notification_data: shape.notification_data,
+        };
         ring.disable_interrupts();
         Ok(ring)
     }
@@ -409,6 +415,12 @@ impl<H: Hal> Ring<H> {
     #[inline]
     pub fn publish(&mut self) -> bool {
         by_format!(&mut self.format, ring => ring.publish(&mut self.slots))
+    }
+
+    /// Whether a notification carries [`Self::notification_data`].
+    #[inline]
+    pub fn notifies_with_data(&self) -> bool {
+        self.notification_data
     }
 
     /// What a notification says with `VIRTIO_F_NOTIFICATION_DATA`: how far

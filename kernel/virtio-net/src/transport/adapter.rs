@@ -16,7 +16,9 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Trans
 use virtio_drivers::{Error, PAGE_SIZE, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{ConfigOps, MsiMessage, RingAddresses, TransportError, VERSION_1};
+use super::{
+    ConfigOps, MsiMessage, NOTIFICATION_DATA, RING_RESET, RingAddresses, TransportError, VERSION_1,
+};
 use crate::doorbell::Doorbell;
 use crate::interrupt::IsrRegister;
 
@@ -208,6 +210,12 @@ impl<T: Transport> ConfigOps for Adapter<T> {
         } else {
             Err(TransportError::QueueNotEnabled { queue })
         }
+    }
+
+    /// A trait without an error for them, and without the data of a
+    /// notification.
+    fn unsupported_features(&self) -> u64 {
+        NOTIFICATION_DATA | RING_RESET
     }
 
     fn msix_entries(&self) -> u16 {

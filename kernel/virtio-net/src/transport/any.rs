@@ -165,6 +165,10 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports, R: Registers> ConfigOps
         delegate!(self, transport => transport.queue_reset(queue))
     }
 
+    fn unsupported_features(&self) -> u64 {
+        delegate!(self, transport => transport.unsupported_features())
+    }
+
     fn msix_entries(&self) -> u16 {
         delegate!(self, transport => transport.msix_entries())
     }

@@ -115,6 +115,13 @@ pub enum TransportError {
         /// Index of the queue.
         queue: u16,
     },
+    /// The register to notify the device by has no room for the 32 bits of
+    /// `VIRTIO_F_NOTIFICATION_DATA`, which was agreed on (specification
+    /// 4.1.4.4.1).
+    NoNotificationData {
+        /// Index of the queue.
+        queue: u16,
+    },
     /// The transport has no register to reset a single queue with.
     NoQueueReset {
         /// Index of the queue.
@@ -310,6 +317,10 @@ impl fmt::Display for TransportError {
             Self::QueueNotEnabled { queue } => {
                 write!(f, "queue {queue}: the device did not enable it")
             }
+            Self::NoNotificationData { queue } => write!(
+                f,
+                "queue {queue}: a notification with data does not fit its register"
+            ),
             Self::NoQueueReset { queue } => write!(
                 f,
                 "queue {queue} cannot be reset alone: there is no register for it"

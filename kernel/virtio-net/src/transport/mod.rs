@@ -31,6 +31,10 @@ use crate::interrupt::IsrRegister;
 
 /// `VIRTIO_F_VERSION_1` (specification 6).
 const VERSION_1: u64 = 1 << 32;
+/// `VIRTIO_F_NOTIFICATION_DATA` (specification 6).
+const NOTIFICATION_DATA: u64 = 1 << 38;
+/// `VIRTIO_F_RING_RESET` (specification 6).
+const RING_RESET: u64 = 1 << 40;
 /// `VIRTIO_F_ACCESS_PLATFORM` (specification 6).
 const ACCESS_PLATFORM: u64 = 1 << 33;
 
@@ -103,6 +107,12 @@ pub trait ConfigOps: Transport {
     fn enable_queue(&mut self, queue: u16) -> Result<(), TransportError> {
         let _ = queue;
         Ok(())
+    }
+
+    /// Features of the transport that this one cannot do, whatever the device
+    /// offers: they are not taken.
+    fn unsupported_features(&self) -> u64 {
+        0
     }
 
     /// Resets one queue and waits until the device no longer uses it

@@ -33,7 +33,7 @@ use super::config_space;
 use super::msix::{Msix, vector_taken};
 use super::registers::{MappedRegisters, Registers};
 use super::structures::{self, Location, Region, Structures};
-use super::{ConfigOps, MsiMessage, RingAddresses, TransportError, VERSION_1};
+use super::{ConfigOps, MsiMessage, NOTIFICATION_DATA, RingAddresses, TransportError, VERSION_1};
 use crate::doorbell::Doorbell;
 use crate::interrupt::IsrRegister;
 
@@ -90,6 +90,8 @@ pub struct ModernPciTransport<H: Hal, C: ConfigurationAccess, R: Registers = Map
     msix: Option<Msix<H>>,
     msix_on: bool,
     access_platform: bool,
+    /// `VIRTIO_F_NOTIFICATION_DATA` was agreed on.
+    notification_data: bool,
     accesses: Cell<u64>,
 }
 
@@ -142,6 +144,7 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
             msix,
             msix_on: false,
             access_platform: false,
+            notification_data: false,
             accesses: Cell::new(0),
         })
     }
@@ -197,7 +200,9 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
             offset,
             length,
         };
-        if offset + 2 > u64::from(length) {
+        // Specification 4.1.4.4.1.
+        let width = if self.notification_data { 4 } else { 2 };
+        if offset + width > u64::from(length) {
             return Err(outside);
         }
         match (self.structures.notify.location, &self.notify) {
@@ -383,6 +388,7 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ConfigOps for ModernPciTransp
             return Err(TransportError::NoVersion1);
         }
         self.write_driver_features(features);
+        self.notification_data = features & NOTIFICATION_DATA != 0;
         super::features_ok(self, features)
     }
 

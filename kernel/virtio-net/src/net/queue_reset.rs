@@ -1,0 +1,95 @@
+//! One queue reset alone, while the others go on (`VIRTIO_F_RING_RESET`,
+//! specification 2.6.1).
+
+use virtio_drivers::Hal;
+
+use super::lifecycle::data_queue_shape;
+use super::pair::QueuePair;
+use super::rx::RxQueue;
+use super::stats::Stats;
+use super::tx::TxQueue;
+use super::{DeviceInfo, Features, NetError, VirtioNet};
+use crate::transport::{ConfigOps, TransportError};
+use crate::vectors::{self, Rung};
+
+impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+    /// Resets one queue of a pair and sets it up again, empty but for new
+    /// receive buffers (Linux `virtnet_rx_resize` and `virtnet_tx_resize`).
+    /// `queue` is its index at the device: 2 N is the receive queue of pair N,
+    /// from 0, and 2 N + 1 its transmit queue.
+    ///
+    /// Every buffer that the device had comes back. Frames that were received
+    /// and not taken yet, or not sent yet, are lost, as over
+    /// [`Self::stop`]; the other queues do not notice.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::NotOpen`], also for a pair that was taken or that the
+    /// device does not have. [`TransportError::NoQueueReset`] without
+    /// `VIRTIO_F_RING_RESET`, where nothing has changed. After any other error
+    /// the queue is dead: the device must be opened again.
+    #[doc(alias = "virtnet_rx_resize")]
+    #[doc(alias = "virtnet_tx_resize")]
+    pub fn reset_queue(&mut self, queue: u16) -> Result<(), NetError> {
+        let DeviceInfo {
+            negotiated, mtu, ..
+        } = self.info;
+        let Some(open) = &mut self.open else {
+            return Err(NetError::NotOpen);
+        };
+        let pair = match usize::from(queue / 2).checked_sub(1) {
+            None => &mut open.first,
+            Some(other) => match open.others.get_mut(other) {
+                Some(Some(pair)) => pair,
+                _ => return Err(NetError::NotOpen),
+            },
+        };
+        if !negotiated.contains(Features::RING_RESET) {
+            return Err(TransportError::NoQueueReset { queue }.into());
+        }
+        // As `find_vqs` has assigned them: entry 0 is for configuration
+        // changes, and the data queues come first.
+        let entry = match open.rung {
+            Rung::MsixPerQueue => Some(1 + queue),
+            Rung::MsixShared => Some(1),
+            Rung::Intx | Rung::Polling => None,
+        };
+        self.transport.queue_reset(queue)?;
+        // From here the device does not touch ring and buffers, and must not be
+        // notified of the queue.
+        let new =
+            vectors::setup_queue::<H, T>(&mut self.transport, queue, data_queue_shape(negotiated))?;
+        if queue.is_multiple_of(2) {
+            let mut rx = RxQueue::new(new, negotiated, mtu)?;
+            rx.fill()?;
+            if let Err(error) = vectors::enable_queue(&mut self.transport, queue, entry) {
+                // Nobody knows whether the device uses it.
+                core::mem::forget(rx);
+                return Err(NetError::FindVqs(error));
+            }
+            replace_rx(pair, rx, &mut self.past);
+            pair.rx.queue.kick();
+        } else {
+            let tx = TxQueue::new(new, negotiated, mtu)?;
+            if let Err(error) = vectors::enable_queue(&mut self.transport, queue, entry) {
+                core::mem::forget(tx);
+                return Err(NetError::FindVqs(error));
+            }
+            replace_tx(pair, tx, &mut self.past);
+        }
+        Ok(())
+    }
+}
+
+/// Puts a new receive queue in the place of one that was reset, whose counts
+/// are kept.
+fn replace_rx<H: Hal>(pair: &mut QueuePair<H>, rx: RxQueue<H>, past: &mut Stats) {
+    past.add_rx(&pair.rx);
+    pair.rx = rx;
+}
+
+/// The same for a transmit queue. A sender that waited for room has it now.
+fn replace_tx<H: Hal>(pair: &mut QueuePair<H>, tx: TxQueue<H>, past: &mut Stats) {
+    past.add_tx(&pair.tx);
+    pair.tx = tx;
+}
