@@ -2,6 +2,8 @@
 
 use virtio_drivers::Hal;
 
+use super::rx::RxQueue;
+use super::tx::TxQueue;
 use super::{Open, QueuePair, VirtioNet};
 use crate::doorbell::Doorbell;
 use crate::queue::Virtqueue;
