@@ -221,6 +221,12 @@ pub struct Config {
     /// `reopen=COUNT`: so often the device is stopped and opened again while
     /// it serves.
     pub reopen: u32,
+    /// `reset-queues=COUNT`: so often the receive and then the transmit queue
+    /// is reset alone while the device serves.
+    pub reset_queues: u32,
+    /// `queue-size=COUNT`: largest number of descriptors of a receive or
+    /// transmit queue, where the interface leaves a choice, 1 to 32768.
+    pub queue_size: Option<u16>,
     /// `netconsole=ADDRESS:PORT`: send the log there by UDP as well.
     pub netconsole: Option<SocketAddrV4>,
 }
@@ -242,6 +248,8 @@ impl Default for Config {
             mac: None,
             mtu: None,
             reopen: 0,
+            reset_queues: 0,
+            queue_size: None,
             netconsole: None,
         }
     }
@@ -355,6 +363,16 @@ impl Config {
                 let mtu = value.parse().ok().filter(|mtu| *mtu >= 68);
                 self.mtu = Some(mtu.ok_or(bad("68 to 65535"))?);
             }
+            "reset-queues" => {
+                self.reset_queues = value.parse().map_err(|_| bad("a number"))?;
+            }
+            "queue-size" => {
+                let size = value
+                    .parse()
+                    .ok()
+                    .filter(|size| (1..=1 << 15).contains(size));
+                self.queue_size = Some(size.ok_or(bad("1 to 32768"))?);
+            }
             "reopen" => self.reopen = value.parse().map_err(|_| bad("a number"))?,
             "netconsole" => {
                 self.netconsole = Some(value.parse().map_err(|_| bad("ADDRESS:PORT"))?);
@@ -448,6 +466,12 @@ impl fmt::Display for Config {
         if self.reopen != default.reopen {
             word("reopen", format_args!("{}", self.reopen))?;
         }
+        if self.reset_queues != default.reset_queues {
+            word("reset-queues", format_args!("{}", self.reset_queues))?;
+        }
+        if let Some(size) = self.queue_size {
+            word("queue-size", format_args!("{size}"))?;
+        }
         if let Some(netconsole) = self.netconsole {
             word("netconsole", format_args!("{netconsole}"))?;
         }
@@ -471,7 +495,8 @@ mod tests {
     fn what_is_written_reads_back() {
         let text = "log=debug ip=192.0.2.7/28 gateway=192.0.2.1 transport=legacy irq=intx \
                     features=-event_idx,-mac bench=tx selftest=panic selftest-at=up trace=on vlan=5 \
-                    mac=02:00:5e:10:00:ff mtu=9000 reopen=7 netconsole=192.0.2.1:6666";
+                    mac=02:00:5e:10:00:ff mtu=9000 reopen=7 reset-queues=8 \
+                    queue-size=100 netconsole=192.0.2.1:6666";
         let (config, errors) = parse(text);
         assert_eq!(errors, Vec::<String>::new());
         assert_eq!(config.to_string(), text);

@@ -77,6 +77,9 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
     {
         log::error!("mtu: {error}");
     }
+    if let Some(size) = config.queue_size {
+        host.nic.set_queue_size(size);
+    }
     host.open()?;
     stages::ended("device open");
     for attempt in host.nic.attempts() {

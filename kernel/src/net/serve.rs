@@ -65,11 +65,13 @@ pub struct Host {
     reopenings: Reopenings,
 }
 
-/// What `reopen=COUNT` has still to do.
+/// What `reopen=COUNT` or `reset-queues=COUNT` has still to do.
 #[derive(Default)]
 struct Reopenings {
     left: u32,
     done: u32,
+    /// One queue alone, the others go on.
+    queues: bool,
     /// Pages for DMA and bytes of heap in use before the first one.
     before: Option<(usize, u64)>,
 }
@@ -219,7 +221,8 @@ impl Host {
         {
             log::error!("mac: {error}");
         }
-        self.reopenings.left = config.reopen;
+        self.reopenings.left = config.reopen.saturating_add(config.reset_queues);
+        self.reopenings.queues = config.reset_queues > 0;
         self.vlan = config.vlan;
         if let Some(id) = config.vlan {
             match self.nic.vlan_add(id) {
@@ -370,7 +373,14 @@ impl Host {
         }
         let in_use = || (dma_pages(), heap::stats().used);
         let before = *self.reopenings.before.get_or_insert_with(in_use);
-        if let Err(error) = self.open() {
+        let result = if self.reopenings.queues {
+            // Receive and transmit queue in turn.
+            let queue = self.reopenings.done as u16 % 2;
+            self.nic.reset_queue(queue)
+        } else {
+            self.open()
+        };
+        if let Err(error) = result {
             log::error!("reopening {}: {error}", self.reopenings.done);
             self.reopenings.left = 0;
             return;

@@ -363,6 +363,11 @@ pub(crate) fn setup_queue<H: Hal, T: ConfigOps>(
     if size == 0 {
         return Err(TransportError::NoSuchQueue { queue: index }.into());
     }
+    let size = if transport.requires_legacy_layout() {
+        size
+    } else {
+        shape.size(size)
+    };
     let ring = Ring::<H>::new(index, size, shape)?;
     let doorbell: Doorbell = transport.setup_queue(
         index,

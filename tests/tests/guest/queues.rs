@@ -1,9 +1,11 @@
 //! The forms that a virtqueue can have: packed rings, indirect descriptors,
 //! sizes, and one queue reset alone.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use kickpath::qemu::NicTransport;
-use kickpath_abi::config::Transport;
+use kickpath_abi::config::{Irq, Transport};
 use kickpath_tests::{Lab, Spec, Suite};
 
 pub fn add(suite: &mut Suite) {
@@ -38,6 +40,80 @@ pub fn add(suite: &mut Suite) {
             check_traffic(lab)
         },
     );
+    // One queue reset alone, receive and transmit in turn, while requests come.
+    for (name, spec) in [
+        ("split", modern()),
+        ("packed", packed()),
+        (
+            "split_intx",
+            modern().config(|config| config.irq = Irq::Intx),
+        ),
+        (
+            "packed_msix_shared",
+            packed().config(|config| config.irq = Irq::MsixShared),
+        ),
+    ] {
+        let spec = spec
+            .config(|config| config.reset_queues = 200)
+            .bound(Duration::from_secs(120));
+        let name = format!("queues::reset_alone_{name}");
+        suite.guest(&name, spec, |lab| {
+            check_negotiated(lab, "RING_RESET", true)?;
+            crate::reopen::reopen(lab, 200)
+        });
+    }
+    for (name, property, off) in [("offered", "off", ""), ("accepted", "on", "ring_reset")] {
+        let spec = modern()
+            .property("queue_reset", property)
+            .config(move |config| {
+                config.reset_queues = 1;
+                config.features_off = off.into();
+            });
+        let name = format!("queues::reset_alone_is_not_{name}");
+        suite.guest(&name, spec, |lab| {
+            check_negotiated(lab, "RING_RESET", false)?;
+            lab.check_services()?;
+            lab.guest
+                .wait_for_console("queue 0 cannot be reset alone", lab.soon())?;
+            check_traffic(lab)
+        });
+    }
+    // What the driver asks for, what QEMU has by default or at most, and what
+    // comes of it for the receive and the transmit queue. In the legacy
+    // interface the device dictates.
+    for (name, spec, wanted, rx, sizes) in [
+        ("legacy_64", Spec::pc(), 64, 256, [256, 256]),
+        ("legacy_1024", Spec::pc(), 1 << 15, 1024, [1024, 256]),
+        ("split_1", modern(), 1, 256, [1, 1]),
+        ("split_2", modern(), 2, 256, [2, 2]),
+        ("split_64", modern(), 64, 256, [64, 64]),
+        ("split_100", modern(), 100, 256, [64, 64]),
+        ("split_1024", modern(), 1 << 15, 1024, [1024, 256]),
+        ("packed_2", packed(), 2, 256, [2, 2]),
+        ("packed_64", packed(), 64, 256, [64, 64]),
+        ("packed_100", packed(), 100, 256, [100, 100]),
+        ("packed_1024", packed(), 1 << 15, 1024, [1024, 256]),
+    ] {
+        let spec = spec
+            .nic(move |nic| {
+                let property = ("rx_queue_size".into(), rx.to_string());
+                nic.properties.push(property);
+            })
+            .config(move |config| config.queue_size = Some(wanted));
+        let name = format!("queues::size_{name}");
+        suite.guest(&name, spec, move |lab| {
+            let queues = lab.status()?.queues;
+            let found: Vec<_> = queues.iter().take(2).map(|queue| queue.size).collect();
+            ensure!(found == sizes, "sizes {found:?} instead of {sizes:?}");
+            if sizes[0] < 64 {
+                // Bursts do not fit, so that frames are lost at the device.
+                lab.ping(lab.address(), 20, 56)?;
+                lab.ping(lab.address(), 5, 1400)?;
+                return lab.check_health();
+            }
+            check_traffic(lab)
+        });
+    }
     // Without ANY_LAYOUT a frame is a chain of two buffers.
     for (name, off) in [
         ("indirect", "any_layout"),
@@ -56,11 +132,14 @@ fn name_is_on(off: &str) -> bool {
     !off.contains("indirect_desc")
 }
 
+/// A modern device.
+fn modern() -> Spec {
+    Spec::pc().nic(|nic| nic.transport = NicTransport::Modern)
+}
+
 /// A modern device with packed rings.
 fn packed() -> Spec {
-    Spec::pc()
-        .nic(|nic| nic.transport = NicTransport::Modern)
-        .property("packed", "on")
+    modern().property("packed", "on")
 }
 
 fn check_negotiated(lab: &Lab, feature: &str, expected: bool) -> Result<()> {

@@ -45,7 +45,7 @@ pub fn add(suite: &mut Suite) {
 }
 
 /// Sends echo requests all the time, until the guest has done it.
-fn reopen(lab: &mut Lab, times: u32) -> Result<()> {
+pub fn reopen(lab: &mut Lab, times: u32) -> Result<()> {
     let mut request = Vec::new();
     PacketBuilder::ethernet2(PEER_MAC, GUEST_MAC)
         .ipv4([10, 0, 2, 2], lab.ipv4().octets(), 64)

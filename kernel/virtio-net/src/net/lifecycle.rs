@@ -16,7 +16,7 @@ use super::stats::Stats;
 use super::tx::TxQueue;
 use super::{Features, NetError, Open, VirtioNet};
 use crate::interrupt::InterruptState;
-use crate::queue::{EventMode, RingLayout, RingShape, Virtqueue};
+use crate::queue::{EventMode, MAX_SIZE, RingLayout, RingShape, Virtqueue};
 use crate::transport::{ConfigOps, TransportError, check_access_platform};
 use crate::vectors::{self, InterruptController, Rung, WantedQueue};
 
@@ -46,6 +46,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             open: None,
             refused,
             queue_pairs: 1,
+            queue_size: MAX_SIZE,
             info: DeviceInfo {
                 offered,
                 negotiated,
@@ -77,6 +78,14 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         self.queue_pairs = pairs.max(1);
     }
 
+    /// Asks for receive and transmit queues of at most this many descriptors
+    /// from the next [`Self::open`] on, where the transport leaves a choice
+    /// (the legacy interface does not); what the device offers if not said. A
+    /// split queue takes the power of two below.
+    pub fn set_queue_size(&mut self, largest: u16) {
+        self.queue_size = largest.clamp(1, MAX_SIZE);
+    }
+
     /// Finds the queues, beginning at rung `top` of the interrupt ladder,
     /// gives the device its receive buffers and lets it go (Linux
     /// `virtnet_open`). An open device is stopped first.
@@ -101,6 +110,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         );
         let mut pairs = 1;
         let agreed = self.info.negotiated;
+        let queue_size = self.queue_size;
         let info = &mut self.info;
         let vqs = vectors::find_vqs::<H, T, I>(
             &mut self.transport,
@@ -111,7 +121,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
                 if info.negotiated.contains(Features::MQ) {
                     pairs = wanted_pairs;
                 }
-                Ok(wanted_queues(info, pairs))
+                Ok(wanted_queues(info, pairs, queue_size))
             },
             &mut self.attempts,
         )?;
@@ -282,10 +292,10 @@ fn negotiate<T: ConfigOps>(
 /// The queues of `pairs` pairs, and the control queue if there is one
 /// (specification 5.1.2): receiveqN is 2(N-1), transmitqN follows it, and
 /// controlq follows all that the device has.
-fn wanted_queues(info: &DeviceInfo, pairs: u16) -> Vec<WantedQueue> {
+fn wanted_queues(info: &DeviceInfo, pairs: u16, queue_size: u16) -> Vec<WantedQueue> {
     let data = (0..2 * pairs).map(|index| WantedQueue {
         index,
-        shape: data_queue_shape(info.negotiated),
+        shape: data_queue_shape(info.negotiated, queue_size),
         interrupt: true,
     });
     // Without MQ the device has one pair, whatever it has else.
@@ -308,10 +318,14 @@ fn wanted_queues(info: &DeviceInfo, pairs: u16) -> Vec<WantedQueue> {
 }
 
 /// The form of a receive or transmit queue's ring.
-pub(super) fn data_queue_shape(negotiated: Features) -> RingShape {
+pub(super) fn data_queue_shape(negotiated: Features, largest: u16) -> RingShape {
     // Specification 2.6.4.3 and 5.1.6.1: without ANY_LAYOUT the header has a
     // descriptor of its own.
-    ring_shape(negotiated, if negotiated.any_layout() { 1 } else { 2 })
+    let chain = if negotiated.any_layout() { 1 } else { 2 };
+    RingShape {
+        largest,
+        ..ring_shape(negotiated, chain)
+    }
 }
 
 /// The form that the features give a ring whose longest chain has `chain`
@@ -332,5 +346,6 @@ fn ring_shape(negotiated: Features, chain: u16) -> RingShape {
         indirect: negotiated.contains(Features::INDIRECT_DESC),
         in_order: negotiated.contains(Features::IN_ORDER),
         notification_data: negotiated.contains(Features::NOTIFICATION_DATA),
+        largest: MAX_SIZE,
     }
 }

@@ -86,6 +86,8 @@ pub struct VirtioNet<H: Hal, T: ConfigOps> {
     refused: Features,
     /// Queue pairs that are wanted.
     queue_pairs: u16,
+    /// Largest size of a data queue that is wanted.
+    queue_size: u16,
     info: DeviceInfo,
     interrupts: &'static InterruptState,
     attempts: Vec<Attempt>,

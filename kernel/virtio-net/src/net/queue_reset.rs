@@ -54,11 +54,11 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             Rung::MsixShared => Some(1),
             Rung::Intx | Rung::Polling => None,
         };
+        let shape = data_queue_shape(negotiated, self.queue_size);
         self.transport.queue_reset(queue)?;
         // From here the device does not touch ring and buffers, and must not be
         // notified of the queue.
-        let new =
-            vectors::setup_queue::<H, T>(&mut self.transport, queue, data_queue_shape(negotiated))?;
+        let new = vectors::setup_queue::<H, T>(&mut self.transport, queue, shape)?;
         if queue.is_multiple_of(2) {
             let mut rx = RxQueue::new(new, negotiated, mtu)?;
             rx.fill()?;

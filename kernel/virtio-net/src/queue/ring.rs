@@ -45,6 +45,9 @@ pub struct RingShape {
     /// Whether a notification says how far the driver has come
     /// (`VIRTIO_F_NOTIFICATION_DATA`).
     pub notification_data: bool,
+    /// Largest number of descriptors that the driver wants. The legacy
+    /// interface leaves no choice: the device's size is taken there.
+    pub largest: u16,
 }
 
 impl RingShape {
@@ -58,6 +61,18 @@ impl RingShape {
             indirect: false,
             in_order: false,
             notification_data: false,
+            largest: MAX_SIZE,
+        }
+    }
+
+    /// The size that is taken of a device that offers up to `max` descriptors
+    /// and lets the driver choose (specification 4.1.5.1.3).
+    pub fn size(&self, max: u32) -> u32 {
+        let size = max.min(u32::from(self.largest));
+        match self.layout {
+            // The power of two below.
+            RingLayout::Split => size.checked_ilog2().map_or(0, |log| 1 << log),
+            RingLayout::Packed => size,
         }
     }
 
