@@ -562,7 +562,9 @@ fn a_notification_carries_the_next_position() {
                 assert!(queue.kick());
                 let next = match shape.layout {
                     RingLayout::Split => added,
-                    RingLayout::Packed => added % 8 | u32::from(added / 8 % 2 == 0) << 15,
+                    RingLayout::Packed => {
+                        (added % 8) | u32::from((added / 8).is_multiple_of(2)) << 15
+                    }
                 };
                 // SAFETY: the register is a variable of this test.
                 assert_eq!(unsafe { at.read_volatile() }, next << 16 | 7);
