@@ -23,8 +23,15 @@ pub struct Status {
     pub network: Network,
     /// What has been counted since [`Device`] was opened.
     pub counters: Counters,
-    /// What the CPU has done since boot.
+    /// The queue pairs where there are several, each with its part of
+    /// `counters`.
+    #[serde(default)]
+    pub pairs: Vec<Pair>,
+    /// What the CPU that booted has done since then.
     pub cpu: Cpu,
+    /// All CPUs, where there are several queue pairs.
+    #[serde(default)]
+    pub cpus: Vec<CpuLoad>,
 }
 
 /// How the guest came up.
@@ -186,6 +193,31 @@ pub struct Counters {
     pub interrupts_spurious: u64,
     /// Accesses to device registers since boot, kicks included.
     pub register_accesses: u64,
+}
+
+/// A pair of queues, and the CPU that works with it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// Its number, from 0.
+    pub number: u16,
+    /// The CPU's number, from 0.
+    pub cpu: u16,
+    /// What has been counted of it, not interrupts that were not the device's.
+    pub counters: Counters,
+    /// Messages of other CPUs that found no room in this one's box.
+    pub mail_lost: u64,
+}
+
+/// How busy a CPU is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuLoad {
+    /// Its number, from 0: the CPU that booted.
+    pub number: u16,
+    /// The number of its local interrupt controller.
+    pub apic_id: u32,
+    /// TSC cycles since boot that it spent waiting in `hlt`; it started
+    /// some milliseconds later than the one that booted.
+    pub idle_cycles: u64,
 }
 
 /// What the CPU has done.

@@ -41,10 +41,29 @@ impl Source {
     }
 }
 
+/// The IPv4 address of a [`crate::Stack`], with its gateway and where it comes
+/// from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv4State {
+    source: Source,
+    address: Option<Ipv4Cidr>,
+    gateway: Option<Ipv4Address>,
+}
+
+impl Ipv4State {
+    const NONE: Self = Self {
+        source: Source::None,
+        address: None,
+        gateway: None,
+    };
+}
+
 /// The state behind the interface's IPv4 address.
 pub(crate) struct Ipv4 {
-    source: Source,
+    state: Ipv4State,
     dhcp: Option<Dhcp>,
+    /// For what is worth a line of the log.
+    level: log::Level,
 }
 
 /// The DHCP client's socket, in a set of its own: smoltcp builds a whole
@@ -57,14 +76,41 @@ struct Dhcp {
 }
 
 impl Ipv4 {
-    pub(crate) fn new(config: &Config, interface: &mut Interface, now: Instant) -> Self {
-        let mut this = Self {
-            source: Source::None,
+    /// Without an address, until [`Self::take_over`].
+    pub(crate) fn following() -> Self {
+        Self {
+            state: Ipv4State::NONE,
             dhcp: None,
-        };
+            level: log::Level::Debug,
+        }
+    }
+
+    /// What there is to take over.
+    pub(crate) fn state(&self) -> Ipv4State {
+        self.state
+    }
+
+    /// Does as another one of the same device. Returns whether the address
+    /// changed.
+    pub(crate) fn take_over(&mut self, interface: &mut Interface, state: Ipv4State) -> bool {
+        let changed = self.state != state;
+        if changed {
+            self.set_ipv4(interface, state);
+        }
+        changed
+    }
+
+    pub(crate) fn new(config: &Config, interface: &mut Interface, now: Instant) -> Self {
+        let mut this = Self::following();
+        this.level = log::Level::Info;
         match config.ipv4 {
             Ipv4Config::Static(address) => {
-                this.set_ipv4(interface, Source::Static, cidr(address), config.gateway);
+                let state = Ipv4State {
+                    source: Source::Static,
+                    address: Some(cidr(address)),
+                    gateway: config.gateway,
+                };
+                this.set_ipv4(interface, state);
             }
             Ipv4Config::Dhcp => {
                 let mut socket = dhcpv4::Socket::new();
@@ -113,14 +159,18 @@ impl Ipv4 {
                 false
             }
             Some(dhcpv4::Event::Configured(lease)) => {
-                let (address, router) = (lease.address, lease.router);
+                let state = Ipv4State {
+                    source: Source::Dhcp,
+                    address: Some(lease.address),
+                    gateway: lease.router,
+                };
                 dhcp.fallback_at = None;
-                self.set_ipv4(interface, Source::Dhcp, address, router);
+                self.set_ipv4(interface, state);
                 true
             }
             // Also the very first event.
             Some(dhcpv4::Event::Deconfigured) => {
-                if self.source != Source::Dhcp {
+                if self.state.source != Source::Dhcp {
                     return false;
                 }
                 log::warn!("DHCP: the lease has ended");
@@ -134,8 +184,12 @@ impl Ipv4 {
                     dhcp.fallback_at = None;
                     set_retry(socket, DISCOVER_PATIENTLY);
                     log::warn!("DHCP: no answer for {} s", DHCP_TIMEOUT.secs());
-                    let fallback = cidr(Ipv4Config::FALLBACK);
-                    self.set_ipv4(interface, Source::Fallback, fallback, None);
+                    let state = Ipv4State {
+                        source: Source::Fallback,
+                        address: Some(cidr(Ipv4Config::FALLBACK)),
+                        gateway: None,
+                    };
+                    self.set_ipv4(interface, state);
                     true
                 }
                 _ => false,
@@ -143,14 +197,17 @@ impl Ipv4 {
         }
     }
 
-    fn set_ipv4(
-        &mut self,
-        interface: &mut Interface,
-        source: Source,
-        address: Ipv4Cidr,
-        gateway: Option<Ipv4Address>,
-    ) {
+    /// An address that is none clears what there is.
+    fn set_ipv4(&mut self, interface: &mut Interface, state: Ipv4State) {
         self.clear_ipv4(interface);
+        let Ipv4State {
+            source,
+            address: Some(address),
+            gateway,
+        } = state
+        else {
+            return;
+        };
         if !is_host(address.address()) || address.prefix_len() > 32 {
             log::error!("IPv4 address {address} is not a host's; not taken");
             return;
@@ -161,8 +218,11 @@ impl Ipv4 {
             let inserted = addresses.insert(0, IpCidr::Ipv4(address));
             debug_assert_eq!(inserted, Ok(()));
         });
-        self.source = source;
-        log::info!("IPv4 address {address} ({})", source.word());
+        self.state = Ipv4State {
+            gateway: None,
+            ..state
+        };
+        log::log!(self.level, "IPv4 address {address} ({})", source.word());
         let Some(gateway) = gateway else { return };
         if !is_host(gateway) {
             log::warn!("gateway {gateway} is not a host; not taken");
@@ -170,7 +230,8 @@ impl Ipv4 {
         }
         let added = interface.routes_mut().add_default_ipv4_route(gateway);
         debug_assert!(added.is_ok());
-        log::info!("IPv4 gateway {gateway}");
+        self.state.gateway = Some(gateway);
+        log::log!(self.level, "IPv4 gateway {gateway}");
     }
 
     fn clear_ipv4(&mut self, interface: &mut Interface) {
@@ -178,7 +239,7 @@ impl Ipv4 {
             addresses.retain(|address| matches!(address, IpCidr::Ipv6(_)));
         });
         interface.routes_mut().remove_default_ipv4_route();
-        self.source = Source::None;
+        self.state = Ipv4State::NONE;
     }
 
     /// When [`Self::poll`] is due.
@@ -190,7 +251,7 @@ impl Ipv4 {
     /// The report on the IP configuration.
     pub(crate) fn report(&self, interface: &Interface) -> status::Network {
         let mut report = status::Network {
-            ipv4_source: self.source.word().to_string(),
+            ipv4_source: self.state.source.word().to_string(),
             ..status::Network::default()
         };
         for address in interface.ip_addrs() {

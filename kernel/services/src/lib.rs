@@ -73,11 +73,13 @@ mod http;
 mod ingress;
 pub mod netconsole;
 mod pool;
+mod shared;
 mod slaac;
 mod stack;
 mod tcp;
 mod udp;
 
+pub use address::Ipv4State;
 pub use ingress::has_right_checksums;
 pub use stack::{Stack, StatusSource};
 

@@ -53,6 +53,8 @@ struct Until<T> {
 pub(crate) struct Slaac {
     mac: EthernetAddress,
     link_local: Ipv6Cidr,
+    /// For what is worth a line of the log.
+    level: log::Level,
     solicitations_left: u8,
     solicit_at: Instant,
     addresses: Vec<Until<Ipv6Cidr>>,
@@ -79,6 +81,7 @@ impl Slaac {
         let mut this = Self {
             mac,
             link_local,
+            level: log::Level::Info,
             solicitations_left: SOLICITATIONS,
             solicit_at: now,
             addresses: Vec::with_capacity(MAX_ADDRESSES),
@@ -86,6 +89,12 @@ impl Slaac {
         };
         this.apply(interface);
         this
+    }
+
+    /// Solicits no routers: another one does, and tells what it hears.
+    pub(crate) fn only_listen(&mut self) {
+        self.solicitations_left = 0;
+        self.level = log::Level::Debug;
     }
 
     /// Solicits routers and ends what has expired. Returns whether an address or
@@ -235,7 +244,7 @@ impl Slaac {
         if valid == Duration::ZERO || !has_room {
             return false;
         }
-        log::info!("IPv6 address {address}");
+        log::log!(self.level, "IPv6 address {address}");
         self.addresses.push(Until {
             value: address,
             end,

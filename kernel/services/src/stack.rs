@@ -11,13 +11,14 @@ use smoltcp::phy::{Device, PacketMeta, RxToken, TxToken};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
-use crate::address::Ipv4;
+use crate::address::{Ipv4, Ipv4State};
 use crate::chargen::Pattern;
 use crate::checksum::{Checked, Duties, Fragments, Token};
 use crate::fast_echo::FastEcho;
 use crate::ingress::{self, Class, OneFrame};
 use crate::netconsole::{self, Netconsole};
 use crate::pool::{Limits, Pool, earlier};
+use crate::shared::{self, NoAnswer, Shared};
 use crate::slaac::{self, Slaac};
 use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT, HTTP_PORT, announce, http, tcp, udp};
 
@@ -85,6 +86,8 @@ pub struct Stack {
     discard: Pool<()>,
     chargen: Pool<Pattern>,
     http: Pool<http::Connection>,
+    /// What other stacks with this address must hear.
+    shared: Shared,
     /// When something other than a frame needs a turn.
     deadline: Option<Instant>,
     /// Since the last [`Self::take_addresses_changed`].
@@ -107,6 +110,18 @@ impl Stack {
         now: Instant,
         seed: u64,
     ) -> Self {
+        Self::build(Some(config), mac, device, now, seed)
+    }
+
+    /// With a configuration the stack finds its addresses, without one it
+    /// follows another.
+    fn build<D: Device + ?Sized>(
+        config: Option<&Config>,
+        mac: [u8; 6],
+        device: &mut D,
+        now: Instant,
+        seed: u64,
+    ) -> Self {
         let mac = EthernetAddress(mac);
         let mut settings = iface::Config::new(HardwareAddress::Ethernet(mac));
         settings.random_seed = seed;
@@ -115,8 +130,14 @@ impl Stack {
         let mut device = Checked::new(device, duties);
         let mut interface = Box::new(Interface::new(settings, &mut device, now));
         interface.set_reassembly_timeout(REASSEMBLY_TIMEOUT);
-        let ipv4 = Ipv4::new(config, &mut interface, now);
-        let ipv6 = Slaac::new(mac, &mut interface, now);
+        let mut ipv6 = Slaac::new(mac, &mut interface, now);
+        let ipv4 = match config {
+            Some(config) => Ipv4::new(config, &mut interface, now),
+            None => {
+                ipv6.only_listen();
+                Ipv4::following()
+            }
+        };
 
         let sockets = ECHO.sockets + DISCARD.sockets + CHARGEN.sockets + HTTP.sockets;
         let mut sockets = SocketSet::new(Vec::with_capacity(sockets + 3));
@@ -137,11 +158,79 @@ impl Stack {
             discard: Pool::new(DISCARD),
             chargen: Pool::new(CHARGEN),
             http: Pool::new(HTTP),
+            shared: Shared::default(),
             deadline: Some(now),
             addresses_changed: true,
         };
         stack.listen(now);
         stack
+    }
+
+    /// As [`Self::new`], for a further queue of a device that has a stack
+    /// already: the two have the same addresses. This one asks neither for an
+    /// IPv4 address ([`Self::follow_ipv4`] tells it) nor for routers, and both
+    /// tell each other by [`Self::take_shared`] and [`Self::hear`].
+    ///
+    /// # Panics
+    /// When the device's medium is not Ethernet.
+    pub fn following<D: Device + ?Sized>(
+        mac: [u8; 6],
+        device: &mut D,
+        now: Instant,
+        seed: u64,
+    ) -> Self {
+        let mut stack = Self::build(None, mac, device, now, seed);
+        stack.share_frames();
+        stack
+    }
+
+    /// Has this stack keep the frames that concern every stack of the device.
+    pub fn share_frames(&mut self) {
+        self.shared.start();
+    }
+
+    /// The frames that came since the last call and that every other stack of
+    /// the device must [`Self::hear`]; nothing without [`Self::share_frames`].
+    /// More than 16 between two calls are lost.
+    pub fn take_shared(&mut self) -> impl Iterator<Item = Box<[u8]>> + use<> {
+        self.shared.take()
+    }
+
+    /// Takes in a frame that another stack of the device has received, found
+    /// intact, and answers.
+    #[cold]
+    pub fn hear(&mut self, now: Instant, frame: &[u8]) {
+        let interface = &mut *self.interface;
+        if slaac::is_advertisement(frame) {
+            if self.ipv6.hear(now, interface, frame) {
+                self.fast_echo.flows.clear();
+                self.addresses_changed = true;
+            }
+        } else {
+            let sockets = match self.ipv4.dhcp_sockets() {
+                Some(sockets) if shared::is_for_dhcp_client(frame) => sockets,
+                _ => &mut self.sockets,
+            };
+            let mut device = OneFrame::new(frame, PacketMeta::default(), NoAnswer);
+            interface.poll_ingress_single(now, &mut device, sockets);
+        }
+        // Packets may have waited for what it says.
+        self.deadline = Some(now);
+    }
+
+    /// The IPv4 address and where it comes from, for
+    /// [`Self::follow_ipv4`].
+    pub fn ipv4(&self) -> Ipv4State {
+        self.ipv4.state()
+    }
+
+    /// Takes the IPv4 address of another stack of the device.
+    pub fn follow_ipv4(&mut self, now: Instant, state: Ipv4State) {
+        if self.ipv4.take_over(&mut self.interface, state) {
+            self.fast_echo.flows.clear();
+            self.addresses_changed = true;
+        }
+        self.deadline = Some(now);
     }
 
     /// One turn: receives up to 64 frames, lets the services answer them, sends
@@ -264,6 +353,7 @@ impl Stack {
             interface.poll_ingress_single(now, &mut device, sockets);
             return class;
         }
+        self.shared.note(frame);
         if slaac::is_advertisement(frame) {
             if self.ipv6.hear(now, interface, frame) {
                 self.fast_echo.flows.clear();

@@ -13,8 +13,9 @@ use smoltcp::time::Instant;
 use virtio_net::net::offload::Offload;
 use virtio_net::net::rx::{RxFrame, RxQueue};
 use virtio_net::net::tx::TxQueue;
-use virtio_net::net::{Features, VirtioNet};
+use virtio_net::net::{DeviceInfo, Features, VirtioNet};
 
+use super::cores::{Cores, Own};
 use super::report::{self, Fixed};
 use crate::memory::KernelHal;
 use crate::virtio::KernelTransport;
@@ -33,17 +34,60 @@ const ETHERNET_HEADER: usize = 14;
 /// packet.
 const MAX_SEGMENTED: usize = ETHERNET_HEADER + u16::MAX as usize;
 
-/// The network stack's handle of the device, for the length of a poll.
-pub struct PhyDevice<'n> {
+/// The first core's part: the device itself, and its first pair.
+pub struct First<'n> {
     /// The driver.
     pub nic: &'n mut Nic,
     /// What the status report says beside.
     pub fixed: &'n Fixed,
+    /// The other cores, if there are any.
+    pub cores: Option<&'n Cores>,
+}
+
+impl First<'_> {
+    fn status(&self) -> Status {
+        let mut status = report::status(self.fixed, self.nic);
+        if let Some(cores) = self.cores {
+            cores.complete(&mut status, self.nic);
+        }
+        status
+    }
+}
+
+/// The network stack's handle of a core's part of the device, for the length
+/// of a poll. One type for all cores: with a copy of the network stack for
+/// each, the compiler makes the first core's path longer.
+pub enum PhyDevice<'c> {
+    /// The first core's.
+    First(First<'c>),
+    /// Another core's.
+    Own(Own<'c>),
+}
+
+impl PhyDevice<'_> {
+    /// The queues of the core's pair; `None` while the device is stopped.
+    #[inline]
+    fn queues(&mut self) -> Option<(&mut RxQueue<KernelHal>, &mut TxQueue<KernelHal>)> {
+        match self {
+            Self::First(first) => first.nic.queues().ok(),
+            Self::Own(own) => Some(own.queues()),
+        }
+    }
+
+    fn info(&self) -> &DeviceInfo {
+        match self {
+            Self::First(first) => first.nic.info(),
+            Self::Own(own) => own.info(),
+        }
+    }
 }
 
 impl StatusSource for PhyDevice<'_> {
     fn status(&self) -> Status {
-        report::status(self.fixed, self.nic)
+        match self {
+            Self::First(first) => first.status(),
+            Self::Own(own) => own.status(),
+        }
     }
 }
 
@@ -61,7 +105,7 @@ impl phy::Device for PhyDevice<'_> {
     /// is received while the transmit queue is full; it waits at the device.
     #[inline]
     fn receive(&mut self, _now: Instant) -> Option<(RxToken<'_>, TxToken<'_>)> {
-        let (rx, tx) = self.nic.queues().ok()?;
+        let (rx, tx) = self.queues()?;
         if !tx.has_room() {
             return None;
         }
@@ -85,7 +129,7 @@ impl phy::Device for PhyDevice<'_> {
     /// socket. That may be a large one, if the device cuts it into segments.
     #[inline]
     fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_>> {
-        let (_, tx) = self.nic.queues().ok()?;
+        let (_, tx) = self.queues()?;
         tx.has_large_room().then_some(TxToken {
             tx,
             segment_size: None,
@@ -93,7 +137,7 @@ impl phy::Device for PhyDevice<'_> {
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        let info = self.nic.info();
+        let info = self.info();
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = ETHERNET_HEADER + usize::from(info.mtu);

@@ -8,7 +8,8 @@ use virtio_net::transport::MsiMessage;
 use virtio_net::vectors::{InterruptController, InterruptUnavailable, VectorUse};
 
 use crate::arch::interrupts::{self, Line, Vector};
-use crate::arch::percpu;
+use crate::arch::percpu::{self, PerCpu};
+use crate::memory::layout::MAX_CPUS;
 
 /// What the handlers below tell the driver.
 pub static STATE: InterruptState = InterruptState::new();
@@ -22,6 +23,29 @@ fn config_changed() {
 
 fn queue_used() {
     STATE.vring_interrupt();
+}
+
+/// What the handlers of the other cores' pairs tell. Apart from each other, so
+/// that no core slows another one down.
+#[repr(align(64))]
+struct Apart(InterruptState);
+
+static OTHERS: [Apart; MAX_CPUS] = [const { Apart(InterruptState::new()) }; MAX_CPUS];
+
+/// What the handlers on another CPU than the first tell.
+pub fn of_other(cpu: &PerCpu) -> &'static InterruptState {
+    OTHERS.get(cpu.number()).map_or(&STATE, |apart| &apart.0)
+}
+
+fn queue_of_other_used() {
+    of_other(percpu::this()).vring_interrupt();
+}
+
+/// The CPU that works with a queue: each has one pair (specification 5.1.2).
+/// The first has all that nobody else has.
+fn cpu_of_queue(queue: u16) -> &'static PerCpu {
+    let pair = usize::from(queue / 2);
+    percpu::all().get(pair).unwrap_or(&percpu::this())
 }
 
 fn any_queue_used() {
@@ -57,11 +81,16 @@ impl InterruptController for Controller {
     fn attach_msi(&mut self, purpose: VectorUse) -> Result<MsiMessage, InterruptUnavailable> {
         let handler = match purpose {
             VectorUse::Config => config_changed,
+            VectorUse::Queue(queue) if cpu_of_queue(queue).number() != 0 => queue_of_other_used,
             VectorUse::Queue(_) => queue_used,
             VectorUse::AllQueues => any_queue_used,
         };
+        let cpu = match purpose {
+            VectorUse::Queue(queue) => cpu_of_queue(queue),
+            VectorUse::Config | VectorUse::AllQueues => percpu::this(),
+        };
         let vector = interrupts::allocate_vector(handler).ok_or(InterruptUnavailable::NoVector)?;
-        let (address, data) = interrupts::msi_message(&vector, percpu::this());
+        let (address, data) = interrupts::msi_message(&vector, cpu);
         self.msi.push(vector);
         Ok(MsiMessage { address, data })
     }

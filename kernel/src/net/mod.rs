@@ -2,6 +2,7 @@
 //! drives both.
 
 mod bench;
+mod cores;
 mod device;
 mod interrupts;
 mod netconsole;
@@ -79,6 +80,9 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
     }
     if let Some(size) = config.queue_size {
         host.nic.set_queue_size(size);
+    }
+    if config.bench == config::Bench::Off {
+        host.nic.set_queue_pairs(cores::wanted_pairs(config));
     }
     host.open()?;
     stages::ended("device open");

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use kickpath_abi::config;
 use kickpath_abi::status::{Attempt, Boot, Counters, Cpu, Device, Interrupts, Queue, Status};
-use virtio_net::net::{Duplex, Features, QueueRole};
+use virtio_net::net::{Duplex, Features, QueueRole, QueueSnapshot, Stats};
 use virtio_net::transport::BusName;
 use virtio_net::vectors::Rung;
 
@@ -122,27 +122,30 @@ pub fn status(fixed: &Fixed, nic: &Nic) -> Status {
                 })
                 .collect(),
         },
-        queues: nic
-            .snapshots()
-            .map(|queue| Queue {
-                name: queue_name(queue.role).to_string(),
-                index: queue.index,
-                size: queue.size,
-                avail_idx: queue.avail_idx,
-                used_idx: queue.used_idx,
-                last_used_idx: queue.last_used_idx,
-                free: queue.free,
-            })
-            .collect(),
+        queues: nic.snapshots().map(|snapshot| queue(&snapshot)).collect(),
         network: Default::default(),
-        counters: counters(nic),
+        counters: counters(&nic.stats()),
+        pairs: Vec::new(),
         cpu: cpu(),
+        cpus: Vec::new(),
+    }
+}
+
+/// A queue as it is reported.
+pub fn queue(queue: &QueueSnapshot) -> Queue {
+    Queue {
+        name: queue_name(queue.role).to_string(),
+        index: queue.index,
+        size: queue.size,
+        avail_idx: queue.avail_idx,
+        used_idx: queue.used_idx,
+        last_used_idx: queue.last_used_idx,
+        free: queue.free,
     }
 }
 
 /// The driver's counters.
-pub fn counters(nic: &Nic) -> Counters {
-    let stats = nic.stats();
+pub fn counters(stats: &Stats) -> Counters {
     Counters {
         rx_packets: stats.rx_packets,
         rx_bytes: stats.rx_bytes,
@@ -164,13 +167,14 @@ pub fn counters(nic: &Nic) -> Counters {
     }
 }
 
-/// What the CPU has done.
-fn cpu() -> Cpu {
+/// What the CPU that booted has done, and the heap.
+pub fn cpu() -> Cpu {
     let heap = heap::stats();
+    let first = arch::percpu::all().first();
     Cpu {
         uptime_us: time::now(),
         cycles: time::uptime_cycles(),
-        idle_cycles: arch::percpu::this().idle_cycles(),
+        idle_cycles: first.map_or(0, |cpu| cpu.idle_cycles()),
         heap_allocations: heap.allocations,
         heap_used: heap.used,
         heap_size: heap.size,

@@ -13,10 +13,11 @@ use virtio_net::net::{Changes, Features, NetError, RxFlags, RxMode};
 use virtio_net::vectors::Rung;
 use x86_64::instructions::interrupts as interrupts_at_cpu;
 
-use super::device::{Nic, PhyDevice};
+use super::cores::{Cores, Mail};
+use super::device::{First, Nic, PhyDevice};
 use super::interrupts::Controller;
 use super::netconsole::Sender;
-use super::report::Fixed;
+use super::report::{self, Fixed};
 use super::vlan::VlanDevice;
 use crate::arch::{self, time};
 use crate::memory::{dma_pages, heap};
@@ -28,9 +29,9 @@ const REOPEN_INTERVAL_US: u64 = 1_000_000;
 
 /// Without interrupts, how long the loop looks for work before it sleeps, in
 /// microseconds.
-const POLL_SPIN_US: u64 = 200;
+pub const POLL_SPIN_US: u64 = 200;
 /// Without interrupts, how long it then sleeps, in microseconds.
-const POLL_SLEEP_US: u64 = 1_000;
+pub const POLL_SLEEP_US: u64 = 1_000;
 
 /// Without interrupts, how often the loop asks the device whether its
 /// configuration has changed, in microseconds. Each time costs exits.
@@ -54,6 +55,8 @@ pub struct Host {
     controller: Controller,
     top: Rung,
     fixed: Fixed,
+    /// The other CPUs with queue pairs of their own, if there are any.
+    cores: Option<Cores>,
     moderation: Moderation,
     reopen_at: u64,
     /// When to look at the device's configuration next, without interrupts.
@@ -80,10 +83,11 @@ struct Reopenings {
 /// of a VLAN.
 macro_rules! on_device {
     ($host:expr, $device:ident => $call:expr) => {{
-        let device = PhyDevice {
+        let device = PhyDevice::First(First {
             nic: $host.nic,
             fixed: &$host.fixed,
-        };
+            cores: $host.cores.as_ref(),
+        });
         match $host.vlan {
             None => {
                 let mut device = device;
@@ -106,8 +110,10 @@ pub fn serve(config: &Config, host: Host) -> ! {
         let mac = host.nic.info().mac;
         on_device!(host, device => Stack::new(config, mac, device, now(), time::cycles()))
     };
+    host.start_cores(&mut stack);
     stages::ended("network up");
     host.fixed.boot.stages = stages::report();
+    host.publish();
     // What only some configurations want costs the others one look a turn.
     let extras =
         netconsole.is_some() || config.selftest != SelfTest::Off || host.reopenings.left > 0;
@@ -126,6 +132,7 @@ pub fn serve(config: &Config, host: Host) -> ! {
             // Nothing can go out and nothing comes. The clocks of the sockets
             // stand still, so that none gives up.
             host.nic.kick();
+            host.talk_to_cores(time, &mut stack);
             host.idle(None, last_work);
             continue;
         }
@@ -133,6 +140,9 @@ pub fn serve(config: &Config, host: Host) -> ! {
         if extras {
             host.serve_extras(config, &mut stack, &mut netconsole, said_up);
         }
+        // Before the answers leave: the next packet may come to another core,
+        // which must know by then whom it is from.
+        host.talk_to_cores(time, &mut stack);
         host.nic.kick();
         if !said_up {
             said_up = say_up(&stack);
@@ -184,7 +194,8 @@ fn say_up(stack: &Stack) -> bool {
     true
 }
 
-fn now() -> Instant {
+/// The time as the network stacks count it.
+pub fn now() -> Instant {
     Instant::from_micros(i64::try_from(time::now()).unwrap_or(i64::MAX))
 }
 
@@ -196,6 +207,7 @@ impl Host {
             controller,
             top,
             fixed,
+            cores: None,
             moderation: Moderation::default(),
             reopen_at: 0,
             look_at_config_at: 0,
@@ -205,13 +217,75 @@ impl Host {
         }
     }
 
-    /// Opens the device, again if it is open.
+    /// Opens the device, again if it is open. Several queue pairs need an
+    /// interrupt each, or none at all: on the rungs in between one pair is
+    /// used.
     ///
     /// # Errors
     ///
     /// Those of [`virtio_net::net::VirtioNet::open`].
     pub fn open(&mut self) -> Result<(), NetError> {
-        self.nic.open(&mut self.controller, self.top)
+        if let Some(cores) = &mut self.cores {
+            cores.recall(self.nic);
+        }
+        self.nic.open(&mut self.controller, self.top)?;
+        let rung = self.nic.rung();
+        if self.nic.queue_pairs() > 1 && matches!(rung, Some(Rung::MsixShared | Rung::Intx)) {
+            log::info!("not every queue has an interrupt of its own: using one queue pair");
+            self.nic.set_queue_pairs(1);
+            self.nic.open(&mut self.controller, self.top)?;
+        }
+        if let Some(cores) = &self.cores {
+            cores.hand_out(self.nic);
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// Gives the queue pairs beside the first to other CPUs.
+    fn start_cores(&mut self, stack: &mut Stack) {
+        let pairs = self.nic.queue_pairs();
+        if pairs < 2 {
+            return;
+        }
+        log::info!("{pairs} queue pairs, one a CPU");
+        let mut cores = Cores::start(pairs.into());
+        stack.share_frames();
+        cores.share(stack);
+        cores.hand_out(self.nic);
+        self.cores = Some(cores);
+    }
+
+    /// Tells the other cores what changed of the device.
+    fn publish(&mut self) {
+        if let Some(cores) = &self.cores {
+            let link_up = self.nic.info().link_up;
+            cores.publish_status(report::status(&self.fixed, self.nic), link_up);
+        }
+    }
+
+    /// Hears what the other cores have to say, and tells them what this one
+    /// has learnt.
+    #[inline]
+    fn talk_to_cores(&mut self, time: Instant, stack: &mut Stack) {
+        let Some(cores) = &mut self.cores else {
+            return;
+        };
+        cores.share(stack);
+        if cores.has_mail() {
+            self.read_mail(time, stack);
+        }
+    }
+
+    #[cold]
+    fn read_mail(&mut self, time: Instant, stack: &mut Stack) {
+        while let Some(mail) = self.cores.as_ref().and_then(Cores::next_mail) {
+            match mail {
+                Mail::Frame(frame) => stack.hear(time, &frame),
+                Mail::Broken(error) => self.reopen(&error.into()),
+                Mail::Ipv4(_) => (),
+            }
+        }
     }
 
     /// Gives the device the address and the VLAN of the configuration.
@@ -326,6 +400,7 @@ impl Host {
             }
         }
         self.announce |= changes.contains(Changes::ANNOUNCE);
+        self.publish();
     }
 
     /// Has the device drop what is not for this host.
@@ -417,6 +492,9 @@ impl Host {
         let now = time::now();
         if now < self.reopen_at {
             // It broke again within the interval: wait it out, closed.
+            if let Some(cores) = &mut self.cores {
+                cores.recall(self.nic);
+            }
             self.nic.stop(&mut self.controller);
             return;
         }
@@ -443,13 +521,17 @@ impl Host {
             Some(_) => (),
             None => deadline = deadline.min(self.reopen_at),
         }
+        if let Some(cores) = &self.cores {
+            cores.publish(self.nic);
+        }
         interrupts_at_cpu::disable();
         // From here an interrupt waits until the CPU sleeps, and wakes it.
         let work = match self.nic.rung() {
             Some(Rung::Polling) | None => self.nic.has_work(),
             Some(_) => self.nic.enable_interrupts_after(leave),
         };
-        if !work && deadline > now {
+        let mail = self.cores.as_ref().is_some_and(Cores::has_mail);
+        if !work && !mail && deadline > now {
             tracepoint_unless_repeated!(Event::Idle, NO_QUEUE);
             arch::idle_until((deadline != u64::MAX).then_some(deadline));
         }

@@ -143,6 +143,11 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         }
     }
 
+    /// The first pair, to look at; `None` while stopped.
+    pub fn first_pair(&self) -> Option<&QueuePair<H>> {
+        self.open.as_ref().map(|open| &open.first)
+    }
+
     /// Every queue pair that the device uses and that has not been taken
     /// ([`Self::take_pair`]), the first one included.
     pub fn pairs(&mut self) -> impl Iterator<Item = &mut QueuePair<H>> {
