@@ -10,6 +10,8 @@
 //! each core: frames of address resolution and router advertisements, which
 //! only the core that received them answers, and the address that the first
 //! core's DHCP client got. When a box is full, the mail is lost, as a frame is.
+//! Mail takes its time: a ping that comes to a core before it has heard who the
+//! sender is gets no answer.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -461,10 +463,11 @@ fn serve(shared: &'static Shared, core: &'static Core, number: usize) -> ! {
                 continue;
             }
             let busy = stack.poll(time, &mut own.device());
-            own.assignment.pair.kick();
+            // As on the first core: before the answers leave.
             for frame in stack.take_shared() {
                 shared.spread(number, &frame);
             }
+            own.assignment.pair.kick();
             if busy || own.moderation.has_received(own.assignment.pair.received()) {
                 last_work = time::now();
             }

@@ -67,7 +67,7 @@ pub enum PhyDevice<'c> {
 impl PhyDevice<'_> {
     /// The queues of the core's pair; `None` while the device is stopped.
     #[inline]
-    fn queues(&mut self) -> Option<(&mut RxQueue<KernelHal>, &mut TxQueue<KernelHal>)> {
+    pub fn queues(&mut self) -> Option<(&mut RxQueue<KernelHal>, &mut TxQueue<KernelHal>)> {
         match self {
             Self::First(first) => first.nic.queues().ok(),
             Self::Own(own) => Some(own.queues()),

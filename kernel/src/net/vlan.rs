@@ -59,7 +59,7 @@ impl Device for VlanDevice<'_> {
 
     fn receive(&mut self, _now: Instant) -> Option<(Untagged<'_>, Tagged<'_>)> {
         let id = self.id;
-        let (rx, tx) = self.device.nic.queues().ok()?;
+        let (rx, tx) = self.device.queues()?;
         if !tx.has_room() {
             return None;
         }

@@ -1,8 +1,18 @@
-//! Several CPUs: they are started, and the end of any of them is the guest's.
+//! Several CPUs: they are started, the end of any of them is the guest's, and
+//! with a tap device each has a pair of queues.
 
+use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kickpath::guest::Guest;
+use kickpath::install::{IPROUTE2, PING};
 use kickpath::qemu::Kind;
-use kickpath_abi::config::SelfTest;
-use kickpath_tests::{Spec, Suite};
+use kickpath::session::fetch_status;
+use kickpath::wire::{FarEnd, HostSockets, Plan, Tap};
+use kickpath_abi::config::{Ipv4Config, SelfTest};
+use kickpath_tests::{Spec, Suite, UP, setup};
 
 use crate::faults::{expect_failure, expect_on_console};
 
@@ -47,6 +57,137 @@ pub fn add(suite: &mut Suite) {
         Spec::pc().config(|config| config.selftest = SelfTest::PanicOther),
         |lab| expect_failure(lab, &["needs a second CPU"]),
     );
+    suite.needs(setup::lacks_tap(), |suite| {
+        for cpus in [2u8, 4] {
+            let name = format!("smp::flows_are_spread_over_{cpus}_pairs");
+            suite.test(&name, move || {
+                let site = Site::new(cpus, u16::from(cpus), |spec| spec)?;
+                site.many_flows()?;
+                let status = site.status()?;
+                ensure!(
+                    status.pairs.len() == usize::from(cpus),
+                    "{:?}",
+                    status.pairs
+                );
+                for pair in &status.pairs {
+                    let counters = &pair.counters;
+                    ensure!(pair.cpu == pair.number, "{pair:?}");
+                    ensure!(
+                        counters.rx_packets > 0 && counters.tx_packets > 0,
+                        "{pair:?}"
+                    );
+                    ensure!(counters.interrupts > 0, "{pair:?}");
+                }
+                let sum: u64 = status.pairs.iter().map(|p| p.counters.rx_packets).sum();
+                ensure!(sum == status.counters.rx_packets, "{status:?}");
+                ensure!(status.cpus.len() == usize::from(cpus), "{:?}", status.cpus);
+                Ok(())
+            });
+        }
+        let with_one_pair: [(&str, u8, Edit); 3] = [
+            ("one_cpu_uses_one_of_two_pairs", 1, |spec| spec),
+            ("pairs_without_a_vector_each_are_not_used", 2, |spec| {
+                spec.nic(|nic| nic.vectors = Some(3))
+            }),
+            ("mq_can_be_refused", 2, |spec| {
+                spec.config(|config| config.features_off = "mq".into())
+            }),
+        ];
+        for (name, cpus, edit) in with_one_pair {
+            suite.test(&format!("smp::{name}"), move || {
+                let site = Site::new(cpus, 2, edit)?;
+                site.many_flows()?;
+                let status = site.status()?;
+                ensure!(status.pairs.is_empty(), "{:?}", status.pairs);
+                let mq = status.device.features_negotiated.contains(&"MQ".to_owned());
+                ensure!(!mq, "{:?}", status.device);
+                Ok(())
+            });
+        }
+        suite.test("smp::pairs_are_polled_without_interrupts", || {
+            let site = Site::new(2, 2, |spec| {
+                spec.config(|config| config.irq = kickpath_abi::config::Irq::Poll)
+            })?;
+            site.many_flows()?;
+            let status = site.status()?;
+            ensure!(status.pairs.len() == 2, "{:?}", status.pairs);
+            ensure!(status.counters.interrupts == 0, "{:?}", status.counters);
+            Ok(())
+        });
+    });
+}
+
+const BOUND: Duration = Duration::from_secs(30);
+
+/// How a machine differs from the others.
+type Edit = fn(Spec) -> Spec;
+
+/// A guest at a tap device with several queues. The guest goes first.
+struct Site {
+    guest: Guest,
+    sockets: HostSockets,
+    tap: Tap,
+}
+
+impl Site {
+    fn new(cpus: u8, queues: u16, edit: impl FnOnce(Spec) -> Spec) -> Result<Self> {
+        setup::setup()?;
+        setup::require(&[IPROUTE2, PING])?;
+        let plan = Plan::new(Ipv4Config::Static(Ipv4Config::FALLBACK))?;
+        let tap = Tap::new(&plan, queues)?;
+        let (guest, _) = edit(machine(Kind::Pc, cpus)).launch_on(tap.net())?;
+        guest.wait_for_console(UP, BOUND)?;
+        Ok(Self {
+            guest,
+            sockets: tap.sockets(),
+            tap,
+        })
+    }
+
+    fn address(&self) -> IpAddr {
+        Ipv4Config::FALLBACK.address.into()
+    }
+
+    fn status(&self) -> Result<kickpath_abi::status::Status> {
+        fetch_status(&self.sockets, self.address(), BOUND).context("the guest's report")
+    }
+
+    /// Many flows at a time, each from a port of its own; every answer is
+    /// compared with what was sent. Nothing of it may end the guest.
+    fn many_flows(&self) -> Result<()> {
+        let address = self.address();
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| -> Result<()> {
+                        for size in (0..1472).step_by(100) {
+                            self.sockets.udp_echo(address, size, BOUND)?;
+                        }
+                        for _ in 0..4 {
+                            self.sockets.tcp_echo(address, 100_000, BOUND)?;
+                        }
+                        self.sockets.http_get(address, "/metrics", BOUND)?;
+                        Ok(())
+                    })
+                })
+                .collect();
+            threads.into_iter().try_for_each(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })?;
+        // By now every core knows the host. Before, one that does not yet drops
+        // a ping, and asks.
+        let mut ping = self.tap.command("ping");
+        let output = ping
+            .args(["-q", "-f", "-c", "300", "-W", "10", &address.to_string()])
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(text.contains(" 0% packet loss"), "{text}");
+        ensure!(self.guest.exit().is_none(), "the guest has ended");
+        Ok(())
+    }
 }
 
 fn machine(kind: Kind, cpus: u8) -> Spec {
