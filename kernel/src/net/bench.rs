@@ -184,7 +184,7 @@ impl Round {
 
 /// Sends `burst` frames, waits until the device has used them and reclaims
 /// them.
-#[inline]
+#[inline(never)]
 fn round(nic: &mut Nic, burst: u16, build: impl Fn(&mut [u8])) -> Result<Round, BenchError> {
     let (_, tx) = nic.queues()?;
     let start = time::cycles();

@@ -428,7 +428,12 @@ impl<H: Hal> RxQueue<H> {
         unsafe {
             if self.any_layout {
                 let frame = Buffer::new(address, header + capacity, true);
-                self.queue.add(&[frame], buffer)
+                if kickpath_trace::is_enabled() {
+                    return self.queue.add(&[frame], buffer);
+                }
+                let head = self.queue.ring().require_head()?;
+                self.queue.add_untraced(head, frame, buffer);
+                Ok(())
             } else {
                 let parts = [
                     Buffer::new(address, header, true),

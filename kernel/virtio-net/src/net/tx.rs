@@ -20,9 +20,9 @@ pub struct TxQueue<H: Hal> {
     buffers: FrameBuffers<H>,
     /// For frames that the device segments, if it does.
     large: Option<LargeBuffers<H>>,
-    /// Header and frame are one descriptor, and the header is all zero: the
-    /// short way.
-    is_plain: bool,
+    /// Largest frame that goes the short way, in bytes: header and frame are one
+    /// descriptor, and the header is all zero. 0 where that is not so.
+    plain_capacity: u32,
     /// As in the receive queue.
     any_layout: bool,
     /// Headers are not always zero (`VIRTIO_NET_F_CSUM`).
@@ -83,10 +83,14 @@ impl<H: Hal> TxQueue<H> {
         let any_layout = negotiated.any_layout();
         let writes_headers = negotiated.contains(Features::CSUM);
         Ok(Self {
+            plain_capacity: if any_layout && !writes_headers {
+                buffers.capacity()
+            } else {
+                0
+            },
             queue,
             buffers,
             large,
-            is_plain: any_layout && !writes_headers,
             any_layout,
             writes_headers,
             waiting: false,
@@ -318,29 +322,23 @@ impl<H: Hal> TxSlot<'_, H> {
     #[doc(alias = "ndo_start_xmit")]
     #[inline(always)]
     pub fn start_xmit(self, length: usize) {
-        if !self.queue.is_plain {
+        // The long way has the tracepoints; here they would keep their
+        // arguments in registers.
+        if length > self.queue.plain_capacity as usize || kickpath_trace::is_enabled() {
             return self.start_xmit_with_header(length);
         }
         let Self { queue: tx, head } = self;
-        let length = length.min(tx.capacity()) as u32;
+        let length = length as u32;
         let buffer = head.descriptor();
         let address = tx.buffers.header(buffer);
         let header = tx.buffers.header_length();
-        tracepoint!(
-            Event::StartXmit,
-            tx.queue.ring().queue(),
-            u64::from(length),
-            address
-        );
         // SAFETY: the buffer is part of `buffers`, which outlives the
         // device's use of it (`del_vqs` resets first). It belongs to the
         // slot, so nobody writes it until that is free again. The head is the
         // next one still, because the queue was borrowed since it was asked.
         unsafe {
             let frame = Buffer::new(address, header + length, false);
-            if let Err(error) = tx.queue.add_at(head, &[frame], buffer) {
-                tx.error = Some(error);
-            }
+            tx.queue.add_untraced(head, frame, buffer);
         }
         tx.bytes += u64::from(length);
     }
@@ -355,6 +353,7 @@ impl<H: Hal> TxSlot<'_, H> {
     /// As [`Self::start_xmit`], for a frame whose checksum the device is to
     /// fill in: [`Offload::prepare`] has prepared it. Without
     /// [`TxQueue::fills_checksums`] it goes out as it is.
+    #[inline(never)]
     pub fn start_xmit_offloaded(self, length: usize, offload: Option<Offload>) {
         let Self { queue: tx, head } = self;
         let length = length.min(tx.capacity()) as u32;

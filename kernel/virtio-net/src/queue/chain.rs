@@ -48,7 +48,7 @@ pub struct Used {
 
 /// The number of a free slot, which the next chain will take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head(pub(super) u16);
+pub struct Head(pub(super) u32);
 
 impl Head {
     /// The number, 0 to size - 1, a multiple of the slot's length. A caller
@@ -56,6 +56,7 @@ impl Head {
     /// it is the slot's first descriptor, in a packed ring the buffer id.
     #[inline]
     pub fn descriptor(self) -> u16 {
-        self.0
+        // Below the ring's size, at most 2^15, so it fits.
+        self.0 as u16
     }
 }

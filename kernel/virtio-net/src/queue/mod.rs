@@ -111,6 +111,17 @@ impl<H: Hal> Virtqueue<H> {
         unsafe { self.ring.add_at(head, buffers, token) }
     }
 
+    /// Adds a single buffer at a slot; see [`Ring::add_untraced`].
+    ///
+    /// # Safety
+    ///
+    /// As for [`Ring::add_at`].
+    #[inline(always)]
+    pub unsafe fn add_untraced(&mut self, head: Head, buffer: Buffer, token: u16) {
+        // SAFETY: the caller keeps the promise of `Ring::add_at`.
+        unsafe { self.ring.add_untraced(head, buffer, token) }
+    }
+
     /// Takes the next used buffer; see [`Ring::pop_used`].
     ///
     /// # Errors

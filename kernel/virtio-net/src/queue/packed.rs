@@ -512,7 +512,7 @@ impl<H: Hal> RingFormat for PackedRing<H> {
                 });
             }
         };
-        let Head(id) = head;
+        let id = head.descriptor();
         let mut writable = last.writable_length();
         let mut descriptors = 1;
         if rest.is_empty() {

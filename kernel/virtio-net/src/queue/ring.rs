@@ -354,6 +354,19 @@ impl<H: Hal> Ring<H> {
         self.slots.next_head()
     }
 
+    /// As [`Self::next_head`].
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Full`], [`QueueError::Broken`].
+    #[inline]
+    pub fn require_head(&self) -> Result<Head, QueueError> {
+        match self.next_head() {
+            Some(head) => Ok(head),
+            None => Err(self.slots.refusal()),
+        }
+    }
+
     /// Puts a chain of buffers into the next slot and offers it to the device
     /// (Linux `virtqueue_add_split` and `virtqueue_add_packed`). The device
     /// sees it after [`Self::publish`]. `token` comes back with it from
@@ -376,9 +389,7 @@ impl<H: Hal> Ring<H> {
     /// then.
     #[inline]
     pub unsafe fn add(&mut self, buffers: &[Buffer], token: u16) -> Result<(), QueueError> {
-        let Some(head) = self.next_head() else {
-            return Err(self.slots.refusal());
-        };
+        let head = self.require_head()?;
         // SAFETY: the caller's promise, and the head is the next one.
         unsafe { self.add_at(head, buffers, token) }
     }
@@ -400,29 +411,57 @@ impl<H: Hal> Ring<H> {
         buffers: &[Buffer],
         token: u16,
     ) -> Result<(), QueueError> {
-        match &mut self.format {
-            // SAFETY: the caller's promise.
-            Format::Split(ring) => unsafe { ring.add_at(&mut self.slots, head, buffers, token) },
-            // SAFETY: the caller's promise.
-            _ => unsafe { self.add_elsewhere(head, buffers, token) },
-        }
+        let slots = &mut self.slots;
+        // SAFETY: the caller's promise.
+        by_format!(&mut self.format, ring => unsafe { ring.add_at(slots, head, buffers, token) })
     }
 
-    /// As [`Self::add_at`], out of the way of the split layout's code.
+    /// As [`Self::add_at`], for a chain of a single buffer, which every slot
+    /// holds, and without a tracepoint: for a caller that has asked whether
+    /// tracing is on.
     ///
     /// # Safety
     ///
     /// As for [`Self::add_at`].
+    #[inline(always)]
+    pub unsafe fn add_untraced(&mut self, head: Head, buffer: Buffer, token: u16) {
+        match &mut self.format {
+            // SAFETY: the caller's promise.
+            Format::Split(ring) => unsafe {
+                ring.add_untraced(&mut self.slots, head, buffer, token);
+            },
+            // SAFETY: the caller's promise.
+            _ => unsafe {
+                let Buffer {
+                    address,
+                    length,
+                    writable,
+                } = buffer;
+                self.add_elsewhere(head, address, length, writable, token);
+            },
+        }
+    }
+
+    /// As [`Self::add_untraced`], out of the way of the split layout's code. Its
+    /// arguments go by registers, as a [`Buffer`] does not.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::add_at`].
+    #[cold]
     #[inline(never)]
     unsafe fn add_elsewhere(
         &mut self,
         head: Head,
-        buffers: &[Buffer],
+        address: PhysAddr,
+        length: u32,
+        writable: bool,
         token: u16,
-    ) -> Result<(), QueueError> {
-        let slots = &mut self.slots;
+    ) {
+        let buffer = Buffer::new(address, length, writable);
         // SAFETY: the caller's promise.
-        by_format!(&mut self.format, ring => unsafe { ring.add_at(slots, head, buffers, token) })
+        let added = unsafe { self.add_at(head, &[buffer], token) };
+        debug_assert!(added.is_ok());
     }
 
     /// Shows all added chains to the device and returns whether it wants to

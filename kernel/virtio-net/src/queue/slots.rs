@@ -24,7 +24,7 @@ pub(super) struct ChainState(u64);
 const OUTSTANDING: u64 = 1 << 16;
 
 /// No slot. Slots have numbers below 2^15.
-const NONE: u16 = u16::MAX;
+const NONE: u32 = 0xffff;
 
 impl ChainState {
     /// The state of a chain at the device that takes one descriptor of the
@@ -81,7 +81,8 @@ pub(super) struct Slots {
     slot_length: u16,
     capacity: u16,
     /// The slot that is taken next; [`NONE`] also when the queue is broken.
-    first_free: u16,
+    // In 32 bits, as an index into `chains` that needs no cutting to 16.
+    first_free: u32,
     /// With `VIRTIO_F_IN_ORDER`: the slot that became free last, and the one
     /// whose chain is at the device for longest.
     last_free: u16,
@@ -106,7 +107,7 @@ impl Slots {
             .map(|number| {
                 let next = number.checked_add(slot_length);
                 let next = next.filter(|next| next / slot_length < capacity);
-                ChainState(u64::from(next.unwrap_or(NONE)))
+                ChainState(next.map_or(NONE, u32::from).into())
             })
             .collect();
         Self {
@@ -208,7 +209,7 @@ impl Slots {
         let slot = self.chain_mut(head.0);
         let next = slot.0 as u16;
         *slot = state;
-        self.first_free = next;
+        self.first_free = next.into();
         self.avail_idx = self.avail_idx.wrapping_add(1);
     }
 
@@ -232,9 +233,9 @@ impl Slots {
                 size: self.size,
             });
         }
+        let state = self.chain(id);
         // Below `size`, so it fits.
         let head = id as u16;
-        let state = self.chain(head);
         if !state.is_outstanding() {
             return Err(BrokenReason::IdNotOutstanding { id: head });
         }
@@ -244,6 +245,7 @@ impl Slots {
     /// A chain came back: its slot is free.
     #[inline]
     pub(super) fn release(&mut self, head: u16) {
+        let head = u32::from(head);
         *self.chain_mut(head) = ChainState(u64::from(self.first_free));
         self.first_free = head;
         self.last_used_idx = self.last_used_idx.wrapping_add(1);
@@ -261,10 +263,11 @@ impl Slots {
         let (mut index, mut first_free) = (self.last_used_idx, self.first_free);
         let mut result = Ok(());
         while index != self.seen_used_idx {
-            match self.outstanding_chain(id(index)) {
-                Ok((head, _)) => {
-                    *self.chain_mut(head) = ChainState(u64::from(first_free));
-                    first_free = head;
+            let id = id(index);
+            match self.outstanding_chain(id) {
+                Ok(_) => {
+                    *self.chain_mut(id) = ChainState(u64::from(first_free));
+                    first_free = id;
                     index = index.wrapping_add(1);
                 }
                 Err(reason) => {
@@ -281,7 +284,7 @@ impl Slots {
     /// With `VIRTIO_F_IN_ORDER`: the slot whose chain comes back next, if the
     /// device was shown any.
     pub(super) fn oldest(&self) -> Option<(u16, ChainState)> {
-        (self.published() != 0).then(|| (self.oldest, self.chain(self.oldest)))
+        (self.published() != 0).then(|| (self.oldest, self.chain(self.oldest.into())))
     }
 
     /// With `VIRTIO_F_IN_ORDER`: the slot taken after `head`.
@@ -293,19 +296,19 @@ impl Slots {
         } else {
             0
         };
-        (next, self.chain(next))
+        (next, self.chain(next.into()))
     }
 
     /// With `VIRTIO_F_IN_ORDER`: the oldest chain came back.
     pub(super) fn release_oldest(&mut self) {
         let head = self.oldest;
         self.oldest = self.after(head).0;
-        *self.chain_mut(head) = ChainState(u64::from(NONE));
+        *self.chain_mut(head.into()) = ChainState(u64::from(NONE));
         if self.first_free == NONE {
-            self.first_free = head;
+            self.first_free = head.into();
         } else {
             let last = self.last_free;
-            *self.chain_mut(last) = ChainState(u64::from(head));
+            *self.chain_mut(last.into()) = ChainState(u64::from(head));
         }
         self.last_free = head;
         self.last_used_idx = self.last_used_idx.wrapping_add(1);
@@ -326,18 +329,18 @@ impl Slots {
     }
 
     #[inline]
-    fn chain(&self, number: u16) -> ChainState {
-        debug_assert!(number < self.size);
+    fn chain(&self, number: u32) -> ChainState {
+        debug_assert!(number < u32::from(self.size));
         // SAFETY: numbers come from `chains` itself, which names slots below
         // `size`, from `after`, or were compared with `size`, the length of
         // `chains`.
-        unsafe { *self.chains.get_unchecked(usize::from(number)) }
+        unsafe { *self.chains.get_unchecked(number as usize) }
     }
 
     #[inline]
-    fn chain_mut(&mut self, number: u16) -> &mut ChainState {
-        debug_assert!(number < self.size);
+    fn chain_mut(&mut self, number: u32) -> &mut ChainState {
+        debug_assert!(number < u32::from(self.size));
         // SAFETY: as in `chain`.
-        unsafe { self.chains.get_unchecked_mut(usize::from(number)) }
+        unsafe { self.chains.get_unchecked_mut(number as usize) }
     }
 }

@@ -202,9 +202,43 @@ impl<H: Hal> SplitRing<H> {
         u16::from_le(self.used_word(1).load(Ordering::Acquire))
     }
 
+    /// Adds a chain of a single buffer, which any slot holds, without a
+    /// tracepoint.
+    ///
+    /// # Safety
+    ///
+    /// As for [`RingFormat::add_at`].
+    #[inline(always)]
+    pub(super) unsafe fn add_untraced(
+        &self,
+        slots: &mut Slots,
+        head: Head,
+        buffer: Buffer,
+        token: u16,
+    ) {
+        // Step 1 (specification 2.7.13): the buffer goes into the descriptor
+        // table.
+        self.write_descriptor(self.descriptor(head.0), &buffer, 0, 0);
+        self.offer(
+            slots,
+            head,
+            ChainState::single(token, buffer.writable_length()),
+        );
+    }
+
+    /// Step 2 (specification 2.7.13): the head of the chain goes into the next
+    /// entry of the available ring.
+    #[inline(always)]
+    fn offer(&self, slots: &mut Slots, head: Head, state: ChainState) {
+        let entry = (u32::from(slots.avail_idx) & self.mask) as usize;
+        // Relaxed: the index that announces the entry is stored with Release.
+        self.avail_word(2 + entry)
+            .store(head.descriptor().to_le(), Ordering::Relaxed);
+        slots.take(head, state);
+    }
+
     /// Writes the chain's descriptors: neighbours in the ring, or a table of
     /// their own. Returns the bytes that the device may write.
-    #[inline(never)]
     fn write_chain(&self, slots: &Slots, head: u16, rest: &[Buffer], last: &Buffer) -> u32 {
         let mut writable = last.writable_length();
         let mut id = if self.tables.is_some() { 0 } else { head };
@@ -227,7 +261,7 @@ impl<H: Hal> SplitRing<H> {
                 (u32::from(id) + 1) * size_of::<Descriptor>() as u32,
                 false,
             );
-            self.write_descriptor(self.descriptor(head), &table, DESC_F_INDIRECT, 0);
+            self.write_descriptor(self.descriptor(head.into()), &table, DESC_F_INDIRECT, 0);
         }
         writable
     }
@@ -237,17 +271,17 @@ impl<H: Hal> SplitRing<H> {
     fn chain_descriptor(&self, head: u16, id: u16) -> NonNull<Descriptor> {
         match &self.tables {
             Some(tables) => tables.descriptor(head, id).cast(),
-            None => self.descriptor(id),
+            None => self.descriptor(id.into()),
         }
     }
 
     /// Descriptor `id` of the ring.
     #[inline]
-    fn descriptor(&self, id: u16) -> NonNull<Descriptor> {
-        debug_assert!(u32::from(id) <= self.mask);
+    fn descriptor(&self, id: u32) -> NonNull<Descriptor> {
+        debug_assert!(id <= self.mask);
         // SAFETY: `id` lies in a slot of the ring and so is below its size;
         // the table of `size` descriptors starts the memory.
-        unsafe { self.memory.pointer().cast().add(usize::from(id)) }
+        unsafe { self.memory.pointer().cast().add(id as usize) }
     }
 
     #[inline]
@@ -328,8 +362,6 @@ impl<H: Hal> RingFormat for SplitRing<H> {
         ]
     }
 
-    // Always: for a single buffer, whose length is then known, little is left.
-    #[inline(always)]
     unsafe fn add_at(
         &mut self,
         slots: &mut Slots,
@@ -337,9 +369,10 @@ impl<H: Hal> RingFormat for SplitRing<H> {
         buffers: &[Buffer],
         token: u16,
     ) -> Result<(), QueueError> {
-        let (last, rest) = match buffers.split_last() {
-            // Any slot holds a single buffer; no need to ask.
-            Some(parts) if buffers.len() == 1 || buffers.len() <= usize::from(self.most) => parts,
+        let (rest, last) = match buffers {
+            // Any slot holds a single buffer.
+            [last] => (&[][..], last),
+            [rest @ .., last] if buffers.len() <= usize::from(self.most) => (rest, last),
             _ => {
                 return Err(QueueError::ChainLength {
                     queue: slots.queue,
@@ -348,29 +381,20 @@ impl<H: Hal> RingFormat for SplitRing<H> {
                 });
             }
         };
-
-        // Step 1 (specification 2.7.13): the buffers go into the descriptor
-        // table.
-        let Head(number) = head;
+        let entry = u32::from(slots.avail_idx) & self.mask;
         let writable = if rest.is_empty() {
-            self.write_descriptor(self.descriptor(number), last, 0, 0);
+            self.write_descriptor(self.descriptor(head.0), last, 0, 0);
             last.writable_length()
         } else {
-            self.write_chain(slots, number, rest, last)
+            self.write_chain(slots, head.descriptor(), rest, last)
         };
-
-        // Step 2: the head goes into the next entry of the available ring.
-        let entry = (u32::from(slots.avail_idx) & self.mask) as usize;
         tracepoint!(
             Event::Add,
             slots.queue,
-            u64::from(number) | (entry as u64) << 16 | u64::from(last.length) << 32,
+            u64::from(head.0) | u64::from(entry) << 16 | u64::from(last.length) << 32,
             last.trace_address()
         );
-        // Relaxed: the index that announces the entry is stored with Release.
-        self.avail_word(2 + entry)
-            .store(number.to_le(), Ordering::Relaxed);
-        slots.take(head, ChainState::single(token, writable));
+        self.offer(slots, head, ChainState::single(token, writable));
         Ok(())
     }
 
@@ -445,14 +469,17 @@ impl<H: Hal> RingFormat for SplitRing<H> {
 
     #[inline]
     fn discard_used(&mut self, slots: &mut Slots) -> Result<(), QueueError> {
+        if kickpath_trace::is_enabled() {
+            while let Some((_, head, _)) = self.peek_used(slots)? {
+                slots.release(head);
+            }
+            return Ok(());
+        }
         while slots.last_used_idx != slots.seen_used_idx || self.look_for_used(slots)? {
-            let (queue, seen) = (slots.queue, slots.seen_used_idx);
             slots.release_seen(|index| {
                 let entry = (u32::from(index) & self.mask) as usize;
                 // Read after the index: `look_for_used` loaded it with Acquire.
-                let id = u32::from_le(self.used_element(entry, 0).load(Ordering::Relaxed));
-                self.trace_pop(queue, seen, entry, id as u16);
-                id
+                u32::from_le(self.used_element(entry, 0).load(Ordering::Relaxed))
             })?;
         }
         Ok(())
