@@ -13,6 +13,8 @@ use smoltcp::time::Instant;
 pub(crate) const ETHERNET: usize = 14;
 pub(crate) const IPV4_HEADER: usize = 20;
 pub(crate) const IPV6_HEADER: usize = 40;
+/// An IPv4 header without options, and UDP's.
+const IPV4_UDP: usize = IPV4_HEADER + 8;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 
@@ -27,27 +29,38 @@ impl Sum {
     #[inline]
     pub(crate) fn of(bytes: &[u8]) -> Self {
         let mut sum = 0;
-        let mut add = |word: u64| sum += u128::from(word);
-        let (blocks, rest) = bytes.as_chunks::<32>();
-        for block in blocks {
-            for word in block.as_chunks().0 {
-                add(u64::from_ne_bytes(*word));
+        let mut add = |words: &[u8]| {
+            for word in words.as_chunks().0 {
+                sum += u128::from(u64::from_ne_bytes(*word));
             }
+        };
+        let (blocks, mut rest) = bytes.as_chunks::<64>();
+        for block in blocks {
+            add(block);
         }
-        let (words, mut rest) = rest.as_chunks::<8>();
-        for word in words {
-            add(u64::from_ne_bytes(*word));
+        // One step a bit of the length: a loop would be unrolled.
+        if let Some((words, after)) = rest.split_first_chunk::<32>() {
+            add(words);
+            rest = after;
         }
-        if let Some((word, after)) = rest.split_first_chunk() {
-            add(u32::from_ne_bytes(*word).into());
+        if let Some((words, after)) = rest.split_first_chunk::<16>() {
+            add(words);
+            rest = after;
+        }
+        if let Some((words, after)) = rest.split_first_chunk::<8>() {
+            add(words);
             rest = after;
         }
         if let Some((word, after)) = rest.split_first_chunk() {
-            add(u16::from_ne_bytes(*word).into());
+            sum += u128::from(u32::from_ne_bytes(*word));
+            rest = after;
+        }
+        if let Some((word, after)) = rest.split_first_chunk() {
+            sum += u128::from(u16::from_ne_bytes(*word));
             rest = after;
         }
         if let Some(last) = rest.first() {
-            add(u16::from_ne_bytes([*last, 0]).into());
+            sum += u128::from(u16::from_ne_bytes([*last, 0]));
         }
         Self(sum)
     }
@@ -153,6 +166,18 @@ impl Duties {
             fill: checksum.tx(),
         });
         Self { ipv4, udp, tcp }
+    }
+
+    /// Whether the checksum of a received IPv4 header is verified here.
+    #[inline]
+    pub(crate) fn verify_ipv4(&self) -> bool {
+        self.ipv4.verify
+    }
+
+    /// Whether that of a received UDP datagram is.
+    #[inline]
+    pub(crate) fn verify_udp(&self) -> bool {
+        self.udp.verify
     }
 
     fn transport(&self, protocol: u8) -> Option<(Duty, usize)> {
@@ -332,8 +357,16 @@ impl<T: TxToken> Token<'_, T> {
             };
             *header = *ethernet;
             let result = f(packet);
-            let ethertype = [ethernet[12], ethernet[13]];
-            fill(ethertype, packet, self.duties, self.of_fragments, checksum);
+            match (packet.first_chunk_mut::<IPV4_UDP>(), checksum) {
+                // It has no options: smoltcp writes none.
+                (Some(headers), Some(checksum)) if ethernet[12..] == [0x08, 0x00] => {
+                    fill_known(headers, self.duties, checksum);
+                }
+                _ => {
+                    let ethertype = [ethernet[12], ethernet[13]];
+                    fill(ethertype, packet, self.duties, self.of_fragments, checksum);
+                }
+            }
             result
         })
     }
@@ -355,6 +388,21 @@ impl<T: TxToken> TxToken for Token<'_, T> {
 
     fn set_meta(&mut self, meta: PacketMeta) {
         self.token.set_meta(meta);
+    }
+}
+
+/// [`fill`] for the headers of an unfragmented IPv4 packet with a UDP datagram
+/// in it, whose checksum is known.
+#[inline]
+fn fill_known(headers: &mut [u8; IPV4_UDP], duties: &Duties, checksum: [u8; 2]) {
+    if duties.ipv4.fill
+        && let Some(header) = headers.first_chunk::<IPV4_HEADER>()
+    {
+        let checksum = Sum::of_header(header).checksum();
+        headers[10..12].copy_from_slice(&checksum);
+    }
+    if duties.udp.fill {
+        headers[IPV4_HEADER + 6..].copy_from_slice(&checksum);
     }
 }
 

@@ -19,10 +19,10 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
 use crate::ECHO_PORT;
-use crate::checksum::{ETHERNET, Token};
+use crate::checksum::{Duties, ETHERNET, Token};
 use crate::flow::Flows;
-use crate::ingress::OneFrame;
-use crate::udp::{buffer, note_received, note_sent, opened, reopen};
+use crate::ingress::{OneFrame, PlainEcho};
+use crate::udp::{buffer, is_answerer, note_received, note_sent, opened, reopen};
 
 /// See the module.
 pub(crate) struct FastEcho {
@@ -53,6 +53,25 @@ impl FastEcho {
             transmit: alone(opened(buffer(0, 0), buffer(1, ip_mtu), ECHO_PORT)),
             max_frame: ETHERNET + ip_mtu,
         }
+    }
+
+    /// Whether [`Self::answer`] may have this frame, and what it needs to know:
+    /// the Ethernet header of the answer and the checksum of the datagram, if
+    /// that was verified. What it says no to may be an echo request all the same,
+    /// also from a known sender.
+    #[inline]
+    pub(crate) fn recognize(
+        &mut self,
+        frame: &[u8],
+        duties: &Duties,
+        now: Instant,
+    ) -> Option<([u8; ETHERNET], Option<[u8; 2]>)> {
+        let datagram = PlainEcho::parse(frame)?;
+        if is_answerer(datagram.port) {
+            return None;
+        }
+        let header = self.header(frame, now)?;
+        Some((header, datagram.verify(duties)?))
     }
 
     /// The Ethernet header for the answer to a datagram for the echo port, if

@@ -9,7 +9,7 @@
 use smoltcp::phy::{Device, DeviceCapabilities, PacketMeta, RxToken, TxToken};
 use smoltcp::time::Instant;
 
-use crate::checksum::{self, Duties, ETHERNET, IPV6_HEADER, Ipv4, Sum, UDP, Verdict};
+use crate::checksum::{self, Duties, ETHERNET, IPV4_HEADER, IPV6_HEADER, Ipv4, Sum, UDP, Verdict};
 use crate::{DHCP_CLIENT_PORT, ECHO_PORT};
 
 /// Which sockets a frame is for.
@@ -31,6 +31,8 @@ pub(crate) enum Class {
     Other,
     /// Nobody: a checksum is wrong.
     Corrupt,
+    /// Nobody any more: it is answered.
+    Echoed,
 }
 
 /// Whether the checksums of a frame are right: that of its IPv4 header, and that
@@ -55,6 +57,64 @@ pub(crate) fn classify(frame: &[u8], duties: &Duties) -> Class {
         [0x08, 0x00] => classify_ipv4(packet, duties),
         [0x86, 0xdd] => classify_ipv6(packet, duties).unwrap_or(Class::Other),
         _ => Class::Other,
+    }
+}
+
+/// A datagram to the echo port in the plainest form that IPv4 has: no options,
+/// no fragment. [`classify`] says the same of it, in more steps.
+pub(crate) struct PlainEcho<'f> {
+    header: &'f [u8; IPV4_HEADER],
+    datagram: &'f [u8],
+    /// The port that it comes from.
+    pub(crate) port: u16,
+    checksum: [u8; 2],
+}
+
+impl<'f> PlainEcho<'f> {
+    #[inline]
+    pub(crate) fn parse(frame: &'f [u8]) -> Option<Self> {
+        const VERSION_AND_LENGTH: u8 = 0x45;
+        let (ethernet, packet) = frame.split_first_chunk::<ETHERNET>()?;
+        let (header, payload) = packet.split_first_chunk::<IPV4_HEADER>()?;
+        let &[from_high, from_low, to_high, to_low, high, low, a, b] = payload.first_chunk()?;
+        let fragment = u16::from_ne_bytes([header[6] & 0x3f, header[7]]);
+        if [ethernet[12], ethernet[13], header[0], header[9]]
+            != [0x08, 0x00, VERSION_AND_LENGTH, UDP]
+            || [to_high, to_low] != ECHO_PORT.to_be_bytes()
+            || fragment != 0
+        {
+            return None;
+        }
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        if IPV4_HEADER + length > total {
+            return None;
+        }
+        Some(Self {
+            header,
+            datagram: payload.get(..length)?,
+            port: u16::from_be_bytes([from_high, from_low]),
+            checksum: [a, b],
+        })
+    }
+
+    /// Verifies the checksums that are ours to verify. `None` when one is
+    /// wrong, else that of UDP if it was verified.
+    #[inline]
+    pub(crate) fn verify(&self, duties: &Duties) -> Option<Option<[u8; 2]>> {
+        if duties.verify_ipv4() && !Sum::of_header(self.header).is_right() {
+            return None;
+        }
+        // RFC 768: 0 is none.
+        if !duties.verify_udp() || self.checksum == [0, 0] {
+            return Some(None);
+        }
+        let [.., a, b, c, d, e, f, g, h] = *self.header;
+        let addresses = Sum::of_header(&[a, b, c, d, e, f, g, h]);
+        Sum::pseudo_header(addresses, UDP, self.datagram.len())
+            .plus(Sum::of(self.datagram))
+            .is_right()
+            .then_some(Some(self.checksum))
     }
 }
 

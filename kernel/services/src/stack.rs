@@ -250,7 +250,7 @@ impl Stack {
             };
             let meta = receive.meta();
             match receive.consume(|frame| self.ingest(now, frame, meta, answer)) {
-                Class::UdpEcho { .. } | Class::Corrupt => {}
+                Class::Echoed | Class::Corrupt => {}
                 class => {
                     others_received = true;
                     // A packet that came in fragments may be answered in
@@ -328,12 +328,27 @@ impl Stack {
         meta: PacketMeta,
         answer: Token<'_, T>,
     ) -> Class {
+        if let Some((header, checksum)) = self.fast_echo.recognize(frame, &self.duties, now) {
+            self.fast_echo.answer(now, frame, &header, checksum, answer);
+            return Class::Echoed;
+        }
+        self.ingest_other(now, frame, meta, answer)
+    }
+
+    /// [`Self::ingest`] for all but the plainest frames of the fast path.
+    fn ingest_other<T: TxToken>(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        meta: PacketMeta,
+        answer: Token<'_, T>,
+    ) -> Class {
         let class = ingress::classify(frame, &self.duties);
         match class {
             Class::UdpEcho { port, checksum } if !udp::is_answerer(port) => {
                 if let Some(header) = self.fast_echo.header(frame, now) {
                     self.fast_echo.answer(now, frame, &header, checksum, answer);
-                    return class;
+                    return Class::Echoed;
                 }
             }
             Class::Corrupt => return class,
@@ -363,10 +378,7 @@ impl Stack {
         }
         interface.poll_ingress_single(now, &mut device, &mut self.sockets);
         self.listen(now);
-        match class {
-            Class::UdpEcho { .. } => Class::Other,
-            class => class,
-        }
+        class
     }
 
     /// Sees to it that every TCP service listens, if it can.

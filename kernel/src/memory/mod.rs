@@ -1,6 +1,7 @@
 //! Physical and virtual memory: from the loader's memory map to page tables,
 //! a heap and the [`KernelHal`] that drivers use for DMA.
 
+mod copy;
 mod frames;
 mod hal;
 pub mod heap;
