@@ -32,7 +32,9 @@ pub(crate) struct Flow {
 /// The latest flows.
 pub(crate) struct Flows {
     mac: EthernetAddress,
-    flows: [Flow; Flows::COUNT],
+    /// The one that was found last, then the others.
+    latest: Flow,
+    others: [Flow; Flows::OTHERS],
     next: usize,
 }
 
@@ -103,7 +105,7 @@ fn same(a: &[u8; ETHERNET], b: &[u8; ETHERNET]) -> bool {
 }
 
 impl Flows {
-    const COUNT: usize = 8;
+    const OTHERS: usize = 7;
     /// smoltcp keeps a neighbour for 60 s, too.
     const LIFETIME_US: i64 = 60_000_000;
 
@@ -111,7 +113,8 @@ impl Flows {
     pub(crate) fn new(mac: EthernetAddress) -> Self {
         Self {
             mac,
-            flows: [Flow::NONE; Self::COUNT],
+            latest: Flow::NONE,
+            others: [Flow::NONE; Self::OTHERS],
             next: 0,
         }
     }
@@ -120,12 +123,20 @@ impl Flows {
     #[inline]
     pub(crate) fn find(&mut self, frame: &[u8], now: Instant) -> Option<&Flow> {
         let now = now.total_micros();
-        let flow = self
-            .flows
-            .iter_mut()
-            .find(|flow| flow.until > now && flow.has(frame))?;
-        flow.until = now + Self::LIFETIME_US;
-        Some(flow)
+        if self.latest.until <= now || !self.latest.has(frame) {
+            self.search(frame, now)?;
+        }
+        self.latest.until = now + Self::LIFETIME_US;
+        Some(&self.latest)
+    }
+
+    /// Makes the flow of a frame the latest, if it is one of the others.
+    #[inline(never)]
+    fn search(&mut self, frame: &[u8], now: i64) -> Option<()> {
+        let mut others = self.others.iter_mut();
+        let flow = others.find(|flow| flow.until > now && flow.has(frame))?;
+        core::mem::swap(flow, &mut self.latest);
+        Some(())
     }
 
     /// Notes that an answer to `sender` has gone to `next_hop`.
@@ -140,16 +151,19 @@ impl Flows {
         let mut flow = Flow::new(self.mac, next_hop, sender, ours);
         flow.until = now.total_micros() + Self::LIFETIME_US;
         let same = |other: &Flow| other.addresses == flow.addresses;
-        if let Some(known) = self.flows.iter_mut().find(|other| same(other)) {
+        if same(&self.latest) {
+            self.latest = flow;
+        } else if let Some(known) = self.others.iter_mut().find(|other| same(other)) {
             *known = flow;
         } else {
-            self.flows[self.next] = flow;
-            self.next = (self.next + 1) % Self::COUNT;
+            self.others[self.next] = flow;
+            self.next = (self.next + 1) % Self::OTHERS;
         }
     }
 
     /// Forgets all: addresses or routes have changed.
     pub(crate) fn clear(&mut self) {
-        self.flows = [Flow::NONE; Self::COUNT];
+        self.latest = Flow::NONE;
+        self.others = [Flow::NONE; Self::OTHERS];
     }
 }

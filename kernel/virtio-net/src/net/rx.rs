@@ -150,13 +150,39 @@ impl<H: Hal> RxQueue<H> {
     /// has been reset.
     #[inline]
     pub fn receive(&mut self) -> Option<RxFrame> {
+        let first = self.queue.pop_seen();
+        if let Some(used) = first
+            && !self.guest_csum
+            && let Some(length) = used.length.checked_sub(self.buffers.header_length())
+            && length > 0
+            && !(self.mergeable && self.num_buffers(used.token) != 1)
+        {
+            self.packets += 1;
+            self.bytes += u64::from(length);
+            return Some(RxFrame {
+                buffer: used.token,
+                buffers: 1,
+                length,
+                checksum_valid: false,
+            });
+        }
+        self.receive_from(first)
+    }
+
+    /// [`Self::receive`] for every case, from a buffer on that has been taken
+    /// already.
+    #[inline(never)]
+    fn receive_from(&mut self, mut first: Option<Used>) -> Option<RxFrame> {
         loop {
-            let used = match self.queue.pop_used() {
-                Ok(used) => used?,
-                Err(error) => {
-                    self.error = Some(error);
-                    return None;
-                }
+            let used = match first.take() {
+                Some(used) => used,
+                None => match self.queue.pop_used() {
+                    Ok(used) => used?,
+                    Err(error) => {
+                        self.error = Some(error);
+                        return None;
+                    }
+                },
             };
             let Some(length) = used.length.checked_sub(self.buffers.header_length()) else {
                 // Not even a header: nothing to hand on.
@@ -412,36 +438,46 @@ impl<H: Hal> RxQueue<H> {
 
     #[inline]
     fn repost(&mut self, buffer: u16) {
-        if let Err(error) = self.post(buffer) {
+        if self.any_layout
+            && !kickpath_trace::is_enabled()
+            && let Some(head) = self.queue.ring().next_head()
+        {
+            let frame = self.whole(buffer);
+            // SAFETY: as in `post`, and the head is the next one.
+            unsafe { self.queue.add_untraced(head, frame, buffer) };
+        } else if let Err(error) = self.post(buffer) {
             self.error = Some(error);
         }
     }
 
+    /// Header and frame of a buffer as one piece.
     #[inline]
+    fn whole(&self, buffer: u16) -> Buffer {
+        let length = self.buffers.header_length() + self.buffers.capacity();
+        Buffer::new(self.buffers.header(buffer), length, true)
+    }
+
+    #[inline(never)]
     fn post(&mut self, buffer: u16) -> Result<(), QueueError> {
-        let address = self.buffers.header(buffer);
         let header = self.buffers.header_length();
-        let capacity = self.buffers.capacity();
+        let whole = self.whole(buffer);
+        let parts = [
+            Buffer::new(whole.address, header, true),
+            Buffer::new(
+                whole.address + u64::from(header),
+                self.buffers.capacity(),
+                true,
+            ),
+        ];
+        let chain = if self.any_layout {
+            &[whole][..]
+        } else {
+            &parts
+        };
         // SAFETY: the buffer is part of `self.buffers`, which outlives the
         // device's use of it (`del_vqs` resets first), and it is not at the
         // device: it was never posted or has just come back.
-        unsafe {
-            if self.any_layout {
-                let frame = Buffer::new(address, header + capacity, true);
-                if kickpath_trace::is_enabled() {
-                    return self.queue.add(&[frame], buffer);
-                }
-                let head = self.queue.ring().require_head()?;
-                self.queue.add_untraced(head, frame, buffer);
-                Ok(())
-            } else {
-                let parts = [
-                    Buffer::new(address, header, true),
-                    Buffer::new(address + u64::from(header), capacity, true),
-                ];
-                self.queue.add(&parts, buffer)
-            }
-        }
+        unsafe { self.queue.add(chain, buffer) }
     }
 
     /// The virtqueue and the memory of its buffers, which must outlive the

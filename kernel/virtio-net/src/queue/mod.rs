@@ -133,6 +133,12 @@ impl<H: Hal> Virtqueue<H> {
         self.ring.pop_used()
     }
 
+    /// Takes the next used buffer where that is quick; see [`Ring::pop_seen`].
+    #[inline(always)]
+    pub fn pop_seen(&mut self) -> Option<Used> {
+        self.ring.pop_seen()
+    }
+
     /// Takes every used buffer and forgets it; see [`Ring::discard_used`].
     ///
     /// # Errors

@@ -500,9 +500,20 @@ impl<H: Hal> Ring<H> {
     ///
     /// [`QueueError::Broken`] when the device's index, id or length is
     /// impossible, and ever after.
-    #[inline]
+    #[inline(never)]
     pub fn pop_used(&mut self) -> Result<Option<Used>, QueueError> {
         by_format!(&mut self.format, ring => ring.pop_used(&mut self.slots))
+    }
+
+    /// As [`Self::pop_used`] where that is quick: for the next of the chains
+    /// that are known to be used, if there is nothing to report of it. `None`
+    /// says no more than that [`Self::pop_used`] must be asked.
+    #[inline(always)]
+    pub fn pop_seen(&mut self) -> Option<Used> {
+        match &self.format {
+            Format::Split(ring) => ring.pop_seen(&mut self.slots),
+            _ => None,
+        }
     }
 
     /// Takes every used chain and forgets it: for a ring whose chains the

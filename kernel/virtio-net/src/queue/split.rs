@@ -175,6 +175,28 @@ impl<H: Hal> SplitRing<H> {
         );
     }
 
+    /// Takes the next chain of those that were seen to be used, if it is as it
+    /// should be and tracing is off; else `None`, and nothing has changed.
+    #[inline(always)]
+    pub(super) fn pop_seen(&self, slots: &mut Slots) -> Option<Used> {
+        if slots.last_used_idx == slots.seen_used_idx || kickpath_trace::is_enabled() {
+            return None;
+        }
+        let entry = (u32::from(slots.last_used_idx) & self.mask) as usize;
+        // Read after the index, as in `peek_used`.
+        let [id, length] =
+            [0, 1].map(|part| u32::from_le(self.used_element(entry, part).load(Ordering::Relaxed)));
+        let (head, state) = slots.outstanding_chain(id).ok()?;
+        if length > state.writable() {
+            return None;
+        }
+        slots.release(head);
+        Some(Used {
+            token: state.token(),
+            length,
+        })
+    }
+
     /// Reads the device's index and returns whether there is news.
     #[inline]
     fn look_for_used(&self, slots: &mut Slots) -> Result<bool, QueueError> {
