@@ -353,7 +353,6 @@ impl<H: Hal> TxSlot<'_, H> {
     /// As [`Self::start_xmit`], for a frame whose checksum the device is to
     /// fill in: [`Offload::prepare`] has prepared it. Without
     /// [`TxQueue::fills_checksums`] it goes out as it is.
-    #[inline(never)]
     pub fn start_xmit_offloaded(self, length: usize, offload: Option<Offload>) {
         let Self { queue: tx, head } = self;
         let length = length.min(tx.capacity()) as u32;
