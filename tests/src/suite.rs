@@ -93,8 +93,17 @@ impl Suite {
     /// Runs the tests that the command line asks for, and says why others were
     /// skipped.
     pub fn run(self) -> ExitCode {
+        self.run_at_a_time(GUESTS)
+    }
+
+    /// As [`Suite::run`], one test at a time.
+    pub fn run_alone(self) -> ExitCode {
+        self.run_at_a_time(1)
+    }
+
+    fn run_at_a_time(self, tests: usize) -> ExitCode {
         let mut arguments = Arguments::from_args();
-        arguments.test_threads.get_or_insert(GUESTS);
+        arguments.test_threads.get_or_insert(tests);
         let conclusion = libtest_mimic::run(&arguments, self.trials);
         if arguments.list {
             return ExitCode::SUCCESS;

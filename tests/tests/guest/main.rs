@@ -6,7 +6,6 @@
 //! for each test that was skipped.
 
 mod boot;
-mod budget;
 mod connections;
 mod control;
 mod devices;
@@ -64,7 +63,6 @@ fn main() -> ExitCode {
     faults::add(&mut suite);
     smp::add(&mut suite);
     other_drivers::add(&mut suite);
-    budget::add(&mut suite);
     linux::add(&mut suite);
     offloads::add(&mut suite);
     runner::add(&mut suite);
