@@ -59,7 +59,7 @@ impl FastEcho {
     /// the Ethernet header of the answer and the checksum of the datagram, if
     /// that was verified. What it says no to may be an echo request all the same,
     /// also from a known sender.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn recognize(
         &mut self,
         frame: &[u8],
@@ -76,7 +76,7 @@ impl FastEcho {
 
     /// The Ethernet header for the answer to a datagram for the echo port, if
     /// [`Self::answer`] may have it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn header(&mut self, frame: &[u8], now: Instant) -> Option<[u8; ETHERNET]> {
         if frame.len() > self.max_frame {
             return None;
@@ -86,7 +86,7 @@ impl FastEcho {
 
     /// Answers a datagram for the echo port behind this Ethernet header.
     /// `checksum` is that of the datagram, if it was verified.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn answer<T: phy::TxToken>(
         &mut self,
         now: Instant,
@@ -119,6 +119,19 @@ impl FastEcho {
         if result == PollResult::None {
             self.forget();
         }
+    }
+
+    /// [`Self::answer`] as a function of its own: that is all in its caller's.
+    #[inline(never)]
+    pub(crate) fn answer_apart<T: phy::TxToken>(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        header: &[u8; ETHERNET],
+        checksum: Option<[u8; 2]>,
+        token: Token<'_, T>,
+    ) {
+        self.answer(now, frame, header, checksum, token);
     }
 
     /// Takes back an answer that was not sent; the next one finds room again.

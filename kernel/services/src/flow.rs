@@ -74,7 +74,7 @@ impl Flow {
     }
 
     /// Whether this is a frame of the flow.
-    #[inline]
+    #[inline(always)]
     fn has(&self, frame: &[u8]) -> bool {
         let Some(header) = frame.first_chunk::<ETHERNET>() else {
             return false;
@@ -120,7 +120,7 @@ impl Flows {
     }
 
     /// The flow that a frame belongs to.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(&mut self, frame: &[u8], now: Instant) -> Option<&Flow> {
         let now = now.total_micros();
         if self.latest.until <= now || !self.latest.has(frame) {

@@ -71,7 +71,7 @@ pub(crate) struct PlainEcho<'f> {
 }
 
 impl<'f> PlainEcho<'f> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn parse(frame: &'f [u8]) -> Option<Self> {
         const VERSION_AND_LENGTH: u8 = 0x45;
         let (ethernet, packet) = frame.split_first_chunk::<ETHERNET>()?;
@@ -100,7 +100,7 @@ impl<'f> PlainEcho<'f> {
 
     /// Verifies the checksums that are ours to verify. `None` when one is
     /// wrong, else that of UDP if it was verified.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn verify(&self, duties: &Duties) -> Option<Option<[u8; 2]>> {
         if duties.verify_ipv4() && !Sum::of_header(self.header).is_right() {
             return None;

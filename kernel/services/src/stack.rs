@@ -336,6 +336,7 @@ impl Stack {
     }
 
     /// [`Self::ingest`] for all but the plainest frames of the fast path.
+    #[inline(never)]
     fn ingest_other<T: TxToken>(
         &mut self,
         now: Instant,
@@ -347,7 +348,8 @@ impl Stack {
         match class {
             Class::UdpEcho { port, checksum } if !udp::is_answerer(port) => {
                 if let Some(header) = self.fast_echo.header(frame, now) {
-                    self.fast_echo.answer(now, frame, &header, checksum, answer);
+                    self.fast_echo
+                        .answer_apart(now, frame, &header, checksum, answer);
                     return Class::Echoed;
                 }
             }

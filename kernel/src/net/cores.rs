@@ -535,19 +535,29 @@ impl Own<'_> {
         }
         self.publish();
         interrupts_at_cpu::disable();
-        // From here an interrupt waits until the CPU sleeps, and wakes it.
-        let pair = &mut self.assignment.pair;
-        let work = if polling {
-            pair.has_work()
-        } else {
-            pair.enable_interrupts_after(leave)
-        };
-        let called = self.core.has_mail()
-            || self.is_recalled()
-            || self.shared.link_up.load(Ordering::Relaxed) != link_up;
-        if !work && !called && deadline > now {
+        let mut now = now;
+        loop {
+            // From here an interrupt waits until the CPU sleeps, and wakes it.
+            let pair = &mut self.assignment.pair;
+            let work = if polling {
+                pair.has_work()
+            } else {
+                pair.enable_interrupts_after(leave)
+            };
+            let called = self.core.has_mail()
+                || self.is_recalled()
+                || self.shared.link_up.load(Ordering::Relaxed) != link_up;
+            if work || called || deadline <= now {
+                break;
+            }
             tracepoint_unless_repeated!(Event::Idle, NO_QUEUE);
+            self.moderation.sleep();
             arch::idle_until((deadline != u64::MAX).then_some(deadline));
+            if leave == 0 {
+                break;
+            }
+            // As on the first core.
+            now = time::now();
         }
         interrupts_at_cpu::enable();
     }

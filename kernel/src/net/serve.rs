@@ -525,15 +525,26 @@ impl Host {
             cores.publish(self.nic);
         }
         interrupts_at_cpu::disable();
-        // From here an interrupt waits until the CPU sleeps, and wakes it.
-        let work = match self.nic.rung() {
-            Some(Rung::Polling) | None => self.nic.has_work(),
-            Some(_) => self.nic.enable_interrupts_after(leave),
-        };
-        let mail = self.cores.as_ref().is_some_and(Cores::has_mail);
-        if !work && !mail && deadline > now {
+        let mut now = now;
+        loop {
+            // From here an interrupt waits until the CPU sleeps, and wakes it.
+            let work = match self.nic.rung() {
+                Some(Rung::Polling) | None => self.nic.has_work(),
+                Some(_) => self.nic.enable_interrupts_after(leave),
+            };
+            let mail = self.cores.as_ref().is_some_and(Cores::has_mail);
+            if work || mail || deadline <= now {
+                break;
+            }
             tracepoint_unless_repeated!(Event::Idle, NO_QUEUE);
+            self.moderation.sleep();
             arch::idle_until((deadline != u64::MAX).then_some(deadline));
+            if leave == 0 {
+                break;
+            }
+            // The timer may have been set to an earlier time. What else there
+            // is to do can wait until the deadline, which is near.
+            now = time::now();
         }
         interrupts_at_cpu::enable();
     }

@@ -15,14 +15,15 @@ const MOST_FRAMES: u64 = 32;
 
 /// At this many frames in [`HOLD_US`], they are a stream even if each was
 /// handled before the next one came.
-const STREAM: u64 = 20;
+const STREAM: u64 = 16;
 
 /// How many frames have come lately (Linux `struct dim`).
 #[doc(alias = "net_dim")]
 #[derive(Clone, Debug, Default)]
 pub struct Moderation {
-    /// Frames received until the last sleep.
-    received: u64,
+    /// Frames received when the caller last asked, and until the last sleep.
+    asked: u64,
+    slept: u64,
     /// When the rate was last taken, in microseconds, and how many frames had
     /// been received then.
     window: (u64, u64),
@@ -31,37 +32,48 @@ pub struct Moderation {
 }
 
 impl Moderation {
-    /// Whether frames have come since the last sleep; `received` is their number
-    /// since boot.
+    /// Whether frames have come since the caller last wanted to sleep;
+    /// `received` is their number since boot.
     #[inline]
     pub fn has_received(&self, received: u64) -> bool {
-        self.received != received
+        self.asked != received
     }
 
-    /// Called before each sleep with the time in microseconds and the frames
-    /// received since boot. Returns how many more may come before the one that
-    /// interrupts, for [`QueuePair::enable_interrupts_after`], 0 to 32; unless it
-    /// is 0, the sleep must end after [`HOLD_US`].
+    /// Called when the caller wants to sleep, with the time in microseconds and
+    /// the frames received since boot. Returns how many more may come before the
+    /// one that interrupts, for [`QueuePair::enable_interrupts_after`], 0 to 32;
+    /// unless it is 0, the sleep must end after [`HOLD_US`].
     ///
     /// [`QueuePair::enable_interrupts_after`]: crate::net::QueuePair::enable_interrupts_after
     #[inline]
     pub fn frames_to_leave(&mut self, now: u64, received: u64) -> u16 {
+        self.asked = received;
         let (since, before) = self.window;
         let elapsed = now.wrapping_sub(since);
-        if elapsed >= HOLD_US {
-            self.rate = received.wrapping_sub(before).saturating_mul(HOLD_US) / elapsed;
+        let frames = received.wrapping_sub(before);
+        let rate = if elapsed >= HOLD_US {
+            self.rate = frames.saturating_mul(HOLD_US) / elapsed;
             self.window = (now, received);
-        }
-        let burst = received.wrapping_sub(self.received);
-        self.received = received;
-        // Not many more than came together the last time: who has one request
-        // outstanding waits for its answer before it sends the next.
-        let together = burst
+            self.rate
+        } else {
+            // So many at least.
+            self.rate.max(frames)
+        };
+        // Not many more than came together since the last sleep: who has one
+        // request outstanding waits for its answer before it sends the next.
+        let together = received
+            .wrapping_sub(self.slept)
             .saturating_sub(1)
             .saturating_mul(2)
-            .max(u64::from(self.rate >= STREAM));
+            .max(u64::from(rate >= STREAM));
         // At most MOST_FRAMES, so it fits.
-        self.rate.saturating_sub(1).min(together).min(MOST_FRAMES) as u16
+        rate.saturating_sub(1).min(together).min(MOST_FRAMES) as u16
+    }
+
+    /// Called when the caller is about to sleep.
+    #[inline]
+    pub fn sleep(&mut self) {
+        self.slept = self.asked;
     }
 }
 
@@ -76,6 +88,7 @@ mod tests {
         let mut leave = 0;
         for turn in 1..100 {
             leave = moderation.frames_to_leave(turn * every, turn * frames);
+            moderation.sleep();
             assert!(!moderation.has_received(turn * frames));
             assert!(moderation.has_received(turn * frames + 1));
         }
@@ -84,8 +97,8 @@ mod tests {
 
     #[test]
     fn a_lone_frame_is_never_left() {
-        // One request at a time, the fastest with a round trip of 12 us.
-        for every in [12, 50, 100, 1000, 1_000_000] {
+        // One request at a time, the fastest with a round trip of 13 us.
+        for every in [13, 50, 100, 1000, 1_000_000] {
             assert_eq!(leave(every, 1), 0, "{every} us");
         }
     }
@@ -96,6 +109,10 @@ mod tests {
         assert!((16..32).contains(&leave(100, 16)));
         // Each handled before the next one came.
         assert!(leave(9, 1) > 0);
+        // Each there when the one before was handled: without sleep.
+        let mut moderation = Moderation::default();
+        let leaves = (1..20).map(|turn| moderation.frames_to_leave(turn * 3, turn));
+        assert!(leaves.max() > Some(8));
         // As fast as it gets.
         assert_eq!(leave(10, 1000), 32);
     }
@@ -113,6 +130,7 @@ mod tests {
         let mut moderation = Moderation::default();
         for turn in 1..100 {
             moderation.frames_to_leave(turn * 100, turn * 16);
+            moderation.sleep();
         }
         assert_eq!(moderation.frames_to_leave(1_000_000, 99 * 16), 0);
         // Not even after a clock or a counter that went back.
