@@ -185,7 +185,9 @@ impl Slots {
     /// The slot that the next chain will take, if there is room for one.
     #[inline]
     pub(super) fn next_head(&self) -> Option<Head> {
-        (self.first_free != NONE).then_some(Head(self.first_free))
+        // Cut to 16 bits once, here: the compiler does not know that it fits.
+        let head = Head(u32::from(self.first_free as u16));
+        (self.first_free != NONE).then_some(head)
     }
 
     /// Why [`Self::next_head`] has none.
@@ -260,25 +262,26 @@ impl Slots {
         mut id: impl FnMut(u16) -> u32,
     ) -> Result<(), QueueError> {
         // In variables, because the device's memory is read in between.
-        let (mut index, mut first_free) = (self.last_used_idx, self.first_free);
-        let mut result = Ok(());
-        while index != self.seen_used_idx {
-            let id = id(index);
-            match self.outstanding_chain(id) {
-                Ok(_) => {
-                    *self.chain_mut(id) = ChainState(u64::from(first_free));
-                    first_free = id;
-                    index = index.wrapping_add(1);
-                }
-                Err(reason) => {
-                    result = Err(reason);
-                    break;
-                }
+        let (mut index, mut first_free) = (self.last_used_idx, u64::from(self.first_free));
+        let refused = loop {
+            if index == self.seen_used_idx {
+                break None;
             }
-        }
+            let id = id(index);
+            if id >= u32::from(self.size) || !self.chain(id).is_outstanding() {
+                break Some(id);
+            }
+            *self.chain_mut(id) = ChainState(first_free);
+            first_free = id.into();
+            index = index.wrapping_add(1);
+        };
         self.last_used_idx = index;
-        self.first_free = first_free;
-        result.map_err(|reason| self.break_down(reason))
+        // It came from a number of 32 bits.
+        self.first_free = first_free as u32;
+        match refused.map(|id| self.outstanding_chain(id)) {
+            Some(Err(reason)) => Err(self.break_down(reason)),
+            _ => Ok(()),
+        }
     }
 
     /// With `VIRTIO_F_IN_ORDER`: the slot whose chain comes back next, if the
