@@ -333,11 +333,10 @@ impl<H: Hal> PackedRing<H> {
     /// notified: it has forgotten to ask again, for it did not have to ask at
     /// a place where it was already.
     ///
-    /// QEMU (7.2 to 9.2 at least) does so when a frame that had to wait for the
-    /// cable is sent at last: `virtio_net_tx_complete` asks, sends what else
-    /// is there, and goes to sleep. Linux's driver waits for ever then. A
-    /// device that does not want to be notified says so by a flag, so nothing
-    /// is lost by telling this one.
+    /// QEMU 7.2 was seen to do so after a frame had to wait for the cable, as
+    /// if it asked, then sent what else was there, and went to sleep without
+    /// asking again. A device that does not want to be notified says so by a
+    /// flag, so nothing is lost by telling this one.
     #[cold]
     fn has_passed(&self, event: u16) -> bool {
         let event = Position {
