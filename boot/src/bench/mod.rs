@@ -83,6 +83,30 @@ struct GuestLine {
     tx: Sums,
 }
 
+/// The guest's line about datagrams.
+#[derive(Deserialize)]
+struct UdpLine {
+    udp: Vec<SizedSums>,
+}
+
+#[derive(Deserialize)]
+struct SizedSums {
+    size: usize,
+    #[serde(flatten)]
+    sums: Sums,
+}
+
+/// Datagrams sent from a socket, the network stack included.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct UdpTx {
+    /// Content bytes of each.
+    pub size: usize,
+    /// What the guest counted.
+    pub sums: Sums,
+    /// Per packet.
+    pub per_packet: PerPacket,
+}
+
 /// What tracepoints cost, sums over all of a loop with the loop itself left
 /// out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -222,6 +246,8 @@ pub struct Report {
     pub command_lines: Vec<String>,
     /// The driver's transmit path alone.
     pub driver_tx: DriverTx,
+    /// Datagrams from a socket, one entry a size.
+    pub udp_tx: Vec<UdpTx>,
     /// UDP echoes.
     pub udp_echo: UdpEcho,
     /// Tracepoints.
@@ -276,6 +302,11 @@ pub fn bench<W: Write>(
     if let Some(story) = &mut story {
         table::driver(story, &driver_tx)?;
     }
+    sink(Progress::Step("Measuring datagrams from a socket"));
+    let udp_tx = udp_tx(prepared.clone())?;
+    if let Some(story) = &mut story {
+        table::udp_tx(story, &udp_tx)?;
+    }
     sink(Progress::Step("Measuring UDP echoes"));
     let tracing = prepared.clone();
     let (udp_echo, echo_line, _) = echo(prepared, options, without_ioeventfd)?;
@@ -298,6 +329,7 @@ pub fn bench<W: Write>(
         missed,
         command_lines: vec![driver_line, echo_line],
         driver_tx,
+        udp_tx,
         udp_echo,
         tracepoint,
     })
@@ -314,6 +346,24 @@ fn tracepoint(prepared: Prepared) -> Result<Tracepoint, SessionError> {
         ));
     }
     Ok(trace)
+}
+
+fn udp_tx(prepared: Prepared) -> Result<Vec<UdpTx>, SessionError> {
+    let (line, guest) = alone(prepared, Bench::Udp, without_ioeventfd, |_| Ok(()))?;
+    udp_sums(&line).map_err(|error| wrong(&guest, &error))
+}
+
+fn udp_sums(line: &str) -> Result<Vec<UdpTx>, String> {
+    let UdpLine { udp } = parse_line(line)?;
+    if udp.is_empty() || udp.iter().any(|sized| sized.sums.packets == 0) {
+        return Err(format!("the guest measured nothing: '{line}'"));
+    }
+    let results = udp.into_iter().map(|SizedSums { size, sums }| UdpTx {
+        size,
+        sums,
+        per_packet: sums.per_packet(),
+    });
+    Ok(results.collect())
 }
 
 fn driver_tx(prepared: Prepared) -> Result<(DriverTx, String), SessionError> {
@@ -443,6 +493,19 @@ mod tests {
              \"register_accesses\":0,\"heap_allocations\":0}}",
         ] {
             assert!(driver_sums(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_guests_line_about_datagrams_is_read() {
+        let line = "kickpath: bench {\"udp\":[{\"size\":64,\"packets\":10,\"instructions\":7000,\
+                    \"kicks\":1,\"register_accesses\":1,\"heap_allocations\":0}]}";
+        let [result] = udp_sums(line).unwrap()[..] else {
+            panic!("one size");
+        };
+        assert_eq!((result.size, result.per_packet.instructions), (64, 700.0));
+        for bad in ["", "kickpath: bench {\"udp\":[]}"] {
+            assert!(udp_sums(bad).is_err(), "{bad}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{DriverTx, PerPacket, UdpEcho};
+use super::{DriverTx, PerPacket, UdpEcho, UdpTx};
 use crate::terminal::{Story, thousands};
 
 /// A limit of one quantity, per packet.
@@ -89,6 +89,26 @@ pub(super) fn driver<W: Write>(story: &mut Story<W>, result: &DriverTx) -> io::R
         "Driver alone: {packets} prebuilt frames sent, 64 outstanding"
     ))?;
     rows(story, &DRIVER_LIMITS, &result.per_packet)
+}
+
+pub(super) fn udp_tx<W: Write>(story: &mut Story<W>, results: &[UdpTx]) -> io::Result<()> {
+    story.section("UDP from a socket, network stack included, 64 outstanding")?;
+    story.line(&format!(
+        "  {:22}{:>12}{:>12}{:>18}",
+        "per packet", "instructions", "kicks", "heap allocations"
+    ))?;
+    results.iter().try_for_each(|result| {
+        let UdpTx {
+            size, per_packet, ..
+        } = result;
+        story.line(&format!(
+            "  {:22}{:>12}{:>12}{:>18}",
+            format!("{} bytes", thousands(*size as u64)),
+            number(per_packet.instructions),
+            number(per_packet.kicks),
+            number(per_packet.heap_allocations)
+        ))
+    })
 }
 
 pub(super) fn echo<W: Write>(story: &mut Story<W>, result: &UdpEcho) -> io::Result<()> {

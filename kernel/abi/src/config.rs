@@ -130,6 +130,8 @@ words! {
         Off = "off",
         /// The driver's transmit path alone: prebuilt frames, 64 outstanding.
         Tx = "tx",
+        /// Datagrams of 64 and of 1400 bytes from a socket.
+        Udp = "udp",
         /// The kick itself, after one frame and after a burst.
         Kick = "kick",
         /// A tracepoint, while tracing is off and while it is on.
@@ -202,7 +204,7 @@ pub struct Config {
     /// `features=-name,...`: virtio features not to accept, by the
     /// specification's name in lower case without prefix (`-event_idx`).
     pub features_off: String,
-    /// `bench=off|tx|kick|trace`
+    /// `bench=off|tx|udp|kick|trace`
     pub bench: Bench,
     /// `selftest=NAME`
     pub selftest: SelfTest,
@@ -338,7 +340,11 @@ impl Config {
                 }
                 self.features_off = value.replace('-', "");
             }
-            "bench" => self.bench = value.parse().map_err(|()| bad("off, tx, kick or trace"))?,
+            "bench" => {
+                self.bench = value
+                    .parse()
+                    .map_err(|()| bad("off, tx, udp, kick or trace"))?
+            }
             "selftest" => {
                 self.selftest = value.parse().map_err(|()| bad("the name of a self-test"))?;
             }

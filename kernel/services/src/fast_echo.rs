@@ -230,7 +230,7 @@ impl phy::RxToken for Nothing {
 
 /// Where smoltcp's own answers would go, ICMP errors. A datagram for a socket
 /// that is there causes none.
-struct Nowhere;
+pub(crate) struct Nowhere;
 
 impl phy::TxToken for Nowhere {
     #[cold]

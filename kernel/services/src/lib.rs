@@ -65,6 +65,7 @@ extern crate alloc;
 
 mod address;
 mod announce;
+mod blast;
 mod chargen;
 mod checksum;
 mod fast_echo;
@@ -80,6 +81,7 @@ mod tcp;
 mod udp;
 
 pub use address::Ipv4State;
+pub use blast::Blast;
 pub use ingress::has_right_checksums;
 pub use stack::{Stack, StatusSource};
 

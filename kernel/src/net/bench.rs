@@ -5,13 +5,17 @@
 //! QEMU's `-icount shift=0` that counter advances by one an instruction. Waits
 //! for the device lie outside.
 
+use alloc::format;
 use alloc::string::String;
 use core::fmt::Write;
 
 use kickpath_abi::config;
-use virtio_net::net::{NetError, QueueRole};
+use kickpath_services::Blast;
+use smoltcp::time::Instant;
+use virtio_net::net::{NetError, QueueRole, Stats};
 
-use super::device::Nic;
+use super::device::{First, Nic, PhyDevice};
+use super::report::Fixed;
 use crate::arch::time;
 use crate::memory::heap;
 
@@ -77,22 +81,77 @@ pub fn transmit(nic: &mut Nic) -> Result<(), BenchError> {
     let allocations = heap::stats().allocations;
     let mut cycles = 0;
     for _ in 0..ROUNDS {
-        cycles += round(nic, DEPTH, |_| ())?.driver();
+        cycles += round(nic, |nic| frames(nic, DEPTH, |_| ()))?.driver();
     }
     let after = nic.stats();
     let allocations = heap::stats().allocations - allocations;
     log::info!(
-        "kickpath: bench {{\"{}\":{{\"packets\":{},\"instructions\":{},\"kicks\":{},\
-         \"kicks_suppressed\":{},\"register_accesses\":{},\"heap_allocations\":{}}}}}",
+        "kickpath: bench {{\"{}\":{{{}}}}}",
         config::Bench::Tx,
+        sums(&before, &after, cycles, allocations)
+    );
+    Ok(())
+}
+
+/// Sends datagrams from a socket, the network stack included, and prints one
+/// line, `kickpath: bench {json}`.
+///
+/// # Errors
+///
+/// As [`transmit`].
+pub fn datagrams(nic: &mut Nic, fixed: &Fixed) -> Result<(), BenchError> {
+    let mac = nic.info().mac;
+    let now = Instant::from_micros(i64::try_from(time::now()).unwrap_or(i64::MAX));
+    let mut report = String::new();
+    for payload in [&[0x42; 64][..], &[0x42; 1400]] {
+        let mut blast = Blast::new(mac, &mut first(nic, fixed), now);
+        let mut send = |nic: &mut Nic| {
+            for _ in 0..DEPTH {
+                blast.send(now, &mut first(nic, fixed), payload);
+            }
+            Ok(())
+        };
+        for _ in 0..WARM_UP {
+            round(nic, &mut send)?;
+        }
+        let before = nic.stats();
+        let allocations = heap::stats().allocations;
+        let mut cycles = 0;
+        for _ in 0..ROUNDS {
+            cycles += round(nic, &mut send)?.driver();
+        }
+        let allocations = heap::stats().allocations - allocations;
+        let separator = if report.is_empty() { "" } else { "," };
+        // Writing to a `String` does not fail.
+        let _ = write!(
+            report,
+            "{separator}{{\"size\":{},{}}}",
+            payload.len(),
+            sums(&before, &nic.stats(), cycles, allocations)
+        );
+    }
+    log::info!("kickpath: bench {{\"{}\":[{report}]}}", config::Bench::Udp);
+    Ok(())
+}
+
+fn first<'n>(nic: &'n mut Nic, fixed: &'n Fixed) -> PhyDevice<'n> {
+    PhyDevice::First(First {
+        nic,
+        fixed,
+        cores: None,
+    })
+}
+
+/// What was counted between two readings, as members of a JSON object.
+fn sums(before: &Stats, after: &Stats, cycles: u64, allocations: u64) -> String {
+    format!(
+        "\"packets\":{},\"instructions\":{cycles},\"kicks\":{},\"kicks_suppressed\":{},\
+         \"register_accesses\":{},\"heap_allocations\":{allocations}",
         after.tx_packets - before.tx_packets,
-        cycles,
         after.kicks - before.kicks,
         after.kicks_suppressed - before.kicks_suppressed,
         after.register_accesses - before.register_accesses,
-        allocations,
-    );
-    Ok(())
+    )
 }
 
 /// Measures the kick itself, after one frame and after a burst of 32, and
@@ -117,7 +176,7 @@ pub fn kick(nic: &mut Nic) -> Result<(), BenchError> {
         let mut journeys = [0; KICK_BATCHES];
         for journey in &mut journeys {
             for _ in 0..BATCH_ROUNDS {
-                let round = round(nic, burst, |_| ())?;
+                let round = round(nic, |nic| frames(nic, burst, |_| ()))?;
                 if round.kicked {
                     kicks += round.kick.saturating_sub(reading);
                 }
@@ -156,7 +215,9 @@ fn warm_up(nic: &mut Nic, burst: u16) -> Result<(), BenchError> {
         .find(|queue| queue.role == QueueRole::Transmit)
         .ok_or(NetError::NotOpen)?;
     for _ in 0..transmit.size.div_ceil(burst).max(WARM_UP) {
-        round(nic, burst, |buffer| buffer.copy_from_slice(&frame))?;
+        round(nic, |nic| {
+            frames(nic, burst, |buffer| buffer.copy_from_slice(&frame))
+        })?;
     }
     Ok(())
 }
@@ -182,18 +243,29 @@ impl Round {
     }
 }
 
-/// Sends `burst` frames, waits until the device has used them and reclaims
-/// them.
-#[inline(never)]
-fn round(nic: &mut Nic, burst: u16, build: impl Fn(&mut [u8])) -> Result<Round, BenchError> {
+/// Adds `burst` frames of [`FRAME_LENGTH`].
+#[inline(always)]
+fn frames(nic: &mut Nic, burst: u16, build: impl Fn(&mut [u8])) -> Result<(), BenchError> {
     let (_, tx) = nic.queues()?;
-    let start = time::cycles();
     for _ in 0..burst {
         if let Some(mut slot) = tx.reserve() {
             build(slot.frame_mut(FRAME_LENGTH));
             slot.start_xmit(FRAME_LENGTH);
         }
     }
+    Ok(())
+}
+
+/// Has `add` send frames, waits until the device has used them and reclaims
+/// them.
+#[inline(never)]
+fn round(
+    nic: &mut Nic,
+    add: impl FnOnce(&mut Nic) -> Result<(), BenchError>,
+) -> Result<Round, BenchError> {
+    let start = time::cycles();
+    add(nic)?;
+    let (_, tx) = nic.queues()?;
     let added = time::cycles();
     let kicked = tx.kick();
     let sent = time::cycles();

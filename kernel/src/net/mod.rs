@@ -95,6 +95,10 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
     match config.bench {
         config::Bench::Off => serve::serve(config, host),
         config::Bench::Tx => bench::transmit(host.nic).map_err(NetworkError::Bench),
+        config::Bench::Udp => {
+            let (nic, fixed) = host.parts();
+            bench::datagrams(nic, fixed).map_err(NetworkError::Bench)
+        }
         config::Bench::Kick => bench::kick(host.nic).map_err(NetworkError::Bench),
         config::Bench::Trace => {
             trace_cost::measure();

@@ -359,6 +359,11 @@ impl Host {
         selftest::run(test);
     }
 
+    /// The device, and what the status report says beside.
+    pub fn parts(&mut self) -> (&mut Nic, &Fixed) {
+        (self.nic, &self.fixed)
+    }
+
     /// Begins a poll of the device, and opens it again when it broke.
     fn look_after_device(&mut self) {
         let mut result = self.nic.poll();
