@@ -42,7 +42,7 @@ impl Memory {
     /// # Errors
     /// [`MemoryError::Range`] for less than 4 MiB and for more than 16 TiB.
     pub fn mebibytes(mebibytes: u32) -> Result<Self, MemoryError> {
-        // The image ends at 2 MiB, and SeaBIOS lives at the end of memory while
+        // The image ends below 3 MiB, and SeaBIOS lives at the end of memory while
         // it loads it. From here on the guest itself says where its floor is.
         const MIN: u32 = 4;
         const MAX: u32 = 16 << 20;

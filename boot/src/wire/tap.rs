@@ -287,6 +287,7 @@ fn open_tap(several: libc::c_int) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::install::{self, Policy};
     use kickpath_abi::config::Ipv4Config;
 
     #[test]
@@ -310,6 +311,7 @@ mod tests {
             assert!(matches!(Tap::new(&plan, 1), Err(TapError::NotRoot)));
             return;
         }
+        install::ensure(&[install::IPROUTE2], Policy::Install, &mut |_| ()).unwrap();
         // A process that has ended, and whose number is free again.
         let mut child = Command::new("true").spawn().unwrap();
         let dead = child.id();
