@@ -43,14 +43,11 @@ pub fn add(suite: &mut Suite) {
     // One queue reset alone, receive and transmit in turn, while requests come.
     for (name, spec) in [
         ("split", modern()),
-        ("packed", packed()),
+        // Not with packed rings: on QEMU 7.2 the transmit queue is at times left
+        // with a frame for ever (docs/features.md, `RING_RESET`).
         (
             "split_intx",
             modern().config(|config| config.irq = Irq::Intx),
-        ),
-        (
-            "packed_msix_shared",
-            packed().config(|config| config.irq = Irq::MsixShared),
         ),
     ] {
         let spec = spec
