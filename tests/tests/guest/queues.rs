@@ -43,8 +43,6 @@ pub fn add(suite: &mut Suite) {
     // One queue reset alone, receive and transmit in turn, while requests come.
     for (name, spec) in [
         ("split", modern()),
-        // Not with packed rings: on QEMU 7.2 the transmit queue is at times left
-        // with a frame for ever (docs/features.md, `RING_RESET`).
         (
             "split_intx",
             modern().config(|config| config.irq = Irq::Intx),
@@ -59,6 +57,17 @@ pub fn add(suite: &mut Suite) {
             crate::reopen::reopen(lab, 200)
         });
     }
+    // A known fault, counted until it is mended.
+    let fault = "the transmit queue stalls at times (docs/features.md, Known to fail)";
+    suite.needs(Some(fault.into()), |suite| {
+        let spec = packed()
+            .config(|config| config.reset_queues = 200)
+            .bound(Duration::from_secs(120));
+        suite.guest("queues::reset_alone_packed", spec, |lab| {
+            check_negotiated(lab, "RING_RESET", true)?;
+            crate::reopen::reopen(lab, 200)
+        });
+    });
     for (name, property, off) in [("offered", "off", ""), ("accepted", "on", "ring_reset")] {
         let spec = modern()
             .property("queue_reset", property)
