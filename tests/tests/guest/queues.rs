@@ -47,6 +47,11 @@ pub fn add(suite: &mut Suite) {
             "split_intx",
             modern().config(|config| config.irq = Irq::Intx),
         ),
+        ("packed", packed()),
+        (
+            "packed_msix_shared",
+            packed().config(|config| config.irq = Irq::MsixShared),
+        ),
     ] {
         let spec = spec
             .config(|config| config.reset_queues = 200)
@@ -57,17 +62,6 @@ pub fn add(suite: &mut Suite) {
             crate::reopen::reopen(lab, 200)
         });
     }
-    // A known fault, counted until it is mended.
-    let fault = "the transmit queue stalls at times (docs/features.md, Known to fail)";
-    suite.needs(Some(fault.into()), |suite| {
-        let spec = packed()
-            .config(|config| config.reset_queues = 200)
-            .bound(Duration::from_secs(120));
-        suite.guest("queues::reset_alone_packed", spec, |lab| {
-            check_negotiated(lab, "RING_RESET", true)?;
-            crate::reopen::reopen(lab, 200)
-        });
-    });
     for (name, property, off) in [("offered", "off", ""), ("accepted", "on", "ring_reset")] {
         let spec = modern()
             .property("queue_reset", property)

@@ -329,14 +329,14 @@ impl<H: Hal> PackedRing<H> {
         position.is_used_by(flags)
     }
 
-    /// Whether the device has used the descriptor at which it asks to be
-    /// notified: it has forgotten to ask again, for it did not have to ask at
-    /// a place where it was already.
+    /// Whether the place at which the device asks to be notified lies behind
+    /// it: it went on and has forgotten to ask again.
     ///
-    /// QEMU 7.2 was seen to do so after a frame had to wait for the cable, as
-    /// if it asked, then sent what else was there, and went to sleep without
-    /// asking again. A device that does not want to be notified says so by a
-    /// flag, so nothing is lost by telling this one.
+    /// QEMU 7.2 does so after a frame had to wait for the cable:
+    /// `virtio_net_tx_complete` asks, sends what else is there, up to a whole
+    /// ring, and goes to sleep; `virtqueue_packed_pop` does not ask again, as
+    /// its counterpart for split rings does. A device that does not want to be
+    /// notified says so by a flag, so nothing is lost by telling this one.
     #[cold]
     fn has_passed(&self, event: u16) -> bool {
         let event = Position {
@@ -346,10 +346,18 @@ impl<H: Hal> PackedRing<H> {
         if event.index >= self.size {
             return false;
         }
-        // Behind `next_used`, but not by more than a lap: those are ahead.
         let behind = self.next_avail.distance_from(event, self.size);
-        let taken_back = behind > self.outstanding && behind <= self.size;
-        taken_back || (behind <= self.outstanding && self.is_used(event))
+        if (1..=self.outstanding).contains(&behind) {
+            return self.is_used(event);
+        }
+        // A word names a place every two laps, and a device that asked a lap
+        // ago may since have been given another lap at once. What can still be
+        // added before it gives something back lies ahead; all else, behind.
+        let ahead = match behind {
+            0 => 0,
+            behind => 2 * u32::from(self.size) - u32::from(behind),
+        };
+        ahead >= u32::from(self.size - self.outstanding)
     }
 
     /// Counts what the device has used and the driver not taken back: chains,

@@ -162,12 +162,12 @@ impl Model {
         }
     }
 
-    /// Whether the device asks for a kick at what it has used already.
+    /// Whether the device asks for a kick neither at what it has still to use
+    /// nor at what can be added before the driver takes something back: then
+    /// it asks at what it has used already.
     fn has_passed(&self) -> bool {
-        let behind = (self.added - self.kick_at) % self.period;
-        let outstanding = self.added - self.popped;
-        behind > outstanding && behind <= self.period / 2
-            || behind <= outstanding && self.is_named(self.popped..self.used, self.kick_at)
+        let last = self.popped + self.period / 2;
+        !self.is_named(self.used..last, self.kick_at)
     }
 
     /// Whether an event that was set to `position` names one in the window.

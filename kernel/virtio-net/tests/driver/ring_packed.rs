@@ -197,9 +197,9 @@ fn a_kick_is_decided_over_the_wrap_as_the_definition_says() {
             }
             let wanted = match flags {
                 DISABLE => false,
-                // Named, or behind this batch by no more than a lap.
+                // Named, or none of the places that are left in the ring.
                 DESC if event_idx => {
-                    let first = position + 2 * size + count - size;
+                    let first = position + size;
                     let last = position + 2 * size + count;
                     (first..last).any(|position| word(position) == event)
                 }
@@ -250,6 +250,44 @@ fn a_device_that_left_its_wish_behind_is_kicked() {
                 ends.give_back(id, 0);
             }
             ends.driver.discard_used().unwrap();
+        }
+    }
+}
+
+/// The same, but it went a whole lap on, and is given as much of the next one
+/// at once: the place where it asked lies nearly two laps back, which is just
+/// ahead.
+#[test]
+fn a_device_that_left_its_wish_a_lap_behind_is_kicked() {
+    const SIZE: u16 = 16;
+    for used in 1..=SIZE {
+        for added in 1..=SIZE {
+            for start in 0..2 * SIZE {
+                let mut ends = Ends::shaped(SIZE, RingShape::packed(1, EventMode::EventIdx));
+                for _ in 0..start {
+                    ends.add(&[readable(1, 1)], 0).unwrap();
+                    ends.driver.publish();
+                    let (id, _) = ends.take().unwrap();
+                    ends.give_back(id, 0);
+                    ends.driver.discard_used().unwrap();
+                }
+                ends.packed().enable_notification();
+                for _ in 0..used {
+                    ends.add(&[readable(1, 1)], 0).unwrap();
+                }
+                assert!(ends.driver.publish(), "asked for and wanted");
+                while let Some((id, _)) = ends.take() {
+                    ends.give_back(id, 0);
+                }
+                ends.driver.discard_used().unwrap();
+                for _ in 0..added {
+                    ends.add(&[readable(1, 1)], 0).unwrap();
+                }
+                assert!(
+                    ends.driver.publish(),
+                    "at {start} it used {used} and was given {added}: it sleeps"
+                );
+            }
         }
     }
 }
