@@ -392,7 +392,7 @@ impl Host {
             packages.join(" "),
             describe(&missing)
         )));
-        apt::Apt::new(program, self).install(&packages, sink)?;
+        apt::Apt::new(program, self).install(&packages, apt::Lists::Fresh, sink)?;
         let missing = self.missing(requirements);
         if missing.is_empty() {
             Ok(())
@@ -402,6 +402,35 @@ impl Host {
                 missing: describe(&missing),
             })
         }
+    }
+
+    /// Installs the newest packages of `requirements` that new package lists
+    /// know, although older ones are there, where `policy` and the machine
+    /// permit it; elsewhere it does nothing. Returns whether it did.
+    ///
+    /// # Errors
+    /// [`InstallError`], of apt and its lock.
+    pub fn upgrade(
+        &self,
+        requirements: &[Requirement],
+        policy: Policy,
+        sink: &mut Sink<'_>,
+    ) -> Result<bool, InstallError> {
+        let (Policy::Install, true, Some((Manager::Apt, program)), Some(packages)) = (
+            policy,
+            self.root,
+            self.manager(),
+            packages(Manager::Apt, requirements),
+        ) else {
+            return Ok(false);
+        };
+        let _lock = self.lock(sink)?;
+        sink(Progress::Step(&format!(
+            "Installing the newest {} by apt-get",
+            packages.join(" ")
+        )));
+        apt::Apt::new(&program, self).install(&packages, apt::Lists::New, sink)?;
+        Ok(true)
     }
 
     /// The requirements that are not met.

@@ -1,7 +1,7 @@
 //! apt-get without questions: lists brought up to date, the transaction
 //! simulated and judged, then carried out.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +18,15 @@ const SIMULATE_LIMIT: Duration = Duration::from_secs(120);
 /// The largest set is some 250 MB.
 const INSTALL_LIMIT: Duration = Duration::from_secs(1800);
 
+/// Which package lists will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lists {
+    /// Younger than a day, and than what says where lists come from.
+    Fresh,
+    /// Fetched now.
+    New,
+}
+
 /// apt-get on one machine.
 pub(super) struct Apt<'a> {
     program: &'a Path,
@@ -33,13 +42,12 @@ impl<'a> Apt<'a> {
     pub(super) fn install(
         &self,
         packages: &[&str],
+        lists: Lists,
         sink: &mut Sink<'_>,
     ) -> Result<(), InstallError> {
         let mut updated = false;
-        if !self.lists_are_fresh() {
-            sink(Progress::Step(
-                "Bringing the package lists up to date (missing, or older than a day)",
-            ));
+        if lists == Lists::New || !self.lists_are_fresh() {
+            sink(Progress::Step("Bringing the package lists up to date"));
             self.update(packages, sink)?;
             updated = true;
         }
@@ -127,23 +135,34 @@ impl<'a> Apt<'a> {
         }
     }
 
+    /// Whether the package lists are young, and of the sources that there are
+    /// now: an image is often made with lists of fewer.
     fn lists_are_fresh(&self) -> bool {
-        newest_list(&self.host.path("/var/lib/apt/lists"))
-            .and_then(|time| SystemTime::now().duration_since(time).ok())
-            .is_some_and(|age| age < FRESH)
+        let youngest = |path, name| youngest(&self.host.path(path), name);
+        let Some(lists) = youngest("/var/lib/apt/lists", "_Packages") else {
+            return false;
+        };
+        let sources = [
+            youngest("/etc/apt", "sources.list"),
+            youngest("/etc/apt/sources.list.d", ""),
+        ];
+        let age = SystemTime::now().duration_since(lists);
+        age.is_ok_and(|age| age < FRESH) && sources.iter().flatten().all(|source| *source <= lists)
     }
 }
 
-/// When the youngest package list in `directory` was fetched: the time of its
-/// status change, as the time of modification is the mirror's.
-fn newest_list(directory: &PathBuf) -> Option<SystemTime> {
+/// When the youngest file of those in `directory` with `name` in theirs came
+/// there: the time of its status change, as the time of modification is the
+/// mirror's.
+fn youngest(directory: &Path, name: &str) -> Option<SystemTime> {
     use std::os::unix::fs::MetadataExt;
 
     std::fs::read_dir(directory)
         .ok()?
         .filter_map(Result::ok)
-        .filter(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+        .filter(|entry| entry.file_name().to_string_lossy().contains(name))
         .filter_map(|entry| entry.metadata().ok())
+        .filter(|data| data.is_file())
         .filter_map(|data| u64::try_from(data.ctime()).ok())
         .max()
         .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))

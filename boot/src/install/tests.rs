@@ -1,6 +1,7 @@
 //! The installer against fake package managers in a directory of their own.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
@@ -127,6 +128,24 @@ fn missing_lists_are_fetched_first() {
     let log = machine.log();
     assert!(log[0].ends_with(" update"), "{log:?}");
     assert_eq!(log.len(), 3);
+}
+
+#[test]
+fn lists_older_than_the_sources_are_fetched_again() {
+    for source in ["sources.list", "sources.list.d/more.sources"] {
+        let machine = Machine::new(true).apt(PLAN).fresh_lists();
+        let path = machine.host.path("/etc/apt").join(source);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        // Times of files are counted in whole seconds.
+        let lists = fs::metadata(machine.host.path("/var/lib/apt/lists")).unwrap();
+        while !fs::metadata(&path).is_ok_and(|file| file.ctime() > lists.ctime()) {
+            fs::write(&path, "").unwrap();
+            thread::sleep(Duration::from_millis(100));
+        }
+        machine.ensure(Policy::Install).0.unwrap();
+        let log = machine.log();
+        assert!(log[0].ends_with(" update"), "{log:?}");
+    }
 }
 
 #[test]

@@ -214,7 +214,22 @@ impl<'a> Finder<'a> {
                 tried,
             });
         }
-        self.distribution()
+        let result = self.distribution();
+        if !matches!(result, Err(ToolchainError::TooOld { .. })) {
+            return result;
+        }
+        // The distribution may have brought a newer one since.
+        match self
+            .host
+            .upgrade(&self.distribution_needs(), options.policy, sink)
+        {
+            Ok(true) => self.distribution(),
+            Ok(false) => result,
+            Err(install) => Err(ToolchainError::Install {
+                install: Box::new(install),
+                tried,
+            }),
+        }
     }
 
     /// What [`Self::complete`] would find, without changing anything.

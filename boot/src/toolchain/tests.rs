@@ -249,6 +249,28 @@ fn an_old_compiler_is_refused_by_version() {
     assert_eq!(needed.minor, 95);
 }
 
+/// An image comes with lists that know an older compiler than its sources have.
+#[test]
+fn an_old_compiler_is_replaced_by_what_new_lists_know() {
+    for policy in [Policy::Install, Policy::Forbid] {
+        let machine = Machine::new(true);
+        machine.apt("1.85.0");
+        machine.complete(Policy::Install, Choice::Debian).0.err();
+        fs::remove_file(machine.path("log")).unwrap();
+        machine.apt("1.96.0");
+        let (result, steps) = machine.complete(policy, Choice::Debian);
+        if policy == Policy::Forbid {
+            assert!(matches!(result, Err(ToolchainError::TooOld { .. })));
+            assert!(!machine.path("log").exists());
+            continue;
+        }
+        assert_eq!(result.unwrap().version.minor, 96);
+        let log = fs::read_to_string(machine.path("log")).unwrap();
+        assert!(log.lines().next().unwrap().ends_with(" update"), "{log}");
+        assert!(steps.contains("newest rustc-web"), "{steps}");
+    }
+}
+
 #[test]
 fn a_linker_is_installed_where_there_is_none() {
     let machine = Machine::new(true);
