@@ -14,7 +14,7 @@ use kickpath_services::Blast;
 use smoltcp::time::Instant;
 use virtio_net::net::{NetError, QueueRole, Stats};
 
-use super::device::{First, Nic, PhyDevice};
+use super::device::{Nic, PhyDevice};
 use super::report::Fixed;
 use crate::arch::time;
 use crate::memory::heap;
@@ -135,11 +135,7 @@ pub fn datagrams(nic: &mut Nic, fixed: &Fixed) -> Result<(), BenchError> {
 }
 
 fn first<'n>(nic: &'n mut Nic, fixed: &'n Fixed) -> PhyDevice<'n> {
-    PhyDevice::First(First {
-        nic,
-        fixed,
-        cores: None,
-    })
+    PhyDevice::first(nic, fixed, None)
 }
 
 /// What was counted between two readings, as members of a JSON object.

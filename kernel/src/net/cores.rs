@@ -19,20 +19,19 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use heapless::Deque;
 use kickpath_abi::config::Config;
-use kickpath_abi::status::{CpuLoad, Pair, Status};
+use kickpath_abi::status::{self, CpuLoad, Status};
 use kickpath_services::{Ipv4State, Stack};
 use kickpath_trace::{Event, NO_QUEUE, tracepoint_unless_repeated};
 use smoltcp::time::Instant;
 use spin::Mutex;
 use virtio_net::moderation::{HOLD_US, Moderation};
-use virtio_net::net::rx::RxQueue;
-use virtio_net::net::tx::TxQueue;
 use virtio_net::net::{DeviceInfo, QueueSnapshot, Stats, TakenPair};
 use virtio_net::queue::QueueError;
 use virtio_net::vectors::Rung;
 use x86_64::instructions::interrupts as interrupts_at_cpu;
 
 use super::device::{Nic, PhyDevice};
+use super::report::{NicRest, Pair};
 use super::serve::{POLL_SLEEP_US, POLL_SPIN_US, now};
 use super::{interrupts, report};
 use crate::arch::percpu::{self, PerCpu};
@@ -179,7 +178,7 @@ impl Shared {
         for (number, core) in self.cores.iter().enumerate() {
             let told = core.report.lock();
             sum.add(&told.device);
-            status.pairs.push(Pair {
+            status.pairs.push(status::Pair {
                 number: number as u16,
                 cpu: core.cpu.number() as u16,
                 counters: report::counters(&told.pair),
@@ -336,8 +335,8 @@ impl Cores {
     }
 
     /// Tells what the first core has counted, and makes the report complete.
-    pub fn complete(&self, status: &mut Status, nic: &Nic) {
-        self.publish(nic);
+    pub fn complete(&self, status: &mut Status, first: Option<&Pair>, nic: &NicRest<'_>) {
+        self.publish(first, nic);
         self.shared.complete(status);
     }
 
@@ -353,35 +352,34 @@ impl Cores {
     }
 
     /// Tells what the first core has counted.
-    pub fn publish(&self, nic: &Nic) {
+    pub fn publish(&self, first: Option<&Pair>, nic: &NicRest<'_>) {
         let Some(core) = self.shared.cores.first() else {
             return;
         };
         let mut report = core.report.lock();
-        report.device = nic.stats();
+        report.device = nic.stats(first);
         report.pair = self.past;
-        if let Some(first) = nic.first_pair() {
+        if let Some(first) = first {
             report.pair.add(&first.stats());
         }
         report.pair.interrupts = interrupts::STATE.interrupts();
-        report.queues = nic.snapshots().take(3).collect();
+        report.queues = nic.snapshots(first).take(3).collect();
     }
 }
 
-/// A core's part of the device, for the length of a poll.
+/// What another core than the first tells of itself.
+#[derive(Clone, Copy)]
 pub struct Own<'c> {
-    assignment: &'c mut Assignment,
     shared: &'static Shared,
     core: &'static Core,
+    /// What the core's earlier pairs have counted.
     past: &'c Stats,
-    moderation: &'c mut Moderation,
 }
 
 impl Own<'_> {
     /// Tells what this core has counted.
-    fn publish(&self) {
+    fn publish(&self, pair: &Pair) {
         let mut report = self.core.report.lock();
-        let pair = &self.assignment.pair;
         report.device = pair.stats();
         report.device.interrupts = interrupts::of_other(self.core.cpu).interrupts();
         report.pair = *self.past;
@@ -389,37 +387,24 @@ impl Own<'_> {
         report.pair.interrupts = report.device.interrupts;
         report.queues = pair.snapshots().into_iter().collect();
     }
-}
 
-impl Own<'_> {
     /// The report, with what this core knows now.
-    pub fn status(&self) -> Status {
-        self.publish();
+    pub fn status(&self, pair: Option<&Pair>) -> Status {
+        if let Some(pair) = pair {
+            self.publish(pair);
+        }
         let mut status = self.shared.status.lock().clone();
         status.cpu = report::cpu();
         self.shared.complete(&mut status);
         status
     }
+}
 
-    /// The device as this core's network stack sees it.
-    fn device(&mut self) -> PhyDevice<'_> {
-        PhyDevice::Own(Own {
-            assignment: self.assignment,
-            moderation: self.moderation,
-            ..*self
-        })
-    }
-
-    /// The queues of this core's pair.
-    #[inline]
-    pub fn queues(&mut self) -> (&mut RxQueue<KernelHal>, &mut TxQueue<KernelHal>) {
-        self.assignment.pair.queues()
-    }
-
-    /// What is known of the device.
-    pub fn info(&self) -> &DeviceInfo {
-        &self.assignment.info
-    }
+/// Another core than the first while it has a pair.
+struct Worker<'c> {
+    assignment: &'c mut Assignment,
+    moderation: &'c mut Moderation,
+    own: Own<'c>,
 }
 
 /// Serves the network on another core than the first, for ever.
@@ -429,26 +414,29 @@ fn serve(shared: &'static Shared, core: &'static Core, number: usize) -> ! {
     let mut moderation = Moderation::default();
     loop {
         let mut assignment = core.wait_for_pair();
-        let mut own = Own {
-            assignment: &mut assignment,
+        let own = Own {
             shared,
             core,
             past: &past,
-            moderation: &mut moderation,
         };
-        own.publish();
+        let mut worker = Worker {
+            assignment: &mut assignment,
+            moderation: &mut moderation,
+            own,
+        };
+        own.publish(&worker.assignment.pair);
         let stack = stack.get_or_insert_with(|| {
-            let mac = own.info().mac;
+            let mac = worker.assignment.info.mac;
             let seed = time::cycles() ^ (number as u64) << 32;
-            Stack::following(mac, &mut own.device(), now(), seed)
+            Stack::following(mac, &mut worker.device(), now(), seed)
         });
         interrupts_at_cpu::enable();
         let mut last_work = time::now();
         let error = loop {
-            if own.is_recalled() {
+            if worker.is_recalled() {
                 break None;
             }
-            if let Err(error) = own.assignment.pair.begin_poll() {
+            if let Err(error) = worker.assignment.pair.begin_poll() {
                 break Some(error);
             }
             let time = now();
@@ -456,19 +444,23 @@ fn serve(shared: &'static Shared, core: &'static Core, number: usize) -> ! {
                 read_mail(core, stack, time);
             }
             let link_up = shared.link_up.load(Ordering::Relaxed);
-            if !link_up && !own.assignment.pair.has_work() {
+            if !link_up && !worker.assignment.pair.has_work() {
                 // As on the first core: the sockets' clocks stand still.
-                own.assignment.pair.kick();
-                own.idle(None, last_work, link_up);
+                worker.assignment.pair.kick();
+                worker.idle(None, last_work, link_up);
                 continue;
             }
-            let busy = stack.poll(time, &mut own.device());
+            let busy = stack.poll(time, &mut worker.device());
             // As on the first core: before the answers leave.
             for frame in stack.take_shared() {
                 shared.spread(number, &frame);
             }
-            own.assignment.pair.kick();
-            if busy || own.moderation.has_received(own.assignment.pair.received()) {
+            worker.assignment.pair.kick();
+            if busy
+                || worker
+                    .moderation
+                    .has_received(worker.assignment.pair.received())
+            {
                 last_work = time::now();
             }
             if busy {
@@ -477,7 +469,7 @@ fn serve(shared: &'static Shared, core: &'static Core, number: usize) -> ! {
             let deadline = stack
                 .poll_at(time)
                 .map(|at| u64::try_from(at.total_micros()).unwrap_or(0));
-            own.idle(deadline, last_work, link_up);
+            worker.idle(deadline, last_work, link_up);
         };
         interrupts_at_cpu::disable();
         past.add(&assignment.pair.stats());
@@ -509,11 +501,17 @@ fn read_mail(core: &Core, stack: &mut Stack, time: Instant) {
     }
 }
 
-impl Own<'_> {
+impl Worker<'_> {
+    /// The device as this core's network stack sees it.
+    fn device(&mut self) -> PhyDevice<'_> {
+        let Assignment { pair, info, .. } = &mut *self.assignment;
+        PhyDevice::own(pair, info, self.own)
+    }
+
     /// Whether the pair is to be given back.
     #[inline]
     fn is_recalled(&self) -> bool {
-        self.core.generation.load(Ordering::Relaxed) != self.assignment.generation
+        self.own.core.generation.load(Ordering::Relaxed) != self.assignment.generation
     }
 
     /// Sleeps until there may be something to do: an interrupt, or `deadline`
@@ -533,7 +531,7 @@ impl Own<'_> {
         } else if leave > 0 {
             deadline = deadline.min(now + HOLD_US);
         }
-        self.publish();
+        self.own.publish(&self.assignment.pair);
         interrupts_at_cpu::disable();
         let mut now = now;
         loop {
@@ -544,9 +542,9 @@ impl Own<'_> {
             } else {
                 pair.enable_interrupts_after(leave)
             };
-            let called = self.core.has_mail()
+            let called = self.own.core.has_mail()
                 || self.is_recalled()
-                || self.shared.link_up.load(Ordering::Relaxed) != link_up;
+                || self.own.shared.link_up.load(Ordering::Relaxed) != link_up;
             if work || called || deadline <= now {
                 break;
             }

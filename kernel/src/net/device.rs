@@ -13,7 +13,7 @@ use smoltcp::time::Instant;
 use virtio_net::net::offload::Offload;
 use virtio_net::net::rx::{RxFrame, RxQueue};
 use virtio_net::net::tx::TxQueue;
-use virtio_net::net::{DeviceInfo, Features, VirtioNet};
+use virtio_net::net::{DeviceInfo, Features, QueuePair, Rest, VirtioNet};
 
 use super::cores::{Cores, Own};
 use super::report::{self, Fixed};
@@ -34,59 +34,70 @@ const ETHERNET_HEADER: usize = 14;
 /// packet.
 const MAX_SEGMENTED: usize = ETHERNET_HEADER + u16::MAX as usize;
 
-/// The first core's part: the device itself, and its first pair.
-pub struct First<'n> {
-    /// The driver.
-    pub nic: &'n mut Nic,
-    /// What the status report says beside.
-    pub fixed: &'n Fixed,
-    /// The other cores, if there are any.
-    pub cores: Option<&'n Cores>,
-}
-
-impl First<'_> {
-    fn status(&self) -> Status {
-        let mut status = report::status(self.fixed, self.nic);
-        if let Some(cores) = self.cores {
-            cores.complete(&mut status, self.nic);
-        }
-        status
-    }
-}
-
 /// The network stack's handle of a core's part of the device, for the length
 /// of a poll. One type for all cores: with a copy of the network stack for
 /// each, the compiler makes the first core's path longer.
-pub enum PhyDevice<'c> {
-    /// The first core's.
-    First(First<'c>),
-    /// Another core's.
+pub struct PhyDevice<'c> {
+    /// The core's pair; `None` while the device is stopped.
+    pair: Option<&'c mut QueuePair<KernelHal>>,
+    info: &'c DeviceInfo,
+    reporter: Reporter<'c>,
+}
+
+/// Who makes the status report.
+enum Reporter<'c> {
+    /// The first core, which has the device.
+    First {
+        rest: Rest<'c, KernelHal, NicTransport>,
+        fixed: &'c Fixed,
+        /// The other cores, if there are any.
+        cores: Option<&'c Cores>,
+    },
+    /// Another core.
     Own(Own<'c>),
 }
 
-impl PhyDevice<'_> {
-    /// The queues of the core's pair; `None` while the device is stopped.
+impl<'c> PhyDevice<'c> {
+    /// The first core's part: the device itself, and its first pair.
     #[inline]
-    pub fn queues(&mut self) -> Option<(&mut RxQueue<KernelHal>, &mut TxQueue<KernelHal>)> {
-        match self {
-            Self::First(first) => first.nic.queues().ok(),
-            Self::Own(own) => Some(own.queues()),
+    pub fn first(nic: &'c mut Nic, fixed: &'c Fixed, cores: Option<&'c Cores>) -> Self {
+        let (pair, rest) = nic.split();
+        Self {
+            pair,
+            info: rest.info(),
+            reporter: Reporter::First { rest, fixed, cores },
         }
     }
 
-    fn info(&self) -> &DeviceInfo {
-        match self {
-            Self::First(first) => first.nic.info(),
-            Self::Own(own) => own.info(),
+    /// Another core's part: its pair.
+    #[inline]
+    pub fn own(pair: &'c mut QueuePair<KernelHal>, info: &'c DeviceInfo, own: Own<'c>) -> Self {
+        Self {
+            pair: Some(pair),
+            info,
+            reporter: Reporter::Own(own),
         }
+    }
+
+    /// The queues of the core's pair; `None` while the device is stopped.
+    #[inline]
+    pub fn queues(&mut self) -> Option<(&mut RxQueue<KernelHal>, &mut TxQueue<KernelHal>)> {
+        Some(self.pair.as_mut()?.queues())
     }
 }
 
 impl StatusSource for PhyDevice<'_> {
     fn status(&self) -> Status {
-        match self {
-            Self::First(first) => first.status(),
-            Self::Own(own) => own.status(),
+        let pair = self.pair.as_deref();
+        match &self.reporter {
+            Reporter::First { rest, fixed, cores } => {
+                let mut status = report::status(fixed, pair, rest);
+                if let Some(cores) = cores {
+                    cores.complete(&mut status, pair, rest);
+                }
+                status
+            }
+            Reporter::Own(own) => own.status(pair),
         }
     }
 }
@@ -137,7 +148,7 @@ impl phy::Device for PhyDevice<'_> {
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        let info = self.info();
+        let info = self.info;
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = ETHERNET_HEADER + usize::from(info.mtu);

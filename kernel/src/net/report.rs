@@ -7,14 +7,14 @@ use alloc::vec::Vec;
 
 use kickpath_abi::config;
 use kickpath_abi::status::{Attempt, Boot, Counters, Cpu, Device, Interrupts, Queue, Status};
-use virtio_net::net::{Duplex, Features, QueueRole, QueueSnapshot, Stats};
+use virtio_net::net::{Duplex, Features, QueuePair, QueueRole, QueueSnapshot, Rest, Stats};
 use virtio_net::transport::BusName;
 use virtio_net::vectors::Rung;
 
-use super::device::Nic;
+use super::device::NicTransport;
 use super::probe::Found;
 use crate::arch::{self, time};
-use crate::memory::heap;
+use crate::memory::{KernelHal, heap};
 
 fn duplex_word(duplex: Duplex) -> &'static str {
     match duplex {
@@ -80,10 +80,15 @@ impl Fixed {
     }
 }
 
+/// A queue pair of this kernel's device.
+pub type Pair = QueuePair<KernelHal>;
+/// The device without its first pair.
+pub type NicRest<'d> = Rest<'d, KernelHal, NicTransport>;
+
 /// The report as of now, without the network stack's part.
-pub fn status(fixed: &Fixed, nic: &Nic) -> Status {
+pub fn status(fixed: &Fixed, first: Option<&Pair>, nic: &NicRest<'_>) -> Status {
     let mut transmit = nic
-        .snapshots()
+        .snapshots(first)
         .filter(|queue| queue.role == QueueRole::Transmit);
     let info = nic.info();
     let [a, b, c, d, e, f] = info.mac;
@@ -122,9 +127,12 @@ pub fn status(fixed: &Fixed, nic: &Nic) -> Status {
                 })
                 .collect(),
         },
-        queues: nic.snapshots().map(|snapshot| queue(&snapshot)).collect(),
+        queues: nic
+            .snapshots(first)
+            .map(|snapshot| queue(&snapshot))
+            .collect(),
         network: Default::default(),
-        counters: counters(&nic.stats()),
+        counters: counters(&nic.stats(first)),
         pairs: Vec::new(),
         cpu: cpu(),
         cpus: Vec::new(),

@@ -14,7 +14,7 @@ use virtio_net::vectors::Rung;
 use x86_64::instructions::interrupts as interrupts_at_cpu;
 
 use super::cores::{Cores, Mail};
-use super::device::{First, Nic, PhyDevice};
+use super::device::{Nic, PhyDevice};
 use super::interrupts::Controller;
 use super::netconsole::Sender;
 use super::report::{self, Fixed};
@@ -83,11 +83,7 @@ struct Reopenings {
 /// of a VLAN.
 macro_rules! on_device {
     ($host:expr, $device:ident => $call:expr) => {{
-        let device = PhyDevice::First(First {
-            nic: $host.nic,
-            fixed: &$host.fixed,
-            cores: $host.cores.as_ref(),
-        });
+        let device = PhyDevice::first($host.nic, &$host.fixed, $host.cores.as_ref());
         match $host.vlan {
             None => {
                 let mut device = device;
@@ -260,7 +256,8 @@ impl Host {
     fn publish(&mut self) {
         if let Some(cores) = &self.cores {
             let link_up = self.nic.info().link_up;
-            cores.publish_status(report::status(&self.fixed, self.nic), link_up);
+            let (first, rest) = self.nic.parts();
+            cores.publish_status(report::status(&self.fixed, first, &rest), link_up);
         }
     }
 
@@ -527,7 +524,8 @@ impl Host {
             None => deadline = deadline.min(self.reopen_at),
         }
         if let Some(cores) = &self.cores {
-            cores.publish(self.nic);
+            let (first, rest) = self.nic.parts();
+            cores.publish(first, &rest);
         }
         interrupts_at_cpu::disable();
         let mut now = now;

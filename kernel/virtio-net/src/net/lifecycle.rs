@@ -223,10 +223,13 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// Stopping twice does nothing.
     #[doc(alias = "ndo_stop")]
     pub fn stop<I: InterruptController>(&mut self, controller: &mut I) {
+        self.past = {
+            let (first, rest) = self.parts();
+            rest.queue_stats(first)
+        };
         let Some(open) = self.open.take() else {
             return;
         };
-        self.past = self.stats_with(Some(&open));
         // The buffers of all queues stay until the reset in `del_vqs`.
         let mut queues = Vec::new();
         let mut buffers = Vec::new();

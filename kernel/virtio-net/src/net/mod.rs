@@ -6,6 +6,7 @@
 //!   together.
 //! - [`control`]: the control queue; `filter`: what the device lets through,
 //!   by it.
+//! - `parts`: the first pair apart from the rest.
 //! - [`flow`]: which pair a packet belongs to.
 //! - `netpoll`: sending when nothing else works any more.
 //! - `stats`: what was counted.
@@ -25,6 +26,7 @@ mod lifecycle;
 mod netpoll;
 pub mod offload;
 mod pair;
+mod parts;
 mod queue_reset;
 pub mod rx;
 mod stats;
@@ -36,6 +38,7 @@ pub use features::Features;
 pub use filter::{RxFlags, RxMode};
 pub use netpoll::{LastWords, Netpoll};
 pub use pair::{QueuePair, TakenPair};
+pub use parts::Rest;
 pub use stats::{QueueRole, QueueSnapshot, Stats};
 
 use alloc::vec::Vec;

@@ -4,7 +4,7 @@ use virtio_drivers::Hal;
 
 use super::rx::RxQueue;
 use super::tx::TxQueue;
-use super::{Open, QueuePair, VirtioNet};
+use super::{QueuePair, VirtioNet};
 use crate::doorbell::Doorbell;
 use crate::queue::Virtqueue;
 use crate::transport::ConfigOps;
@@ -82,7 +82,7 @@ pub struct QueueSnapshot {
 }
 
 impl QueueSnapshot {
-    fn of<H: Hal>((role, queue): (QueueRole, &Virtqueue<H>)) -> Self {
+    pub(super) fn of<H: Hal>((role, queue): (QueueRole, &Virtqueue<H>)) -> Self {
         let ring = queue.ring();
         Self {
             role,
@@ -139,7 +139,7 @@ impl Stats {
     }
 
     /// Adds what the queues of a pair have counted.
-    fn add_pair<H: Hal>(&mut self, QueuePair { rx, tx }: &QueuePair<H>) {
+    pub(super) fn add_pair<H: Hal>(&mut self, QueuePair { rx, tx }: &QueuePair<H>) {
         self.add_rx(rx);
         self.add_tx(tx);
     }
@@ -166,7 +166,7 @@ impl Stats {
         self.add_kicks(&tx.queue);
     }
 
-    fn add_kicks<H: Hal>(&mut self, queue: &Virtqueue<H>) {
+    pub(super) fn add_kicks<H: Hal>(&mut self, queue: &Virtqueue<H>) {
         let stats = queue.stats();
         self.kicks += stats.kicks;
         self.kicks_suppressed += stats.kicks_suppressed;
@@ -199,38 +199,14 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// What has been counted (Linux `ndo_get_stats64`).
     #[doc(alias = "ndo_get_stats64")]
     pub fn stats(&self) -> Stats {
-        let mut stats = self.stats_with(self.open.as_ref());
-        stats.interrupts = self.interrupts.interrupts();
-        stats.interrupts_spurious = self.interrupts.not_ours();
-        stats.register_accesses =
-            self.transport.register_accesses() + self.interrupts.isr_reads() + stats.kicks;
-        stats
-    }
-
-    /// The counters of queues that are gone, and of those in `open`.
-    pub(super) fn stats_with(&self, open: Option<&Open<H>>) -> Stats {
-        let mut stats = self.past;
-        if let Some(open) = open {
-            stats.add_pair(&open.first);
-            let others = open.others.iter().flatten();
-            others.for_each(|pair| stats.add_pair(pair));
-            if let Some(control) = &open.control {
-                stats.add_kicks(control.queue());
-            }
-        }
-        stats
+        let (first, rest) = self.parts();
+        rest.stats(first)
     }
 
     /// What the queues look like now: receive and transmit queue of each
     /// pair, then the control queue, if there is one. Nothing while stopped.
     pub fn snapshots(&self) -> impl Iterator<Item = QueueSnapshot> {
-        self.open.iter().flat_map(|open| {
-            let pairs = core::iter::once(&open.first).chain(open.others.iter().flatten());
-            pairs.flat_map(QueuePair::snapshots).chain(
-                open.control
-                    .iter()
-                    .map(|control| QueueSnapshot::of((QueueRole::Control, control.queue()))),
-            )
-        })
+        let (first, rest) = self.parts();
+        rest.snapshots(first)
     }
 }

@@ -1,0 +1,127 @@
+//! The first pair apart from the rest of the device, so that a CPU works with
+//! the one while the other can still be looked at.
+
+use virtio_drivers::Hal;
+
+use super::control::ControlQueue;
+use super::stats::{QueueRole, QueueSnapshot, Stats};
+use super::{DeviceInfo, QueuePair, VirtioNet};
+use crate::interrupt::InterruptState;
+use crate::transport::ConfigOps;
+use crate::vectors::{Attempt, Rung};
+
+/// A device without its first pair, to look at; see [`VirtioNet::split`].
+pub struct Rest<'d, H: Hal, T: ConfigOps> {
+    transport: &'d T,
+    info: &'d DeviceInfo,
+    interrupts: &'static InterruptState,
+    attempts: &'d [Attempt],
+    past: &'d Stats,
+    others: &'d [Option<QueuePair<H>>],
+    control: Option<&'d ControlQueue<H>>,
+    rung: Option<Rung>,
+}
+
+impl<'d, H: Hal, T: ConfigOps> Rest<'d, H, T> {
+    /// As [`VirtioNet::info`].
+    #[inline]
+    pub fn info(&self) -> &'d DeviceInfo {
+        self.info
+    }
+
+    /// As [`VirtioNet::transport`].
+    pub fn transport(&self) -> &'d T {
+        self.transport
+    }
+
+    /// As [`VirtioNet::rung`].
+    pub fn rung(&self) -> Option<Rung> {
+        self.rung
+    }
+
+    /// As [`VirtioNet::attempts`].
+    pub fn attempts(&self) -> &'d [Attempt] {
+        self.attempts
+    }
+
+    /// As [`VirtioNet::stats`], with what `first` has counted.
+    pub fn stats(&self, first: Option<&QueuePair<H>>) -> Stats {
+        let mut stats = self.queue_stats(first);
+        stats.interrupts = self.interrupts.interrupts();
+        stats.interrupts_spurious = self.interrupts.not_ours();
+        stats.register_accesses =
+            self.transport.register_accesses() + self.interrupts.isr_reads() + stats.kicks;
+        stats
+    }
+
+    /// The counters of queues that are gone, and of those that there are.
+    pub(super) fn queue_stats(&self, first: Option<&QueuePair<H>>) -> Stats {
+        let mut stats = *self.past;
+        for pair in first.into_iter().chain(self.others.iter().flatten()) {
+            stats.add_pair(pair);
+        }
+        if let Some(control) = self.control {
+            stats.add_kicks(control.queue());
+        }
+        stats
+    }
+
+    /// As [`VirtioNet::snapshots`], with those of `first`.
+    pub fn snapshots<'a>(
+        &self,
+        first: Option<&'a QueuePair<H>>,
+    ) -> impl Iterator<Item = QueueSnapshot> + use<'a, 'd, H, T>
+    where
+        'd: 'a,
+    {
+        let pairs = first.into_iter().chain(self.others.iter().flatten());
+        let control = self.control.into_iter();
+        pairs
+            .flat_map(QueuePair::snapshots)
+            .chain(control.map(|control| QueueSnapshot::of((QueueRole::Control, control.queue()))))
+    }
+}
+
+impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+    /// The first pair to work with, `None` while stopped, and the rest of the
+    /// device to look at meanwhile.
+    #[inline]
+    pub fn split(&mut self) -> (Option<&mut QueuePair<H>>, Rest<'_, H, T>) {
+        let (first, others, control, rung) = match &mut self.open {
+            Some(open) => (
+                Some(&mut open.first),
+                open.others.as_slice(),
+                open.control.as_ref(),
+                Some(open.rung),
+            ),
+            None => (None, &[][..], None, None),
+        };
+        let rest = Rest {
+            transport: &self.transport,
+            info: &self.info,
+            interrupts: self.interrupts,
+            attempts: &self.attempts,
+            past: &self.past,
+            others,
+            control,
+            rung,
+        };
+        (first, rest)
+    }
+
+    /// [`Self::split`], to look at both.
+    pub fn parts(&self) -> (Option<&QueuePair<H>>, Rest<'_, H, T>) {
+        let open = self.open.as_ref();
+        let rest = Rest {
+            transport: &self.transport,
+            info: &self.info,
+            interrupts: self.interrupts,
+            attempts: &self.attempts,
+            past: &self.past,
+            others: open.map_or(&[], |open| &open.others),
+            control: open.and_then(|open| open.control.as_ref()),
+            rung: open.map(|open| open.rung),
+        };
+        (open.map(|open| &open.first), rest)
+    }
+}
