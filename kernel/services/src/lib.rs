@@ -72,6 +72,7 @@ mod fast_echo;
 mod flow;
 mod http;
 mod ingress;
+mod neighbor;
 pub mod netconsole;
 mod pool;
 mod shared;
