@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn echo_requests_are_told_from_all_else() {
-        let mut requests = vec![vec![], vec![]];
+        let mut requests = [vec![], vec![]];
         let builder = || PacketBuilder::ethernet2([2; 6], [4; 6]);
         let v4 = builder().ipv4([10, 0, 2, 2], [10, 0, 2, 15], 64);
         v4.icmpv4_echo_request(1, 2)
