@@ -78,6 +78,27 @@ pub fn add(suite: &mut Suite) {
             |lab| check_location(lab, "00:08.3"),
         );
     }
+    // The first one has frames that do not fit this little memory.
+    let too_large = Spec::pc()
+        .edit(|machine| machine.memory = "16M".parse().expect("an amount"))
+        .config(|config| config.features_off = "mrg_rxbuf".into())
+        .property("addr", "9")
+        .extra(&[
+            "-netdev",
+            "hubport,id=first,hubid=1",
+            "-device",
+            "virtio-net-pci,netdev=first,romfile=,addr=8,host_mtu=65000",
+        ]);
+    suite.guest(
+        "devices::pc_whose_first_cannot_be_opened",
+        too_large,
+        |lab| {
+            expect_on_console(lab, &["2 network devices", "00:08.0", "no memory for"])?;
+            let location = lab.status()?.device.location;
+            ensure!(location.contains("00:09.0"), "{location}");
+            lab.check_services()
+        },
+    );
     let bridge =
         Spec::pc().edit(|machine| behind(machine, "pci-bridge,id=bridge,chassis_nr=1", 5, ""));
     suite.guest("devices::pc_behind_a_bridge", bridge, |lab| {
