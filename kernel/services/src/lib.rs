@@ -72,7 +72,7 @@ mod fast_echo;
 mod flow;
 mod http;
 mod ingress;
-mod neighbor;
+mod neighbours;
 pub mod netconsole;
 mod pool;
 mod shared;

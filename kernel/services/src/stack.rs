@@ -13,10 +13,10 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
 use crate::address::{Ipv4, Ipv4State};
 use crate::chargen::Pattern;
-use crate::checksum::{Checked, Duties, ETHERNET, Fragments, Token};
+use crate::checksum::{Checked, Duties, Fragments, Token};
 use crate::fast_echo::FastEcho;
 use crate::ingress::{self, Class, OneFrame};
-use crate::neighbor::{self, Waiting};
+use crate::neighbours::Neighbours;
 use crate::netconsole::{self, Netconsole};
 use crate::pool::{Limits, Pool, earlier};
 use crate::shared::{self, NoAnswer, Shared};
@@ -76,6 +76,7 @@ pub struct Stack {
     interface: Box<Interface>,
     duties: Duties,
     fragments: Fragments,
+    neighbours: Neighbours,
     ipv4: Ipv4,
     ipv6: Slaac,
     fast_echo: FastEcho,
@@ -87,8 +88,6 @@ pub struct Stack {
     discard: Pool<()>,
     chargen: Pool<Pattern>,
     http: Pool<http::Connection>,
-    /// Pings that cannot be answered yet.
-    waiting: Waiting,
     /// What other stacks with this address must hear.
     shared: Shared,
     /// When something other than a frame needs a turn.
@@ -151,6 +150,7 @@ impl Stack {
             interface,
             duties,
             fragments: Fragments::default(),
+            neighbours: Neighbours::new(mac),
             ipv4,
             ipv6,
             fast_echo: FastEcho::new(mac, ip_mtu, now),
@@ -161,7 +161,6 @@ impl Stack {
             discard: Pool::new(DISCARD),
             chargen: Pool::new(CHARGEN),
             http: Pool::new(HTTP),
-            waiting: Waiting::new(ETHERNET + ip_mtu),
             shared: Shared::default(),
             deadline: Some(now),
             addresses_changed: true,
@@ -204,6 +203,7 @@ impl Stack {
     /// intact, and answers.
     #[cold]
     pub fn hear(&mut self, now: Instant, frame: &[u8]) {
+        self.meet(now, frame);
         let interface = &mut *self.interface;
         if slaac::is_advertisement(frame) {
             if self.ipv6.hear(now, interface, frame) {
@@ -219,7 +219,6 @@ impl Stack {
             interface.poll_ingress_single(now, &mut device, sockets);
         }
         // Packets may have waited for what it says.
-        self.waiting.hear();
         self.deadline = Some(now);
     }
 
@@ -367,22 +366,16 @@ impl Stack {
             }
             _ => {}
         }
-        let interface = &mut *self.interface;
-        if neighbor::is_echo_request(frame) && class == Class::Other {
-            self.waiting.answer(now, interface, frame, meta, answer);
-            return class;
-        }
+        self.meet(now, frame);
         let mut device = OneFrame::new(frame, meta, answer);
+        let interface = &mut *self.interface;
         if class == Class::Dhcp
             && let Some(sockets) = self.ipv4.dhcp_sockets()
         {
             interface.poll_ingress_single(now, &mut device, sockets);
             return class;
         }
-        if shared::concerns_all(frame) {
-            self.shared.keep(frame);
-            self.waiting.hear();
-        }
+        self.shared.note(frame);
         if slaac::is_advertisement(frame) {
             if self.ipv6.hear(now, interface, frame) {
                 self.fast_echo.flows.clear();
@@ -393,6 +386,16 @@ impl Stack {
         interface.poll_ingress_single(now, &mut device, &mut self.sockets);
         self.listen(now);
         class
+    }
+
+    /// Has the interface know whoever sent this frame, so that it can answer.
+    #[inline]
+    fn meet(&mut self, now: Instant, frame: &[u8]) {
+        if let Some(lesson) = self.neighbours.missing(&self.interface, frame, now) {
+            let mut device = OneFrame::new(lesson.frame(), PacketMeta::default(), NoAnswer);
+            self.interface
+                .poll_ingress_single(now, &mut device, &mut self.sockets);
+        }
     }
 
     /// Sees to it that every TCP service listens, if it can.
@@ -425,7 +428,6 @@ impl Stack {
         let flows = &mut self.fast_echo.flows;
         let mut busy = self.udp_echo.serve(&mut context, flows);
         busy |= self.udp_chargen.serve(&mut context, flows);
-        busy |= self.waiting.serve(now, interface, device);
 
         let sockets = &mut self.sockets;
         let mut deadline = self.echo.1.serve(now, &mut self.echo.0, sockets);
@@ -458,7 +460,6 @@ impl Stack {
             due = Some(now + DEVICE_RETRY);
         }
         deadline = earlier(deadline, due);
-        deadline = earlier(deadline, self.waiting.poll_at());
         if self.udp_echo.is_waiting() || self.udp_chargen.is_waiting() {
             deadline = earlier(deadline, Some(now + DEVICE_RETRY));
         }

@@ -1,0 +1,133 @@
+//! Who gets answers, and where they go: hosts that the guest knows, hosts that it
+//! has never heard of, and senders that are forged.
+
+mod common;
+
+use std::net::IpAddr;
+
+use common::*;
+use etherparse::PacketBuilder;
+
+const HOST4: [u8; 4] = [10, 0, 2, 2];
+const GUEST4: [u8; 4] = [10, 0, 2, 15];
+const GUEST6: [u8; 16] = [
+    0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x50, 0x54, 0, 0xff, 0xfe, 0x12, 0x34, 0x56,
+];
+
+/// An ARP request for the guest's address.
+fn arp(mac: [u8; 6], sender: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(mac);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac);
+    frame.extend(sender);
+    frame.extend([0; 6]);
+    frame.extend(GUEST4);
+    frame
+}
+
+/// A UDP datagram from a host at this hardware address to the guest's character
+/// generator.
+fn ask_chargen(mac: [u8; 6], from: IpAddr) -> Vec<u8> {
+    let ethernet = PacketBuilder::ethernet2(mac, GUEST_MAC);
+    let builder = match from {
+        IpAddr::V4(from) => ethernet.ipv4(from.octets(), GUEST4, 64),
+        IpAddr::V6(from) => ethernet.ipv6(from.octets(), GUEST6, 64),
+    };
+    let mut frame = Vec::new();
+    builder
+        .udp(4321, 19)
+        .write(&mut frame, b"characters, please")
+        .unwrap();
+    frame
+}
+
+/// The hardware addresses to which the guest sends answers of its character
+/// generator.
+fn answers_of_chargen(world: &mut World) -> Vec<[u8; 6]> {
+    world.turn_guest();
+    let frames = std::mem::take(&mut *world.guest.outbox.borrow_mut());
+    let is_answer = |frame: &&Vec<u8>| frame.windows(4).any(|w| w == [0, 19, 0x10, 0xe1]);
+    frames
+        .iter()
+        .filter(is_answer)
+        .map(|frame| *frame.first_chunk().unwrap())
+        .collect()
+}
+
+/// Strangers fill the table of neighbours, and have the guest look for hosts
+/// that are not there: a host that it knows, and one that it does not, get their
+/// answers at once all the same.
+#[test]
+fn strangers_cut_nobody_off() {
+    // The gateway is not there.
+    let mut world = World::with("ip=10.0.2.15/24 gateway=10.0.2.3");
+    let stranger = |n: u8| [2, 0xaa, 0, 0, 0, n];
+    let known: [IpAddr; 2] = [HOST4.into(), "fe80::5054:ff:fe00:1".parse().unwrap()];
+    for n in 0..=255 {
+        // ARP for the guest, from all of its network.
+        if ![2, 3, 15].contains(&n) {
+            world.inject(arp(stranger(n), [10, 0, 2, n]));
+        }
+        // Packets from hosts that never said where they are.
+        let nobody = format!("fe80::{n:x}").parse().unwrap();
+        world.inject(ask_chargen(stranger(n), nobody));
+        // One that cannot be answered without a question.
+        let afar = [192, 0, 2, n];
+        world.inject(ask_chargen(stranger(n), afar.into()));
+        answers_of_chargen(&mut world);
+        for host in known {
+            world.inject(ask_chargen(HOST_MAC, host));
+            assert_eq!(answers_of_chargen(&mut world), [HOST_MAC], "{host} {n}");
+        }
+    }
+}
+
+/// Where a host is, ARP says; a packet in its name does not move it.
+#[test]
+fn a_forged_sender_moves_nobody() {
+    let mut world = World::new();
+    let forger = [2, 0xbb, 0, 0, 0, 1];
+    world.inject(arp(HOST_MAC, HOST4));
+    answers_of_chargen(&mut world);
+    for round in 0..3 {
+        world.inject(ask_chargen(forger, HOST4.into()));
+        // None, while the guest asks where the host is.
+        let answers = answers_of_chargen(&mut world);
+        assert!(!answers.contains(&forger), "{round}");
+        world.inject(ask_chargen(HOST_MAC, HOST4.into()));
+        let answers = answers_of_chargen(&mut world);
+        assert!(answers.contains(&HOST_MAC), "{round}");
+        assert!(!answers.contains(&forger), "{round}");
+        // As many strangers as make the guest unsure of the host.
+        for n in 100..140 {
+            world.inject(ask_chargen([2, 0xaa, 0, 0, 0, n], [10, 0, 2, n].into()));
+        }
+        answers_of_chargen(&mut world);
+    }
+    world.inject(ask_chargen(HOST_MAC, HOST4.into()));
+    answers_of_chargen(&mut world);
+    // It has a new card, and says so.
+    world.inject(arp(forger, HOST4));
+    answers_of_chargen(&mut world);
+    world.inject(ask_chargen(forger, HOST4.into()));
+    assert_eq!(answers_of_chargen(&mut world), [forger]);
+}
+
+/// The guest's own address, groups and broadcasts are nobody's.
+#[test]
+fn a_sender_that_cannot_be_one_gets_no_answer() {
+    let mut world = World::new();
+    world.assert_echo();
+    for (mac, from) in [
+        (HOST_MAC, [10, 0, 2, 15]),
+        (HOST_MAC, [10, 0, 2, 255]),
+        (HOST_MAC, [224, 0, 0, 1]),
+        ([0x01, 0, 0x5e, 0, 0, 1], [10, 0, 2, 77]),
+        ([0xff; 6], [10, 0, 2, 77]),
+    ] {
+        world.inject(ask_chargen(mac, from.into()));
+        let answers = answers_of_chargen(&mut world);
+        assert!(answers.is_empty(), "{from:?} at {mac:x?}: {answers:x?}");
+    }
+}
