@@ -363,7 +363,7 @@ pub(crate) fn setup_queue<H: Hal, T: ConfigOps>(
     if size == 0 {
         return Err(TransportError::NoSuchQueue { queue: index }.into());
     }
-    let size = if transport.requires_legacy_layout() {
+    let size = if transport.dictates_queue_size() {
         size
     } else {
         shape.size(size)

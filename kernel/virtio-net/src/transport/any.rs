@@ -141,6 +141,10 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports, R: Registers> ConfigOps
         delegate!(self, transport => transport.finalize_features(features))
     }
 
+    fn dictates_queue_size(&self) -> bool {
+        delegate!(self, transport => transport.dictates_queue_size())
+    }
+
     fn access_platform(&self) -> bool {
         delegate!(self, transport => transport.access_platform())
     }

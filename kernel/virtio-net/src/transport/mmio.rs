@@ -467,6 +467,11 @@ impl<H: Hal, R: Registers> ConfigOps for MmioTransport<H, R> {
         }
     }
 
+    /// Both versions have QueueNum (specification 4.2.4).
+    fn dictates_queue_size(&self) -> bool {
+        false
+    }
+
     fn access_platform(&self) -> bool {
         self.access_platform
     }

@@ -80,6 +80,13 @@ pub trait ConfigOps: Transport {
         false
     }
 
+    /// Whether a queue has exactly the size that the device says, and not less
+    /// if the driver so wishes (specification 4.1.5.1.3.1: legacy virtio-pci
+    /// has no register to write it to).
+    fn dictates_queue_size(&self) -> bool {
+        self.requires_legacy_layout()
+    }
+
     /// Number of queues that the device has at most, where it tells.
     fn num_queues(&self) -> Option<u16> {
         None
