@@ -12,7 +12,8 @@ use kickpath::wire::{Dgram, FarEnd, Peer, Plan, Recorder};
 use kickpath_abi::config::{Config, Ipv4Config};
 use kickpath_abi::status::Status;
 
-use crate::setup::{self, setup};
+use crate::Way;
+use crate::setup::setup;
 
 /// The line that the guest prints when it serves.
 pub const UP: &str = "kickpath: up";
@@ -20,14 +21,12 @@ pub const UP: &str = "kickpath: up";
 /// How long one answer may take, with another guest on the same CPUs.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// How long one ping of many may take.
-const PING: Duration = Duration::from_millis(500);
-
 type Edit = Box<dyn FnOnce(&mut Machine) + Send>;
 
 /// The machine of a test: QEMU's default PC with one network device at the end
 /// of a datagram cable, a static address, TCG; and how it differs from that.
 pub struct Spec {
+    way: Way,
     kind: Kind,
     accel: Accel,
     ipv4: Ipv4Config,
@@ -41,6 +40,7 @@ impl Spec {
     /// A machine of this type.
     pub fn new(kind: Kind) -> Self {
         Self {
+            way: Way::default(),
             kind,
             accel: Accel::Tcg,
             ipv4: Ipv4Config::Static(Ipv4Config::FALLBACK),
@@ -54,6 +54,12 @@ impl Spec {
     /// QEMU's classic PC.
     pub fn pc() -> Self {
         Self::new(Kind::Pc)
+    }
+
+    /// The way to the device. Virtio-mmio takes microvm for the machine type.
+    pub fn over(mut self, way: Way) -> Self {
+        self.way = way;
+        self
     }
 
     /// What executes the guest.
@@ -126,7 +132,7 @@ impl Spec {
         let mut machine = Machine::new(&setup.qemu, self.kind, self.accel, kernel);
         let mut nic = Nic::new(net);
         plan.configure(&mut machine.config);
-        setup::transport()?.apply(&mut machine, &mut nic);
+        self.way.apply(&mut machine, &mut nic);
         machine.nic = Some(nic);
         for edit in self.edits {
             edit(&mut machine);
@@ -262,23 +268,6 @@ impl Lab {
             "ping {address} with {size} bytes: {report:?}"
         );
         Ok(())
-    }
-
-    /// Pings until one is answered. After frames of strangers the guest may
-    /// have to ask for the peer's hardware address again, and what it wanted to
-    /// say meanwhile is lost.
-    ///
-    /// # Errors
-    /// None is, within the time for one answer.
-    pub fn wait_for_ping(&self, address: IpAddr) -> Result<()> {
-        let deadline = Instant::now() + self.soon();
-        loop {
-            let report = self.peer.ping(address, 1, 56, PING)?;
-            if report.received == 1 && report.corrupted == 0 {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "ping {address}: {report:?}");
-        }
     }
 
     /// Sends UDP echoes with 32 outstanding; none may be lost, damaged or come

@@ -1,7 +1,8 @@
 //! What the guest tests share: the machine made ready ([`setup`]), a guest
-//! with a host at the far end of its cable ([`Lab`]), a list of tests with
-//! reasons for those that cannot run here ([`Suite`]), a browser
-//! ([`browser`]), and frames that no honest host would send ([`frames`]).
+//! with a host at the far end of its cable ([`Lab`]), the transports that a test
+//! runs over ([`Way`]), a list of tests with reasons for those that cannot run
+//! here ([`Suite`]), a browser ([`browser`]), and frames that no honest host
+//! would send ([`frames`]).
 
 pub mod browser;
 pub mod frames;
@@ -10,7 +11,9 @@ pub mod program;
 mod raw_wire;
 pub mod setup;
 mod suite;
+mod way;
 
 pub use lab::{Lab, Spec, UP, parse_address};
 pub use raw_wire::RawWire;
 pub use suite::Suite;
+pub use way::Way;

@@ -9,9 +9,8 @@ use anyhow::{Context, Result, anyhow};
 use kickpath::command::Progress;
 use kickpath::doctor::{self, KvmState};
 use kickpath::install::{Host, Policy, QEMU, Requirement};
-use kickpath::qemu::{Accel, Kind, Machine, Nic};
+use kickpath::qemu::Accel;
 use kickpath::toolchain::{self, BuildOptions};
-use kickpath_abi::config::Transport;
 use nix::unistd::geteuid;
 
 /// Environment variable that forbids installing anything, when it is set to
@@ -21,67 +20,6 @@ pub const NO_INSTALL_VARIABLE: &str = "KICKPATH_NO_INSTALL";
 /// Environment variable that names an ELF file to test instead of a fresh build
 /// (the command knows it, too).
 pub const KERNEL_VARIABLE: &str = "KICKPATH_KERNEL";
-
-/// Environment variable that runs the tests over another transport than the
-/// default one: `modern`, `modern-port`, `mmio` or `mmio-legacy`. Tests that
-/// say themselves which device they want, or what they expect of it, are not
-/// for this; `services::`, `http::`, `hostile::`, `connections::`, `link::`,
-/// `dhcp::` and `transmit_queue::` are.
-pub const TRANSPORT_VARIABLE: &str = "KICKPATH_TEST_TRANSPORT";
-
-/// What [`TRANSPORT_VARIABLE`] asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TestTransport {
-    /// The guest's own choice: legacy port I/O.
-    Default,
-    /// The modern interface of virtio-pci.
-    Modern,
-    /// The same, kicked by a port.
-    ModernPort,
-    /// virtio-mmio version 2, on microvm instead of the PC.
-    Mmio,
-    /// virtio-mmio version 1.
-    MmioLegacy,
-}
-
-/// Over which transport the tests run.
-///
-/// # Errors
-/// [`TRANSPORT_VARIABLE`] has a value that it cannot have.
-pub fn transport() -> Result<TestTransport> {
-    let Some(value) = std::env::var_os(TRANSPORT_VARIABLE) else {
-        return Ok(TestTransport::Default);
-    };
-    match value.to_str() {
-        Some("") => Ok(TestTransport::Default),
-        Some("modern") => Ok(TestTransport::Modern),
-        Some("modern-port") => Ok(TestTransport::ModernPort),
-        Some("mmio") => Ok(TestTransport::Mmio),
-        Some("mmio-legacy") => Ok(TestTransport::MmioLegacy),
-        _ => Err(anyhow!(
-            "{TRANSPORT_VARIABLE}={}: expected modern, modern-port, mmio or mmio-legacy",
-            value.display()
-        )),
-    }
-}
-
-impl TestTransport {
-    /// Changes a machine that is about to be described further.
-    pub fn apply(self, machine: &mut Machine, nic: &mut Nic) {
-        match self {
-            Self::Default => {}
-            Self::Modern | Self::ModernPort if machine.kind != Kind::Microvm => {
-                machine.config.transport = Transport::Modern;
-                nic.pio_notify = self == Self::ModernPort;
-            }
-            Self::Mmio | Self::MmioLegacy if machine.kind == Kind::Pc => {
-                machine.kind = Kind::Microvm;
-                nic.mmio_legacy = self == Self::MmioLegacy;
-            }
-            _ => {}
-        }
-    }
-}
 
 /// What every guest test needs.
 #[derive(Clone, Debug)]

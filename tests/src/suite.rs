@@ -1,35 +1,62 @@
 //! The list of tests, and the report at its end.
 
 use std::any::Any;
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::{Lab, Spec};
+use crate::{Lab, Spec, Way};
 
-/// Guests at a time: each keeps one CPU busy, and one at the far end.
-const GUESTS: usize = 2;
+/// Guests at a time, if the machine has no more CPUs: each keeps one busy, but
+/// often waits for its far end.
+const GUESTS_AT_LEAST: usize = 2;
+
+/// Guests at a time at most: each takes 128 MiB or more of memory.
+const GUESTS_AT_MOST: usize = 8;
+
+/// Environment variable that names a file for the time that each test took, in
+/// seconds, the longest first.
+pub const TIMES_VARIABLE: &str = "KICKPATH_TEST_TIMES";
 
 /// How many of the slowest tests are named at the end.
 const SLOWEST: usize = 10;
 
 type Skipped = Arc<Mutex<Vec<(String, String)>>>;
 
-/// A list of tests. They run in the order in which they were added, two at a
-/// time unless `--test-threads` says otherwise.
+/// A list of tests. They run in the order in which they were added, as many at
+/// a time as there are CPUs (2 to 8) unless `--test-threads` says otherwise.
 #[derive(Default)]
 pub struct Suite {
     trials: Vec<Trial>,
     skipped: Skipped,
     times: Arc<Mutex<Vec<(Duration, String)>>>,
     missing: Option<String>,
+    way: Option<Way>,
 }
 
 impl Suite {
+    /// Adds tests once for each transport. Their names begin with that of the
+    /// [`Way`].
+    pub fn over_every_transport(&mut self, add: impl Fn(&mut Self)) {
+        for way in Way::ALL {
+            let before = self.way.replace(way);
+            add(self);
+            self.way = before;
+        }
+    }
+
+    /// The way to the device for the tests that are being added. Those of
+    /// [`Suite::guest`] and [`Suite::launch`] take it by themselves.
+    pub fn way(&self) -> Way {
+        self.way.unwrap_or_default()
+    }
+
     /// Adds tests that can only run when `missing` is `None`; otherwise it is
     /// the reason that is shown for each of them.
     pub fn needs(&mut self, missing: Option<String>, add: impl FnOnce(&mut Self)) {
@@ -43,7 +70,11 @@ impl Suite {
         let skipped = Arc::clone(&self.skipped);
         let times = Arc::clone(&self.times);
         let missing = self.missing.clone();
-        let title = name.to_owned();
+        let title = match self.way {
+            Some(way) => format!("{}::{name}", way.name()),
+            None => name.to_owned(),
+        };
+        let name = title.clone();
         self.trials.push(Trial::ignorable_test(name, move || {
             if let Some(reason) = missing {
                 let mut skipped = skipped.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,6 +115,10 @@ impl Suite {
         spec: Spec,
         body: impl FnOnce(&mut Lab) -> Result<()> + Send + 'static,
     ) {
+        let spec = match self.way {
+            Some(way) => spec.over(way),
+            None => spec,
+        };
         self.test(name, move || {
             let mut lab = Lab::launch(spec)?;
             caught(|| body(&mut lab)).map_err(|error| lab.report(&error))
@@ -93,7 +128,8 @@ impl Suite {
     /// Runs the tests that the command line asks for, and says why others were
     /// skipped.
     pub fn run(self) -> ExitCode {
-        self.run_at_a_time(GUESTS)
+        let cpus = available_parallelism().map_or(1, NonZero::get);
+        self.run_at_a_time(cpus.clamp(GUESTS_AT_LEAST, GUESTS_AT_MOST))
     }
 
     /// As [`Suite::run`], one test at a time.
@@ -130,6 +166,15 @@ impl Suite {
         let slowest = times.iter().take(SLOWEST);
         let slowest = slowest.map(|(took, name)| format!("{name} {:.1} s", took.as_secs_f64()));
         println!("slowest: {}", slowest.collect::<Vec<_>>().join(", "));
+        if let Some(file) = std::env::var_os(TIMES_VARIABLE) {
+            let lines: String = times
+                .iter()
+                .map(|(took, name)| format!("{:.2} {name}\n", took.as_secs_f64()))
+                .collect();
+            if let Err(error) = std::fs::write(&file, lines) {
+                eprintln!("{}: {error}", file.display());
+            }
+        }
         conclusion.exit_code()
     }
 }

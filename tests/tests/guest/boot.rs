@@ -8,7 +8,8 @@ use kickpath_tests::{Lab, Spec, Suite};
 use crate::faults::{FAILURE, expect_on_console};
 
 pub fn add(suite: &mut Suite) {
-    for kind in [Kind::Pc, Kind::Q35] {
+    let way = suite.way();
+    for &kind in way.kinds() {
         for memory in ["16M", "64M", "3G", "8G"] {
             let spec = memory_of(kind, memory);
             let name = format!("boot::{kind}_with_{memory}_of_memory");
@@ -20,7 +21,7 @@ pub fn add(suite: &mut Suite) {
     }
     // From an amount on, the guest works; below it, it says why it does not.
     for memory in ["4M", "5M", "6M", "8M", "10M", "12M"] {
-        let name = format!("boot::pc_with_{memory}_works_or_says_why_not");
+        let name = format!("boot::with_{memory}_works_or_says_why_not");
         suite.launch(&name, memory_of(Kind::Pc, memory), works_or_says_why);
     }
     let floor = memory_of(Kind::Pc, "4M");
@@ -34,6 +35,25 @@ pub fn add(suite: &mut Suite) {
         },
     );
 
+    for cpus in [2, 4] {
+        let spec = Spec::pc().edit(move |machine| machine.cpus = cpus);
+        suite.guest(&format!("boot::with_{cpus}_cpus"), spec, |lab| {
+            lab.check_services()
+        });
+    }
+    for cpu in ["qemu64", "max", "Nehalem"] {
+        let spec = Spec::pc().edit(move |machine| machine.cpu = Some(cpu.into()));
+        let name = format!("boot::on_the_cpu_{}", cpu.to_lowercase());
+        suite.guest(&name, spec, |lab| lab.check_services());
+    }
+    let quiet = Spec::pc().config(|config| config.log = kickpath_abi::config::LogLevel::Trace);
+    suite.guest("boot::with_the_log_at_trace", quiet, |lab| {
+        lab.check_services()
+    });
+}
+
+/// Where the configuration comes from, the choice of a transport included.
+pub fn add_words(suite: &mut Suite) {
     let bad = Spec::pc().ipv4(Ipv4Config::Dhcp).edit(|machine| {
         let words = "colour=red log=loud irq=none ip=10.0.0.1/33 gateway=x transport features=mac";
         machine.extra.extend(["-append".into(), words.into()]);
@@ -110,21 +130,6 @@ pub fn add(suite: &mut Suite) {
             lab.status()?.interrupts
         );
         Ok(())
-    });
-    for cpus in [2, 4] {
-        let spec = Spec::pc().edit(move |machine| machine.cpus = cpus);
-        suite.guest(&format!("boot::with_{cpus}_cpus"), spec, |lab| {
-            lab.check_services()
-        });
-    }
-    for cpu in ["qemu64", "max", "Nehalem"] {
-        let spec = Spec::pc().edit(move |machine| machine.cpu = Some(cpu.into()));
-        let name = format!("boot::on_the_cpu_{}", cpu.to_lowercase());
-        suite.guest(&name, spec, |lab| lab.check_services());
-    }
-    let quiet = Spec::pc().config(|config| config.log = kickpath_abi::config::LogLevel::Trace);
-    suite.guest("boot::with_the_log_at_trace", quiet, |lab| {
-        lab.check_services()
     });
 }
 

@@ -7,6 +7,46 @@ use kickpath_tests::{Lab, Spec, Suite};
 
 use crate::faults::{expect_failure, expect_on_console};
 
+/// Places that a device can have on a PCI bus.
+pub fn add_places(suite: &mut Suite) {
+    for kind in [Kind::Pc, Kind::Q35] {
+        // Both on the cable would be two hosts of one address; the second one
+        // has a cable of its own, that leads nowhere.
+        let two = Spec::new(kind).extra(&[
+            "-netdev",
+            "hubport,id=second,hubid=1",
+            "-device",
+            "virtio-net-pci,netdev=second,romfile=,mac=52:54:00:4b:50:99",
+        ]);
+        suite.guest(&format!("devices::{kind}_with_two"), two, |lab| {
+            expect_on_console(lab, &["2 network devices"])?;
+            ensure!(
+                lab.status()?.device.mac == "52:54:00:4b:50:01",
+                "the second one was taken"
+            );
+            lab.check_services()
+        });
+        let function = Spec::new(kind)
+            .extra(&["-device", "virtio-rng-pci,addr=8.0,multifunction=on"])
+            .property("addr", "8.3");
+        suite.guest(
+            &format!("devices::{kind}_in_a_later_function"),
+            function,
+            |lab| check_location(lab, "00:08.3"),
+        );
+    }
+    let bridge =
+        Spec::pc().edit(|machine| behind(machine, "pci-bridge,id=bridge,chassis_nr=1", 5, ""));
+    suite.guest("devices::pc_behind_a_bridge", bridge, |lab| {
+        check_location(lab, "01:05.0")
+    });
+    let bridge =
+        Spec::new(Kind::Q35).edit(|machine| behind(machine, "pcie-pci-bridge,id=bridge", 5, ""));
+    suite.guest("devices::q35_behind_a_bridge", bridge, |lab| {
+        check_location(lab, "01:05.0")
+    });
+}
+
 pub fn add(suite: &mut Suite) {
     for kind in [Kind::Pc, Kind::Q35] {
         let none = Spec::new(kind).edit(|machine| machine.nic = None);
@@ -35,22 +75,6 @@ pub fn add(suite: &mut Suite) {
                 lab.check_services()
             },
         );
-        // Both on the cable would be two hosts of one address; the second one
-        // has a cable of its own, that leads nowhere.
-        let two = Spec::new(kind).extra(&[
-            "-netdev",
-            "hubport,id=second,hubid=1",
-            "-device",
-            "virtio-net-pci,netdev=second,romfile=,mac=52:54:00:4b:50:99",
-        ]);
-        suite.guest(&format!("devices::{kind}_with_two"), two, |lab| {
-            expect_on_console(lab, &["2 network devices"])?;
-            ensure!(
-                lab.status()?.device.mac == "52:54:00:4b:50:01",
-                "the second one was taken"
-            );
-            lab.check_services()
-        });
         // The first one in the order of the bus does not offer what is wanted.
         let second = Spec::new(kind)
             .config(|config| config.transport = Transport::Legacy)
@@ -69,47 +93,7 @@ pub fn add(suite: &mut Suite) {
                 check_location(lab, "00:09.0")
             },
         );
-        let function = Spec::new(kind)
-            .extra(&["-device", "virtio-rng-pci,addr=8.0,multifunction=on"])
-            .property("addr", "8.3");
-        suite.guest(
-            &format!("devices::{kind}_in_a_later_function"),
-            function,
-            |lab| check_location(lab, "00:08.3"),
-        );
     }
-    // The first one has frames that do not fit this little memory.
-    let too_large = Spec::pc()
-        .edit(|machine| machine.memory = "16M".parse().expect("an amount"))
-        .config(|config| config.features_off = "mrg_rxbuf".into())
-        .property("addr", "9")
-        .extra(&[
-            "-netdev",
-            "hubport,id=first,hubid=1",
-            "-device",
-            "virtio-net-pci,netdev=first,romfile=,addr=8,host_mtu=65000",
-        ]);
-    suite.guest(
-        "devices::pc_whose_first_cannot_be_opened",
-        too_large,
-        |lab| {
-            expect_on_console(lab, &["2 network devices", "00:08.0", "no memory for"])?;
-            let location = lab.status()?.device.location;
-            ensure!(location.contains("00:09.0"), "{location}");
-            lab.check_services()
-        },
-    );
-    let bridge =
-        Spec::pc().edit(|machine| behind(machine, "pci-bridge,id=bridge,chassis_nr=1", 5, ""));
-    suite.guest("devices::pc_behind_a_bridge", bridge, |lab| {
-        check_location(lab, "01:05.0")
-    });
-    let bridge =
-        Spec::new(Kind::Q35).edit(|machine| behind(machine, "pcie-pci-bridge,id=bridge", 5, ""));
-    suite.guest("devices::q35_behind_a_bridge", bridge, |lab| {
-        check_location(lab, "01:05.0")
-    });
-
     let mmio = Spec::pc().config(|config| config.transport = Transport::Mmio);
     suite.launch("devices::pc_has_no_virtio_mmio", mmio, |lab| {
         expect_failure(lab, &["no virtio network device offers transport=mmio"])
@@ -133,6 +117,7 @@ pub fn behind(machine: &mut Machine, bridge: &str, slot: u8, properties: &str) {
     // QEMU makes devices in the order of its command line, the bridge first.
     let Some(Nic {
         net: Net::Dgram { qemu, host },
+        pio_notify,
         ..
     }) = machine.nic.take()
     else {
@@ -143,9 +128,10 @@ pub fn behind(machine: &mut Machine, bridge: &str, slot: u8, properties: &str) {
         qemu.display(),
         host.display()
     );
+    let port = if pio_notify { "on" } else { "off" };
     let nic = format!(
         "virtio-net-pci,netdev=net0,romfile=,bus=bridge,addr={slot},mac=52:54:00:4b:50:01,\
-         disable-legacy=off{properties}"
+         disable-legacy=off,modern-pio-notify={port}{properties}"
     );
     let arguments = ["-device", bridge, "-netdev", &netdev, "-device", &nic];
     machine.extra.extend(arguments.map(Into::into));

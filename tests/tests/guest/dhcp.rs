@@ -1,12 +1,11 @@
 //! Where the guest's addresses come from.
 
 use anyhow::ensure;
-use kickpath::qemu::Kind;
 use kickpath_abi::config::{Ipv4Cidr, Ipv4Config};
 use kickpath_tests::{Spec, Suite};
 
 pub fn add(suite: &mut Suite) {
-    for kind in [Kind::Pc, Kind::Q35] {
+    for &kind in suite.way().kinds() {
         let spec = Spec::new(kind).dhcp(true);
         suite.guest(
             &format!("dhcp::{kind}_takes_what_the_server_offers"),

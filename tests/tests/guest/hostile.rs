@@ -65,7 +65,7 @@ pub fn add(suite: &mut Suite) {
                 lab.peer.send_frame(frame);
                 if index % 100 == 99 {
                     let (first, last) = (index - 99, index);
-                    lab.wait_for_ping(lab.address())
+                    lab.ping(lab.address(), 1, 56)
                         .with_context(|| format!("after the frames {first} to {last} of junk"))?;
                 }
             }
@@ -84,7 +84,7 @@ pub fn add(suite: &mut Suite) {
                 for _ in 0..1000 {
                     lab.peer.send_frame(&frames::random(&route, &mut source));
                 }
-                lab.wait_for_ping(lab.address()).with_context(|| {
+                lab.ping(lab.address(), 1, 56).with_context(|| {
                     format!("seed {seed}, within {thousand}000 and the next 1000")
                 })?;
             }
@@ -172,8 +172,8 @@ fn answers<'a>(
 /// Half-open connections of strangers may hold the TCP services for a moment.
 fn check_everything(lab: &Lab) -> Result<()> {
     let to_ipv6 = from_peer(lab)?.to_ipv6;
-    lab.wait_for_ping(lab.address())?;
-    lab.wait_for_ping(to_ipv6.into())?;
+    lab.ping(lab.address(), 1, 56)?;
+    lab.ping(to_ipv6.into(), 1, 56)?;
     lab.eventually("after the frames", || lab.check_services())?;
     lab.ping(to_ipv6.into(), 3, 56)?;
     lab.eventually("the report after the frames", || lab.status())?;

@@ -6,9 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context, Result, ensure};
 use kickpath::wire::{FarEnd, HTTP_PORT};
 use kickpath_abi::status::{Queue, Status};
-use kickpath_tests::{Lab, Spec, Suite};
+use kickpath_tests::{Lab, Spec, Suite, Way};
 
 pub fn add(suite: &mut Suite) {
+    let way = suite.way();
     suite.guest(
         "http::the_page_stands_alone_and_refreshes_itself",
         Spec::pc(),
@@ -34,9 +35,9 @@ pub fn add(suite: &mut Suite) {
     suite.guest(
         "http::the_report_is_whole_and_plausible",
         Spec::pc(),
-        |lab| {
+        move |lab| {
             let status = lab.status()?;
-            check_report(lab, &status)
+            check_report(lab, &status, way)
         },
     );
     suite.guest("http::counters_follow_the_traffic", Spec::pc(), |lab| {
@@ -220,8 +221,8 @@ fn answer_closes(answer: &[u8]) -> bool {
     text.contains("connection: close")
 }
 
-/// Everything that a default machine on pc must say about itself.
-fn check_report(lab: &Lab, status: &Status) -> Result<()> {
+/// Everything that a default machine must say about itself.
+fn check_report(lab: &Lab, status: &Status, way: Way) -> Result<()> {
     let boot = &status.boot;
     ensure!(boot.protocol == "PVH", "boot protocol '{}'", boot.protocol);
     ensure!(
@@ -254,18 +255,24 @@ fn check_report(lab: &Lab, status: &Status) -> Result<()> {
 
     let device = &status.device;
     ensure!(
-        device.transport == "legacy",
+        device.transport == way.transport().word(),
         "transport '{}'",
         device.transport
     );
-    ensure!(device.id == "1af4:1000", "device '{}'", device.id);
+    let (id, others, doorbell): (_, &[&str], _) = match way {
+        Way::Legacy => ("1af4:1000", &["modern"], "outw 1 -> port 0x"),
+        Way::Modern => ("1af4:1000", &["legacy"], "movw 1 -> 0x"),
+        Way::ModernPortNotify => ("1af4:1000", &["legacy"], "outw 1 -> port 0x"),
+        Way::MmioV1 | Way::MmioV2 => ("virtio-mmio", &[], "movl 1 -> 0x"),
+    };
+    ensure!(device.id == id, "device '{}'", device.id);
     ensure!(
-        device.transport_alternatives == ["modern"],
+        device.transport_alternatives == others,
         "other transports: {:?}",
         device.transport_alternatives
     );
     ensure!(
-        device.doorbell.starts_with("outw 1 -> port 0x"),
+        device.doorbell.starts_with(doorbell),
         "'{}'",
         device.doorbell
     );
@@ -299,9 +306,22 @@ fn check_report(lab: &Lab, status: &Status) -> Result<()> {
     }
 
     let interrupts = &status.interrupts;
-    ensure!(interrupts.rung == "msix", "interrupts: {interrupts:?}");
-    ensure!(interrupts.attempts.len() == 1, "interrupts: {interrupts:?}");
+    ensure!(
+        interrupts.rung == way.first_rung().word(),
+        "interrupts: {interrupts:?}"
+    );
+    let attempts = if way.is_pci() { 1 } else { 3 };
+    ensure!(
+        interrupts.attempts.len() == attempts,
+        "interrupts: {interrupts:?}"
+    );
 
+    // What QEMU's virtio-mmio says of every queue.
+    let [rx, tx, control] = if way.is_pci() {
+        [256, 256, 64]
+    } else {
+        [1024; 3]
+    };
     let sizes: Vec<_> = status
         .queues
         .iter()
@@ -310,9 +330,9 @@ fn check_report(lab: &Lab, status: &Status) -> Result<()> {
     ensure!(
         sizes
             == [
-                ("receive", 0, 256),
-                ("transmit", 1, 256),
-                ("control", 2, 64)
+                ("receive", 0, rx),
+                ("transmit", 1, tx),
+                ("control", 2, control)
             ],
         "queues: {sizes:?}"
     );

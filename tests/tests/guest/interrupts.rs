@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kickpath::qemu::Kind;
 use kickpath::wire::FarEnd;
 use kickpath_abi::config::Irq;
 use kickpath_abi::status::Status;
@@ -15,8 +14,9 @@ type Attempts = &'static [(Irq, &'static str)];
 const TAKEN: &str = "taken";
 
 pub fn add(suite: &mut Suite) {
-    for kind in [Kind::Pc, Kind::Q35] {
-        for irq in [Irq::Msix, Irq::MsixShared, Irq::Intx, Irq::Poll] {
+    let way = suite.way();
+    for &kind in way.kinds() {
+        for &irq in way.rungs() {
             let attempts: Attempts = match irq {
                 Irq::Auto | Irq::Msix => &[(Irq::Msix, TAKEN)],
                 Irq::MsixShared => &[(Irq::MsixShared, TAKEN)],
@@ -30,6 +30,21 @@ pub fn add(suite: &mut Suite) {
             );
             suite.guest(&name, spec, move |lab| check(lab, attempts));
         }
+    }
+    // The bottom half of the device runs in the vCPU thread.
+    for &irq in way.rungs() {
+        let spec = Spec::pc()
+            .config(move |config| config.irq = irq)
+            .nic(|nic| nic.ioeventfd = Some(false));
+        let name = irq.word().replace('-', "_");
+        let name = format!("interrupts::{name}_without_ioeventfd");
+        suite.guest(&name, spec, move |lab| check_traffic(lab, irq));
+    }
+    if !way.is_pci() {
+        // No vectors, and a line for each device.
+        return;
+    }
+    for &kind in way.kinds() {
         // QEMU's default is two vectors a queue pair, and two more.
         let by_device: [(&str, Option<u16>, Attempts); 4] = [
             ("default", None, &[(Irq::Msix, TAKEN)]),
@@ -65,18 +80,6 @@ pub fn add(suite: &mut Suite) {
     suite.guest("interrupts::intx_on_a_shared_line", shared, |lab| {
         check(lab, &[(Irq::Intx, TAKEN)])
     });
-    // The bottom half of the device runs in the vCPU thread.
-    for (name, irq) in [
-        ("msix", Irq::Msix),
-        ("intx", Irq::Intx),
-        ("poll", Irq::Poll),
-    ] {
-        let spec = Spec::pc()
-            .config(move |config| config.irq = irq)
-            .nic(|nic| nic.ioeventfd = Some(false));
-        let name = format!("interrupts::{name}_without_ioeventfd");
-        suite.guest(&name, spec, move |lab| check_traffic(lab, irq));
-    }
 }
 
 /// The ladder was climbed down as it should, and the rung works.

@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use kickpath::wire::FarEnd;
 use kickpath::wire::peer::Connection;
-use kickpath_abi::config::Irq;
 use kickpath_tests::{Lab, Spec, Suite};
 use serde_json::json;
 
@@ -14,20 +13,18 @@ const DOWN: &str = "the link is down";
 const UP: &str = "the link is up";
 
 pub fn add(suite: &mut Suite) {
-    for (name, irq) in [
-        ("msix", Irq::Msix),
-        ("msix_shared", Irq::MsixShared),
-        ("intx", Irq::Intx),
-        ("poll", Irq::Poll),
-    ] {
+    for &irq in suite.way().rungs() {
         let spec = Spec::pc().config(move |config| config.irq = irq);
+        let name = irq.word().replace('-', "_");
         let name = format!("link::down_and_up_again_{name}");
         suite.guest(&name, spec, pull_and_plug);
     }
     let spec = Spec::pc().config(|config| config.features_off = "status".into());
     suite.guest("link::a_guest_that_cannot_be_told_goes_on", spec, |lab| {
         set_link(lab, false)?;
-        ensure!(lab.status().is_err(), "the link is not down");
+        let patience = Duration::from_millis(500);
+        let report = lab.peer.http_get(lab.address(), "/stats.json", patience);
+        ensure!(report.is_err(), "the link is not down");
         set_link(lab, true)?;
         ensure!(
             lab.eventually("the report", || lab.status())?

@@ -1,7 +1,9 @@
 //! The guest in QEMU, and a host at the other end of its cable.
 //!
 //! `cargo test -p kickpath-tests --test guest` runs all of it, `... -- NAME` the
-//! tests whose name contains NAME. Nothing has to be installed before: see
+//! tests whose name contains NAME. What does not depend on the transport runs
+//! over each of them: `... -- legacy::`, `modern::`, `modern_port_notify::`,
+//! `mmio_v1::` and `mmio_v2::` run what belongs to one. Nothing has to be installed before: see
 //! `kickpath_tests::setup`. What a test needs and this machine has not is said
 //! for each test that was skipped.
 
@@ -39,32 +41,41 @@ use kickpath_tests::Suite;
 
 fn main() -> ExitCode {
     let mut suite = Suite::default();
-    // The longest first, so that the two that run at a time end together.
+    // The longest first, so that those that run at a time end together.
+    suite.over_every_transport(kvm::add);
     images::add(&mut suite);
-    kvm::add(&mut suite);
-    services::add(&mut suite);
-    http::add(&mut suite);
-    interrupts::add(&mut suite);
-    transports::add(&mut suite);
-    features::add(&mut suite);
-    devices::add(&mut suite);
-    hostile::add(&mut suite);
-    connections::add(&mut suite);
-    control::add(&mut suite);
+    suite.over_every_transport(|suite| {
+        connections::add(suite);
+        services::add(suite);
+        hostile::add(suite);
+        reopen::add(suite);
+        link::add(suite);
+        transmit_queue::add(suite);
+        http::add(suite);
+        interrupts::add(suite);
+        control::add(suite);
+        queues::add(suite);
+        features::add(suite);
+        if suite.way().is_pci() {
+            devices::add_places(suite);
+        }
+        netconsole::add(suite);
+        mtu::add(suite);
+        dhcp::add(suite);
+        boot::add(suite);
+        smp::add(suite);
+        linux::add(suite);
+        offloads::add(suite);
+    });
+    // What has one transport of its own, or nothing to do with any.
     trace::add(&mut suite);
-    transmit_queue::add(&mut suite);
-    queues::add(&mut suite);
-    link::add(&mut suite);
-    netconsole::add(&mut suite);
-    reopen::add(&mut suite);
-    mtu::add(&mut suite);
-    dhcp::add(&mut suite);
-    boot::add(&mut suite);
-    faults::add(&mut suite);
-    smp::add(&mut suite);
-    other_drivers::add(&mut suite);
-    linux::add(&mut suite);
-    offloads::add(&mut suite);
     runner::add(&mut suite);
+    transports::add(&mut suite);
+    devices::add(&mut suite);
+    boot::add_words(&mut suite);
+    faults::add(&mut suite);
+    smp::add_faults(&mut suite);
+    other_drivers::add(&mut suite);
+    offloads::add_costs(&mut suite);
     suite.run()
 }

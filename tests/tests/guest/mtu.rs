@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use etherparse::{Icmpv4Type, PacketBuilder, SlicedPacket, TransportSlice};
 use kickpath::qemu::GUEST_MAC;
-use kickpath_abi::config::Transport;
 use kickpath_tests::{Lab, Spec, Suite};
 
 /// A host on the cable, played by the test, because the peer has an MTU of
@@ -27,10 +26,6 @@ pub fn add(suite: &mut Suite) {
             jumbo(lab, 9000)
         });
     }
-    let modern = Spec::pc()
-        .property("host_mtu", "9000")
-        .config(|config| config.transport = Transport::Modern);
-    suite.guest("mtu::jumbo_frames_modern", modern, |lab| jumbo(lab, 9000));
     // Without the feature the configuration alone decides.
     let own = Spec::pc().config(|config| config.mtu = Some(4000));
     suite.guest("mtu::of_the_configuration", own, |lab| jumbo(lab, 4000));
@@ -51,11 +46,11 @@ pub fn add(suite: &mut Suite) {
         lab.check_services()
     });
 
-    let speed = |spec: Spec| {
-        spec.property("speed", "25000")
-            .property("duplex", "full")
-            .config(|config| config.transport = Transport::Modern)
-    };
+    // A feature bit above 31, which the legacy interfaces have not.
+    if !suite.way().is_version_1() {
+        return;
+    }
+    let speed = |spec: Spec| spec.property("speed", "25000").property("duplex", "full");
     suite.guest("mtu::speed_and_duplex", speed(Spec::pc()), |lab| {
         let device = lab.status()?.device;
         ensure!(device.speed_mbps == Some(25_000), "{device:?}");

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use etherparse::{SlicedPacket, TransportSlice};
-use kickpath::qemu::{GUEST_MAC, Kind};
+use kickpath::qemu::GUEST_MAC;
 use kickpath::wire::peer::PEER_MAC;
-use kickpath_abi::config::{Irq, SelfTest, SelfTestAt, Transport};
+use kickpath_abi::config::{SelfTest, SelfTestAt};
 use kickpath_tests::{Lab, Spec, Suite};
 
 use crate::faults::expect_failure;
@@ -53,26 +53,26 @@ pub fn add(suite: &mut Suite) {
         spec,
         |lab| last_words(lab, &["panicked at", "on CPU 1"]),
     );
-    for irq in [Irq::MsixShared, Irq::Intx, Irq::Poll] {
+    for &irq in suite.way().rungs() {
         let spec = fault(Spec::pc(), SelfTest::PanicInTransmit).config(move |c| c.irq = irq);
         let name = format!("netconsole::last_words_with_irq_{irq}");
         suite.launch(&name, spec, |lab| last_words(lab, &["panicked at"]));
     }
-    let modern = |spec: Spec| spec.config(|config| config.transport = Transport::Modern);
-    for (name, spec) in [
-        ("modern_pci", modern(Spec::new(Kind::Q35))),
-        ("a_packed_ring", modern(Spec::pc()).property("packed", "on")),
-        ("virtio_mmio", Spec::new(Kind::Microvm)),
-        (
-            "as_few_features_as_possible",
-            Spec::pc().config(|config| {
-                config.features_off = "event_idx,any_layout,status,mac,mtu,ctrl_vq".into();
-            }),
-        ),
-    ] {
-        let name = format!("netconsole::last_words_with_{name}");
-        let spec = fault(spec, SelfTest::PanicInTransmit);
-        suite.launch(&name, spec, |lab| last_words(lab, &["panicked at"]));
+    let few = Spec::pc().config(|config| {
+        config.features_off = "event_idx,any_layout,status,mac,mtu,ctrl_vq".into();
+    });
+    let few = fault(few, SelfTest::PanicInTransmit);
+    suite.launch("netconsole::last_words_with_few_features", few, |lab| {
+        last_words(lab, &["panicked at"])
+    });
+    if suite.way().is_version_1() {
+        let packed = fault(
+            Spec::pc().property("packed", "on"),
+            SelfTest::PanicInTransmit,
+        );
+        suite.launch("netconsole::last_words_with_a_packed_ring", packed, |lab| {
+            last_words(lab, &["panicked at"])
+        });
     }
     // A network that is not there takes nothing but the words.
     let dead = fault(Spec::pc(), SelfTest::Panic).config(|config| {

@@ -37,18 +37,20 @@ const LARGEST_FRAME: u64 = 1514;
 const MIB: usize = 1 << 20;
 
 pub fn add(suite: &mut Suite) {
+    let way = suite.way();
+    let pc = move || Spec::pc().over(way);
     suite.needs(setup::lacks_tap(), |suite| {
         let mut add = |name: &str, spec: Spec, body: fn(&Site) -> Result<()>| {
             suite.test(&format!("offloads::{name}"), move || {
                 Site::new(spec)?.run(body)
             });
         };
-        add("large_frames_both_ways", Spec::pc(), large_frames_both_ways);
-        add("small_guest", small(Spec::pc()), small_guest);
-        let spec = Spec::pc().property("mrg_rxbuf", "off");
+        add("large_frames_both_ways", pc(), large_frames_both_ways);
+        add("small_guest", small(pc()), small_guest);
+        let spec = pc().property("mrg_rxbuf", "off");
         add("large_buffers", small(spec), large_buffers);
-        add("wrong_checksums", Spec::pc(), wrong_checksums);
-        let spec = Spec::pc().config(|config| config.features_off = "guest_csum".into());
+        add("wrong_checksums", pc(), wrong_checksums);
+        let spec = pc().config(|config| config.features_off = "guest_csum".into());
         add("wrong_checksums_without_offload", spec, wrong_checksums);
 
         // Each offload switched off by the guest and by the device, and what
@@ -62,18 +64,24 @@ pub fn add(suite: &mut Suite) {
             ("guest_tso6", &[]),
             ("mrg_rxbuf", &[]),
         ] {
-            let refused = Spec::pc().config(move |config| config.features_off = feature.into());
-            let withheld = Spec::pc().property(feature, "off");
+            let refused = pc().config(move |config| config.features_off = feature.into());
+            let withheld = pc().property(feature, "off");
             for (how, spec) in [("refused", refused), ("withheld", withheld)] {
                 suite.test(&format!("offloads::{feature}_{how}"), move || {
                     Site::new(spec)?.run(|site| without(site, feature, dependent))
                 });
             }
         }
-        let spec = Spec::pc().config(|config| config.features_off = ALL.join(","));
+        let spec = pc().config(|config| config.features_off = ALL.join(","));
         suite.test("offloads::none_at_all", move || {
             Site::new(spec)?.run(|site| without(site, "csum", &ALL))
         });
+    });
+}
+
+/// A figure, for a person: printed and not compared.
+pub fn add_costs(suite: &mut Suite) {
+    suite.needs(setup::lacks_tap(), |suite| {
         suite.test("offloads::what_a_mebibyte_costs", what_a_mebibyte_costs);
     });
 }

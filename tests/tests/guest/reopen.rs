@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
-use kickpath::qemu::{GUEST_MAC, Kind};
+use kickpath::qemu::GUEST_MAC;
 use kickpath::wire::peer::PEER_MAC;
-use kickpath_abi::config::{Irq, Transport};
 use kickpath_tests::{Lab, Spec, Suite};
 use serde_json::json;
 
@@ -17,31 +16,28 @@ pub fn add(suite: &mut Suite) {
     suite.guest("reopen::a_thousand_times", thousand, |lab| {
         reopen(lab, 1000)
     });
-    for (name, spec) in [
-        ("intx", Spec::pc().config(|c| c.irq = Irq::Intx)),
-        ("poll", Spec::pc().config(|c| c.irq = Irq::Poll)),
-        (
-            "modern_packed",
-            Spec::pc()
-                .property("packed", "on")
-                .config(|c| c.transport = Transport::Modern),
-        ),
-        ("virtio_mmio", Spec::new(Kind::Microvm)),
-        (
-            "without_mrg_rxbuf",
-            Spec::pc().config(|c| c.features_off = "mrg_rxbuf,event_idx".into()),
-        ),
-    ] {
-        let spec = spec
-            .config(|config| config.reopen = 100)
-            .bound(Duration::from_secs(120));
-        suite.guest(&format!("reopen::with_{name}"), spec, |lab| {
-            reopen(lab, 100)
-        });
+    for &irq in suite.way().rungs() {
+        let spec = Spec::pc().config(move |config| config.irq = irq);
+        a_hundred_times(suite, &irq.word().replace('-', "_"), spec);
+    }
+    let few = Spec::pc().config(|c| c.features_off = "mrg_rxbuf,event_idx".into());
+    a_hundred_times(suite, "without_mrg_rxbuf", few);
+    if suite.way().is_version_1() {
+        let packed = Spec::pc().property("packed", "on");
+        a_hundred_times(suite, "packed", packed);
     }
     // With the filter off the guest counts what the host does.
     let all = Spec::pc().config(|config| config.features_off = "ctrl_rx".into());
     suite.launch("reopen::counters_are_the_far_ends", all, counters);
+}
+
+fn a_hundred_times(suite: &mut Suite, name: &str, spec: Spec) {
+    let spec = spec
+        .config(|config| config.reopen = 100)
+        .bound(Duration::from_secs(120));
+    suite.guest(&format!("reopen::a_hundred_times_{name}"), spec, |lab| {
+        reopen(lab, 100)
+    });
 }
 
 /// Sends echo requests all the time, until the guest has done it.

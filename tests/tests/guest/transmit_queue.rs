@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kickpath::guest::{Cause, Guest};
 use kickpath::qemu::GUEST_MAC;
-use kickpath_abi::config::Irq;
 use kickpath_tests::frames::{self, Route};
 use kickpath_tests::{RawWire, Spec, Suite, UP};
 
@@ -15,15 +14,13 @@ const HOST_MAC: [u8; 6] = [0x02, 0x4b, 0x50, 0, 0, 3];
 const BOUND: Duration = Duration::from_secs(30);
 
 pub fn add(suite: &mut Suite) {
-    for (name, irq) in [
-        ("msix", Irq::Msix),
-        ("intx", Irq::Intx),
-        ("poll", Irq::Poll),
-    ] {
+    let way = suite.way();
+    for &irq in way.rungs() {
+        let name = irq.word().replace('-', "_");
         let name = format!("transmit_queue::a_full_one_loses_nothing_{name}");
         suite.test(&name, move || {
             let wire = RawWire::new()?;
-            let spec = Spec::pc().config(move |config| config.irq = irq);
+            let spec = Spec::pc().over(way).config(move |config| config.irq = irq);
             let (guest, plan) = spec.launch_on(wire.net())?;
             let route = Route {
                 from: HOST_MAC,

@@ -1,14 +1,14 @@
-//! Every transport, with the same checks over each: what the guest says of it,
-//! its services, its interrupts, and what it does with features refused.
+//! What belongs to one transport: what the guest says of it, where a device can
+//! be, and what is refused. What must be the same over each is tested over each
+//! by the other modules ([`Suite::over_every_transport`]).
 
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kickpath::qemu::{Kind, Machine, NicTransport};
 use kickpath::wire::FarEnd;
 use kickpath_abi::config::{Irq, LogLevel, Transport};
-use kickpath_tests::{Lab, Spec, Suite, setup};
+use kickpath_tests::{Lab, Spec, Suite};
 
 use crate::devices::behind;
 use crate::faults::{expect_failure, expect_on_console};
@@ -83,19 +83,7 @@ fn mmio() -> Spec {
     Spec::new(Kind::Microvm)
 }
 
-/// What is run over every transport, beside what stands here.
-const EVERYWHERE: [&str; 3] = ["services::", "hostile::", "control::"];
-
 pub fn add(suite: &mut Suite) {
-    kvm(suite);
-    for transport in ["modern", "modern-port", "mmio", "mmio-legacy"] {
-        let name = format!("transports::the_suite_over_{}", transport.replace('-', "_"));
-        suite.test(&name, move || {
-            EVERYWHERE
-                .iter()
-                .try_for_each(|tests| run_over(transport, tests))
-        });
-    }
     for way in WAYS {
         let name = |what: &str| format!("transports::{}_{what}", way.name);
         suite.guest(&name("serves"), (way.spec)(), |lab| {
@@ -103,20 +91,6 @@ pub fn add(suite: &mut Suite) {
             lab.echo_flood(10_000, 64)?;
             lab.peer.tcp_echo(lab.address(), 1 << 20, lab.soon())?;
             Ok(())
-        });
-        for &irq in rungs(way) {
-            let spec = (way.spec)().config(move |config| config.irq = irq);
-            let name = name(&format!("with_{}", irq.word().replace('-', "_")));
-            suite.guest(&name, spec, move |lab| {
-                check(lab, way)?;
-                check_interrupts(lab, irq)
-            });
-        }
-        // The bottom half of the device runs in the vCPU thread.
-        let spec = (way.spec)().nic(|nic| nic.ioeventfd = Some(false));
-        suite.guest(&name("without_ioeventfd"), spec, |lab| {
-            check(lab, way)?;
-            lab.echo_flood(3000, 64)
         });
         let off = "event_idx,any_layout,status,mtu,ctrl_vq,mrg_rxbuf,indirect_desc";
         let spec = (way.spec)().config(move |config| config.features_off = off.into());
@@ -129,49 +103,9 @@ pub fn add(suite: &mut Suite) {
             check(lab, way)?;
             lab.echo_flood(3000, 64)
         });
-        let spec = (way.spec)().nic(|nic| nic.rx_queue_size = Some(1024));
-        suite.guest(&name("with_a_queue_of_1024"), spec, |lab| {
-            let queues = lab.status()?.queues;
-            ensure!(queues[0].size == 1024, "{queues:?}");
-            check(lab, way)?;
-            lab.echo_flood(3000, 64)
-        });
     }
     places(suite);
     refusals(suite);
-}
-
-/// Runs tests of this very program over another transport.
-fn run_over(transport: &str, tests: &str) -> Result<()> {
-    setup::setup()?;
-    let output = Command::new(std::env::current_exe()?)
-        .args([tests, "--test-threads=1"])
-        .env(setup::TRANSPORT_VARIABLE, transport)
-        .stdin(Stdio::null())
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(
-        output.status.success(),
-        "{tests} over {transport}:\n{text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    // A filter that fits nothing would succeed as well.
-    let passed = text.lines().any(|line| {
-        let count = line.split_once(" passed, 0 failed").map(|(count, _)| count);
-        count.is_some_and(|count| count.parse::<u32>().is_ok_and(|count| count > 3))
-    });
-    ensure!(passed, "{tests} over {transport}: nothing ran:\n{text}");
-    Ok(())
-}
-
-/// The rungs that a way has; virtio-mmio has no vectors. Those of the legacy
-/// interface are in `crate::interrupts`.
-fn rungs(way: &Way) -> &'static [Irq] {
-    match way.transport {
-        Transport::Legacy => &[],
-        Transport::Mmio => &[Irq::Intx, Irq::Poll],
-        _ => &[Irq::Msix, Irq::MsixShared, Irq::Intx, Irq::Poll],
-    }
 }
 
 /// Where devices can be: on a PCIe port, above 4 GiB, described by ACPI or on
@@ -302,33 +236,6 @@ fn refusals(suite: &mut Suite) {
                 "no virtio network device",
             ],
         )
-    });
-}
-
-fn kvm(suite: &mut Suite) {
-    let kvm = setup::kvm();
-    suite.needs(kvm.as_ref().err().cloned(), |suite| {
-        for (name, legacy) in [("mmio_v1", true), ("mmio_v2", false)] {
-            let accel = kvm.clone();
-            let spec = mmio().nic(move |nic| nic.mmio_legacy = legacy);
-            let spec = match accel {
-                Ok(accel) => spec.accel(accel),
-                Err(_) => spec,
-            };
-            let spec = spec.bound(Duration::from_secs(300));
-            suite.guest(&format!("transports::{name}_on_kvm"), spec, |lab| {
-                let report = lab.peer.ping(lab.address(), 3, 56, lab.left())?;
-                ensure!(report.lost() == 0, "{report:?}");
-                for size in [1, 1472] {
-                    lab.peer.udp_echo(lab.address(), size, lab.left())?;
-                }
-                let status = lab.status()?;
-                ensure!(status.boot.hypervisor == "KVMKVMKVM", "{:?}", status.boot);
-                ensure!(status.interrupts.rung == "intx", "{:?}", status.interrupts);
-                ensure!(status.counters.interrupts > 0, "{:?}", status.counters);
-                Ok(())
-            });
-        }
     });
 }
 
