@@ -1,7 +1,9 @@
 //! The command, as a person runs it.
 
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -65,4 +67,71 @@ pub fn run(arguments: &[&str]) -> Result<String> {
         output.status
     );
     Ok(text)
+}
+
+/// A running command; killed when it is dropped.
+pub struct Running {
+    /// The process.
+    pub child: Child,
+    /// What it has still to say.
+    pub output: BufReader<ChildStdout>,
+    /// What it has said.
+    pub seen: String,
+}
+
+impl Running {
+    /// Starts the command with these arguments.
+    ///
+    /// # Errors
+    /// As [`command`]; it cannot be started.
+    pub fn start(arguments: &[&str]) -> Result<Self> {
+        let mut child = command(arguments)?.stdout(Stdio::piped()).spawn()?;
+        let output = child.stdout.take().context("no output")?;
+        Ok(Self {
+            child,
+            output: BufReader::new(output),
+            seen: String::new(),
+        })
+    }
+
+    /// Reads up to a line with this text. A command that says nothing ends by
+    /// its own bounds.
+    ///
+    /// # Errors
+    /// It ends before.
+    pub fn line_with(&mut self, text: &str) -> Result<String> {
+        loop {
+            let mut line = String::new();
+            let length = self.output.read_line(&mut line)?;
+            ensure!(
+                length > 0,
+                "it ends before it says '{text}':\n{}",
+                self.seen
+            );
+            self.seen.push_str(&line);
+            if line.contains(text) {
+                return Ok(line);
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error means that it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The loopback address whose port is behind `prefix` in a line.
+///
+/// # Errors
+/// There is none.
+pub fn loopback_address(line: &str, prefix: &str) -> Result<SocketAddr> {
+    let (_, rest) = line
+        .split_once(prefix)
+        .with_context(|| format!("no {prefix} in {line}"))?;
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    Ok(SocketAddr::from(([127, 0, 0, 1], digits.parse::<u16>()?)))
 }

@@ -15,9 +15,10 @@ const ALL_NODES: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_SYSTEMS: Ipv4Address = Ipv4Address::new(224, 0, 0, 1);
 /// RFC 4861, 4.4: the hop limit that shows that a packet is from this link.
 const HOP_LIMIT: u8 = 255;
-const ETHERNET: usize = 14;
-const ARP: usize = 28;
-const IPV6: usize = 40;
+/// Length in bytes of a frame of ARP.
+pub(crate) const ARP_LENGTH: usize = 14 + 28;
+/// Bytes in a frame before a message of ICMPv6.
+pub(crate) const HEADERS_V6: usize = 14 + 40;
 
 /// Sends one frame for each address of the interface. Returns whether all of
 /// them found room.
@@ -36,14 +37,16 @@ pub(crate) fn announce<D: Device + ?Sized>(
         };
         match address {
             IpCidr::Ipv4(address) => {
-                token.consume(ETHERNET + ARP, |frame| {
-                    write_arp(frame, mac, address.address());
+                // A request for our own address, as Linux sends it: everybody's
+                // cache learns from it.
+                token.consume(ARP_LENGTH, |frame| {
+                    write_arp(frame, mac, address.address(), address.address());
                 });
             }
             IpCidr::Ipv6(address) => {
                 let icmp = advertisement(mac, address.address());
-                token.consume(ETHERNET + IPV6 + icmp.buffer_len(), |frame| {
-                    write_advertisement(frame, mac, address.address(), &icmp);
+                token.consume(HEADERS_V6 + icmp.buffer_len(), |frame| {
+                    write_icmpv6(frame, mac, address.address(), ALL_NODES, &icmp);
                 });
             }
         }
@@ -58,7 +61,10 @@ pub(crate) fn multicast_groups(interface: &Interface) -> impl Iterator<Item = [u
     let addresses = interface.ip_addrs();
     let has_ipv4 = addresses.iter().any(|a| matches!(a, IpCidr::Ipv4(_)));
     let solicited = addresses.iter().filter_map(|address| match address {
-        IpCidr::Ipv6(address) => Some(solicited_node(address.address())),
+        IpCidr::Ipv6(address) => {
+            let group = solicited_node(address.address());
+            Some(ethernet_of_ipv6(group))
+        }
         IpCidr::Ipv4(_) => None,
     });
     has_ipv4
@@ -80,15 +86,21 @@ fn ethernet_of_ipv6(group: Ipv6Address) -> [u8; 6] {
     [0x33, 0x33, a, b, c, d]
 }
 
-/// The solicited-node group of an address (RFC 4291, 2.7.1), on Ethernet.
-fn solicited_node(address: Ipv6Address) -> [u8; 6] {
+/// The solicited-node group of an address (RFC 4291, 2.7.1).
+pub(crate) fn solicited_node(address: Ipv6Address) -> Ipv6Address {
     let [.., a, b, c] = address.octets();
-    [0x33, 0x33, 0xff, a, b, c]
+    let (high, low) = (0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
+    Ipv6Address::new(0xff02, 0, 0, 0, 0, 1, high, low)
 }
 
-/// A request for our own address, as Linux sends it: everybody's cache learns
-/// from it.
-fn write_arp(frame: &mut [u8], mac: EthernetAddress, address: Ipv4Address) {
+/// Writes a request for the hardware address of `target` into a frame of
+/// [`ARP_LENGTH`]; `source` and `mac` are ours.
+pub(crate) fn write_arp(
+    frame: &mut [u8],
+    mac: EthernetAddress,
+    source: Ipv4Address,
+    target: Ipv4Address,
+) {
     let mut frame = EthernetFrame::new_unchecked(frame);
     EthernetRepr {
         src_addr: mac,
@@ -99,9 +111,9 @@ fn write_arp(frame: &mut [u8], mac: EthernetAddress, address: Ipv4Address) {
     ArpRepr::EthernetIpv4 {
         operation: ArpOperation::Request,
         source_hardware_addr: mac,
-        source_protocol_addr: address,
+        source_protocol_addr: source,
         target_hardware_addr: EthernetAddress([0; 6]),
-        target_protocol_addr: address,
+        target_protocol_addr: target,
     }
     .emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
 }
@@ -114,22 +126,25 @@ fn advertisement(mac: EthernetAddress, address: Ipv6Address) -> Icmpv6Repr<'stat
     })
 }
 
-fn write_advertisement(
+/// Writes a message of neighbour discovery to a multicast group into a frame
+/// that has [`HEADERS_V6`] more bytes; `source` and `mac` are ours.
+pub(crate) fn write_icmpv6(
     frame: &mut [u8],
     mac: EthernetAddress,
-    address: Ipv6Address,
+    source: Ipv6Address,
+    group: Ipv6Address,
     icmp: &Icmpv6Repr<'_>,
 ) {
     let mut frame = EthernetFrame::new_unchecked(frame);
     EthernetRepr {
         src_addr: mac,
-        dst_addr: EthernetAddress(ethernet_of_ipv6(ALL_NODES)),
+        dst_addr: EthernetAddress(ethernet_of_ipv6(group)),
         ethertype: EthernetProtocol::Ipv6,
     }
     .emit(&mut frame);
     let ip = Ipv6Repr {
-        src_addr: address,
-        dst_addr: ALL_NODES,
+        src_addr: source,
+        dst_addr: group,
         next_header: IpProtocol::Icmpv6,
         payload_len: icmp.buffer_len(),
         hop_limit: HOP_LIMIT,

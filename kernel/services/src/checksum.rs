@@ -267,6 +267,9 @@ pub(crate) fn verify_transport(
     }
 }
 
+/// A hardware address that no frame goes to.
+pub(crate) const NOBODY: [u8; 6] = [0; 6];
+
 /// The device, with this layer on top. Receiving goes past it, because what is
 /// received is looked at before smoltcp is asked (`ingress.rs`).
 pub(crate) struct Checked<'d, D: ?Sized> {
@@ -285,7 +288,7 @@ impl<'d, D: Device + ?Sized> Checked<'d, D> {
             device,
             duties,
             of_fragments: [0, 0],
-            sent_to: [0; 6],
+            sent_to: NOBODY,
         }
     }
 }
@@ -341,6 +344,19 @@ pub(crate) struct Token<'a, T> {
 }
 
 impl<T: TxToken> Token<'_, T> {
+    /// Gives the token away; returns the hardware address that something was
+    /// sent to with it.
+    pub(crate) fn watch(self, f: impl FnOnce(Token<'_, T>)) -> Option<[u8; 6]> {
+        *self.sent_to = NOBODY;
+        f(Token {
+            token: self.token,
+            duties: self.duties,
+            of_fragments: self.of_fragments,
+            sent_to: &mut *self.sent_to,
+        });
+        (*self.sent_to != NOBODY).then_some(*self.sent_to)
+    }
+
     /// Sends an IP packet behind an Ethernet header that is known, and, if that
     /// is known too, with this UDP checksum.
     #[inline]

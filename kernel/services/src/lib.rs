@@ -64,6 +64,7 @@
 extern crate alloc;
 
 mod address;
+mod address_book;
 mod announce;
 mod blast;
 mod chargen;
@@ -72,7 +73,7 @@ mod fast_echo;
 mod flow;
 mod http;
 mod ingress;
-mod neighbours;
+mod neighbor;
 pub mod netconsole;
 mod pool;
 mod shared;

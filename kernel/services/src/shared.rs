@@ -25,17 +25,10 @@ impl Shared {
         self.on = true;
     }
 
-    /// Keeps a frame, if it concerns all.
-    #[inline]
-    pub(crate) fn note(&mut self, frame: &[u8]) {
-        if self.on && concerns_all(frame) {
-            self.keep(frame);
-        }
-    }
-
+    /// Keeps a frame that concerns all.
     #[cold]
-    fn keep(&mut self, frame: &[u8]) {
-        if self.frames.len() < MAX_FRAMES && frame.len() <= MAX_LENGTH {
+    pub(crate) fn keep(&mut self, frame: &[u8]) {
+        if self.on && self.frames.len() < MAX_FRAMES && frame.len() <= MAX_LENGTH {
             self.frames.push(frame.into());
         }
     }
@@ -48,7 +41,7 @@ impl Shared {
 
 /// Whether every stack must know of a frame: ARP; neighbour and router
 /// advertisements and neighbour solicitations of IPv6; what a DHCP server says.
-fn concerns_all(frame: &[u8]) -> bool {
+pub(crate) fn concerns_all(frame: &[u8]) -> bool {
     const ICMPV6: u8 = 58;
     match frame {
         [_, _, _, _, _, _, _, _, _, _, _, _, 0x08, 0x06, ..] => true,

@@ -12,11 +12,12 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
 use crate::address::{Ipv4, Ipv4State};
+use crate::address_book::AddressBook;
 use crate::chargen::Pattern;
-use crate::checksum::{Checked, Duties, Fragments, Token};
+use crate::checksum::{Checked, Duties, ETHERNET, Fragments, Token};
 use crate::fast_echo::FastEcho;
 use crate::ingress::{self, Class, OneFrame};
-use crate::neighbours::Neighbours;
+use crate::neighbor::{self, Waiting};
 use crate::netconsole::{self, Netconsole};
 use crate::pool::{Limits, Pool, earlier};
 use crate::shared::{self, NoAnswer, Shared};
@@ -76,7 +77,7 @@ pub struct Stack {
     interface: Box<Interface>,
     duties: Duties,
     fragments: Fragments,
-    neighbours: Neighbours,
+    address_book: AddressBook,
     ipv4: Ipv4,
     ipv6: Slaac,
     fast_echo: FastEcho,
@@ -88,6 +89,8 @@ pub struct Stack {
     discard: Pool<()>,
     chargen: Pool<Pattern>,
     http: Pool<http::Connection>,
+    /// Pings that cannot be answered yet.
+    waiting: Waiting,
     /// What other stacks with this address must hear.
     shared: Shared,
     /// When something other than a frame needs a turn.
@@ -150,7 +153,7 @@ impl Stack {
             interface,
             duties,
             fragments: Fragments::default(),
-            neighbours: Neighbours::new(mac),
+            address_book: AddressBook::new(mac),
             ipv4,
             ipv6,
             fast_echo: FastEcho::new(mac, ip_mtu, now),
@@ -161,6 +164,7 @@ impl Stack {
             discard: Pool::new(DISCARD),
             chargen: Pool::new(CHARGEN),
             http: Pool::new(HTTP),
+            waiting: Waiting::new(ETHERNET + ip_mtu),
             shared: Shared::default(),
             deadline: Some(now),
             addresses_changed: true,
@@ -219,6 +223,7 @@ impl Stack {
             interface.poll_ingress_single(now, &mut device, sockets);
         }
         // Packets may have waited for what it says.
+        self.waiting.hear();
         self.deadline = Some(now);
     }
 
@@ -367,15 +372,22 @@ impl Stack {
             _ => {}
         }
         self.meet(now, frame);
-        let mut device = OneFrame::new(frame, meta, answer);
         let interface = &mut *self.interface;
+        if neighbor::is_echo_request(frame) && class == Class::Other {
+            self.waiting.answer(now, interface, frame, meta, answer);
+            return class;
+        }
+        let mut device = OneFrame::new(frame, meta, answer);
         if class == Class::Dhcp
             && let Some(sockets) = self.ipv4.dhcp_sockets()
         {
             interface.poll_ingress_single(now, &mut device, sockets);
             return class;
         }
-        self.shared.note(frame);
+        if shared::concerns_all(frame) {
+            self.shared.keep(frame);
+            self.waiting.hear();
+        }
         if slaac::is_advertisement(frame) {
             if self.ipv6.hear(now, interface, frame) {
                 self.fast_echo.flows.clear();
@@ -388,10 +400,11 @@ impl Stack {
         class
     }
 
-    /// Has the interface know whoever sent this frame, so that it can answer.
+    /// Has the interface know whoever sent this frame, if ARP or discovery has
+    /// told us of it.
     #[inline]
     fn meet(&mut self, now: Instant, frame: &[u8]) {
-        if let Some(lesson) = self.neighbours.missing(&self.interface, frame, now) {
+        if let Some(lesson) = self.address_book.missing(&self.interface, frame, now) {
             let mut device = OneFrame::new(lesson.frame(), PacketMeta::default(), NoAnswer);
             self.interface
                 .poll_ingress_single(now, &mut device, &mut self.sockets);
@@ -428,6 +441,7 @@ impl Stack {
         let flows = &mut self.fast_echo.flows;
         let mut busy = self.udp_echo.serve(&mut context, flows);
         busy |= self.udp_chargen.serve(&mut context, flows);
+        busy |= self.waiting.serve(now, interface, device);
 
         let sockets = &mut self.sockets;
         let mut deadline = self.echo.1.serve(now, &mut self.echo.0, sockets);
@@ -460,6 +474,7 @@ impl Stack {
             due = Some(now + DEVICE_RETRY);
         }
         deadline = earlier(deadline, due);
+        deadline = earlier(deadline, self.waiting.poll_at());
         if self.udp_echo.is_waiting() || self.udp_chargen.is_waiting() {
             deadline = earlier(deadline, Some(now + DEVICE_RETRY));
         }

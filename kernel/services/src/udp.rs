@@ -18,10 +18,10 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IPV4_HEADER_LEN, IpAddress, IpProtocol, UDP_HEADER_LEN};
 
 use crate::chargen::Pattern;
-use crate::checksum::{Checked, Sum};
+use crate::checksum::{Checked, NOBODY, Sum};
 use crate::flow::Flows;
 use crate::stack::drain_fragments;
-use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT};
+use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT, neighbor};
 
 /// Bytes of datagrams that wait for the slow path.
 const SLOW_RECEIVE_BYTES: usize = 64 * 1024;
@@ -326,6 +326,7 @@ impl FirstContact {
             if !answer(&mut self.fresh, payload, from) {
                 continue;
             }
+            context.device.sent_to = NOBODY;
             if self.fresh.flush(now, context.interface, context.device) {
                 let next_hop = context.device.sent_to;
                 flows.insert(sender, from.local_address, next_hop, now);
@@ -333,6 +334,10 @@ impl FirstContact {
             } else if self.waiting.is_none() {
                 core::mem::swap(&mut self.fresh, &mut self.parked);
                 self.waiting = Some((sender, now));
+                if context.device.sent_to == NOBODY {
+                    // smoltcp has asked for another one too lately to ask.
+                    neighbor::ask(now, context.interface, context.device, sender);
+                }
             } else {
                 self.fresh.clear();
             }

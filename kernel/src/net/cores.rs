@@ -10,8 +10,8 @@
 //! each core: frames of address resolution and router advertisements, which
 //! only the core that received them answers, and the address that the first
 //! core's DHCP client got. When a box is full, the mail is lost, as a frame is.
-//! Mail takes its time: a ping that comes to a core before it has heard who the
-//! sender is gets no answer.
+//! Mail takes its time, and may be lost: a core to which a packet comes before it
+//! has heard who the sender is keeps the answer back, and asks itself.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;

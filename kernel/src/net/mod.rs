@@ -22,6 +22,7 @@ use virtio_net::vectors::Rung;
 
 use crate::stages;
 use interrupts::Controller;
+use probe::Found;
 use report::Fixed;
 use serve::Host;
 
@@ -34,8 +35,6 @@ pub enum NetworkError {
     NoUsableDevice,
     /// No device offers the transport that was asked for.
     NoTransport(config::Transport),
-    /// The device failed.
-    Device(NetError),
     /// The measurement failed.
     Bench(bench::BenchError),
 }
@@ -48,15 +47,8 @@ impl fmt::Display for NetworkError {
             Self::NoTransport(transport) => {
                 write!(f, "no virtio network device offers transport={transport}")
             }
-            Self::Device(error) => error.fmt(f),
             Self::Bench(error) => error.fmt(f),
         }
-    }
-}
-
-impl From<NetError> for NetworkError {
-    fn from(error: NetError) -> Self {
-        Self::Device(error)
     }
 }
 
@@ -68,23 +60,10 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
         // SAFETY: the other CPUs have no job yet, and so no tracepoint.
         unsafe { RING.start() };
     }
-    let found = probe::probe(config, refused_features(config))?;
-    stages::ended("device probed");
-    let fixed = Fixed::new(boot, &found);
-    let controller = Controller::new(found.device.line());
-    let mut host = Host::new(found.nic, controller, top_rung(config.irq), fixed);
-    if let Some(mtu) = config.mtu
-        && let Err(error) = host.nic.change_mtu(mtu)
-    {
-        log::error!("mtu: {error}");
-    }
-    if let Some(size) = config.queue_size {
-        host.nic.set_queue_size(size);
-    }
-    if config.bench == config::Bench::Off {
-        host.nic.set_queue_pairs(cores::wanted_pairs(config));
-    }
-    host.open()?;
+    let mut host = probe::probe(config, refused_features(config), |found| {
+        stages::ended("device probed");
+        open(config, &boot, found)
+    })?;
     stages::ended("device open");
     for attempt in host.nic.attempts() {
         match attempt.result {
@@ -105,6 +84,26 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
             Ok(())
         }
     }
+}
+
+/// Brings a device up as `config` says.
+fn open(config: &Config, boot: &Boot, found: Found) -> Result<Host, NetError> {
+    let fixed = Fixed::new(boot.clone(), &found);
+    let controller = Controller::new(found.device.line());
+    let mut host = Host::new(found.nic, controller, top_rung(config.irq), fixed);
+    if let Some(mtu) = config.mtu
+        && let Err(error) = host.nic.change_mtu(mtu)
+    {
+        log::error!("mtu: {error}");
+    }
+    if let Some(size) = config.queue_size {
+        host.nic.set_queue_size(size);
+    }
+    if config.bench == config::Bench::Off {
+        host.nic.set_queue_pairs(cores::wanted_pairs(config));
+    }
+    host.open()?;
+    Ok(host)
 }
 
 fn refused_features(config: &Config) -> Features {

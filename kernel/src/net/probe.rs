@@ -27,9 +27,13 @@ pub struct Found {
     pub others: Vec<Interface>,
 }
 
-/// Takes the first network device that can be driven, by the best of its
-/// interfaces that `config` allows.
-pub fn probe(config: &Config, refused: Features) -> Result<Found, NetworkError> {
+/// Takes the first network device that can be driven and that `open` brings
+/// up, by the best of its interfaces that `config` allows.
+pub fn probe<O>(
+    config: &Config,
+    refused: Features,
+    mut open: impl FnMut(Found) -> Result<O, NetError>,
+) -> Result<O, NetworkError> {
     let devices = virtio::find(DeviceType::Network, config.transport);
     stages::ended("devices found");
     if devices.is_empty() {
@@ -43,18 +47,19 @@ pub fn probe(config: &Config, refused: Features) -> Result<Found, NetworkError> 
                 continue;
             }
             suitable = true;
-            match take(device, interface, refused) {
-                Ok(nic) => {
-                    let others = interfaces.into_iter().filter(|other| *other != interface);
-                    let found = Found {
-                        nic,
-                        device: device.clone(),
-                        interface,
-                        others: others.collect(),
-                    };
-                    found.announce(devices.len());
-                    return Ok(found);
-                }
+            let others = interfaces.iter().copied();
+            let opened = take(device, interface, refused).and_then(|nic| {
+                let found = Found {
+                    nic,
+                    device: device.clone(),
+                    interface,
+                    others: others.filter(|other| *other != interface).collect(),
+                };
+                found.announce(devices.len());
+                open(found).map_err(TakeError::Net)
+            });
+            match opened {
+                Ok(opened) => return Ok(opened),
                 Err(error) => log::warn!("{device}, {}: {error}", interface.name()),
             }
         }

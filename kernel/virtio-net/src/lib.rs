@@ -10,47 +10,60 @@
 //! # Example
 //!
 //! A kernel has implemented [`Hal`] and [`ConfigurationAccess`] for
-//! `virtio-drivers`, and [`InterruptController`] for this crate. It found the
-//! device at `nic` and answers one frame with the same bytes:
+//! `virtio-drivers`, found the device at `nic`, and answers one frame with the
+//! same bytes:
 //!
 //! ```no_run
 //! # use virtio_drivers::Hal;
 //! # use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
-//! use virtio_net::interrupt::InterruptState;
-//! use virtio_net::net::{Features, NetError, VirtioNet};
-//! use virtio_net::transport::{X86Ports, legacy_pci::LegacyPciTransport};
-//! use virtio_net::vectors::{InterruptController, Rung};
-//!
-//! /// What the interrupt handlers tell the driver.
+//! # use virtio_net::interrupt::InterruptState;
+//! # use virtio_net::net::{Features, NetError, VirtioNet};
+//! # use virtio_net::transport::{X86Ports, legacy_pci::LegacyPciTransport};
+//! # use virtio_net::vectors::{NoInterrupts, Rung};
 //! static INTERRUPTS: InterruptState = InterruptState::new();
 //!
-//! fn echo_one<H: Hal, C: ConfigurationAccess>(
-//!     configuration: C,
-//!     nic: DeviceFunction,
+//! fn echo_one<H: Hal>(pci: impl ConfigurationAccess, nic: DeviceFunction) -> Result<(), NetError> {
+//!     // SAFETY: a kernel may access ports, and nobody else drives `nic`.
+//!     let transport = LegacyPciTransport::<H, _>::new(pci, unsafe { X86Ports::new() }, nic)?;
+//!     let mut net = VirtioNet::<H, _>::probe(transport, Features::empty(), &INTERRUPTS)?;
+//!     net.open(&mut NoInterrupts, Rung::Polling)?;
+//!     loop {
+//!         net.poll()?; // reports a device that broke down
+//!         let (rx, tx) = net.queues()?;
+//!         let Some(mut reply) = tx.reserve() else { continue };
+//!         let Some(request) = rx.receive() else { continue };
+//!         let bytes = rx.frame(&request); // where the device wrote them
+//!         reply.frame_mut(bytes.len()).copy_from_slice(bytes);
+//!         reply.start_xmit(bytes.len());
+//!         rx.recycle(request);
+//!         net.kick(); // one VM exit for all that was queued, or none
+//!         return Ok(());
+//!     }
+//! }
+//! ```
+//!
+//! With interrupts, the kernel gives its [`InterruptController`] instead, takes
+//! the best rung of the ladder that works, and sleeps when there is nothing to
+//! do; the handlers tell the driver by that [`InterruptState`]:
+//!
+//! ```no_run
+//! # use virtio_drivers::Hal;
+//! # use virtio_net::net::{NetError, VirtioNet};
+//! # use virtio_net::transport::ConfigOps;
+//! # use virtio_net::vectors::{InterruptController, Rung};
+//! fn serve<H: Hal, T: ConfigOps>(
+//!     mut net: VirtioNet<H, T>,
 //!     controller: &mut impl InterruptController,
+//!     mut work: impl FnMut(&mut VirtioNet<H, T>),
 //!     wait_for_interrupt: fn(),
 //! ) -> Result<(), NetError> {
-//!     // SAFETY: a kernel may access ports, and nobody else drives `nic`.
-//!     let ports = unsafe { X86Ports::new() };
-//!     let transport = LegacyPciTransport::<H, C>::new(configuration, ports, nic)?;
-//!     let mut net = VirtioNet::<H, _>::probe(transport, Features::empty(), &INTERRUPTS)?;
 //!     net.open(controller, Rung::MsixPerQueue)?;
 //!     loop {
-//!         net.poll()?; // masks interrupts, reports a device that broke down
-//!         let (rx, tx) = net.queues()?;
-//!         if let Some(request) = rx.receive() {
-//!             let bytes = rx.frame(&request); // where the device wrote them
-//!             if let Some(mut reply) = tx.reserve() {
-//!                 reply.frame_mut(bytes.len()).copy_from_slice(bytes);
-//!                 reply.start_xmit(bytes.len());
-//!             }
-//!             rx.recycle(request);
-//!             net.kick(); // one VM exit for all that was queued, or none
-//!             return Ok(());
-//!         }
+//!         net.poll()?; // masks interrupts
+//!         work(&mut net);
 //!         net.kick();
 //!         if !net.enable_interrupts() {
-//!             wait_for_interrupt(); // not if one came since `poll`
+//!             wait_for_interrupt(); // returns at once if one came since `poll`
 //!         }
 //!     }
 //! }
@@ -109,6 +122,7 @@
 //!
 //! [`ConfigurationAccess`]: virtio_drivers::transport::pci::bus::ConfigurationAccess
 //! [`InterruptController`]: vectors::InterruptController
+//! [`InterruptState`]: interrupt::InterruptState
 //! [`Hal`]: virtio_drivers::Hal
 //! [`MmioTransport`]: transport::mmio::MmioTransport
 //! [`ModernPciTransport`]: transport::modern_pci::ModernPciTransport

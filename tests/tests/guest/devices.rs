@@ -94,6 +94,27 @@ pub fn add(suite: &mut Suite) {
             },
         );
     }
+    // The first one has frames that do not fit this little memory.
+    let too_large = Spec::pc()
+        .edit(|machine| machine.memory = "16M".parse().expect("an amount"))
+        .config(|config| config.features_off = "mrg_rxbuf".into())
+        .property("addr", "9")
+        .extra(&[
+            "-netdev",
+            "hubport,id=first,hubid=1",
+            "-device",
+            "virtio-net-pci,netdev=first,romfile=,addr=8,host_mtu=65000",
+        ]);
+    suite.guest(
+        "devices::pc_whose_first_cannot_be_opened",
+        too_large,
+        |lab| {
+            expect_on_console(lab, &["2 network devices", "00:08.0", "no memory for"])?;
+            let location = lab.status()?.device.location;
+            ensure!(location.contains("00:09.0"), "{location}");
+            lab.check_services()
+        },
+    );
     let mmio = Spec::pc().config(|config| config.transport = Transport::Mmio);
     suite.launch("devices::pc_has_no_virtio_mmio", mmio, |lab| {
         expect_failure(lab, &["no virtio network device offers transport=mmio"])

@@ -1,15 +1,15 @@
 //! The command, as a person runs it: `cargo run`.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kickpath_abi::status::Status;
-use kickpath_tests::program::{command, run};
+use kickpath_tests::program::{Running, loopback_address, run};
 use kickpath_tests::{Suite, setup};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -106,56 +106,11 @@ pub fn add(suite: &mut Suite) {
     suite.test("runner::serve_serves_until_ctrl_c", serve);
 }
 
-/// A running command; killed when it is dropped.
-struct Running {
-    child: Child,
-    output: BufReader<ChildStdout>,
-    seen: String,
-}
-
-impl Running {
-    fn start(arguments: &[&str]) -> Result<Self> {
-        let mut child = command(arguments)?.stdout(Stdio::piped()).spawn()?;
-        let output = child.stdout.take().context("no output")?;
-        Ok(Self {
-            child,
-            output: BufReader::new(output),
-            seen: String::new(),
-        })
-    }
-
-    /// Reads up to a line with this text. A command that says nothing ends by
-    /// its own bounds.
-    fn line_with(&mut self, text: &str) -> Result<String> {
-        loop {
-            let mut line = String::new();
-            let length = self.output.read_line(&mut line)?;
-            ensure!(
-                length > 0,
-                "it ends before it says '{text}':\n{}",
-                self.seen
-            );
-            self.seen.push_str(&line);
-            if line.contains(text) {
-                return Ok(line);
-            }
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // An error means that it has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn serve() -> Result<()> {
     // Any port may be taken; the command then takes another.
     let mut serving = Running::start(&["serve", "--http-port", "18080", "--echo-port", "17007"])?;
-    let page = address(&serving.line_with("http://127.0.0.1:")?, "127.0.0.1:")?;
-    let echo = address(&serving.line_with("UDP and TCP")?, "127.0.0.1:")?;
+    let page = loopback_address(&serving.line_with("http://127.0.0.1:")?, "127.0.0.1:")?;
+    let echo = loopback_address(&serving.line_with("UDP and TCP")?, "127.0.0.1:")?;
 
     let mut stream = TcpStream::connect_timeout(&page, BOUND)?;
     stream.set_read_timeout(Some(BOUND))?;
@@ -195,15 +150,6 @@ fn serve() -> Result<()> {
         ensure!(Instant::now() < deadline, "QEMU was left behind");
     }
     Ok(())
-}
-
-/// The address behind `prefix` in a line.
-fn address(line: &str, prefix: &str) -> Result<SocketAddr> {
-    let (_, rest) = line
-        .split_once(prefix)
-        .with_context(|| format!("no {prefix} in {line}"))?;
-    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    Ok(SocketAddr::from(([127, 0, 0, 1], digits.parse::<u16>()?)))
 }
 
 /// The processes that this one has started.

@@ -2,6 +2,7 @@
 //! with a tap device each has a pair of queues.
 
 use std::net::IpAddr;
+use std::process::{Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -91,6 +92,16 @@ pub fn add(suite: &mut Suite) {
                 ensure!(sum == status.counters.rx_packets, "{status:?}");
                 ensure!(status.cpus.len() == usize::from(cpus), "{:?}", status.cpus);
                 Ok(())
+            });
+        }
+        for cpus in [1u8, 4] {
+            let name = format!("smp::first_pings_of_strangers_are_answered_by_{cpus}_cpus");
+            suite.test(&name, move || {
+                let site = Site::new(way, cpus, u16::from(cpus), |spec| spec)?;
+                site.strangers_ping()?;
+                // A core that has never heard of the host by the time of the
+                // first ping, and several at once.
+                site.flood_ping()
             });
         }
         let with_one_pair: [(&str, u8, Edit); 3] = [
@@ -186,17 +197,58 @@ impl Site {
                     .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             })
         })?;
-        // By now every core knows the host. Before, one that does not yet drops
-        // a ping, and asks.
-        let mut ping = self.tap.command("ping");
-        let output = ping
-            .args(["-q", "-f", "-c", "300", "-W", "10", &address.to_string()])
-            .output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        ensure!(text.contains(" 0% packet loss"), "{text}");
+        self.flood_ping()?;
         ensure!(self.guest.exit().is_none(), "the guest has ended");
         Ok(())
     }
+
+    fn flood_ping(&self) -> Result<()> {
+        let target = self.address().to_string();
+        let ping = self
+            .tap
+            .command("ping")
+            .args(["-q", "-f", "-c", "300", "-W", "10", &target])
+            .output()?;
+        expect_no_loss(&ping)
+    }
+
+    /// The host has many addresses, and pings from each of them at once. (It
+    /// asks for the guest once only, so the guest has heard of none of them.)
+    fn strangers_ping(&self) -> Result<()> {
+        let addresses: Vec<String> = (100..124).map(|n| format!("10.0.2.{n}")).collect();
+        for address in &addresses {
+            let added = self
+                .tap
+                .command("ip")
+                .args(["addr", "add", &format!("{address}/24"), "dev", "tap0"])
+                .status()?;
+            ensure!(added.success(), "ip addr add: {added}");
+        }
+        let target = self.address().to_string();
+        // No more at a time than one core keeps.
+        for addresses in addresses.chunks(12) {
+            let pings: Vec<_> = addresses
+                .iter()
+                .map(|address| {
+                    self.tap
+                        .command("ping")
+                        .args(["-q", "-c", "1", "-W", "10", "-I", address, &target])
+                        .stdout(Stdio::piped())
+                        .spawn()
+                })
+                .collect::<Result<_, _>>()?;
+            for ping in pings {
+                expect_no_loss(&ping.wait_with_output()?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn expect_no_loss(ping: &Output) -> Result<()> {
+    let text = String::from_utf8_lossy(&ping.stdout);
+    ensure!(text.contains(" 0% packet loss"), "{text}");
+    Ok(())
 }
 
 fn machine(kind: Kind, cpus: u8) -> Spec {

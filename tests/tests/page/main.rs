@@ -1,9 +1,10 @@
-//! The pages that the command writes, as a reader's browser shows them.
+//! The pages that the command writes and the guest serves, as a reader's browser shows them.
 //!
 //! `KICKPATH_SCREENSHOTS=DIRECTORY cargo test -p kickpath-tests --test page`
 //! leaves the pictures that were taken, for a person to look at.
 
 mod compare;
+mod status;
 mod support;
 mod trace;
 
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     suite.needs(support::lacks_browser(), |suite| {
         trace::add(suite);
         compare::add(suite);
+        status::add(suite);
     });
     suite.run()
 }

@@ -34,21 +34,30 @@ pub fn lacks_browser() -> Option<String> {
 pub struct Page {
     browser: Browser,
     pub url: String,
-    _directory: TempDir,
+    _directory: Option<TempDir>,
 }
 
 impl Page {
     /// Opens `html` from a file, at a desk and by daylight.
     pub fn open(html: &str) -> Result<Self> {
-        let program = Host::detect()
-            .find(&CHROMIUM)
-            .context("the browser was installed and is not found")?;
         let directory = TempDir::new()?;
         let path = directory.path().join("page.html");
         std::fs::write(&path, html)?;
+        Self::at(format!("file://{}", path.display()), Some(directory))
+    }
+
+    /// Opens what a server has at `url`, in the same way.
+    pub fn served(url: String) -> Result<Self> {
+        Self::at(url, None)
+    }
+
+    fn at(url: String, directory: Option<TempDir>) -> Result<Self> {
+        let program = Host::detect()
+            .find(&CHROMIUM)
+            .context("the browser was installed and is not found")?;
         let mut page = Self {
             browser: Browser::launch(&program)?,
-            url: format!("file://{}", path.display()),
+            url,
             _directory: directory,
         };
         page.view(desk(false))?;

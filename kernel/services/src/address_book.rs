@@ -1,15 +1,14 @@
-//! Whom the interface can answer without asking where they are.
+//! Whom ARP and neighbour discovery have told us of, for longer than smoltcp
+//! remembers it.
 //!
-//! smoltcp learns hardware addresses from ARP and neighbour discovery only,
-//! keeps a few of them, and asks for one a second at most, whoever it is. A
-//! stranger who floods the guest with made-up senders would so cut off every
-//! host that it knows: first they are pushed out of the table, then nobody can
-//! be asked for them. An answer therefore goes where the request came from: a
-//! host on the link that is not, or may not be, in the table is put into it,
-//! before smoltcp sees its packet ([`Neighbours::missing`]). What ARP and
-//! discovery have said counts more: no packet moves a host that is known.
-//!
-//! Like ARP, this believes what it hears: a forged sender gets the answers.
+//! smoltcp keeps a few neighbours, and asks for one a second at most, whoever it
+//! is. A stranger who floods the guest with made-up senders would so cut off
+//! every host that it knows: first they are pushed out of the table, then nobody
+//! can be asked for them. A host that has been heard of is therefore put back
+//! into the table, before smoltcp sees its next packet
+//! ([`AddressBook::missing`]). Nothing is learnt from packets: their source
+//! address may be a lie. (What becomes of those whom nobody has heard of:
+//! `neighbor.rs`.)
 
 use alloc::boxed::Box;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,28 +18,34 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
-    Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags, NdiscRepr,
+    Icmpv6Packet, Icmpv6Repr, IpAddress, IpCidr, IpProtocol, Ipv6Packet, Ipv6Repr,
+    NdiscNeighborFlags, NdiscRepr,
 };
 
 use crate::checksum::{ETHERNET, IPV6_HEADER};
 
-/// Neighbours that smoltcp keeps (its feature `iface-neighbor-cache-count-32`).
-/// When it learns of more, those go first that were not heard for longest.
-const CACHE: u32 = 32;
+/// A host that smoltcp was told of stays until it learns of so many others. It
+/// keeps 32 (its feature `iface-neighbor-cache-count-32`), and those go first
+/// that were not heard for longest; half of the places are left to hosts that
+/// stay because they are heard.
+const SAFE: u32 = 16;
 /// smoltcp keeps a neighbour for 60 s after it was heard last.
 const LIFETIME_US: i64 = 50_000_000;
+
+const ARP: [u8; 2] = [0x08, 0x06];
 
 /// Offset of the sender's hardware address in an Ethernet header.
 const SOURCE: usize = 6;
 
-/// A host that was put into smoltcp's table.
+/// What was said of a host.
 #[derive(Clone, Copy)]
 struct Neighbour {
     address: IpAddr,
     mac: [u8; 6],
-    /// Value of [`Neighbours::learnt`] then.
+    /// Value of [`AddressBook::learnt_before`] when smoltcp was told last.
     learnt: u32,
-    /// Valid until then, in microseconds.
+    /// Until then, in microseconds, smoltcp does not forget it for its age; 0
+    /// when never told.
     until: i64,
 }
 
@@ -54,13 +59,17 @@ impl Neighbour {
 }
 
 /// See the module.
-pub(crate) struct Neighbours {
+pub(crate) struct AddressBook {
     mac: [u8; 6],
     /// Each host has one place, which it shares with none of its IPv4 network
     /// if that has 256 addresses or less.
     places: Box<[Neighbour; Self::PLACES]>,
     /// How many times smoltcp may have learnt of a host.
     learnt: u32,
+    /// The same before the time of the latest one. Of hosts that were heard at
+    /// the same time any may go first.
+    learnt_before: u32,
+    latest: Instant,
 }
 
 /// A frame that makes smoltcp learn of a neighbour.
@@ -78,7 +87,7 @@ impl Lesson {
     }
 }
 
-impl Neighbours {
+impl AddressBook {
     const PLACES: usize = 256;
 
     /// `mac` is ours.
@@ -87,6 +96,8 @@ impl Neighbours {
             mac: mac.0,
             places: Box::new([Neighbour::NONE; Self::PLACES]),
             learnt: 0,
+            learnt_before: 0,
+            latest: Instant::ZERO,
         }
     }
 
@@ -105,17 +116,18 @@ impl Neighbours {
             [0x86, 0xdd] if !is_discovery(packet) => {
                 IpAddr::V6(Ipv6Addr::from(*packet.get(8..)?.first_chunk::<16>()?))
             }
-            [0x08, 0x06] | [0x86, 0xdd] => {
+            ARP | [0x86, 0xdd] => {
                 self.note(header, packet, now);
                 return None;
             }
             _ => return None,
         };
-        let place = &self.places[place(source)];
-        if place.address == source
-            && place.until > now.total_micros()
-            && self.learnt.wrapping_sub(place.learnt) < CACHE
-        {
+        let known = &self.places[place(source)];
+        if known.address != source {
+            return None;
+        }
+        let is_there = self.learnt.wrapping_sub(known.learnt) < SAFE;
+        if is_there && now.total_micros() < known.until {
             return None;
         }
         self.teach(interface, header, source, now)
@@ -125,24 +137,34 @@ impl Neighbours {
     /// us.
     #[cold]
     fn note(&mut self, header: &[u8; ETHERNET], packet: &[u8], now: Instant) -> Option<()> {
-        let (address, mac) = if header[12..] == [0x08, 0x06] {
+        let (address, mac) = if header[12..] == ARP {
             let sender = packet.get(14..)?.first_chunk::<4>()?;
             (IpAddr::V4((*sender).into()), packet.get(8..)?)
         } else {
             let sender = packet.get(8..)?.first_chunk::<16>()?;
             (IpAddr::V6((*sender).into()), header.get(SOURCE..)?)
         };
-        self.learnt = self.learnt.wrapping_add(1);
+        self.count(now);
         self.places[place(address)] = Neighbour {
             address,
             mac: *mac.first_chunk::<6>()?,
+            learnt: self.learnt_before,
             // Its next packet makes sure.
-            learnt: self.learnt.wrapping_sub(CACHE),
-            until: now.total_micros() + LIFETIME_US,
+            until: 0,
         };
         Some(())
     }
 
+    /// smoltcp may learn of a host.
+    fn count(&mut self, now: Instant) {
+        if now != self.latest {
+            self.latest = now;
+            self.learnt_before = self.learnt;
+        }
+        self.learnt = self.learnt.wrapping_add(1);
+    }
+
+    /// Has smoltcp know the sender of a packet, if that is who it says.
     #[cold]
     fn teach(
         &mut self,
@@ -151,27 +173,19 @@ impl Neighbours {
         source: IpAddr,
         now: Instant,
     ) -> Option<Lesson> {
-        let mac = *header.get(SOURCE..)?.first_chunk::<6>()?;
         let known = self.places[place(source)];
-        let now = now.total_micros();
-        let has_moved = known.address == source && known.until > now && known.mac != mac;
-        // What is for a group has no answer that matters, and a group sends
-        // nothing (IEEE 802, 9.2.3).
-        if header[..6] != self.mac || mac[0] & 1 != 0 || mac == self.mac || has_moved {
+        let is_it = known.address == source && header[SOURCE..][..6] == known.mac;
+        if !is_it || header[..6] != self.mac {
             return None;
         }
-        let (ours, is_neighbour) = ours(interface, source)?;
-        if !is_neighbour {
-            return None;
-        }
-        self.learnt = self.learnt.wrapping_add(1);
+        let ours = our_address_beside(interface, source)?;
+        self.count(now);
         self.places[place(source)] = Neighbour {
-            address: source,
-            mac,
-            learnt: self.learnt,
-            until: now + LIFETIME_US,
+            learnt: self.learnt_before,
+            until: now.total_micros() + LIFETIME_US,
+            ..known
         };
-        lesson(self.mac, ours, mac, source)
+        lesson(self.mac, ours, known.mac, source)
     }
 }
 
@@ -185,7 +199,7 @@ fn place(address: IpAddr) -> usize {
             (bits ^ bits >> 64) as u32 ^ (bits >> 32 ^ bits >> 96) as u32
         }
     };
-    (low ^ low >> 8 ^ low >> 16) as usize % Neighbours::PLACES
+    (low ^ low >> 8 ^ low >> 16) as usize % AddressBook::PLACES
 }
 
 /// Whether an IPv6 packet is a neighbour solicitation or advertisement: from
@@ -196,19 +210,17 @@ fn is_discovery(packet: &[u8]) -> bool {
     packet.get(6) == Some(&ICMPV6) && matches!(packet.get(IPV6_HEADER), Some(135 | 136))
 }
 
-/// An address of ours of that kind, and whether the other one is a host on the
-/// link.
-fn ours(interface: &Interface, source: IpAddr) -> Option<(IpAddr, bool)> {
-    let source = smoltcp::wire::IpAddress::from(source);
-    let on_link = interface.ip_addrs().iter().find(|cidr| {
-        let is_broadcast = match cidr {
-            smoltcp::wire::IpCidr::Ipv4(cidr) => cidr.broadcast().map(Into::into) == Some(source),
-            smoltcp::wire::IpCidr::Ipv6(_) => false,
-        };
-        cidr.contains_addr(&source) && !is_broadcast
-    })?;
-    let is_ours = interface.has_ip_addr(source);
-    Some((on_link.address().into(), source.is_unicast() && !is_ours))
+/// An address of ours in the network of this host, if it is a host on the link.
+fn our_address_beside(interface: &Interface, host: IpAddr) -> Option<IpAddr> {
+    let host = IpAddress::from(host);
+    let networks = interface.ip_addrs().iter();
+    let network = { networks }.find(|network| network.contains_addr(&host))?;
+    let is_broadcast = match network {
+        IpCidr::Ipv4(network) => network.broadcast().map(IpAddress::from) == Some(host),
+        IpCidr::Ipv6(_) => false,
+    };
+    let is_host = host.is_unicast() && !is_broadcast && !interface.has_ip_addr(host);
+    is_host.then(|| network.address().into())
 }
 
 /// The ARP reply or neighbour advertisement by which this neighbour would have

@@ -1,0 +1,309 @@
+//! The first packets of senders that the guest does not know yet, and of those
+//! that another stack of the device has heard of.
+
+mod common;
+
+use common::*;
+use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilder};
+use kickpath_services::Stack;
+use smoltcp::time::Duration;
+
+/// An ARP message of a host to the guest.
+fn arp(operation: ArpOperation, sender: [u8; 4]) -> Vec<u8> {
+    let packet = ArpPacket::new(
+        ArpHardwareId::ETHERNET,
+        EtherType::IPV4,
+        operation,
+        &mac_of(sender),
+        &sender,
+        &[0; 6],
+        &[10, 0, 2, 15],
+    )
+    .unwrap();
+    let mut frame = vec![];
+    PacketBuilder::ethernet2(mac_of(sender), [0xff; 6])
+        .arp(packet)
+        .write(&mut frame)
+        .unwrap();
+    frame
+}
+
+/// Every sender has its own.
+fn mac_of(sender: [u8; 4]) -> [u8; 6] {
+    [2, 0, sender[0], sender[1], sender[2], sender[3]]
+}
+
+fn ping(sender: [u8; 4], sequence: u16) -> Vec<u8> {
+    ping_to([10, 0, 2, 15], sender, sequence)
+}
+
+fn ping_to(target: [u8; 4], sender: [u8; 4], sequence: u16) -> Vec<u8> {
+    let mut frame = vec![];
+    PacketBuilder::ethernet2(mac_of(sender), GUEST_MAC)
+        .ipv4(sender, target, 64)
+        .icmpv4_echo_request(1, sequence)
+        .write(&mut frame, b"a ping")
+        .unwrap();
+    frame
+}
+
+fn datagram(sender: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![];
+    PacketBuilder::ethernet2(mac_of(sender), GUEST_MAC)
+        .ipv4(sender, [10, 0, 2, 15], 64)
+        .udp(1000, 7)
+        .write(&mut frame, b"hello")
+        .unwrap();
+    frame
+}
+
+/// What the guest has sent since the last call.
+#[derive(Debug, Default, PartialEq)]
+struct Sent {
+    /// Who was asked for by ARP.
+    asked: Vec<[u8; 4]>,
+    /// To whom an echo reply went, and its number.
+    replies: Vec<([u8; 4], u16)>,
+    /// To whom a datagram went.
+    datagrams: Vec<[u8; 4]>,
+}
+
+fn sent(port: &Port) -> Sent {
+    let mut sent = Sent::default();
+    for frame in port.outbox.borrow_mut().drain(..) {
+        if frame[12..14] == [8, 6] {
+            sent.asked.push(frame[38..42].try_into().unwrap());
+            continue;
+        }
+        if frame[12..14] != [8, 0] {
+            continue;
+        }
+        let to = frame[30..34].try_into().unwrap();
+        assert_eq!(frame[..6], mac_of(to), "{frame:x?}");
+        match (frame[23], frame[34]) {
+            (1, 0) => {
+                assert_eq!(frame[42..], *b"a ping");
+                sent.replies
+                    .push((to, u16::from_be_bytes([frame[40], frame[41]])));
+            }
+            (17, _) => sent.datagrams.push(to),
+            other => panic!("{other:?}"),
+        }
+    }
+    sent
+}
+
+/// A guest that has said all that it says unasked; what the host at the other
+/// end would say is up to the test.
+fn quiet() -> World {
+    let mut world = World::new();
+    world.turn_guest();
+    sent(&world.guest);
+    world
+}
+
+#[test]
+fn a_ping_from_a_stranger_is_answered_when_its_address_is_known() {
+    let mut world = quiet();
+    let sender = [10, 0, 2, 77];
+    for sequence in 0..3 {
+        world.inject(ping(sender, sequence));
+    }
+    world.turn_guest();
+    let asked = sent(&world.guest);
+    assert!(asked.asked.contains(&sender), "{asked:?}");
+    assert_eq!(asked.replies, []);
+    world.inject(arp(ArpOperation::REPLY, sender));
+    world.turn_guest();
+    let answered = sent(&world.guest);
+    assert_eq!(answered.asked, [[0; 4]; 0]);
+    assert_eq!(answered.replies, [(sender, 0), (sender, 1), (sender, 2)]);
+    // Once.
+    world.now += Duration::from_secs(5);
+    world.turn_guest();
+    assert_eq!(sent(&world.guest).replies, []);
+}
+
+#[test]
+fn many_strangers_at_once_are_each_asked_for_and_answered() {
+    let mut world = quiet();
+    let senders: Vec<_> = (100..116).map(|n| [10, 0, 2, n]).collect();
+    for sender in &senders {
+        world.inject(ping(*sender, 5));
+    }
+    world.turn_guest();
+    let mut asked = sent(&world.guest).asked;
+    asked.sort_unstable();
+    asked.dedup();
+    assert_eq!(asked, senders);
+    for sender in &senders {
+        world.inject(arp(ArpOperation::REPLY, *sender));
+    }
+    world.turn_guest();
+    let replies: Vec<_> = senders.iter().map(|sender| (*sender, 5)).collect();
+    assert_eq!(sent(&world.guest).replies, replies);
+}
+
+#[test]
+fn a_stranger_behind_the_router_is_answered_through_it() {
+    let mut world = quiet();
+    let (sender, router) = ([198, 51, 100, 7], [10, 0, 2, 2]);
+    // smoltcp asks for a neighbour: not for the router within the next second.
+    world.inject(ping([10, 0, 2, 77], 0));
+    world.turn_guest();
+    sent(&world.guest);
+    world.inject(ping(sender, 1));
+    world.turn_guest();
+    assert_eq!(sent(&world.guest).asked, [router]);
+    world.inject(arp(ArpOperation::REPLY, router));
+    world.turn_guest();
+    let frame = world.guest.outbox.borrow_mut().pop_front().unwrap();
+    assert_eq!(
+        (&frame[..6], &frame[30..34]),
+        (&mac_of(router)[..], &sender[..])
+    );
+}
+
+#[test]
+fn ipv6_strangers_are_answered_too() {
+    let mut world = quiet();
+    let sender = "fe80::77".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let smoltcp::wire::IpAddress::Ipv6(guest) = GUEST_V6 else {
+        unreachable!()
+    };
+    let mac = [2, 0, 0, 0, 0, 0x77];
+    let builder = || PacketBuilder::ethernet2(mac, GUEST_MAC);
+    // One before, so that smoltcp does not ask.
+    world.inject(ping([10, 0, 2, 77], 0));
+    world.turn_guest();
+    sent(&world.guest);
+    let mut frame = vec![];
+    builder()
+        .ipv6(sender, guest.octets(), 64)
+        .icmpv6_echo_request(1, 2)
+        .write(&mut frame, b"a ping")
+        .unwrap();
+    world.inject(frame);
+    world.turn_guest();
+    let question = world.guest.outbox.borrow_mut().pop_front().unwrap();
+    assert_eq!(question[..6], [0x33, 0x33, 0xff, 0, 0, 0x77]);
+    assert_eq!((question[20], question[54]), (58, 135));
+    assert_eq!(question[62..78], sender);
+    // RFC 4861, 4.4: solicited, override; the target's address.
+    let mut advertisement = vec![0x60, 0, 0, 0];
+    advertisement.extend(sender);
+    advertisement.extend([2, 1]);
+    advertisement.extend(mac);
+    let mut frame = vec![];
+    PacketBuilder::ethernet2(mac, GUEST_MAC)
+        .ipv6(sender, guest.octets(), 255)
+        .icmpv6_raw(136, 0, advertisement[..4].try_into().unwrap())
+        .write(&mut frame, &advertisement[4..])
+        .unwrap();
+    world.inject(frame);
+    world.turn_guest();
+    let reply = world.guest.outbox.borrow_mut().pop_front().unwrap();
+    assert_eq!((&reply[..6], reply[54]), (&mac[..], 129));
+    assert_eq!(reply[38..54], sender);
+}
+
+/// A second stack of the same device, behind a queue of its own.
+fn second(world: &World) -> (Port, Stack) {
+    let mut port = Port {
+        inbox: Default::default(),
+        outbox: Default::default(),
+        room: 256,
+    };
+    let mut stack = Stack::following(GUEST_MAC, &mut port, world.now, 2);
+    stack.follow_ipv4(world.now, world.stack.ipv4());
+    while stack.poll(world.now, &mut port) {}
+    sent(&port);
+    (port, stack)
+}
+
+#[test]
+fn what_comes_before_the_mail_about_its_sender_is_answered_after_it() {
+    let mut world = quiet();
+    world.stack.share_frames();
+    let (mut port, mut stack) = second(&world);
+    let sender = [10, 0, 2, 77];
+    // The first stack hears the question, and answers.
+    world.inject(arp(ArpOperation::REQUEST, sender));
+    world.turn_guest();
+    let mail: Vec<_> = world.stack.take_shared().collect();
+    assert_eq!(mail.len(), 1);
+    // The second one does not know of it yet.
+    for frame in [ping(sender, 1), datagram(sender), ping(sender, 2)] {
+        port.inbox.borrow_mut().push_back(frame);
+    }
+    while stack.poll(world.now, &mut port) {}
+    let before = sent(&port);
+    assert_eq!((before.replies, before.datagrams), (vec![], vec![]));
+    // Nobody answers its own question: the mail alone must do.
+    for frame in &mail {
+        stack.hear(world.now, frame);
+    }
+    assert!(stack.poll_at(world.now).is_some_and(|at| at <= world.now));
+    while stack.poll(world.now, &mut port) {}
+    let after = sent(&port);
+    assert_eq!(after.replies, [(sender, 1), (sender, 2)]);
+    assert_eq!(after.datagrams, [sender]);
+}
+
+#[test]
+fn who_never_answers_is_asked_for_three_times_and_forgotten() {
+    let mut world = quiet();
+    let sender = [10, 0, 2, 77];
+    world.inject(ping(sender, 1));
+    let mut asked = 0;
+    for _ in 0..6000 {
+        world.turn_guest();
+        let sent = sent(&world.guest);
+        assert_eq!(sent.replies, []);
+        asked += sent.asked.len();
+        world.now += Duration::from_millis(1);
+    }
+    assert_eq!(asked, 3);
+    world.inject(arp(ArpOperation::REQUEST, sender));
+    world.turn_guest();
+    assert_eq!(sent(&world.guest).replies, []);
+}
+
+#[test]
+fn forged_senders_are_bounded_and_disturb_nobody() {
+    let mut world = quiet();
+    let known = [10, 0, 2, 99];
+    world.inject(arp(ArpOperation::REQUEST, known));
+    let mut asked = 0;
+    for n in 0..2000u16 {
+        world.inject(ping([10, 0, 2, 100 + (n % 100) as u8], n));
+        world.inject(ping(known, n));
+        world.turn_guest();
+        let sent = sent(&world.guest);
+        assert_eq!(sent.replies, [(known, n)]);
+        asked += sent.asked.len();
+    }
+    assert!(asked <= 18, "{asked} questions at once");
+}
+
+#[test]
+fn what_is_due_no_answer_is_not_kept() {
+    let mut world = quiet();
+    let stranger = [10, 0, 2, 77];
+    let mut corrupt = ping(stranger, 1);
+    corrupt[41] ^= 1;
+    let for_another = ping_to([10, 0, 2, 16], stranger, 1);
+    let from_nobody = ping([0; 4], 1);
+    for frame in [corrupt, for_another, from_nobody] {
+        world.inject(frame.clone());
+        world.turn_guest();
+        world.inject(arp(ArpOperation::REPLY, stranger));
+        world.turn_guest();
+        world.now += Duration::from_secs(1);
+        world.turn_guest();
+        assert_eq!(sent(&world.guest), Sent::default(), "{frame:x?}");
+        // The stranger is forgotten again.
+        world.now += Duration::from_secs(61);
+        world.turn_guest();
+    }
+}
