@@ -9,7 +9,7 @@
 //! What all must know and one alone hears goes by [`Mail`], a bounded box for
 //! each core: frames of address resolution and router advertisements, which
 //! only the core that received them answers, and the address that the first
-//! core's DHCP client got. When a box is full, the mail is lost, as a frame is.
+//! core's DHCP client got. When a box is full, a frame is lost, as on any cable.
 //! Mail takes its time, and may be lost: a core to which a packet comes before it
 //! has heard who the sender is keeps the answer back, and asks itself.
 
@@ -38,9 +38,13 @@ use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{self, smp, time};
 use crate::memory::KernelHal;
 use crate::memory::heap;
+use crate::memory::layout::MAX_CPUS;
 
-/// What fits a core's box.
-const MAIL: usize = 32;
+/// Frames that fit a core's box.
+const FRAMES: usize = 32;
+/// What fits a core's box: frames leave room for what must not be lost. That is
+/// one word of each core, and addresses.
+const MAIL: usize = FRAMES + MAX_CPUS + 16;
 /// Heap that a core with its pair takes, in bytes: sockets, rings and frame
 /// buffers.
 const CORE_MEMORY: u64 = 6 << 20;
@@ -80,11 +84,15 @@ struct CoreReport {
     queues: heapless::Vec<QueueSnapshot, 3>,
 }
 
-/// What the others see of a core.
+/// What the others see of a core. Between two packets the core looks at
+/// `has_mail` and `generation`, which are written only when there is something
+/// to say; nothing else is shared on the way of a packet. Two cores have no
+/// cache line in common, nor the pair of lines that a CPU fetches at once.
+#[repr(align(128))]
 struct Core {
     cpu: &'static PerCpu,
-    mail: Mutex<Deque<Mail, MAIL>>,
     has_mail: AtomicBool,
+    mail: Mutex<Deque<Mail, MAIL>>,
     mail_lost: AtomicU64,
     /// Counts up when the core is to give its pair back.
     generation: AtomicU64,
@@ -114,7 +122,8 @@ impl Core {
 
     fn post(&self, mail: Mail) {
         let mut queue = self.mail.lock();
-        if queue.push_back(mail).is_err() {
+        let has_room = queue.len() < FRAMES || !matches!(mail, Mail::Frame(_));
+        if !has_room || queue.push_back(mail).is_err() {
             self.mail_lost.fetch_add(1, Ordering::Relaxed);
         }
         drop(queue);
@@ -157,7 +166,18 @@ struct Shared {
     /// The report as the first core last made it, for the parts of it that
     /// only that core knows.
     status: Mutex<Status>,
-    link_up: AtomicBool,
+    link_up: LinkUp,
+}
+
+/// Every core looks at it between two packets, so nothing that is written more
+/// often has its cache line.
+#[repr(align(128))]
+struct LinkUp(AtomicBool);
+
+impl LinkUp {
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Shared {
@@ -238,7 +258,7 @@ impl Cores {
         let shared: &'static Shared = Box::leak(Box::new(Shared {
             cores: cores.map(|cpu| Core::new(cpu)).collect(),
             status: Mutex::default(),
-            link_up: AtomicBool::new(true),
+            link_up: LinkUp(AtomicBool::new(true)),
         }));
         for (number, core) in shared.cores.iter().enumerate().skip(1) {
             smp::run_on(core.cpu, Box::new(move || serve(shared, core, number)));
@@ -344,7 +364,7 @@ impl Cores {
     /// whether the link is up.
     pub fn publish_status(&self, status: Status, link_up: bool) {
         *self.shared.status.lock() = status;
-        if self.shared.link_up.swap(link_up, Ordering::AcqRel) != link_up {
+        if self.shared.link_up.0.swap(link_up, Ordering::AcqRel) != link_up {
             for (_, core) in self.others() {
                 arch::interrupts::wake(core.cpu);
             }
@@ -443,7 +463,7 @@ fn serve(shared: &'static Shared, core: &'static Core, number: usize) -> ! {
             if core.has_mail() {
                 read_mail(core, stack, time);
             }
-            let link_up = shared.link_up.load(Ordering::Relaxed);
+            let link_up = shared.link_up.get();
             if !link_up && !worker.assignment.pair.has_work() {
                 // As on the first core: the sockets' clocks stand still.
                 worker.assignment.pair.kick();
@@ -544,7 +564,7 @@ impl Worker<'_> {
             };
             let called = self.own.core.has_mail()
                 || self.is_recalled()
-                || self.own.shared.link_up.load(Ordering::Relaxed) != link_up;
+                || self.own.shared.link_up.get() != link_up;
             if work || called || deadline <= now {
                 break;
             }

@@ -25,16 +25,12 @@ fn queue_used() {
     STATE.vring_interrupt();
 }
 
-/// What the handlers of the other cores' pairs tell. Apart from each other, so
-/// that no core slows another one down.
-#[repr(align(64))]
-struct Apart(InterruptState);
-
-static OTHERS: [Apart; MAX_CPUS] = [const { Apart(InterruptState::new()) }; MAX_CPUS];
+/// What the handlers of the other cores' pairs tell.
+static OTHERS: [InterruptState; MAX_CPUS] = [const { InterruptState::new() }; MAX_CPUS];
 
 /// What the handlers on another CPU than the first tell.
 pub fn of_other(cpu: &PerCpu) -> &'static InterruptState {
-    OTHERS.get(cpu.number()).map_or(&STATE, |apart| &apart.0)
+    OTHERS.get(cpu.number()).unwrap_or(&STATE)
 }
 
 fn queue_of_other_used() {

@@ -225,6 +225,8 @@ pub struct Ring {
 /// ask for it in one instruction.
 static ENABLED: Flag = Flag(UnsafeCell::new(false));
 
+/// CPUs read it all the time: nothing that is written has its cache line.
+#[repr(align(64))]
 struct Flag(UnsafeCell<bool>);
 
 /// Site and queue of the last record, so that one that repeats can be left out.

@@ -78,8 +78,10 @@ impl IsrRegister {
     }
 }
 
-/// What the interrupt handlers tell the poll loop.
+/// What the interrupt handlers tell the poll loop. They write it, so it has a
+/// cache line for itself.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct InterruptState {
     interrupts: AtomicU64,
     not_ours: AtomicU64,
