@@ -1,12 +1,13 @@
 //! What the guest tests share: the machine made ready ([`setup`]), a guest
 //! with a host at the far end of its cable ([`Lab`]), the transports that a test
 //! runs over ([`Way`]), a list of tests with reasons for those that cannot run
-//! here ([`Suite`]), a browser ([`browser`]), and frames that no honest host
-//! would send ([`frames`]).
+//! here ([`Suite`]), a browser ([`browser`]), frames that no honest host would
+//! send ([`frames`]), and what no honest device would write ([`memory`]).
 
 pub mod browser;
 pub mod frames;
 mod lab;
+pub mod memory;
 pub mod program;
 mod raw_wire;
 pub mod setup;

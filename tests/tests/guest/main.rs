@@ -22,6 +22,7 @@ mod kvm;
 mod link;
 mod linux;
 mod mtu;
+mod multiqueue;
 mod netconsole;
 mod offloads;
 mod other_drivers;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         dhcp::add(suite);
         boot::add(suite);
         smp::add(suite);
+        multiqueue::add(suite);
         linux::add(suite);
         offloads::add(suite);
     });
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
     boot::add_words(&mut suite);
     faults::add(&mut suite);
     smp::add_faults(&mut suite);
+    multiqueue::add_faults(&mut suite);
     other_drivers::add(&mut suite);
     offloads::add_costs(&mut suite);
     suite.run()

@@ -34,9 +34,15 @@ pub struct Site {
 impl Site {
     /// Starts the machine.
     pub fn new(spec: Spec) -> Result<Self> {
+        Self::with_queues(spec, 1)
+    }
+
+    /// Starts the machine at a tap device with several queues.
+    pub fn with_queues(spec: Spec, queues: u16) -> Result<Self> {
         setup::setup()?;
         setup::require(&[IPROUTE2, PING, CURL])?;
-        let tap = Tap::new(&Plan::new(Ipv4Config::Static(Ipv4Config::FALLBACK))?, 1)?;
+        let plan = Plan::new(Ipv4Config::Static(Ipv4Config::FALLBACK))?;
+        let tap = Tap::new(&plan, queues)?;
         let (guest, _) = spec.launch_on(tap.net())?;
         guest.wait_for_console(UP, BOUND)?;
         Ok(Self {
@@ -119,6 +125,14 @@ impl Site {
     }
 }
 
+/// A connection of this thread's network.
+pub fn connect(to: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, BOUND)?;
+    stream.set_read_timeout(Some(BOUND))?;
+    stream.set_write_timeout(Some(BOUND))?;
+    Ok(stream)
+}
+
 /// What a command prints; it must succeed.
 pub fn output(command: &mut Command) -> Result<String> {
     let Output {
@@ -176,13 +190,6 @@ pub fn pull(from: SocketAddr, length: usize) -> Result<f64> {
         received += more;
     }
     Ok(mbit(received, start))
-}
-
-fn connect(to: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&to, BOUND)?;
-    stream.set_read_timeout(Some(BOUND))?;
-    stream.set_write_timeout(Some(BOUND))?;
-    Ok(stream)
 }
 
 fn mbit(bytes: usize, start: Instant) -> f64 {
