@@ -26,7 +26,7 @@ pub(crate) struct Sum(u128);
 
 impl Sum {
     /// The sum over a slice that begins at an even offset of the packet.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn of(bytes: &[u8]) -> Self {
         let (mut sum, mut carries) = (0u64, 0u64);
         // One instruction a word: each addition takes in the carry of the one
@@ -368,7 +368,7 @@ impl<T: TxToken> Token<'_, T> {
 
     /// Sends an IP packet behind an Ethernet header that is known, and, if that
     /// is known too, with this UDP checksum.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn consume_packet<R>(
         self,
         ethernet: &[u8; ETHERNET],

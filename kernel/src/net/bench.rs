@@ -106,8 +106,10 @@ pub fn datagrams(nic: &mut Nic, fixed: &Fixed) -> Result<(), BenchError> {
     for payload in [&[0x42; 64][..], &[0x42; 1400]] {
         let mut blast = Blast::new(mac, &mut first(nic, fixed), now);
         let mut send = |nic: &mut Nic| {
+            // Once a poll, as in the network's loop.
+            let device = &mut first(nic, fixed);
             for _ in 0..DEPTH {
-                blast.send(now, &mut first(nic, fixed), payload);
+                blast.send(now, device, payload);
             }
             Ok(())
         };
