@@ -611,7 +611,6 @@ impl Fragments {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec::Vec;
     use proptest::collection::vec;
     use proptest::prelude::*;
 
