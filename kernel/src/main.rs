@@ -142,6 +142,7 @@ fn report(platform: &Platform, config: &Config, source: config::Source) {
         Some(Frequency { hz, source }) => log::info!("TSC: {} kHz ({source})", hz / 1000),
         None => {}
     }
+    log::info!("timer: local APIC, {}", arch::timer_mode());
     if platform.command_line_cut {
         log::warn!("the command line is too long, or not UTF-8: its end is lost");
     }

@@ -8,8 +8,13 @@ use core::sync::atomic::{AtomicU8, Ordering};
 
 use kickpath_abi::config::SelfTest;
 use x86_64::instructions::interrupts;
+use x86_64::instructions::segmentation::{DS, Segment};
+use x86_64::structures::gdt::SegmentSelector;
+use x86_64::{PrivilegeLevel, VirtAddr};
 
 use crate::arch::{percpu, smp};
+use crate::memory::layout::{self, Stack};
+use crate::memory::paging::virtual_to_physical;
 
 /// An address that no mapping covers: between device registers and the image.
 const UNMAPPED: usize = 0xffff_f000_dead_b000;
@@ -18,6 +23,8 @@ const UNMAPPED: usize = 0xffff_f000_dead_b000;
 /// from being executed.
 static DATA: AtomicU8 = AtomicU8::new(0);
 const RET: u8 = 0xc3;
+/// Index of a segment behind the end of the descriptor table.
+const NO_SEGMENT: u16 = 31;
 
 /// Commits the fault that `test` names; returns for a test that is no fault.
 pub fn run(test: SelfTest) {
@@ -39,23 +46,77 @@ pub fn run(test: SelfTest) {
         }
         SelfTest::StackOverflow => survived(test, recurse(1)),
         SelfTest::WriteCode => {
-            let code = run as fn(SelfTest) as *mut u8;
-            // SAFETY: not at all: this is the fault.
-            unsafe { code.write_volatile(0xcc) };
-            survived(test, 0);
+            write(test, layout::text().start);
         }
+        SelfTest::WriteCodeAlias => {
+            let code = VirtAddr::new_truncate(layout::text().start);
+            let Some(physical) = virtual_to_physical(code) else {
+                panic!("the kernel's code is not mapped");
+            };
+            write(test, layout::MEMORY_BASE + physical.as_u64());
+        }
+        SelfTest::WriteConstant => write(test, layout::rodata().start),
         SelfTest::ExecuteData => {
-            DATA.store(black_box(RET), Ordering::Relaxed);
-            // SAFETY: not at all: this is the fault.
-            let data: extern "C" fn() = unsafe { core::mem::transmute(DATA.as_ptr()) };
-            data();
-            survived(test, 0);
+            DATA.store(RET, Ordering::Relaxed);
+            execute(test, DATA.as_ptr());
         }
+        SelfTest::ExecuteHeap => execute(test, Box::leak(Box::new(black_box(RET)))),
+        SelfTest::ExecuteStack => execute(test, &mut black_box(RET)),
         SelfTest::InvalidOpcode => {
             // SAFETY: `ud2` does nothing but raise #UD, which ends the guest.
             unsafe { asm!("ud2", options(nomem, nostack)) };
         }
+        SelfTest::GeneralProtection => {
+            // SAFETY: not at all: this is the fault.
+            unsafe { DS::set_reg(SegmentSelector::new(NO_SEGMENT, PrivilegeLevel::Ring0)) };
+            survived(test, 0);
+        }
+        SelfTest::DivideError => {
+            // SAFETY: a division by zero does nothing but raise #DE, which
+            // ends the guest.
+            unsafe {
+                asm!("div {0:e}", in(reg) 0, inout("eax") 1 => _, inout("edx") 0 => _, options(nomem, nostack));
+            }
+        }
+        SelfTest::NmiStackOverflow => recurse_on(Stack::Nmi),
+        SelfTest::DoubleFaultStackOverflow => recurse_on(Stack::DoubleFault),
         SelfTest::Hang => hang(),
+    }
+}
+
+/// Writes to memory that must not be written to.
+fn write(test: SelfTest, address: u64) {
+    let byte = core::ptr::with_exposed_provenance_mut::<u8>(address as usize);
+    // SAFETY: not at all: this is the fault.
+    unsafe { byte.write_volatile(0xcc) };
+    survived(test, 0);
+}
+
+/// Executes the instruction at this address, which must not be.
+fn execute(test: SelfTest, instruction: *mut u8) {
+    // SAFETY: not at all: this is the fault.
+    let function: extern "C" fn() = unsafe { core::mem::transmute(instruction) };
+    function();
+    survived(test, 0);
+}
+
+/// Uses up a stack of this CPU that is empty while no exception is handled.
+fn recurse_on(stack: Stack) -> ! {
+    extern "C" fn start() -> ! {
+        panic!("self-test survived ({})", recurse(1))
+    }
+    // SAFETY: nothing is on that stack, it is mapped, and `start` does not
+    // return to this one.
+    unsafe {
+        asm!(
+            "mov rsp, {stack}",
+            "xor ebp, ebp",
+            "call {start}",
+            "ud2",
+            stack = in(reg) stack.top().as_u64(),
+            start = sym start,
+            options(noreturn),
+        )
     }
 }
 

@@ -204,7 +204,7 @@ pub(super) fn counters<W: Write>(story: &mut Story<W>, counters: &Counters) -> i
     story.row(
         "Interrupts",
         &format!(
-            "{}, of which {} found no work",
+            "{}, and {} with ISR status 0",
             thousands(counters.interrupts),
             thousands(counters.interrupts_spurious)
         ),

@@ -153,10 +153,26 @@ words! {
         StackOverflow = "stack-overflow",
         /// A write to the kernel's code.
         WriteCode = "write-code",
+        /// A write to that code's address in the mapping of all memory.
+        WriteCodeAlias = "write-code-alias",
+        /// A write to the kernel's constants.
+        WriteConstant = "write-constant",
         /// A jump into the kernel's data.
         ExecuteData = "execute-data",
+        /// A jump into the heap.
+        ExecuteHeap = "execute-heap",
+        /// A jump into the stack.
+        ExecuteStack = "execute-stack",
         /// An undefined instruction (`ud2`).
         InvalidOpcode = "invalid-opcode",
+        /// A segment selector that the table does not have.
+        GeneralProtection = "general-protection",
+        /// A division by zero.
+        DivideError = "divide-error",
+        /// Recursion on the stack for non-maskable interrupts.
+        NmiStackOverflow = "nmi-stack-overflow",
+        /// Recursion on the stack for double faults.
+        DoubleFaultStackOverflow = "double-fault-stack-overflow",
         /// `panic!` on a CPU that did not boot (needs `-smp 2`).
         PanicOther = "panic-other-cpu",
         /// A page fault there.

@@ -187,9 +187,10 @@ pub struct Counters {
     pub kicks: u64,
     /// Kicks that `kick_prepare` found unnecessary.
     pub kicks_suppressed: u64,
-    /// Interrupts taken.
+    /// Interrupts that were the device's.
     pub interrupts: u64,
-    /// Interrupts that found no work.
+    /// INTx interrupts beside those, whose ISR status was 0: the line is
+    /// shared, or came twice.
     pub interrupts_spurious: u64,
     /// Accesses to device registers since boot, kicks included.
     pub register_accesses: u64,

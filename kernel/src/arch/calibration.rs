@@ -170,9 +170,12 @@ const AGREEMENT: u64 = 1000;
 /// Reads of a counter without any change after which it stands still. Under
 /// QEMU's `-icount` a tick of the slowest clock here is about 100 reads.
 const MAX_UNCHANGED: u32 = 20_000;
+/// Reads of a counter in one measurement. The slowest one has 600 ticks in it.
+const MAX_READS: u32 = 200_000;
 
 /// Measures the TSC against a counter of `reference_hz` that counts up, as far
-/// as `mask` has ones. `None` when the counter stands still.
+/// as `mask` has ones. `None` when the counter stands still, or changes
+/// without getting on.
 ///
 /// A measurement is spoilt when the host preempts the guest between a read of
 /// the counter and one of the TSC, so two have to agree.
@@ -199,12 +202,18 @@ fn measure(mut read: impl FnMut() -> u32, mask: u32, reference_hz: u64) -> Optio
 /// One measurement, from a change of the counter to a change of it.
 fn measure_once(read: &mut impl FnMut() -> u32, mask: u32, reference_hz: u64) -> Option<u64> {
     let ticks = reference_hz / WINDOWS_PER_SECOND;
-    let before = read() & mask;
-    let first = next_change(read, mask, before)?;
+    let mut reads_left = MAX_READS;
+    let mut read = || {
+        reads_left = reads_left.checked_sub(1)?;
+        Some(read() & mask)
+    };
+    let before = read()?;
+    let first = next_change(&mut read, before)?;
     let start = cycles();
     let mut value = first;
-    loop {
-        value = next_change(read, mask, value)?;
+    // Each change of a counter that counts up is a tick or more.
+    for _ in 0..ticks {
+        value = next_change(&mut read, value)?;
         let now = cycles();
         let elapsed = u64::from(value.wrapping_sub(first) & mask);
         if elapsed >= ticks {
@@ -213,11 +222,12 @@ fn measure_once(read: &mut impl FnMut() -> u32, mask: u32, reference_hz: u64) ->
             return u64::try_from(hz).ok();
         }
     }
+    None
 }
 
-fn next_change(read: &mut impl FnMut() -> u32, mask: u32, value: u32) -> Option<u32> {
+fn next_change(read: &mut impl FnMut() -> Option<u32>, value: u32) -> Option<u32> {
     (0..MAX_UNCHANGED)
-        .map(|_| read() & mask)
+        .map_while(|_| read())
         .find(|&current| current != value)
 }
 

@@ -19,4 +19,4 @@ mod trampoline;
 
 pub use descriptors::init as init_descriptors;
 pub use end::{Exit, begin_last_words, exit};
-pub use timer::idle_until;
+pub use timer::{idle_until, mode as timer_mode};

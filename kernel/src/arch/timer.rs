@@ -69,6 +69,15 @@ pub fn init() {
     }
 }
 
+/// What the timer takes, in words.
+pub fn mode() -> &'static str {
+    if TSC_DEADLINE.load(Ordering::Relaxed) {
+        "TSC deadline"
+    } else {
+        "one-shot"
+    }
+}
+
 fn start_measurement() {
     apic::write(Register::TimerDivide, DIVIDE_BY_16);
     apic::write(Register::TimerInitialCount, u32::MAX);

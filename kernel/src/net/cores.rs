@@ -32,7 +32,7 @@ use x86_64::instructions::interrupts as interrupts_at_cpu;
 
 use super::device::{Nic, PhyDevice};
 use super::report::{NicRest, Pair};
-use super::serve::{POLL_SLEEP_US, POLL_SPIN_US, now};
+use super::serve::{now, poll_sleep_until};
 use super::{interrupts, report};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{self, smp, time};
@@ -543,11 +543,11 @@ impl Worker<'_> {
         let polling = self.assignment.rung == Rung::Polling;
         let mut deadline = deadline.unwrap_or(u64::MAX);
         if polling {
-            if now < last_work + POLL_SPIN_US {
+            let Some(until) = poll_sleep_until(now, last_work) else {
                 core::hint::spin_loop();
                 return;
-            }
-            deadline = deadline.min(now + POLL_SLEEP_US);
+            };
+            deadline = deadline.min(until);
         } else if leave > 0 {
             deadline = deadline.min(now + HOLD_US);
         }

@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::ops::RangeInclusive;
 
 use kickpath_abi::config::{Config, SelfTest};
 use kickpath_services::Stack;
@@ -29,9 +30,19 @@ const REOPEN_INTERVAL_US: u64 = 1_000_000;
 
 /// Without interrupts, how long the loop looks for work before it sleeps, in
 /// microseconds.
-pub const POLL_SPIN_US: u64 = 200;
-/// Without interrupts, how long it then sleeps, in microseconds.
-pub const POLL_SLEEP_US: u64 = 1_000;
+const POLL_SPIN_US: u64 = 200;
+/// Without interrupts, how long it then sleeps, in microseconds: an eighth of
+/// the time since there was work, within these bounds. Who talks waits for
+/// little, and a guest that nobody talks to costs little.
+const POLL_SLEEP_US: RangeInclusive<u64> = 1_000..=10_000;
+
+/// Until when, in microseconds since boot, a loop without interrupts may sleep
+/// if it last had work at `last_work`; `None` while it is better not to.
+pub fn poll_sleep_until(now: u64, last_work: u64) -> Option<u64> {
+    let idle = now.saturating_sub(last_work);
+    let sleep = (idle / 8).clamp(*POLL_SLEEP_US.start(), *POLL_SLEEP_US.end());
+    (idle >= POLL_SPIN_US).then(|| now.saturating_add(sleep))
+}
 
 /// Without interrupts, how often the loop asks the device whether its
 /// configuration has changed, in microseconds. Each time costs exits.
@@ -514,11 +525,13 @@ impl Host {
         let leave = self.moderation.frames_to_leave(now, self.nic.received());
         let mut deadline = deadline.unwrap_or(u64::MAX);
         match self.nic.rung() {
-            Some(Rung::Polling) if now < last_work + POLL_SPIN_US => {
-                core::hint::spin_loop();
-                return;
-            }
-            Some(Rung::Polling) => deadline = deadline.min(now + POLL_SLEEP_US),
+            Some(Rung::Polling) => match poll_sleep_until(now, last_work) {
+                Some(until) => deadline = deadline.min(until),
+                None => {
+                    core::hint::spin_loop();
+                    return;
+                }
+            },
             Some(_) if leave > 0 => deadline = deadline.min(now + HOLD_US),
             Some(_) => (),
             None => deadline = deadline.min(self.reopen_at),

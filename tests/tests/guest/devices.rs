@@ -1,9 +1,12 @@
 //! Which network device is found, and what is said when none can be used.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use kickpath::qemu::{Kind, Machine, Net, Nic, NicTransport};
 use kickpath_abi::config::Transport;
 use kickpath_tests::{Lab, Spec, Suite};
+use serde_json::json;
 
 use crate::faults::{expect_failure, expect_on_console};
 
@@ -115,6 +118,8 @@ pub fn add(suite: &mut Suite) {
             lab.check_services()
         },
     );
+    unassigned(suite);
+
     let mmio = Spec::pc().config(|config| config.transport = Transport::Mmio);
     suite.launch("devices::pc_has_no_virtio_mmio", mmio, |lab| {
         expect_failure(lab, &["no virtio network device offers transport=mmio"])
@@ -131,6 +136,76 @@ pub fn add(suite: &mut Suite) {
     suite.launch("devices::legacy_is_not_offered", legacy, |lab| {
         expect_failure(lab, &["no virtio network device offers transport=legacy"])
     });
+}
+
+/// Devices whose BARs firmware left unassigned.
+fn unassigned(suite: &mut Suite) {
+    for kind in [Kind::Pc, Kind::Q35] {
+        // This firmware leaves them to the operating system.
+        let spec = Spec::new(kind)
+            .property("addr", "8")
+            .extra(&["-bios", "qboot.rom"]);
+        suite.launch(
+            &format!("devices::{kind}_with_a_firmware_that_assigns_no_bar"),
+            spec,
+            |lab| {
+                let texts = [
+                    "00:08.0 1af4:1000 class 0200: BAR 0 was left unassigned by the firmware",
+                    "BAR 4 was left unassigned",
+                    "ignored: it has no usable BAR",
+                    "no virtio network device",
+                ];
+                expect_failure(lab, &texts)
+            },
+        );
+    }
+    // The first one comes after the firmware has looked for devices: it waits
+    // for a key, longer than this test takes.
+    let spec = Spec::pc().property("addr", "9").extra(&[
+        "-boot",
+        "menu=on,splash-time=60000",
+        "-netdev",
+        "hubport,id=first,hubid=1",
+    ]);
+    suite.launch("devices::pc_whose_first_has_no_bars", spec, |lab| {
+        lab.eventually("BARs of the second device", || {
+            let buses = lab.guest.qmp("query-pci", json!({}))?;
+            let device = buses[0]["devices"]
+                .as_array()
+                .and_then(|devices| devices.iter().find(|device| device["slot"] == 9));
+            let bar = device.and_then(|device| device["regions"][0]["address"].as_i64());
+            ensure!(bar.is_some_and(|address| address > 0), "{device:?}");
+            Ok(())
+        })?;
+        let device = json!({
+            "driver": "virtio-net-pci", "netdev": "first", "addr": "8", "romfile": "",
+        });
+        lab.guest.qmp("device_add", device)?;
+        lab.eventually("the kernel", || {
+            let key = json!({ "keys": [{ "type": "qcode", "data": "spc" }] });
+            lab.guest.qmp("send-key", key)?;
+            let bound = Duration::from_millis(100);
+            lab.guest.wait_for_console("Kickpath", bound)?;
+            Ok(())
+        })?;
+        lab.wait_until_up()?;
+        expect_on_console(lab, &["00:08.0 1af4:1000 class 0200 ignored: it has no"])?;
+        check_location(lab, "00:09.0")
+    });
+    // The port BAR's place in the bridge's window is a window that is closed.
+    let closed = Spec::new(Kind::Q35).edit(|machine| {
+        behind(machine, "pcie-root-port,id=bridge,io-reserve=0", 0, "");
+    });
+    suite.guest(
+        "devices::q35_behind_a_port_without_io_takes_the_modern_interface",
+        closed,
+        |lab| {
+            expect_on_console(lab, &["legacy PCI: the device does not finish its reset"])?;
+            let device = lab.status()?.device;
+            ensure!(device.transport == "modern", "{device:?}");
+            lab.check_services()
+        },
+    );
 }
 
 /// Moves the network device behind a bridge with the id `bridge`, to this slot.

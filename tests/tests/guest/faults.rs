@@ -13,7 +13,7 @@ pub const FAILURE: u8 = 0x11;
 
 pub fn add(suite: &mut Suite) {
     let registers = ["rax ", "r15 ", "rip ", "rsp ", "cr2 ", "cr3 ", "rflags "];
-    let faults: [(&str, SelfTest, &[&str], bool); 6] = [
+    let faults: [(&str, SelfTest, &[&str], bool); 14] = [
         (
             "a_panic",
             SelfTest::Panic,
@@ -52,15 +52,79 @@ pub fn add(suite: &mut Suite) {
             true,
         ),
         (
+            "a_write_to_code_by_its_other_address",
+            SelfTest::WriteCodeAlias,
+            &["exception 14 #PF", "write at 0xffff8", "no page is mapped"],
+            true,
+        ),
+        (
+            "a_write_to_a_constant",
+            SelfTest::WriteConstant,
+            &[
+                "exception 14 #PF",
+                "write at",
+                "kernel's constants",
+                "protection",
+            ],
+            true,
+        ),
+        (
             "an_execution_of_data",
             SelfTest::ExecuteData,
             &["exception 14 #PF", "execution at", "protection"],
             true,
         ),
         (
+            "an_execution_of_the_heap",
+            SelfTest::ExecuteHeap,
+            &[
+                "exception 14 #PF",
+                "execution at 0xffff8",
+                "outside the kernel's image",
+                "protection",
+            ],
+            true,
+        ),
+        (
+            "an_execution_of_the_stack",
+            SelfTest::ExecuteStack,
+            &[
+                "exception 14 #PF",
+                "execution at",
+                "kernel's data",
+                "protection",
+            ],
+            true,
+        ),
+        (
             "an_invalid_opcode",
             SelfTest::InvalidOpcode,
             &["exception 6 #UD invalid opcode"],
+            true,
+        ),
+        (
+            // The error code is the selector.
+            "a_segment_that_is_none",
+            SelfTest::GeneralProtection,
+            &["exception 13 #GP general protection, error code 0xf8"],
+            true,
+        ),
+        (
+            "a_division_by_zero",
+            SelfTest::DivideError,
+            &["exception 0 #DE divide error, error code 0x0"],
+            true,
+        ),
+        (
+            "an_overflow_of_the_nmi_stack",
+            SelfTest::NmiStackOverflow,
+            &["exception 8 #DF", "guard page of the NMI stack"],
+            true,
+        ),
+        (
+            "an_overflow_of_the_double_fault_stack",
+            SelfTest::DoubleFaultStackOverflow,
+            &["exception 8 #DF", "guard page of the double-fault stack"],
             true,
         ),
     ];

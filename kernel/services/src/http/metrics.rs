@@ -182,10 +182,14 @@ pub(super) fn write(status: &Status) -> String {
             "Kicks that kick_prepare found unnecessary.",
             counters.kicks_suppressed,
         ),
-        ("interrupts_total", "Interrupts taken.", counters.interrupts),
+        (
+            "interrupts_total",
+            "Interrupts that were the device's.",
+            counters.interrupts,
+        ),
         (
             "interrupts_spurious_total",
-            "Interrupts that found no work.",
+            "INTx interrupts beside those, whose ISR status was 0.",
             counters.interrupts_spurious,
         ),
         (

@@ -43,7 +43,8 @@ pub struct Stats {
     pub kicks_suppressed: u64,
     /// Interrupts that were the device's.
     pub interrupts: u64,
-    /// Interrupts that were not, or found nothing to do.
+    /// INTx interrupts that were not: the ISR status was 0 (specification
+    /// 4.1.4.5). They are not among `interrupts`.
     pub interrupts_spurious: u64,
     /// Accesses to device registers, doorbells included.
     pub register_accesses: u64,
