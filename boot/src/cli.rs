@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,7 +9,7 @@ use kickpath::bench::BenchOptions;
 use kickpath::install::Policy;
 use kickpath::qemu::{Kind, Memory};
 use kickpath::serve::ServeOptions;
-use kickpath::session::{NetChoice, Settings};
+use kickpath::session::{Layout, NetChoice, Settings};
 use kickpath_abi::config::{self, Ipv4Config, Irq, LogLevel, Transport, parse_ipv4};
 
 const EXAMPLES: &str = "\
@@ -19,6 +20,11 @@ Examples:
   cargo run -- --transport modern           another way to kick: a write to memory
   cargo run -- --machine microvm            no PCI at all: virtio-mmio
   cargo run -- --features=-event_idx        see what a feature is good for: refuse it
+  cargo run -- --transport modern --layout packed --queue-size 64
+                                            another form of the queues, and another size
+  cargo run -- --vlan 5 --pcap run.pcap     guest and far end in a VLAN
+  cargo run -- --net tap --mtu 9000         jumbo frames
+  cargo run -- --netconsole 10.0.2.2:6666   the guest's log by UDP as well
   cargo run -- --pcap run.pcap              record every frame for Wireshark
   cargo run -- --net tap                    Linux itself at the far end (root)
   cargo run -- --net tap --smp 2            two CPUs, a pair of queues each
@@ -92,6 +98,26 @@ pub struct MachineArgs {
     /// of the virtual CPU that made it (off).
     #[arg(long, value_name = "on|off", value_parser = on_off)]
     ioeventfd: Option<bool>,
+    /// The form of the queues; packed rings need VERSION_1 (--transport modern, or microvm).
+    #[arg(long, value_enum, default_value_t = LayoutArg::Split)]
+    layout: LayoutArg,
+    /// Descriptors of a receive or transmit queue at most, where the driver has the choice: not
+    /// with the legacy interface of virtio-pci.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1 << 15))]
+    queue_size: Option<u16>,
+    /// Descriptors of the device's receive queue: 256 (QEMU's default), 512 or 1024. (Its
+    /// transmit queue has 256; QEMU gives more to vhost-user only.)
+    #[arg(long, value_name = "COUNT", value_parser = rx_queue_size)]
+    rx_queue_size: Option<u16>,
+    /// Put the guest and the far end into this VLAN (802.1Q), 1 to 4094.
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u16).range(1..=4094))]
+    vlan: Option<u16>,
+    /// The MTU that the device tells the guest, in bytes of an IP packet: 68 to 65535.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(68..))]
+    mtu: Option<u16>,
+    /// Send the guest's log there by UDP, its last words too, such as 10.0.2.2:6666.
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = netconsole)]
+    netconsole: Option<SocketAddrV4>,
     /// The rung of the interrupt ladder: auto is the first that works, from the top.
     #[arg(long, value_name = "auto|msix|msix-shared|intx|poll", default_value = "auto",
           value_parser = word::<Irq>)]
@@ -251,6 +277,12 @@ enum KindArg {
     Microvm,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LayoutArg {
+    Split,
+    Packed,
+}
+
 /// An IPv4 configuration that a command line can hold.
 #[derive(Clone, Copy, Debug)]
 struct Ipv4(Ipv4Config);
@@ -288,6 +320,26 @@ fn word<T: Words>(text: &str) -> Result<T, String> {
     })
 }
 
+fn rx_queue_size(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(size @ (256 | 512 | 1024)) => Ok(size),
+        _ => Err("expected 256, 512 or 1024".into()),
+    }
+}
+
+fn netconsole(text: &str) -> Result<SocketAddrV4, String> {
+    let address = text.parse().ok();
+    // As the guest takes it: one host, and a port.
+    let is_host = |address: &SocketAddrV4| {
+        let ip = address.ip();
+        let is_one = !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast();
+        is_one && address.port() != 0
+    };
+    address
+        .filter(is_host)
+        .ok_or_else(|| "expected a host's address and a port, such as 10.0.2.2:6666".into())
+}
+
 fn on_off(word: &str) -> Result<bool, String> {
     match word {
         "on" => Ok(true),
@@ -318,6 +370,15 @@ impl MachineArgs {
             mmio_legacy: self.mmio_legacy,
             pio_notify: self.pio_notify,
             ioeventfd: self.ioeventfd,
+            layout: match self.layout {
+                LayoutArg::Split => Layout::Split,
+                LayoutArg::Packed => Layout::Packed,
+            },
+            queue_size: self.queue_size,
+            rx_queue_size: self.rx_queue_size,
+            vlan: self.vlan,
+            mtu: self.mtu,
+            netconsole: self.netconsole,
             irq: self.irq,
             memory: self.memory,
             cpus: self.smp,
@@ -411,6 +472,13 @@ mod tests {
             ("--machine microvm --image x", "--machine pc or q35"),
             ("--machine microvm --pio-notify", "has no PCI"),
             ("--mmio-legacy", "pc has no virtio-mmio"),
+            ("--layout packed", "--transport modern"),
+            ("--transport legacy --layout packed", "--transport modern"),
+            (
+                "--machine microvm --mmio-legacy --layout packed",
+                "without --mmio-legacy",
+            ),
+            ("--queue-size 64", "--transport modern"),
         ] {
             let error = parse(line).unwrap().run.machine.settings().check();
             let error = error.unwrap_err().to_string();
@@ -422,9 +490,23 @@ mod tests {
             "--machine q35 --transport modern",
             "--machine microvm",
             "--machine microvm --transport mmio --mmio-legacy",
+            "--transport modern --layout packed --queue-size 100",
+            "--machine microvm --layout packed --queue-size 1",
+            "--machine microvm --mmio-legacy --queue-size 32768",
+            "--rx-queue-size 1024 --mtu 9000 --vlan 4094",
         ] {
             let settings = parse(line).unwrap().run.machine.settings();
             assert_eq!(settings.check(), Ok(()), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_vlan_is_for_a_far_end_of_ours() {
+        let settings = parse("--vlan 5").unwrap().run.machine.settings();
+        assert_eq!(settings.check_with(NetChoice::Dgram), Ok(()));
+        for net in [NetChoice::User, NetChoice::Tap] {
+            let error = settings.check_with(net).unwrap_err().to_string();
+            assert!(error.contains("--net dgram"), "{error}");
         }
     }
 
@@ -437,6 +519,17 @@ mod tests {
             ("--smp 0", "1.."),
             ("--net vpn", "dgram, user or tap"),
             ("--accel hvf", "auto, kvm or tcg"),
+            ("--layout ring", "split, packed"),
+            ("--queue-size 0", "1.."),
+            ("--queue-size 32769", "32768"),
+            ("--rx-queue-size 300", "256, 512 or 1024"),
+            ("--vlan 0", "1.."),
+            ("--vlan 4095", "4094"),
+            ("--mtu 67", "68.."),
+            ("--mtu 65536", "65535"),
+            ("--netconsole 10.0.2.2", "10.0.2.2:6666"),
+            ("--netconsole 10.0.2.2:0", "10.0.2.2:6666"),
+            ("--netconsole 224.0.0.1:6666", "a host's address"),
             ("--kernel a --image b", "cannot be used with"),
             ("--pcap x serve", ""),
             ("image", "--bios"),

@@ -69,6 +69,7 @@ fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     if args.machine.dry_run {
+        settings.check_with(args.net)?;
         let mut prepared = settings.prepare(true, &mut sink)?;
         let net = run::dry_run_net(&prepared, args.net)?;
         return Ok(print_command_line(&mut prepared, net));
@@ -88,6 +89,7 @@ fn serve_command(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     if args.machine.dry_run {
+        settings.check_with(serve::NET)?;
         let mut prepared = settings.prepare(true, &mut sink)?;
         let net = serve::dry_run_net(&prepared, args.options())?;
         return Ok(print_command_line(&mut prepared, net));

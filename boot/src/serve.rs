@@ -8,9 +8,12 @@ use crate::guest::{Cause, Guest};
 use crate::interrupt;
 use crate::ports::Services;
 use crate::qemu::Net;
-use crate::session::{Prepared, SessionError, Settings};
+use crate::session::{NetChoice, Prepared, SessionError, Settings};
 use crate::terminal::Story;
 use crate::wire::HostSockets;
+
+/// The far end of `serve`: its forwards need QEMU's own network.
+pub const NET: NetChoice = NetChoice::User;
 
 /// The preferred ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,7 @@ pub fn serve<W: Write>(
     story: &mut Story<W>,
     sink: &mut Sink<'_>,
 ) -> Result<(), SessionError> {
+    settings.check_with(NET)?;
     let mut prepared = settings.prepare(false, sink)?;
     story.section("Machine")?;
     story.row("Accelerator", &prepared.decision.to_string())?;

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::command::{Progress, Sink};
 use crate::qemu::Kind;
-use crate::session::{SessionError, Settings};
+use crate::session::{Mismatch, SessionError, Settings};
 use crate::terminal::Story;
 
 /// Frames a kick: one at a time, and in bursts.
@@ -155,12 +155,26 @@ pub struct Report {
 /// As [`Settings::prepare`].
 pub fn dry_run(settings: &Settings, sink: &mut Sink<'_>) -> Result<Vec<String>, SessionError> {
     let mut lines = Vec::new();
-    for way in Way::ALL {
+    for way in possible(settings) {
         let prepared = settings_for(settings, way).prepare(true, sink)?;
         let usual = measure::Conditions::usual(way);
         lines.push(measure::command_line(&prepared, usual));
     }
     Ok(lines)
+}
+
+/// Why there is no such way with these settings, if so.
+fn impossible(settings: &Settings, way: Way) -> Option<String> {
+    let error = settings_for(settings, way).check().err()?;
+    let asked_for = matches!(error, Mismatch::Packed { .. } | Mismatch::QueueSize);
+    asked_for.then(|| format!("{}: {error}", way.title()))
+}
+
+/// The ways that there are with these settings.
+fn possible(settings: &Settings) -> impl Iterator<Item = Way> {
+    Way::ALL
+        .into_iter()
+        .filter(|way| impossible(settings, *way).is_none())
 }
 
 fn settings_for(settings: &Settings, way: Way) -> Settings {
@@ -190,6 +204,11 @@ pub fn compare<W: Write>(
         table::introduction(story)?;
     }
     for way in Way::ALL {
+        if let Some(why) = impossible(settings, way) {
+            report.absent.push(why);
+        }
+    }
+    for way in possible(settings) {
         let prepared = settings_for(settings, way).prepare(false, sink)?;
         report.accelerator = prepared.decision.to_string();
         report.command_lines.push(measure::command_line(
@@ -224,7 +243,12 @@ pub fn compare<W: Write>(
         }
     }
     let recorded = |row: &Row| row.userspace_exits_per_kick.is_some();
-    if report.absent.is_empty() && !report.rows.iter().any(recorded) {
+    if !report
+        .absent
+        .iter()
+        .any(|absent| absent.contains("exits to QEMU"))
+        && !report.rows.iter().any(recorded)
+    {
         report.absent.push(
             "exits to QEMU a kick: on TCG there are none, QEMU translates the access into a call; \
              --accel kvm with KVM's trace events has them"

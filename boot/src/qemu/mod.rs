@@ -148,6 +148,11 @@ pub struct Nic {
     /// Descriptors of the transmit queue: a power of two, 256 to 1024 (QEMU
     /// accepts more than 256 for vhost-user and vDPA only).
     pub tx_queue_size: Option<u16>,
+    /// The MTU that the device tells the guest (`host_mtu`), 68 to 65535 bytes
+    /// of an IP packet; none is told when `None`.
+    pub mtu: Option<u16>,
+    /// Whether the device offers packed rings (`packed=on`).
+    pub packed: bool,
     /// The hardware address.
     pub mac: [u8; 6],
     /// More properties of the device, `name` and `value`.
@@ -169,6 +174,8 @@ impl Nic {
             ioeventfd: None,
             rx_queue_size: None,
             tx_queue_size: None,
+            mtu: None,
+            packed: false,
             mac: GUEST_MAC,
             properties: Vec::new(),
             dump: None,

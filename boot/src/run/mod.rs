@@ -166,6 +166,7 @@ pub fn run<W: Write>(
     mut story: Option<&mut Story<W>>,
     sink: &mut Sink<'_>,
 ) -> Result<Report, SessionError> {
+    settings.check_with(net)?;
     if net == NetChoice::Tap {
         Tap::check_rights()?;
         require(&[IPROUTE2], settings.policy, sink)?;

@@ -5,7 +5,7 @@ mod up;
 
 use std::path::{Path, PathBuf};
 
-pub use settings::{Mismatch, NetChoice, SessionError, Settings, require};
+pub use settings::{Layout, Mismatch, NetChoice, SessionError, Settings, require};
 pub use up::{StatusError, UP, Up, fetch_status};
 
 use crate::accel::Decision;
@@ -25,9 +25,18 @@ pub struct Prepared {
     /// The addresses.
     pub plan: Plan,
     pcap: Option<PathBuf>,
+    device: Device,
+}
+
+/// What the user asked for of the network device.
+#[derive(Clone, Copy, Debug)]
+struct Device {
     mmio_legacy: bool,
     pio_notify: bool,
     ioeventfd: Option<bool>,
+    mtu: Option<u16>,
+    rx_queue_size: Option<u16>,
+    layout: Layout,
 }
 
 impl Prepared {
@@ -37,9 +46,12 @@ impl Prepared {
         let mut nic = Nic::new(net);
         // A transitional device offers both interfaces; the guest's
         // configuration says which to take.
-        nic.mmio_legacy = self.mmio_legacy;
-        nic.pio_notify = self.pio_notify;
-        nic.ioeventfd = self.ioeventfd;
+        nic.mmio_legacy = self.device.mmio_legacy;
+        nic.pio_notify = self.device.pio_notify;
+        nic.ioeventfd = self.device.ioeventfd;
+        nic.mtu = self.device.mtu;
+        nic.rx_queue_size = self.device.rx_queue_size;
+        nic.packed = self.device.layout == Layout::Packed;
         if !in_process {
             nic.dump.clone_from(&self.pcap);
         }
@@ -57,7 +69,7 @@ impl Prepared {
         peer.map_err(system("start the host's end of the cable"))
     }
 
-    /// A bare datagram cable.
+    /// A bare datagram cable, in the guest's VLAN.
     ///
     /// # Errors
     /// As [`Prepared::connect_peer`].
@@ -67,7 +79,8 @@ impl Prepared {
             what: format!("write {}", shown(self.pcap.as_deref())),
             source,
         })?;
-        Dgram::new(recorder).map_err(system("make the host's end of the cable"))
+        let wire = Dgram::in_vlan(recorder, self.machine.config.vlan);
+        wire.map_err(system("make the host's end of the cable"))
     }
 
     /// A tap device at the far end, with a queue for each CPU.
@@ -76,6 +89,9 @@ impl Prepared {
     /// No rights, or no such device.
     pub fn connect_tap(&mut self) -> Result<Tap, SessionError> {
         let tap = Tap::new(&self.plan, self.machine.cpus.into())?;
+        if let Some(mtu) = self.device.mtu {
+            tap.set_mtu(mtu)?;
+        }
         self.attach(tap.net());
         Ok(tap)
     }

@@ -1,11 +1,12 @@
 //! What the user asked for, and a machine made of it.
 
+use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use kickpath_abi::config::{Config, ConfigError, Ipv4Config, Irq, LogLevel, Transport};
 
-use super::Prepared;
+use super::{Device, Prepared};
 use crate::accel::{AccelChoice, Decision, NoKvm};
 use crate::command::{Progress, Sink};
 use crate::doctor;
@@ -40,6 +41,16 @@ impl FromStr for NetChoice {
     }
 }
 
+/// The form of a virtqueue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// Three areas (specification 2.7).
+    #[default]
+    Split,
+    /// One ring (specification 2.8).
+    Packed,
+}
+
 /// What the user asked for.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -56,6 +67,19 @@ pub struct Settings {
     /// Whether a kick is handled by QEMU's main loop (`true`, QEMU's default)
     /// or where it is made.
     pub ioeventfd: Option<bool>,
+    /// The form of the queues.
+    pub layout: Layout,
+    /// Descriptors of a receive or transmit queue at most, 1 to 32768, where
+    /// the interface leaves the driver a choice.
+    pub queue_size: Option<u16>,
+    /// Descriptors of the device's receive queue: 256, 512 or 1024.
+    pub rx_queue_size: Option<u16>,
+    /// The VLAN that the guest and the far end are in, 1 to 4094.
+    pub vlan: Option<u16>,
+    /// The MTU that the device tells, 68 to 65535 bytes.
+    pub mtu: Option<u16>,
+    /// Where the guest sends its log.
+    pub netconsole: Option<SocketAddrV4>,
     /// The rung of the interrupt ladder.
     pub irq: Irq,
     /// Memory.
@@ -176,6 +200,21 @@ pub enum Mismatch {
     /// An option of virtio-pci on a machine without.
     #[error("--pio-notify is for --machine pc and q35: {0} has no PCI")]
     PioNotify(Kind),
+    /// Packed rings by a legacy interface.
+    #[error("--layout packed: legacy interfaces have split rings only ({hint})")]
+    Packed {
+        /// What to say instead.
+        hint: &'static str,
+    },
+    /// A choice that legacy virtio-pci does not leave.
+    #[error(
+        "--queue-size: the legacy interface of virtio-pci dictates its queues' sizes \
+         (--transport modern, or --rx-queue-size for another device)"
+    )]
+    QueueSize,
+    /// A VLAN at a far end that knows none.
+    #[error("--vlan: this far end knows no VLANs (--net dgram of `run` does, `trace` too)")]
+    Vlan,
 }
 
 impl Settings {
@@ -200,6 +239,17 @@ impl Settings {
                 hint,
             });
         }
+        let is_legacy_pci = machine != Kind::Microvm && transport != Transport::Modern;
+        if self.layout == Layout::Packed && (is_legacy_pci || self.mmio_legacy) {
+            let hint = match is_legacy_pci {
+                true => "--transport modern",
+                false => "without --mmio-legacy",
+            };
+            return Err(Mismatch::Packed { hint });
+        }
+        if self.queue_size.is_some() && is_legacy_pci {
+            return Err(Mismatch::QueueSize);
+        }
         match machine {
             Kind::Microvm if self.image.is_some() => Err(Mismatch::Image),
             Kind::Microvm if self.pio_notify => Err(Mismatch::PioNotify(machine)),
@@ -208,12 +258,26 @@ impl Settings {
         }
     }
 
+    /// Whether the options go together, and with this far end.
+    ///
+    /// # Errors
+    /// Those that do not.
+    pub fn check_with(&self, net: NetChoice) -> Result<(), Mismatch> {
+        if self.vlan.is_some() && net != NetChoice::Dgram {
+            return Err(Mismatch::Vlan);
+        }
+        self.check()
+    }
+
     /// The guest's configuration on a network with these addresses.
     fn config(&self, plan: &Plan) -> Result<Config, SessionError> {
         let mut config = Config {
             log: self.log,
             transport: self.transport,
             irq: self.irq,
+            vlan: self.vlan,
+            queue_size: self.queue_size,
+            netconsole: self.netconsole,
             ..Config::default()
         };
         if let Some(features) = &self.features {
@@ -273,9 +337,14 @@ impl Settings {
             decision,
             plan,
             pcap: self.pcap.clone(),
-            mmio_legacy: self.mmio_legacy,
-            pio_notify: self.pio_notify,
-            ioeventfd: self.ioeventfd,
+            device: Device {
+                mmio_legacy: self.mmio_legacy,
+                pio_notify: self.pio_notify,
+                ioeventfd: self.ioeventfd,
+                mtu: self.mtu,
+                rx_queue_size: self.rx_queue_size,
+                layout: self.layout,
+            },
         })
     }
 

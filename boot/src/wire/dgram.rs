@@ -4,6 +4,9 @@
 //! A Unix datagram socket queues 10 datagrams (`net.unix.max_dgram_qlen`);
 //! then the sender has to wait, and a guest's transmit queue stands still. So
 //! a thread of its own reads, and hands the frames on through a longer queue.
+//!
+//! A cable can end in a VLAN, as at a port of a switch: what we send gets the
+//! tag there, and what comes without it is not for us.
 
 use std::io;
 use std::net::Shutdown;
@@ -64,6 +67,8 @@ struct Shared {
     socket: UnixDatagram,
     /// Where the other end is; `None` on a connected socket.
     remote: Option<PathBuf>,
+    /// The VLAN in which the other end is.
+    vlan: Option<u16>,
     recorder: Recorder,
     counters: Counters,
     closed: AtomicBool,
@@ -82,10 +87,13 @@ impl Transmit {
         let Shared {
             socket,
             remote,
+            vlan,
             recorder,
             counters,
             ..
         } = &*self.0;
+        let tagged = vlan.map(|id| tag(frame, id));
+        let frame = tagged.as_deref().unwrap_or(frame);
         recorder.record(Direction::ToGuest, Instant::now(), frame);
         let sent = match remote {
             Some(path) => socket.send_to(frame, path),
@@ -138,11 +146,19 @@ impl Dgram {
     /// # Errors
     /// The directory or the socket cannot be made.
     pub fn new(recorder: Recorder) -> io::Result<Self> {
+        Self::in_vlan(recorder, None)
+    }
+
+    /// As [`Dgram::new`], with this end in a VLAN (1 to 4094), if in any.
+    ///
+    /// # Errors
+    /// The directory or the socket cannot be made.
+    pub fn in_vlan(recorder: Recorder, vlan: Option<u16>) -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("kickpath-").tempdir()?;
         let host = directory.path().join("host.sock");
         let qemu = directory.path().join("qemu.sock");
         let socket = UnixDatagram::bind(&host)?;
-        let mut wire = Self::start(socket, Some(qemu.clone()), recorder)?;
+        let mut wire = Self::start(socket, Some(qemu.clone()), vlan, recorder)?;
         wire.paths = Some((directory, qemu, host));
         Ok(wire)
     }
@@ -154,14 +170,15 @@ impl Dgram {
     pub fn pair() -> io::Result<(Self, Self)> {
         let (a, b) = UnixDatagram::pair()?;
         Ok((
-            Self::start(a, None, Recorder::new(None)?)?,
-            Self::start(b, None, Recorder::new(None)?)?,
+            Self::start(a, None, None, Recorder::new(None)?)?,
+            Self::start(b, None, None, Recorder::new(None)?)?,
         ))
     }
 
     fn start(
         socket: UnixDatagram,
         remote: Option<PathBuf>,
+        vlan: Option<u16>,
         recorder: Recorder,
     ) -> io::Result<Self> {
         socket.set_read_timeout(Some(READ_SLICE))?;
@@ -170,6 +187,7 @@ impl Dgram {
         let shared = Arc::new(Shared {
             socket,
             remote,
+            vlan,
             recorder,
             counters: Counters::default(),
             closed: AtomicBool::new(false),
@@ -265,10 +283,12 @@ fn read(shared: &Shared) {
         counters
             .from_guest_bytes
             .fetch_add(length as u64, Ordering::Relaxed);
-        let frame = Frame {
-            at,
-            bytes: bytes.to_vec(),
+        let bytes = match shared.vlan {
+            Some(id) => untag(bytes, id),
+            None => Some(bytes.to_vec()),
         };
+        let Some(bytes) = bytes else { continue };
+        let frame = Frame { at, bytes };
         match shared.queue.try_send(frame) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
@@ -280,6 +300,30 @@ fn read(shared: &Shared) {
             Err(TrySendError::Disconnected(_)) => return,
         }
     }
+}
+
+/// Bytes of an Ethernet header's two addresses, behind which the tag stands.
+const ADDRESSES: usize = 12;
+/// EtherType of an 802.1Q tag.
+const TAGGED: [u8; 2] = [0x81, 0x00];
+/// The VLAN in a tag; the other bits are priority and drop eligibility.
+const VLAN_ID: u16 = 0x0fff;
+
+/// The frame with a tag (IEEE 802.1Q, 9.6).
+fn tag(frame: &[u8], id: u16) -> Vec<u8> {
+    match frame.split_at_checked(ADDRESSES) {
+        Some((addresses, rest)) => [addresses, &TAGGED, &id.to_be_bytes(), rest].concat(),
+        None => frame.to_vec(),
+    }
+}
+
+/// The frame without its tag, if that is of this VLAN.
+fn untag(frame: &[u8], id: u16) -> Option<Vec<u8>> {
+    let (addresses, rest) = frame.split_at_checked(ADDRESSES)?;
+    let (tag, rest) = rest.split_first_chunk::<4>()?;
+    let [a, b, c, d] = *tag;
+    let is_ours = [a, b] == TAGGED && u16::from_be_bytes([c, d]) & VLAN_ID == id;
+    is_ours.then(|| [addresses, rest].concat())
 }
 
 fn is_timeout(error: &io::Error) -> bool {
@@ -297,6 +341,25 @@ mod tests {
     use super::*;
 
     const BOUND: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn a_tag_is_added_and_taken_away() {
+        let frame: Vec<u8> = (0..64).collect();
+        let tagged = tag(&frame, 5);
+        assert_eq!(tagged.len(), 68);
+        assert_eq!(tagged[12..16], [0x81, 0x00, 0, 5]);
+        assert_eq!(untag(&tagged, 5), Some(frame.clone()));
+        assert_eq!(untag(&tagged, 6), None);
+        assert_eq!(untag(&frame, 5), None);
+        // With a priority.
+        let mut urgent = tagged.clone();
+        urgent[14] |= 0xe0;
+        assert_eq!(untag(&urgent, 5), Some(frame.clone()));
+        for length in 0..16 {
+            assert_eq!(untag(&tagged[..length], 5), None);
+        }
+        assert_eq!(tag(&frame[..11], 5), frame[..11]);
+    }
 
     #[test]
     fn frames_cross_whole_and_in_order() {

@@ -110,6 +110,15 @@ impl Tap {
         }
     }
 
+    /// Sets the largest IP packet of the host's end, in bytes.
+    ///
+    /// # Errors
+    /// The system refuses this MTU.
+    pub fn set_mtu(&self, mtu: u16) -> Result<(), TapError> {
+        let mtu = mtu.to_string();
+        ip(&["-n", &self.namespace, "link", "set", DEVICE, "mtu", &mtu])
+    }
+
     /// QEMU's half of the description of this cable: it inherits the device.
     pub fn net(&self) -> Net {
         Net::TapFds(self.queues.iter().map(AsRawFd::as_raw_fd).collect())

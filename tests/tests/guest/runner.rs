@@ -88,10 +88,34 @@ pub fn add(suite: &mut Suite) {
         ensure!(output.status.success(), "{output:?}\n{line}");
         Ok(())
     });
+    suite.test("runner::the_dry_run_has_every_option", || {
+        for (arguments, expected) in [
+            ("run --vlan 5", "vlan=5"),
+            ("trace --vlan 5", "vlan=5"),
+            ("serve --mtu 1400", "host_mtu=1400"),
+            ("run --netconsole 10.0.2.2:6666", "netconsole=10.0.2.2:6666"),
+            ("bench --rx-queue-size 1024", "rx_queue_size=1024"),
+            ("run --machine microvm --queue-size 64", "queue-size=64"),
+            ("trace --transport modern --layout packed", "packed=on"),
+        ] {
+            let words: Vec<&str> = arguments.split(' ').chain(["--dry-run"]).collect();
+            let line = run(&words)?;
+            ensure!(line.contains(expected), "{arguments}: {line}");
+        }
+        // The ways that have packed rings, and only those.
+        let lines = run(&["compare", "--layout", "packed", "--dry-run"])?;
+        let count = |text: &str| lines.matches(text).count();
+        ensure!(count("packed=on") == 3 && count("-netdev") == 3, "{lines}");
+        Ok(())
+    });
+    device_options(suite);
     suite.test("runner::what_does_not_go_together_is_refused", || {
         for (arguments, expected) in [
             (["--machine", "pc", "--transport", "mmio"], "microvm"),
             (["--machine", "microvm", "--transport", "modern"], "mmio"),
+            (["--net", "tap", "--vlan", "5"], "--net dgram"),
+            (["--machine", "q35", "--layout", "packed"], "modern"),
+            (["--transport", "legacy", "--queue-size", "64"], "dictates"),
         ] {
             match run(&arguments) {
                 Ok(text) => bail!("{arguments:?} was accepted:\n{text}"),
@@ -104,6 +128,73 @@ pub fn add(suite: &mut Suite) {
         Ok(())
     });
     suite.test("runner::serve_serves_until_ctrl_c", serve);
+}
+
+/// What the options make of the device, as the guest finds it.
+fn device_options(suite: &mut Suite) {
+    suite.test("runner::run_in_a_vlan", || {
+        let (status, frames) = recorded(&["--vlan", "5"])?;
+        ensure!(status.boot.configuration.contains("vlan=5"), "{status:?}");
+        // 802.1Q, VLAN 5, IPv4: the guest's frames, and those for it.
+        let tagged = [0x81, 0x00, 0, 5, 0x08, 0x00];
+        let count = frames.windows(6).filter(|bytes| *bytes == tagged).count();
+        ensure!(count > 20, "{count} tagged frames");
+        // And every layer of a trace agrees on them.
+        run(&["trace", "--vlan", "5"]).map(drop)
+    });
+    suite.test("runner::run_with_an_mtu", || {
+        let status = status_of(&["--mtu", "1400"])?;
+        ensure!(status.device.mtu == 1400, "{:?}", status.device);
+        Ok(())
+    });
+    suite.needs(setup::lacks_tap(), |suite| {
+        suite.test("runner::run_with_jumbo_frames_over_a_tap", || {
+            let status = status_of(&["--net", "tap", "--mtu", "9000"])?;
+            ensure!(status.device.mtu == 9000, "{:?}", status.device);
+            Ok(())
+        });
+    });
+    suite.test("runner::run_with_small_packed_queues", || {
+        let layout = ["--layout", "packed", "--queue-size", "100"];
+        let status = status_of(&[&["--transport", "modern"], &layout[..]].concat())?;
+        let features = &status.device.features_negotiated;
+        ensure!(
+            features.iter().any(|name| name == "RING_PACKED"),
+            "{features:?}"
+        );
+        let sizes: Vec<_> = status.queues.iter().take(2).map(|q| q.size).collect();
+        ensure!(sizes == [100, 100], "{:?}", status.queues);
+        Ok(())
+    });
+    suite.test("runner::run_with_a_long_receive_queue", || {
+        let status = status_of(&["--rx-queue-size", "1024"])?;
+        ensure!(status.queues[0].size == 1024, "{:?}", status.queues);
+        Ok(())
+    });
+    suite.test("runner::run_with_the_log_on_the_wire", || {
+        let (_, frames) = recorded(&["--netconsole", "10.0.2.2:6666"])?;
+        let line = b"features negotiated:";
+        ensure!(
+            frames.windows(line.len()).any(|bytes| bytes == line),
+            "the log is not on the wire"
+        );
+        Ok(())
+    });
+}
+
+/// The guest's report at the end of a run.
+fn status_of(options: &[&str]) -> Result<Status> {
+    let text = run(&[&["run", "--json"], options].concat())?;
+    let report: serde_json::Value = serde_json::from_str(&text).context(text.clone())?;
+    serde_json::from_value(report["status"].clone()).context(text)
+}
+
+/// The same, and the recorded frames.
+fn recorded(options: &[&str]) -> Result<(Status, Vec<u8>)> {
+    let file = tempfile::NamedTempFile::new()?;
+    let name = file.path().to_str().context("a path of UTF-8")?;
+    let status = status_of(&[&["--pcap", name], options].concat())?;
+    Ok((status, fs::read(name)?))
 }
 
 fn serve() -> Result<()> {
