@@ -283,6 +283,12 @@ pub(crate) const NOBODY: [u8; 6] = [0; 6];
 /// received is looked at before smoltcp is asked (`ingress.rs`).
 pub(crate) struct Checked<'d, D: ?Sized> {
     pub(crate) device: &'d mut D,
+    pub(crate) sending: Sending,
+}
+
+/// What is known to all tokens of the layer. They have it by one reference,
+/// because a token is moved several times for each packet.
+pub(crate) struct Sending {
     duties: Duties,
     /// The checksum of the UDP datagram that goes out in fragments next; the first
     /// fragment carries it, and has not all that it is computed from.
@@ -295,9 +301,11 @@ impl<'d, D: Device + ?Sized> Checked<'d, D> {
     pub(crate) fn new(device: &'d mut D, duties: Duties) -> Self {
         Self {
             device,
-            duties,
-            of_fragments: [0, 0],
-            sent_to: NOBODY,
+            sending: Sending {
+                duties,
+                of_fragments: [0, 0],
+                sent_to: NOBODY,
+            },
         }
     }
 }
@@ -317,9 +325,7 @@ impl<D: Device + ?Sized> Device for Checked<'_, D> {
         let (received, token) = self.device.receive(now)?;
         let token = Token {
             token,
-            duties: &self.duties,
-            of_fragments: self.of_fragments,
-            sent_to: &mut self.sent_to,
+            sending: &mut self.sending,
         };
         Some((received, token))
     }
@@ -328,9 +334,7 @@ impl<D: Device + ?Sized> Device for Checked<'_, D> {
     fn transmit(&mut self, now: Instant) -> Option<Self::TxToken<'_>> {
         Some(Token {
             token: self.device.transmit(now)?,
-            duties: &self.duties,
-            of_fragments: self.of_fragments,
-            sent_to: &mut self.sent_to,
+            sending: &mut self.sending,
         })
     }
 
@@ -347,23 +351,20 @@ impl<D: Device + ?Sized> Device for Checked<'_, D> {
 /// A frame to send, whose checksums are filled in once it is written.
 pub(crate) struct Token<'a, T> {
     token: T,
-    duties: &'a Duties,
-    of_fragments: [u8; 2],
-    sent_to: &'a mut [u8; 6],
+    sending: &'a mut Sending,
 }
 
 impl<T: TxToken> Token<'_, T> {
     /// Gives the token away; returns the hardware address that something was
     /// sent to with it.
     pub(crate) fn watch(self, f: impl FnOnce(Token<'_, T>)) -> Option<[u8; 6]> {
-        *self.sent_to = NOBODY;
+        let Self { token, sending } = self;
+        sending.sent_to = NOBODY;
         f(Token {
-            token: self.token,
-            duties: self.duties,
-            of_fragments: self.of_fragments,
-            sent_to: &mut *self.sent_to,
+            token,
+            sending: &mut *sending,
         });
-        (*self.sent_to != NOBODY).then_some(*self.sent_to)
+        (sending.sent_to != NOBODY).then_some(sending.sent_to)
     }
 
     /// Sends an IP packet behind an Ethernet header that is known, and, if that
@@ -385,11 +386,11 @@ impl<T: TxToken> Token<'_, T> {
             match (packet.first_chunk_mut::<IPV4_UDP>(), checksum) {
                 // It has no options: smoltcp writes none.
                 (Some(headers), Some(checksum)) if ethernet[12..] == [0x08, 0x00] => {
-                    fill_known(headers, self.duties, checksum);
+                    fill_known(headers, &self.sending.duties, checksum);
                 }
                 _ => {
                     let ethertype = [ethernet[12], ethernet[13]];
-                    fill(ethertype, packet, self.duties, self.of_fragments, checksum);
+                    fill(ethertype, packet, self.sending, checksum);
                 }
             }
             result
@@ -403,9 +404,9 @@ impl<T: TxToken> TxToken for Token<'_, T> {
         self.token.consume(len, |frame| {
             let result = f(frame);
             if let Some((ethernet, packet)) = frame.split_first_chunk_mut::<ETHERNET>() {
-                self.sent_to.copy_from_slice(&ethernet[..6]);
+                self.sending.sent_to.copy_from_slice(&ethernet[..6]);
                 let ethertype = [ethernet[12], ethernet[13]];
-                fill(ethertype, packet, self.duties, self.of_fragments, None);
+                fill(ethertype, packet, self.sending, None);
             }
             result
         })
@@ -435,13 +436,8 @@ fn fill_known(headers: &mut [u8; IPV4_UDP], duties: &Duties, checksum: [u8; 2]) 
 /// headers in front of UDP or TCP, and 0 where the checksums go. `known` is the
 /// checksum of UDP or TCP, if it needs no computing.
 #[inline]
-fn fill(
-    ethertype: [u8; 2],
-    packet: &mut [u8],
-    duties: &Duties,
-    of_fragments: [u8; 2],
-    known: Option<[u8; 2]>,
-) {
+fn fill(ethertype: [u8; 2], packet: &mut [u8], sending: &Sending, known: Option<[u8; 2]>) {
+    let duties = &sending.duties;
     match ethertype {
         [0x08, 0x00] => {
             let Some((header, payload)) = packet.split_first_chunk_mut::<IPV4_HEADER>() else {
@@ -460,7 +456,7 @@ fn fill(
                 // No device sees the whole of it.
                 && let Some(field) = payload.get_mut(6..8)
             {
-                field.copy_from_slice(&of_fragments);
+                field.copy_from_slice(&sending.of_fragments);
             }
         }
         [0x86, 0xdd] => {

@@ -67,7 +67,8 @@ pub(crate) struct PlainEcho<'f> {
     datagram: &'f [u8],
     /// The port that it comes from.
     pub(crate) port: u16,
-    checksum: [u8; 2],
+    /// As it is in memory.
+    checksum: u16,
 }
 
 impl<'f> PlainEcho<'f> {
@@ -76,16 +77,17 @@ impl<'f> PlainEcho<'f> {
         const VERSION_AND_LENGTH: u8 = 0x45;
         let (ethernet, packet) = frame.split_first_chunk::<ETHERNET>()?;
         let (header, payload) = packet.split_first_chunk::<IPV4_HEADER>()?;
-        let &[from_high, from_low, to_high, to_low, high, low, a, b] = payload.first_chunk()?;
+        let udp = payload.first_chunk::<8>()?;
         let fragment = u16::from_ne_bytes([header[6] & 0x3f, header[7]]);
         if [ethernet[12], ethernet[13], header[0], header[9]]
             != [0x08, 0x00, VERSION_AND_LENGTH, UDP]
-            || [to_high, to_low] != ECHO_PORT.to_be_bytes()
+            || [udp[2], udp[3]] != ECHO_PORT.to_be_bytes()
             || fragment != 0
         {
             return None;
         }
-        let length = usize::from(u16::from_be_bytes([high, low]));
+        // Taken from where they are, not from a copy of the header: a load each.
+        let length = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
         let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
         if IPV4_HEADER + length > total {
             return None;
@@ -93,8 +95,8 @@ impl<'f> PlainEcho<'f> {
         Some(Self {
             header,
             datagram: payload.get(..length)?,
-            port: u16::from_be_bytes([from_high, from_low]),
-            checksum: [a, b],
+            port: u16::from_be_bytes([udp[0], udp[1]]),
+            checksum: u16::from_ne_bytes([udp[6], udp[7]]),
         })
     }
 
@@ -106,7 +108,7 @@ impl<'f> PlainEcho<'f> {
             return None;
         }
         // RFC 768: 0 is none.
-        if !duties.verify_udp() || self.checksum == [0, 0] {
+        if !duties.verify_udp() || self.checksum == 0 {
             return Some(None);
         }
         let [.., a, b, c, d, e, f, g, h] = *self.header;
@@ -114,7 +116,7 @@ impl<'f> PlainEcho<'f> {
         Sum::pseudo_header(addresses, UDP, self.datagram.len())
             .plus(Sum::of(self.datagram))
             .is_right()
-            .then_some(Some(self.checksum))
+            .then_some(Some(self.checksum.to_ne_bytes()))
     }
 }
 

@@ -192,7 +192,7 @@ impl Lane {
         interface: &mut Interface,
         device: &mut Checked<'_, D>,
     ) -> bool {
-        device.of_fragments = self.of_fragments;
+        device.sending.of_fragments = self.of_fragments;
         let sent = interface.poll_egress(now, device, &mut self.set) != PollResult::None;
         self.queued -= usize::from(sent);
         sent
@@ -326,15 +326,15 @@ impl FirstContact {
             if !answer(&mut self.fresh, payload, from) {
                 continue;
             }
-            context.device.sent_to = NOBODY;
+            context.device.sending.sent_to = NOBODY;
             if self.fresh.flush(now, context.interface, context.device) {
-                let next_hop = context.device.sent_to;
+                let next_hop = context.device.sending.sent_to;
                 flows.insert(sender, from.local_address, next_hop, now);
                 sent = true;
             } else if self.waiting.is_none() {
                 core::mem::swap(&mut self.fresh, &mut self.parked);
                 self.waiting = Some((sender, now));
-                if context.device.sent_to == NOBODY {
+                if context.device.sending.sent_to == NOBODY {
                     // smoltcp has asked for another one too lately to ask.
                     neighbor::ask(now, context.interface, context.device, sender);
                 }
