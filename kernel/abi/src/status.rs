@@ -183,6 +183,10 @@ pub struct Counters {
     /// Sent frames that the device cut into segments.
     #[serde(default)]
     pub tx_segmented: u64,
+    /// TCP segments over IPv6 that were appended to one before them, for the
+    /// device to cut: frames that were not sent.
+    #[serde(default)]
+    pub tx_coalesced: u64,
     /// Kicks: doorbell writes, each one VM exit.
     pub kicks: u64,
     /// Kicks that `kick_prepare` found unnecessary.

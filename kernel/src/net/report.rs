@@ -167,6 +167,7 @@ pub fn counters(stats: &Stats) -> Counters {
         rx_checksum_valid: stats.rx_checksum_valid,
         tx_checksum_offloaded: stats.tx_checksum_offloaded,
         tx_segmented: stats.tx_segmented,
+        tx_coalesced: stats.tx_coalesced,
         kicks: stats.kicks,
         kicks_suppressed: stats.kicks_suppressed,
         interrupts: stats.interrupts,

@@ -171,6 +171,11 @@ pub(super) fn write(status: &Status) -> String {
         "Frames that the device cut into segments.",
         &[("transmit", counters.tx_segmented)],
     );
+    m.by_queue(
+        "coalesced_total",
+        "TCP segments that were appended to others, for the device to cut.",
+        &[("transmit", counters.tx_coalesced)],
+    );
     let single = [
         (
             "kicks_total",

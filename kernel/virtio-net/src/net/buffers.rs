@@ -211,6 +211,34 @@ impl<H: Hal> FrameBuffers<H> {
         unsafe { self.first_frame.add(offset as usize) }
     }
 
+    /// The first `length` bytes of a buffer's frame, or all, if there are fewer.
+    /// They hold what an earlier frame left there.
+    ///
+    /// # Safety
+    ///
+    /// The number is that of a buffer, which the device does not have.
+    #[inline]
+    pub unsafe fn frame_mut(&mut self, number: u16, length: usize) -> &mut [u8] {
+        let length = length.min(self.capacity as usize);
+        // SAFETY: the buffer has so many bytes, which were zeroed when they were
+        // allocated; the device does not have it, and no other reference
+        // exists, because this value is borrowed.
+        unsafe { core::slice::from_raw_parts_mut(self.frame(number).as_ptr(), length) }
+    }
+
+    /// Copies the first `length` bytes of a frame from one buffer to another;
+    /// all, if there are fewer.
+    ///
+    /// # Safety
+    ///
+    /// Both numbers are those of buffers, which the device does not have.
+    pub unsafe fn copy_frame(&mut self, from: u16, to: u16, length: usize) {
+        let length = length.min(self.capacity as usize);
+        // SAFETY: both buffers have so many bytes; the rest is the caller's
+        // promise. They may be the same.
+        unsafe { self.frame(to).copy_from(self.frame(from), length) }
+    }
+
     /// Address of a buffer's header as the driver sees it.
     #[inline]
     pub fn header_pointer(&self, number: u16) -> NonNull<u8> {

@@ -49,6 +49,16 @@ impl<H: Hal> LargeBuffers<H> {
         &self.buffers
     }
 
+    /// As [`FrameBuffers::frame_mut`].
+    ///
+    /// # Safety
+    ///
+    /// The device does not have the buffer.
+    pub(super) unsafe fn frame_mut(&mut self, number: u16, length: usize) -> &mut [u8] {
+        // SAFETY: the caller's promise; numbers come from `free`.
+        unsafe { self.buffers.frame_mut(number, length) }
+    }
+
     /// Largest frame, in bytes.
     pub(super) fn capacity(&self) -> usize {
         self.buffers.capacity() as usize

@@ -14,6 +14,7 @@
 extern crate alloc;
 
 pub mod buffers;
+mod coalesce;
 mod config;
 pub mod control;
 mod error;

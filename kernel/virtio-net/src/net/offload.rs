@@ -10,8 +10,14 @@ use super::header::{F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_TCPV6, Header};
 
 const ETHERNET: usize = 14;
 const VLAN_TAG: usize = 4;
-const TCP: u8 = 6;
+/// Protocol number of TCP.
+pub(super) const TCP: u8 = 6;
 const UDP: u8 = 17;
+
+/// EtherType of IPv4.
+const IPV4: [u8; 2] = [0x08, 0x00];
+/// EtherType of IPv6.
+pub(super) const IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// Which protocols a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,17 +137,25 @@ impl Offload {
     }
 }
 
-/// Finds the UDP or TCP header of a frame.
-fn find(frame: &[u8]) -> Option<Found> {
+/// Where a frame's packet begins, behind VLAN tags, in bytes from the start;
+/// and its EtherType.
+#[inline]
+pub(super) fn network_header(frame: &[u8]) -> Option<(usize, [u8; 2])> {
     let mut start = ETHERNET;
     let mut ethertype = *frame.get(start - 2..)?.first_chunk::<2>()?;
     while let [0x81, 0x00] | [0x88, 0xa8] = ethertype {
         start += VLAN_TAG;
         ethertype = *frame.get(start - 2..)?.first_chunk::<2>()?;
     }
+    Some((start, ethertype))
+}
+
+/// Finds the UDP or TCP header of a frame.
+fn find(frame: &[u8]) -> Option<Found> {
+    let (start, ethertype) = network_header(frame)?;
     let packet = frame.get(start..)?;
     let (is_ipv4, header_length, protocol, addresses) = match ethertype {
-        [0x08, 0x00] => {
+        IPV4 => {
             let header = packet.first_chunk::<20>()?;
             // "More fragments" or an offset.
             if (header[6] & 0x3f) | header[7] != 0 {
@@ -150,7 +164,7 @@ fn find(frame: &[u8]) -> Option<Found> {
             let length = usize::from(header[0] & 0xf) * 4;
             (true, length, header[9], sum(&header[12..]))
         }
-        [0x86, 0xdd] => {
+        IPV6 => {
             let header = packet.first_chunk::<40>()?;
             (false, header.len(), header[6], sum(&header[8..]))
         }

@@ -32,7 +32,7 @@ impl<H: Hal> QueuePair<H> {
     /// know: the end of a poll.
     #[inline]
     pub fn kick(&mut self) {
-        self.tx.queue.kick();
+        self.tx.kick();
         self.rx.queue.kick();
     }
 

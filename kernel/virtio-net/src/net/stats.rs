@@ -37,6 +37,9 @@ pub struct Stats {
     pub tx_checksum_offloaded: u64,
     /// Sent frames that the device segmented.
     pub tx_segmented: u64,
+    /// TCP segments that were appended to one before them, so that the device
+    /// cuts both: frames that were not sent.
+    pub tx_coalesced: u64,
     /// Doorbell writes, each a VM exit.
     pub kicks: u64,
     /// Kicks that the device did not want.
@@ -114,6 +117,7 @@ impl Stats {
             rx_checksum_valid,
             tx_checksum_offloaded,
             tx_segmented,
+            tx_coalesced,
             kicks,
             kicks_suppressed,
             interrupts,
@@ -132,6 +136,7 @@ impl Stats {
         self.rx_checksum_valid += rx_checksum_valid;
         self.tx_checksum_offloaded += tx_checksum_offloaded;
         self.tx_segmented += tx_segmented;
+        self.tx_coalesced += tx_coalesced;
         self.kicks += kicks;
         self.kicks_suppressed += kicks_suppressed;
         self.interrupts += interrupts;
@@ -164,6 +169,7 @@ impl Stats {
         self.tx_errors += u64::from(tx.error.is_some());
         self.tx_checksum_offloaded += tx.checksum_offloaded;
         self.tx_segmented += tx.segmented;
+        self.tx_coalesced += tx.coalesced;
         self.add_kicks(&tx.queue);
     }
 

@@ -1,6 +1,11 @@
 //! The transmit queue. A frame is written straight into the memory that the
 //! device will read; buffers come back lazily, when new ones are needed.
 
+mod super_frames;
+
+extern crate alloc;
+
+use alloc::boxed::Box;
 use core::ptr::NonNull;
 
 use kickpath_trace::{Event, tracepoint};
@@ -13,6 +18,7 @@ use super::header::Header;
 use super::large::LargeBuffers;
 use super::offload::Offload;
 use crate::queue::{Buffer, Head, QueueError, Virtqueue};
+use super_frames::SuperFrames;
 
 /// A transmit virtqueue with its buffers, one a slot of the ring.
 pub struct TxQueue<H: Hal> {
@@ -20,6 +26,9 @@ pub struct TxQueue<H: Hal> {
     buffers: FrameBuffers<H>,
     /// For frames that the device segments, if it does.
     large: Option<LargeBuffers<H>>,
+    /// TCP segments over IPv6 that become large ones, if the device segments
+    /// those.
+    super_frames: Option<Box<SuperFrames>>,
     /// Largest frame that goes the short way, in bytes: header and frame are one
     /// descriptor, and the header is all zero. 0 where that is not so.
     plain_capacity: u32,
@@ -36,6 +45,8 @@ pub struct TxQueue<H: Hal> {
     pub(super) checksum_offloaded: u64,
     /// Frames that the device segments.
     pub(super) segmented: u64,
+    /// TCP segments that were appended to others.
+    pub(super) coalesced: u64,
     pub(super) error: Option<QueueError>,
 }
 
@@ -91,6 +102,9 @@ impl<H: Hal> TxQueue<H> {
             queue,
             buffers,
             large,
+            super_frames: negotiated
+                .contains(Features::HOST_TSO6)
+                .then(SuperFrames::new),
             any_layout,
             writes_headers,
             waiting: false,
@@ -98,6 +112,7 @@ impl<H: Hal> TxQueue<H> {
             waited: 0,
             checksum_offloaded: 0,
             segmented: 0,
+            coalesced: 0,
             error: None,
         })
     }
@@ -152,7 +167,7 @@ impl<H: Hal> TxQueue<H> {
     fn make_room(&mut self, has_room: impl Fn(&Self) -> bool) -> bool {
         self.reclaim();
         if !has_room(self) {
-            self.queue.kick();
+            self.kick();
             self.reclaim();
         }
         let room = has_room(self);
@@ -271,6 +286,54 @@ impl<H: Hal> TxQueue<H> {
         self.bytes += u64::from(length);
     }
 
+    /// Adds the frame of `length` bytes in the slot's own buffer.
+    ///
+    /// # Safety
+    ///
+    /// The head is the next one.
+    unsafe fn add_slot(&mut self, head: Head, length: usize, offload: Option<Offload>) {
+        let length = length.min(self.capacity()) as u32;
+        let buffer = head.descriptor();
+        let address = self.buffers.header(buffer);
+        // SAFETY: the buffer is part of `buffers`, which outlives the device's
+        // use of it (`del_vqs` resets first). It belongs to the slot, so nobody
+        // writes it until that is free again. The head is the caller's promise.
+        unsafe {
+            self.write_header(self.buffers.frame(buffer), offload);
+            self.add(head, address, length, buffer);
+        }
+    }
+
+    /// Adds the frame of `length` bytes in the large buffer of this number.
+    ///
+    /// # Safety
+    ///
+    /// The head is the next one; the buffer was taken with this token, and
+    /// nobody writes it any more.
+    unsafe fn add_large(
+        &mut self,
+        head: Head,
+        number: u16,
+        token: u16,
+        length: usize,
+        offload: Option<Offload>,
+    ) {
+        let Some(large) = &self.large else {
+            return;
+        };
+        let length = length.min(large.capacity()) as u32;
+        let address = large.buffers().header(number);
+        let frame = large.buffers().frame(number);
+        // SAFETY: the buffer is part of `large`, which outlives the device's
+        // use of it (`del_vqs` resets first). It is taken until the chain with
+        // this token has come back. Its header is as long as the slots'. The
+        // rest is the caller's promise.
+        unsafe {
+            self.write_header(frame, offload);
+            self.add(head, address, length, token);
+        }
+    }
+
     /// Number of frames that the device has not been seen to have used.
     pub fn outstanding(&self) -> u16 {
         self.queue.ring().outstanding()
@@ -288,6 +351,9 @@ impl<H: Hal> TxQueue<H> {
     /// to know. Returns whether that took a doorbell.
     #[inline]
     pub fn kick(&mut self) -> bool {
+        if self.super_frames.is_some() {
+            self.send_super_frames();
+        }
         self.queue.kick()
     }
 
@@ -304,13 +370,11 @@ impl<H: Hal> TxSlot<'_, H> {
     #[inline]
     pub fn frame_mut(&mut self, length: usize) -> &mut [u8] {
         // SAFETY: the slot is free, so the device does not have its buffer;
-        // nobody else can reserve it while this value borrows the queue; and
-        // the memory was zeroed when it was allocated.
+        // nobody else can reserve it while this value borrows the queue.
         unsafe {
-            core::slice::from_raw_parts_mut(
-                self.queue.buffers.frame(self.head.descriptor()).as_ptr(),
-                length.min(self.queue.capacity()),
-            )
+            self.queue
+                .buffers
+                .frame_mut(self.head.descriptor(), length)
         }
     }
 
@@ -355,14 +419,9 @@ impl<H: Hal> TxSlot<'_, H> {
     /// [`TxQueue::fills_checksums`] it goes out as it is.
     pub fn start_xmit_offloaded(self, length: usize, offload: Option<Offload>) {
         let Self { queue: tx, head } = self;
-        let length = length.min(tx.capacity()) as u32;
-        let buffer = head.descriptor();
-        let address = tx.buffers.header(buffer);
-        // SAFETY: as in `start_xmit`.
-        unsafe {
-            tx.write_header(tx.buffers.frame(buffer), offload);
-            tx.add(head, address, length, buffer);
-        }
+        // SAFETY: the head is the next one still, because the queue was
+        // borrowed since it was asked.
+        unsafe { tx.add_slot(head, length, offload) };
     }
 }
 
@@ -370,18 +429,12 @@ impl<H: Hal> LargeTxSlot<'_, H> {
     /// The first `length` bytes of the frame, at most
     /// [`TxQueue::large_capacity`]. They hold what an earlier frame left there.
     pub fn frame_mut(&mut self, length: usize) -> &mut [u8] {
-        let Some(large) = &self.queue.large else {
+        let Some(large) = &mut self.queue.large else {
             return &mut [];
         };
         // SAFETY: the buffer is free; nobody else can reserve it while this
-        // value borrows the queue; and the memory was zeroed when it was
-        // allocated.
-        unsafe {
-            core::slice::from_raw_parts_mut(
-                large.buffers().frame(self.number).as_ptr(),
-                length.min(large.capacity()),
-            )
-        }
+        // value borrows the queue.
+        unsafe { large.frame_mut(self.number, length) }
     }
 
     /// As [`TxSlot::start_xmit_offloaded`].
@@ -391,21 +444,11 @@ impl<H: Hal> LargeTxSlot<'_, H> {
             head,
             number,
         } = self;
-        let Some(large) = &mut tx.large else {
-            return;
-        };
-        let length = length.min(large.capacity()) as u32;
-        let address = large.buffers().header(number);
-        let frame = large.buffers().frame(number);
-        let token = large.take(number);
-        // SAFETY: the buffer is part of `large`, which outlives the device's
-        // use of it (`del_vqs` resets first). It has just been taken, so nobody
-        // writes it until the chain with this token has come back. Its header
-        // is as long as the slots'. The head is the next one still, because the
-        // queue was borrowed since it was asked.
-        unsafe {
-            tx.write_header(frame, offload);
-            tx.add(head, address, length, token);
+        if let Some(large) = &mut tx.large {
+            let token = large.take(number);
+            // SAFETY: it has just been taken. The head is the next one still,
+            // because the queue was borrowed since it was asked.
+            unsafe { tx.add_large(head, number, token, length, offload) };
         }
     }
 }

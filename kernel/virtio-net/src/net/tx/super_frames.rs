@@ -1,0 +1,353 @@
+//! Sending TCP segments over IPv6 as the super-frames that they could have
+//! been, for a network stack that cannot make them itself.
+//!
+//! Such a stack writes one segment after the other. Each is written where its
+//! payload belongs if it goes on where the last one ended: directly behind the
+//! payload of that one. What its header covers there is kept meanwhile and put
+//! back. Only the first segment is copied, and one that turned out to be
+//! another. What goes over the wire is the same as without this, byte for byte.
+//!
+//! A super-frame grows until the next kick at most, so that nothing waits for
+//! it. Frames of one connection stay in order; others may overtake them.
+
+extern crate alloc;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::num::NonZeroU16;
+
+use virtio_drivers::Hal;
+
+use super::{TxQueue, TxSlot};
+use crate::net::coalesce::{Appended, Growing, LONGEST_HEADER, Segment};
+use crate::net::large::LargeBuffers;
+use crate::net::offload::Offload;
+use crate::queue::Head;
+
+/// Super-frames that grow at the same time, each of another connection. Large
+/// buffers must be left for others.
+const MOST: usize = 4;
+
+/// A super-frame in the large buffer that it has taken.
+struct SuperFrame {
+    growing: Growing,
+    /// Number of the buffer, and the token for its chain.
+    number: u16,
+    token: u16,
+}
+
+/// Those that grow.
+pub(super) struct SuperFrames {
+    /// The oldest first; room for [`MOST`].
+    frames: Vec<SuperFrame>,
+    /// Index of the one that is expected to go on. With several, their
+    /// connections are taken to send in turns.
+    next: usize,
+    /// What a frame's header covers.
+    covered: [u8; LONGEST_HEADER],
+}
+
+impl SuperFrames {
+    pub(super) fn new() -> Box<Self> {
+        Box::new(Self {
+            frames: Vec::with_capacity(MOST),
+            next: 0,
+            covered: [0; LONGEST_HEADER],
+        })
+    }
+
+    /// Has `write` write a frame: behind the super-frame that is expected to go
+    /// on, if that takes one of this length, else into `slot`. Returns the index
+    /// of the super-frame that has taken it in; without one it lies in `slot`.
+    #[inline]
+    fn write<H: Hal, R>(
+        &mut self,
+        large: &mut LargeBuffers<H>,
+        slot: &mut [u8],
+        write: impl FnOnce(&mut [u8]) -> R,
+    ) -> (R, Option<(usize, Appended)>) {
+        let Some((index, frame)) = self.expected_place(large, slot.len()) else {
+            return (write(slot), None);
+        };
+        let Some((growing, covered, header)) = self.frames.get_mut(index).and_then(|expected| {
+            let growing = &mut expected.growing;
+            let length = growing.header_length();
+            let covered = self.covered.get_mut(..length)?;
+            covered.copy_from_slice(frame.get(..length)?);
+            Some((growing, covered, length))
+        }) else {
+            return (write(slot), None);
+        };
+        let result = write(frame);
+        let appended = growing.is_followed_by(frame).then(|| growing.append(frame));
+        if appended.is_none() {
+            slot.copy_from_slice(frame);
+        }
+        if let Some(header) = frame.get_mut(..header) {
+            header.copy_from_slice(covered);
+        }
+        (result, appended.map(|appended| (index, appended)))
+    }
+
+    /// The super-frame that is expected to go on, and where a frame of `length`
+    /// bytes lies whose payload follows there.
+    #[inline]
+    fn expected_place<'l, H: Hal>(
+        &self,
+        large: &'l mut LargeBuffers<H>,
+        length: usize,
+    ) -> Option<(usize, &'l mut [u8])> {
+        let index = if self.next < self.frames.len() { self.next } else { 0 };
+        let SuperFrame { growing, number, .. } = self.frames.get(index)?;
+        if !growing.takes_length(length) {
+            return None;
+        }
+        let at = growing.length() - growing.header_length();
+        // SAFETY: the super-frame has taken this buffer, and is not sent.
+        let buffer = unsafe { large.frame_mut(*number, at + length) };
+        Some((index, buffer.get_mut(at..)?))
+    }
+
+    /// Takes in the segment in `slot`, if it is the next of this super-frame.
+    fn append<H: Hal>(
+        &mut self,
+        index: usize,
+        large: &mut LargeBuffers<H>,
+        slot: &[u8],
+    ) -> Option<Appended> {
+        let SuperFrame { growing, number, .. } = self.frames.get_mut(index)?;
+        if !growing.is_followed_by(slot) {
+            return None;
+        }
+        let payload = slot.get(growing.header_length()..)?;
+        let at = growing.length();
+        // SAFETY: as in `expected_place`.
+        let buffer = unsafe { large.frame_mut(*number, at + payload.len()) };
+        buffer.get_mut(at..)?.copy_from_slice(payload);
+        Some(growing.append(slot))
+    }
+
+    /// Begins a super-frame with the segment in `slot`, of which there is none
+    /// yet, if another may follow and there is room for one.
+    fn begin<H: Hal>(
+        &mut self,
+        large: &mut LargeBuffers<H>,
+        slot: &[u8],
+        segment: &Segment,
+    ) -> bool {
+        let Some(number) = large.next_free().filter(|_| self.frames.len() < MOST) else {
+            return false;
+        };
+        let Some(growing) = Growing::begin(slot, segment, large.capacity()) else {
+            return false;
+        };
+        // SAFETY: it is free.
+        unsafe { large.frame_mut(number, slot.len()) }.copy_from_slice(slot);
+        let token = large.take(number);
+        self.next = self.frames.len();
+        self.frames.push(SuperFrame { growing, number, token });
+        true
+    }
+}
+
+impl<H: Hal> TxQueue<H> {
+    /// Has `write` write a frame of `length` bytes where the device will read
+    /// it, and sends it; what the device can do for it is left to the device.
+    /// It fills in the checksum of UDP or TCP. With a `segment_size` it cuts a
+    /// TCP segment into pieces with that much payload. With
+    /// `VIRTIO_NET_F_HOST_TSO6`, segments over IPv6 that are sent one after the
+    /// other may become one frame, which it cuts again.
+    ///
+    /// The device sees the frame at the next [`Self::kick`]. Frames that are
+    /// sent without this function may overtake it until then.
+    ///
+    /// The device must have agreed to `VIRTIO_NET_F_CSUM`
+    /// ([`Self::fills_checksums`]), and for a segment size to
+    /// `VIRTIO_NET_F_HOST_TSO4` or `_TSO6`.
+    ///
+    /// # Errors
+    ///
+    /// `write` comes back unused when there is no room ([`Self::has_room`], for
+    /// more than [`Self::capacity`] bytes [`Self::has_large_room`]), or when no
+    /// buffer is as large.
+    #[doc(alias = "ndo_start_xmit")]
+    #[doc(alias = "tcp_gro_receive")]
+    pub fn xmit_with<R, F>(
+        &mut self,
+        length: usize,
+        segment_size: Option<NonZeroU16>,
+        write: F,
+    ) -> Result<R, F>
+    where
+        F: FnOnce(&mut [u8]) -> R,
+    {
+        let is_large = length > self.capacity();
+        if is_large || segment_size.is_some() {
+            // It may be of any of their connections.
+            self.send_super_frames();
+        }
+        if is_large {
+            if self.large_capacity().is_none_or(|most| length > most) {
+                return Err(write);
+            }
+            let Some(mut slot) = self.reserve_large() else {
+                return Err(write);
+            };
+            let frame = slot.frame_mut(length);
+            let result = write(frame);
+            let offload = Offload::prepare(frame, segment_size);
+            slot.start_xmit_offloaded(length, offload);
+            return Ok(result);
+        }
+        let Some(TxSlot { head, .. }) = self.reserve() else {
+            return Err(write);
+        };
+        // SAFETY: the slot is free, so the device does not have its buffer.
+        let slot = unsafe { self.buffers.frame_mut(head.descriptor(), length) };
+        let (Some(super_frames), Some(large), None) =
+            (&mut self.super_frames, &mut self.large, segment_size)
+        else {
+            let result = write(slot);
+            let offload = Offload::prepare(slot, segment_size);
+            // SAFETY: the head is the next one still.
+            unsafe { self.add_slot(head, length, offload) };
+            return Ok(result);
+        };
+        match super_frames.write(large, slot, write) {
+            (result, Some((index, appended))) => {
+                self.appended(index, appended);
+                Ok(result)
+            }
+            (result, None) => {
+                self.append_or_send(head, length);
+                Ok(result)
+            }
+        }
+    }
+
+    /// Appends the frame in this slot's buffer to the super-frame of its
+    /// connection, begins one with it, or sends it.
+    fn append_or_send(&mut self, head: Head, length: usize) {
+        let (Some(super_frames), Some(large)) = (&mut self.super_frames, &mut self.large) else {
+            return;
+        };
+        // SAFETY: the slot is free, so the device does not have its buffer.
+        let slot = unsafe { self.buffers.frame_mut(head.descriptor(), length) };
+        let Some(segment) = Segment::find(slot) else {
+            return self.send_slot(head, length);
+        };
+        let mut frames = super_frames.frames.iter();
+        let index = frames.position(|frame| frame.growing.has_connection_of(slot, &segment));
+        if let Some(index) = index {
+            if let Some(appended) = super_frames.append(index, large, slot) {
+                return self.appended(index, appended);
+            }
+            // Frames of a connection stay in order.
+            self.send_super_frame(index);
+        }
+        self.begin_or_send(head, length, &segment);
+    }
+
+    /// Goes on when a super-frame has taken in a segment.
+    #[inline]
+    fn appended(&mut self, index: usize, appended: Appended) {
+        self.coalesced += 1;
+        match appended {
+            Appended::Last => {
+                self.send_super_frame(index);
+            }
+            Appended::Growing => {
+                if let Some(super_frames) = &mut self.super_frames {
+                    super_frames.next = index + 1;
+                }
+            }
+        }
+    }
+
+    fn begin_or_send(&mut self, written: Head, length: usize, segment: &Segment) {
+        if let (Some(super_frames), Some(large)) = (&mut self.super_frames, &mut self.large)
+            && usize::from(self.queue.ring().free()) > super_frames.frames.len() + 1
+        {
+            // SAFETY: the device does not have the slot's buffer. The slot may
+            // have been taken since it was written, but only by a super-frame,
+            // which lies in another.
+            let slot = unsafe { self.buffers.frame_mut(written.descriptor(), length) };
+            if super_frames.begin(large, slot, segment) {
+                return;
+            }
+        }
+        self.send_slot(written, length);
+    }
+
+    /// Sends the frame that was written into a slot's buffer: from there, or
+    /// from the next one's, if a super-frame has taken that slot.
+    fn send_slot(&mut self, written: Head, length: usize) {
+        // There is one: see `keep_room`. If frames were sent without
+        // `xmit_with` in between, this one may be lost.
+        let Some(TxSlot { head, .. }) = self.reserve() else {
+            return;
+        };
+        if head != written {
+            // SAFETY: the device does not have these buffers, as above.
+            unsafe {
+                self.buffers
+                    .copy_frame(written.descriptor(), head.descriptor(), length);
+            }
+        }
+        // SAFETY: the slot is free, so the device does not have its buffer.
+        let frame = unsafe { self.buffers.frame_mut(head.descriptor(), length) };
+        let offload = Offload::prepare(frame, None);
+        // SAFETY: the head is the next one still.
+        unsafe { self.add_slot(head, length, offload) };
+        self.keep_room();
+    }
+
+    /// While a super-frame grows, more slots must be free than they all will
+    /// take: one for the next frame.
+    fn keep_room(&mut self) {
+        let growing = self.super_frames.as_ref().map_or(0, |all| all.frames.len());
+        if growing > 0 && usize::from(self.queue.ring().free()) <= growing {
+            self.send_super_frames();
+        }
+    }
+
+    /// Sends all that grows.
+    pub(super) fn send_super_frames(&mut self) {
+        let has_some = |tx: &Self| {
+            let all = tx.super_frames.as_ref();
+            all.is_some_and(|all| !all.frames.is_empty())
+        };
+        while has_some(self) && self.send_super_frame(0) {}
+    }
+
+    /// Sends one. Without a slot it stays, and may go on growing until one is
+    /// free, of which the device will tell. Returns whether it is sent.
+    fn send_super_frame(&mut self, index: usize) -> bool {
+        let (Some(all), Some(large)) = (&mut self.super_frames, &mut self.large) else {
+            return false;
+        };
+        if index >= all.frames.len() {
+            return false;
+        }
+        let Some(head) = self.queue.ring().next_head() else {
+            self.waiting = true;
+            return false;
+        };
+        let SuperFrame {
+            growing,
+            number,
+            token,
+        } = all.frames.remove(index);
+        if index < all.next {
+            all.next -= 1;
+        }
+        let length = growing.length();
+        // SAFETY: the super-frame has taken this buffer, and is not sent.
+        let frame = unsafe { large.frame_mut(number, length) };
+        growing.finish(frame);
+        let offload = Offload::prepare(frame, NonZeroU16::new(growing.size()));
+        // SAFETY: the head is the next one; nobody writes the buffer any more.
+        unsafe { self.add_large(head, number, token, length, offload) };
+        true
+    }
+}
