@@ -10,7 +10,6 @@ use kickpath_services::StatusSource;
 use kickpath_trace::{Event, NO_QUEUE, tracepoint};
 use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
-use virtio_net::net::offload::Offload;
 use virtio_net::net::rx::{RxFrame, RxQueue};
 use virtio_net::net::tx::TxQueue;
 use virtio_net::net::{DeviceInfo, Features, QueuePair, Rest, VirtioNet};
@@ -165,7 +164,8 @@ impl phy::Device for PhyDevice<'_> {
         capabilities.checksum.udp = checksum;
         capabilities.checksum.tcp = checksum;
         // smoltcp 0.14 drops an IPv6 packet that is larger than the MTU, even if
-        // it is to be segmented: `VIRTIO_NET_F_HOST_TSO6` is of no use to it.
+        // it is to be segmented. So over IPv6 it cuts its segments itself, and
+        // `TxQueue::xmit_with` puts them together again.
         capabilities.segmentation.tcpv4 = info
             .negotiated
             .contains(Features::HOST_TSO4)
@@ -230,7 +230,9 @@ impl phy::TxToken for TxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
         tracepoint!(Event::TxTokenConsume, NO_QUEUE, length as u64);
         if self.tx.fills_checksums() {
-            return self.consume_offloaded(length, f);
+            let Self { tx, segment_size } = self;
+            let sent = tx.xmit_with(length, segment_size, f);
+            return sent.unwrap_or_else(|f| discard(length, f));
         }
         let Some(mut slot) = self.tx.reserve() else {
             return discard(length, f);
@@ -243,34 +245,6 @@ impl phy::TxToken for TxToken<'_> {
     #[inline]
     fn set_meta(&mut self, meta: PacketMeta) {
         self.segment_size = meta.segmentation_offload_size;
-    }
-}
-
-impl TxToken<'_> {
-    /// The device fills in the checksum, and may cut the packet into segments.
-    fn consume_offloaded<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let Self { tx, segment_size } = self;
-        if length <= tx.capacity()
-            && let Some(mut slot) = tx.reserve()
-        {
-            let frame = slot.frame_mut(length);
-            let result = f(frame);
-            let offload = Offload::prepare(frame, segment_size);
-            slot.start_xmit_offloaded(length, offload);
-            result
-        } else if tx
-            .large_capacity()
-            .is_some_and(|capacity| length <= capacity)
-            && let Some(mut slot) = tx.reserve_large()
-        {
-            let frame = slot.frame_mut(length);
-            let result = f(frame);
-            let offload = Offload::prepare(frame, segment_size);
-            slot.start_xmit_offloaded(length, offload);
-            result
-        } else {
-            discard(length, f)
-        }
     }
 }
 

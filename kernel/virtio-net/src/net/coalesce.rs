@@ -100,6 +100,8 @@ pub struct Growing {
     next: u32,
     /// PSH and FIN, which the last segment may have.
     last_flags: u8,
+    /// Largest payload of what comes next, in bytes; 0 when nothing may.
+    takes: usize,
 }
 
 /// What [`Growing::append`] says.
@@ -133,6 +135,7 @@ impl Growing {
             .get_mut(..header_length)?
             .copy_from_slice(frame.get(..header_length)?);
         let growing = Self {
+            takes: size.into(),
             header,
             ip,
             header_length,
@@ -160,11 +163,11 @@ impl Growing {
         self.size
     }
 
-    /// Whether a frame of that many bytes can follow.
+    /// Whether a frame of that many bytes can follow, and its payload fits.
     #[inline]
     pub fn takes_length(&self, length: usize) -> bool {
         let payload = length.wrapping_sub(self.header_length);
-        payload.wrapping_sub(1) < usize::from(self.size)
+        payload.wrapping_sub(1) < self.takes
     }
 
     /// Whether another segment fits in.
@@ -216,6 +219,7 @@ impl Growing {
         let flags = frame.get(self.ip + IPV6_HEADER + FLAGS);
         self.last_flags = flags.map_or(0, |flags| flags & (PSH | FIN));
         if payload < self.size.into() || self.last_flags != 0 || !self.has_room() {
+            self.takes = 0;
             Appended::Last
         } else {
             Appended::Growing

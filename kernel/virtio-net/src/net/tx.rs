@@ -371,11 +371,7 @@ impl<H: Hal> TxSlot<'_, H> {
     pub fn frame_mut(&mut self, length: usize) -> &mut [u8] {
         // SAFETY: the slot is free, so the device does not have its buffer;
         // nobody else can reserve it while this value borrows the queue.
-        unsafe {
-            self.queue
-                .buffers
-                .frame_mut(self.head.descriptor(), length)
-        }
+        unsafe { self.queue.buffers.frame_mut(self.head.descriptor(), length) }
     }
 
     /// Puts the frame, `length` bytes long, into the queue (Linux

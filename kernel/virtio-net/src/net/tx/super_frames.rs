@@ -15,10 +15,11 @@ extern crate alloc;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::num::NonZeroU16;
+use core::ptr::NonNull;
 
 use virtio_drivers::Hal;
 
-use super::{TxQueue, TxSlot};
+use super::{LargeTxSlot, TxQueue, TxSlot};
 use crate::net::coalesce::{Appended, Growing, LONGEST_HEADER, Segment};
 use crate::net::large::LargeBuffers;
 use crate::net::offload::Offload;
@@ -34,6 +35,33 @@ struct SuperFrame {
     /// Number of the buffer, and the token for its chain.
     number: u16,
     token: u16,
+}
+
+impl SuperFrame {
+    /// Where a frame of `length` bytes lies whose payload follows on what has
+    /// grown; the super-frame must take one of that length.
+    #[inline]
+    fn behind<'l, H: Hal>(
+        &self,
+        large: &'l mut LargeBuffers<H>,
+        length: usize,
+    ) -> Option<&'l mut [u8]> {
+        let at = self.growing.length() - self.growing.header_length();
+        // SAFETY: the super-frame has taken this buffer, and is not sent.
+        let buffer = unsafe { large.frame_mut(self.number, at + length) };
+        buffer.get_mut(at..at + length)
+    }
+}
+
+/// Where [`TxQueue::xmit_with`] has a frame written.
+enum Place {
+    /// In the slot's own buffer.
+    Slot(Head),
+    /// In the large buffer of this number, which is not taken yet.
+    Large(Head, u16),
+    /// Behind the super-frame with this index; the slot is there for it if it is
+    /// no part of that.
+    Behind(usize, Head),
 }
 
 /// Those that grow.
@@ -56,56 +84,62 @@ impl SuperFrames {
         })
     }
 
-    /// Has `write` write a frame: behind the super-frame that is expected to go
-    /// on, if that takes one of this length, else into `slot`. Returns the index
-    /// of the super-frame that has taken it in; without one it lies in `slot`.
+    /// The super-frame that is expected to go on, if it takes a frame of
+    /// `length` bytes.
     #[inline]
-    fn write<H: Hal, R>(
+    fn expected(&mut self, length: usize) -> Option<(usize, &mut SuperFrame)> {
+        let index = if self.next < self.frames.len() {
+            self.next
+        } else {
+            0
+        };
+        let expected = self.frames.get_mut(index)?;
+        expected
+            .growing
+            .takes_length(length)
+            .then_some((index, expected))
+    }
+
+    /// Where a frame of `length` bytes is written of which the payload is then
+    /// behind that of the super-frame that is expected to go on; and which that
+    /// is. What the header covers is kept.
+    #[inline]
+    fn place_behind<'l, H: Hal>(
         &mut self,
+        large: &'l mut LargeBuffers<H>,
+        length: usize,
+    ) -> Option<(usize, &'l mut [u8])> {
+        let (index, expected) = self.expected(length)?;
+        let header = expected.growing.header_length();
+        let frame = expected.behind(large, length)?;
+        let covered = frame.get(..header)?;
+        self.covered.get_mut(..header)?.copy_from_slice(covered);
+        Some((index, frame))
+    }
+
+    /// Takes in the frame that was written there, if it is the next of that
+    /// super-frame; else it is copied to `slot`. What its header covered is put
+    /// back.
+    #[inline]
+    fn written_behind<H: Hal>(
+        &mut self,
+        index: usize,
         large: &mut LargeBuffers<H>,
         slot: &mut [u8],
-        write: impl FnOnce(&mut [u8]) -> R,
-    ) -> (R, Option<(usize, Appended)>) {
-        let Some((index, frame)) = self.expected_place(large, slot.len()) else {
-            return (write(slot), None);
-        };
-        let Some((growing, covered, header)) = self.frames.get_mut(index).and_then(|expected| {
-            let growing = &mut expected.growing;
-            let length = growing.header_length();
-            let covered = self.covered.get_mut(..length)?;
-            covered.copy_from_slice(frame.get(..length)?);
-            Some((growing, covered, length))
-        }) else {
-            return (write(slot), None);
-        };
-        let result = write(frame);
+    ) -> Option<Appended> {
+        let expected = self.frames.get_mut(index)?;
+        let header = expected.growing.header_length();
+        let frame = expected.behind(large, slot.len())?;
+        let growing = &mut expected.growing;
         let appended = growing.is_followed_by(frame).then(|| growing.append(frame));
         if appended.is_none() {
             slot.copy_from_slice(frame);
         }
-        if let Some(header) = frame.get_mut(..header) {
-            header.copy_from_slice(covered);
+        if let (Some(place), Some(covered)) = (frame.get_mut(..header), self.covered.get(..header))
+        {
+            place.copy_from_slice(covered);
         }
-        (result, appended.map(|appended| (index, appended)))
-    }
-
-    /// The super-frame that is expected to go on, and where a frame of `length`
-    /// bytes lies whose payload follows there.
-    #[inline]
-    fn expected_place<'l, H: Hal>(
-        &self,
-        large: &'l mut LargeBuffers<H>,
-        length: usize,
-    ) -> Option<(usize, &'l mut [u8])> {
-        let index = if self.next < self.frames.len() { self.next } else { 0 };
-        let SuperFrame { growing, number, .. } = self.frames.get(index)?;
-        if !growing.takes_length(length) {
-            return None;
-        }
-        let at = growing.length() - growing.header_length();
-        // SAFETY: the super-frame has taken this buffer, and is not sent.
-        let buffer = unsafe { large.frame_mut(*number, at + length) };
-        Some((index, buffer.get_mut(at..)?))
+        appended
     }
 
     /// Takes in the segment in `slot`, if it is the next of this super-frame.
@@ -115,13 +149,15 @@ impl SuperFrames {
         large: &mut LargeBuffers<H>,
         slot: &[u8],
     ) -> Option<Appended> {
-        let SuperFrame { growing, number, .. } = self.frames.get_mut(index)?;
+        let SuperFrame {
+            growing, number, ..
+        } = self.frames.get_mut(index)?;
         if !growing.is_followed_by(slot) {
             return None;
         }
         let payload = slot.get(growing.header_length()..)?;
         let at = growing.length();
-        // SAFETY: as in `expected_place`.
+        // SAFETY: as in `behind`.
         let buffer = unsafe { large.frame_mut(*number, at + payload.len()) };
         buffer.get_mut(at..)?.copy_from_slice(payload);
         Some(growing.append(slot))
@@ -145,7 +181,11 @@ impl SuperFrames {
         unsafe { large.frame_mut(number, slot.len()) }.copy_from_slice(slot);
         let token = large.take(number);
         self.next = self.frames.len();
-        self.frames.push(SuperFrame { growing, number, token });
+        self.frames.push(SuperFrame {
+            growing,
+            number,
+            token,
+        });
         true
     }
 }
@@ -181,46 +221,74 @@ impl<H: Hal> TxQueue<H> {
     where
         F: FnOnce(&mut [u8]) -> R,
     {
-        let is_large = length > self.capacity();
-        if is_large || segment_size.is_some() {
-            // It may be of any of their connections.
-            self.send_super_frames();
-        }
-        if is_large {
-            if self.large_capacity().is_none_or(|most| length > most) {
-                return Err(write);
-            }
-            let Some(mut slot) = self.reserve_large() else {
-                return Err(write);
-            };
-            let frame = slot.frame_mut(length);
-            let result = write(frame);
-            let offload = Offload::prepare(frame, segment_size);
-            slot.start_xmit_offloaded(length, offload);
-            return Ok(result);
-        }
-        let Some(TxSlot { head, .. }) = self.reserve() else {
+        let Some((place, frame)) = self.place(length, segment_size) else {
             return Err(write);
         };
-        // SAFETY: the slot is free, so the device does not have its buffer.
-        let slot = unsafe { self.buffers.frame_mut(head.descriptor(), length) };
-        let (Some(super_frames), Some(large), None) =
+        // SAFETY: `place` has found that many bytes there, which were zeroed
+        // when they were allocated. They are a part of this queue, which is
+        // borrowed, and the device does not have them.
+        let result = write(unsafe { core::slice::from_raw_parts_mut(frame.as_ptr(), length) });
+        self.written(place, length, segment_size);
+        Ok(result)
+    }
+
+    /// A place for a frame, and where its `length` bytes begin.
+    fn place(
+        &mut self,
+        length: usize,
+        segment_size: Option<NonZeroU16>,
+    ) -> Option<(Place, NonNull<u8>)> {
+        if length > self.capacity() {
+            // It may be of any of their connections.
+            self.send_super_frames();
+            let LargeTxSlot { head, number, .. } = self.reserve_large()?;
+            let large = self.large.as_ref()?;
+            let frame = large.buffers().frame(number);
+            return (length <= large.capacity()).then_some((Place::Large(head, number), frame));
+        }
+        let TxSlot { head, .. } = self.reserve()?;
+        if let (Some(super_frames), Some(large), None) =
             (&mut self.super_frames, &mut self.large, segment_size)
-        else {
-            let result = write(slot);
-            let offload = Offload::prepare(slot, segment_size);
-            // SAFETY: the head is the next one still.
-            unsafe { self.add_slot(head, length, offload) };
-            return Ok(result);
-        };
-        match super_frames.write(large, slot, write) {
-            (result, Some((index, appended))) => {
-                self.appended(index, appended);
-                Ok(result)
+            && let Some((index, frame)) = super_frames.place_behind(large, length)
+        {
+            let frame = NonNull::from_mut(frame).cast();
+            return Some((Place::Behind(index, head), frame));
+        }
+        Some((Place::Slot(head), self.buffers.frame(head.descriptor())))
+    }
+
+    /// Sends what was written there, or lets it grow.
+    fn written(&mut self, place: Place, length: usize, segment_size: Option<NonZeroU16>) {
+        match place {
+            Place::Large(head, number) => {
+                let queue = self;
+                let mut slot = LargeTxSlot {
+                    queue,
+                    head,
+                    number,
+                };
+                let offload = Offload::prepare(slot.frame_mut(length), segment_size);
+                slot.start_xmit_offloaded(length, offload);
             }
-            (result, None) => {
+            Place::Slot(head) if self.super_frames.is_some() && segment_size.is_none() => {
                 self.append_or_send(head, length);
-                Ok(result)
+            }
+            Place::Slot(head) => {
+                self.send_super_frames();
+                self.send_slot(head, length, segment_size);
+            }
+            Place::Behind(index, head) => {
+                let (Some(super_frames), Some(large)) = (&mut self.super_frames, &mut self.large)
+                else {
+                    return;
+                };
+                // SAFETY: the slot is free, so the device does not have its
+                // buffer.
+                let slot = unsafe { self.buffers.frame_mut(head.descriptor(), length) };
+                match super_frames.written_behind(index, large, slot) {
+                    Some(appended) => self.appended(index, appended),
+                    None => self.append_or_send(head, length),
+                }
             }
         }
     }
@@ -234,7 +302,7 @@ impl<H: Hal> TxQueue<H> {
         // SAFETY: the slot is free, so the device does not have its buffer.
         let slot = unsafe { self.buffers.frame_mut(head.descriptor(), length) };
         let Some(segment) = Segment::find(slot) else {
-            return self.send_slot(head, length);
+            return self.send_slot(head, length, None);
         };
         let mut frames = super_frames.frames.iter();
         let index = frames.position(|frame| frame.growing.has_connection_of(slot, &segment));
@@ -276,12 +344,12 @@ impl<H: Hal> TxQueue<H> {
                 return;
             }
         }
-        self.send_slot(written, length);
+        self.send_slot(written, length, None);
     }
 
     /// Sends the frame that was written into a slot's buffer: from there, or
     /// from the next one's, if a super-frame has taken that slot.
-    fn send_slot(&mut self, written: Head, length: usize) {
+    fn send_slot(&mut self, written: Head, length: usize, segment_size: Option<NonZeroU16>) {
         // There is one: see `keep_room`. If frames were sent without
         // `xmit_with` in between, this one may be lost.
         let Some(TxSlot { head, .. }) = self.reserve() else {
@@ -296,7 +364,7 @@ impl<H: Hal> TxQueue<H> {
         }
         // SAFETY: the slot is free, so the device does not have its buffer.
         let frame = unsafe { self.buffers.frame_mut(head.descriptor(), length) };
-        let offload = Offload::prepare(frame, None);
+        let offload = Offload::prepare(frame, segment_size);
         // SAFETY: the head is the next one still.
         unsafe { self.add_slot(head, length, offload) };
         self.keep_room();
