@@ -159,7 +159,8 @@ impl SuperFrames {
         let at = growing.length();
         // SAFETY: as in `behind`.
         let buffer = unsafe { large.frame_mut(*number, at + payload.len()) };
-        buffer.get_mut(at..)?.copy_from_slice(payload);
+        let place = buffer.get_mut(at..at + payload.len())?;
+        place.copy_from_slice(payload);
         Some(growing.append(slot))
     }
 
@@ -391,6 +392,9 @@ impl<H: Hal> TxQueue<H> {
     /// Sends one. Without a slot it stays, and may go on growing until one is
     /// free, of which the device will tell. Returns whether it is sent.
     fn send_super_frame(&mut self, index: usize) -> bool {
+        if self.queue.ring().next_head().is_none() {
+            self.reclaim();
+        }
         let (Some(all), Some(large)) = (&mut self.super_frames, &mut self.large) else {
             return false;
         };

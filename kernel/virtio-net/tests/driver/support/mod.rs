@@ -12,4 +12,5 @@ pub mod packed;
 pub mod pci;
 pub mod registers;
 pub mod ring;
+pub mod segments;
 pub mod transport;
