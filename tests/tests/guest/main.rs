@@ -12,6 +12,7 @@ mod connections;
 mod control;
 mod devices;
 mod dhcp;
+mod evidence;
 mod faults;
 mod features;
 mod hostile;
@@ -32,6 +33,7 @@ mod runner;
 mod services;
 mod site;
 mod smp;
+mod super_frames;
 mod trace;
 mod transmit_queue;
 mod transports;
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         multiqueue::add(suite);
         linux::add(suite);
         offloads::add(suite);
+        super_frames::add(suite);
     });
     // What has one transport of its own, or nothing to do with any.
     trace::add(&mut suite);

@@ -3,13 +3,11 @@
 //! who could do the work.) Needs root.
 
 use std::ffi::CString;
-use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use kickpath::install::{ETHTOOL, TCPDUMP};
 use kickpath::qemu::{GUEST_MAC, Memory};
 use kickpath::wire::FarEnd;
@@ -18,6 +16,7 @@ use kickpath_tests::frames::{self, Route};
 use kickpath_tests::{Spec, Suite, setup};
 use nix::libc;
 
+use crate::evidence::{Capture, Count, LARGEST_FRAME, ethtool, large_among};
 use crate::site::{BOUND, GUEST, LINK_LOCAL, Site, output, pull, push};
 
 /// Every offload that the guest can agree to.
@@ -30,9 +29,6 @@ const ALL: [&str; 7] = [
     "guest_tso6",
     "mrg_rxbuf",
 ];
-
-/// The largest frame without segmentation: an Ethernet header and the MTU.
-const LARGEST_FRAME: u64 = 1514;
 
 const MIB: usize = 1 << 20;
 
@@ -97,95 +93,6 @@ fn small(spec: Spec) -> Spec {
 fn negotiated(status: &Status, feature: &str) -> bool {
     let names = &status.device.features_negotiated;
     names.iter().any(|name| name.eq_ignore_ascii_case(feature))
-}
-
-/// Frames and bytes that the kernel counted on the tap, in one direction.
-#[derive(Clone, Copy, Debug)]
-struct Count {
-    frames: u64,
-    bytes: u64,
-}
-
-impl Count {
-    /// `rx` is from the guest, `tx` to it.
-    fn now(site: &Site, direction: &str) -> Result<Self> {
-        let read = |what: &str| -> Result<u64> {
-            let file = format!("/sys/class/net/tap0/statistics/{direction}_{what}");
-            Ok(output(site.tap.command("cat").arg(file))?.trim().parse()?)
-        };
-        Ok(Self {
-            frames: read("packets")?,
-            bytes: read("bytes")?,
-        })
-    }
-
-    /// Average length of the frames since.
-    fn average(self, site: &Site, direction: &str) -> Result<u64> {
-        let now = Self::now(site, direction)?;
-        let frames = now.frames - self.frames;
-        ensure!(frames > 0, "no frames");
-        Ok((now.bytes - self.bytes) / frames)
-    }
-}
-
-/// `tcpdump` on the tap.
-struct Capture(Child);
-
-impl Capture {
-    /// Begins; returns when it listens.
-    fn begin(site: &Site, filter: &str) -> Result<Self> {
-        let mut command = site.tap.command("tcpdump");
-        command.args(["-i", "tap0", "-Z", "root", "--immediate-mode"]);
-        command.args(["-nn", "-U", "-s", "96", "-w", "-", filter]);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn()?;
-        let stderr = child.stderr.take().context("no stderr")?;
-        let mut lines = BufReader::new(stderr).lines();
-        for line in &mut lines {
-            if line?.contains("listening on") {
-                // The rest says how many were captured.
-                std::thread::spawn(move || lines.for_each(drop));
-                return Ok(Self(child));
-            }
-        }
-        anyhow::bail!("tcpdump does not listen: {}", child.wait()?)
-    }
-
-    /// Ends; returns the lengths of the frames.
-    fn end(mut self) -> Result<Vec<u32>> {
-        // As Ctrl-C does, so that it writes what it has.
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id())?);
-        nix::sys::signal::kill(pid, nix::sys::signal::SIGINT)?;
-        let mut pcap = Vec::new();
-        let mut stdout = self.0.stdout.take().context("no stdout")?;
-        stdout.read_to_end(&mut pcap)?;
-        self.0.wait()?;
-        let mut lengths = Vec::new();
-        let mut rest = pcap.get(24..).context("no pcap header")?;
-        while let Some(header) = rest.first_chunk::<16>() {
-            let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|byte| header[at + byte]));
-            lengths.push(word(12));
-            rest = rest.get(16 + word(8) as usize..).unwrap_or_default();
-        }
-        Ok(lengths)
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        // It has ended already, unless the test failed.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// What `ethtool -k` says of the tap: its device features are what the guest
-/// takes.
-fn ethtool(site: &Site, feature: &str) -> Result<bool> {
-    let text = output(site.tap.command("ethtool").args(["-k", "tap0"]))?;
-    let line = text.lines().find(|line| line.trim().starts_with(feature));
-    let line = line.with_context(|| format!("no {feature} in {text}"))?;
-    Ok(line.contains(": on"))
 }
 
 /// The way of the bytes: 16 MiB out of the guest, 32 into it and 8 there and
@@ -266,23 +173,13 @@ fn large_frames_both_ways(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn large_among(lengths: &[u32]) -> usize {
-    let is_large = |length: &&u32| u64::from(**length) > LARGEST_FRAME;
-    lengths.iter().filter(is_large).count()
-}
-
 /// UDP and TCP of several sizes, over IPv4 and IPv6.
 fn both_families(site: &Site) -> Result<()> {
     for size in [1, 63, 64, 1000, 1472, 4000] {
         site.sockets.udp_echo(site.address(), size, BOUND)?;
     }
-    let scope = output(site.tap.command("cat").arg("/sys/class/net/tap0/ifindex"))?;
-    let scope: u32 = scope.trim().parse()?;
-    let to = |port| {
-        let address = LINK_LOCAL.parse()?;
-        anyhow::Ok(std::net::SocketAddrV6::new(address, port, 0, scope).into())
-    };
-    let (chargen, discard, echo): (_, _, SocketAddr) = (to(19)?, to(9)?, to(7)?);
+    let to = |port| site.over_ipv6(port);
+    let (chargen, discard, echo) = (to(19)?, to(9)?, to(7)?);
     site.inside(|| pull(chargen, MIB))?;
     site.inside(|| push(discard, 2 * MIB))?;
     site.inside(|| {
@@ -363,10 +260,18 @@ fn without(site: &Site, feature: &str, dependent: &[&str]) -> Result<()> {
             );
         }
     }
+    let capture = Capture::begin(site, &format!("ip6 and tcp and src host {LINK_LOCAL}"))?;
     both_families(site)?;
+    let lengths = capture.end()?;
+    ensure!(
+        (large_among(&lengths) > 0) == negotiated(&status, "host_tso6"),
+        "host_tso6: the largest of {} frames has {:?} bytes",
+        lengths.len(),
+        lengths.iter().max()
+    );
     let counters = site.status()?.counters;
     for (count, needed) in [
-        (counters.tx_segmented, "host_tso4"),
+        (counters.tx_coalesced, "host_tso6"),
         (counters.tx_checksum_offloaded, "csum"),
         (counters.rx_checksum_valid, "guest_csum"),
     ] {
@@ -375,6 +280,13 @@ fn without(site: &Site, feature: &str, dependent: &[&str]) -> Result<()> {
             "{needed}: {counters:?}"
         );
     }
+    ensure!(
+        counters.tx_segmented > 0
+            || ["host_tso4", "host_tso6"]
+                .iter()
+                .all(|name| !negotiated(&status, name)),
+        "{counters:?}"
+    );
     let merges = ["mrg_rxbuf", "guest_tso4", "guest_tso6"];
     if !negotiated(&status, merges[0]) || merges[1..].iter().all(|name| !negotiated(&status, name))
     {
@@ -539,47 +451,66 @@ fn wrong_checksums(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Guest instructions for a MiB out of the guest and into it.
-fn cost(spec: Spec) -> Result<[f64; 2]> {
+/// Guest instructions for a MiB out of the guest, into it, and out of it over
+/// IPv6.
+fn cost(spec: Spec) -> Result<[f64; 3]> {
     let spec = spec.edit(|machine| machine.icount = Some(0));
     let site = Site::new(spec)?;
-    let mut costs = [0.0; 2];
+    let mut costs = [0.0; 3];
     site.run(|site| {
         let address = site.address();
         let (chargen, discard) = (SocketAddr::new(address, 19), SocketAddr::new(address, 9));
+        let chargen6 = site.over_ipv6(19)?;
         // Fills caches of addresses.
         site.inside(|| pull(chargen, MIB))?;
-        for (cost, is_pull) in costs.iter_mut().zip([true, false]) {
+        site.inside(|| pull(chargen6, MIB))?;
+        for (way, cost) in costs.iter_mut().enumerate() {
             let before = site.status()?;
-            if is_pull {
-                site.inside(|| pull(chargen, 8 * MIB))?;
-            } else {
-                site.inside(|| push(discard, 8 * MIB))?;
-            }
+            site.inside(|| match way {
+                0 => pull(chargen, 8 * MIB),
+                1 => push(discard, 8 * MIB),
+                _ => pull(chargen6, 8 * MIB),
+            })?;
             let after = site.status()?;
             let work = |status: &Status| status.cpu.cycles - status.cpu.idle_cycles;
             *cost = (work(&after) - work(&before)) as f64 / 8.0;
+            let frames = after.counters.tx_packets - before.counters.tx_packets;
+            eprintln!("offloads: {frames} frames sent for 8 MiB, way {way}");
         }
         Ok(())
     })?;
     Ok(costs)
 }
 
-/// What the offloads are good for, in guest instructions, both ways in one run.
+/// What the offloads are good for, in guest instructions, all in one run.
 fn what_a_mebibyte_costs() -> Result<()> {
     let none = Spec::pc().config(|config| config.features_off = ALL.join(","));
     let with = cost(Spec::pc())?;
     let without = cost(none)?;
-    for ((way, with), without) in ["out of", "into"].iter().zip(with).zip(without) {
+    let ways = [("out of", 2.5), ("into", 2.5), ("over IPv6 out of", 1.5)];
+    for (((way, least), with), without) in ways.iter().zip(with).zip(without) {
         let ratio = without / with;
         eprintln!(
             "offloads: a MiB {way} the guest takes {with:.0} instructions with offloads, \
              {without:.0} without: {ratio:.1} times as many"
         );
         ensure!(
-            ratio > 2.5,
+            ratio > *least,
             "{way} the guest: {with:.0} with, {without:.0} without"
         );
     }
+    let spec = Spec::pc().config(|config| config.features_off = "host_tso6".into());
+    let [.., segments] = cost(spec)?;
+    let [.., super_frames] = with;
+    eprintln!(
+        "offloads: a KiB over IPv6 out of the guest takes {:.0} instructions with HOST_TSO6, \
+         {:.0} without",
+        super_frames / 1024.0,
+        segments / 1024.0
+    );
+    ensure!(
+        super_frames < segments,
+        "{super_frames:.0} instructions a MiB with HOST_TSO6, {segments:.0} without"
+    );
     Ok(())
 }

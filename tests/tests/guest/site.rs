@@ -2,7 +2,7 @@
 //! a network namespace of its own. Needs root.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, SocketAddrV6, TcpStream};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -68,6 +68,13 @@ impl Site {
     /// The guest's IPv4 address.
     pub fn address(&self) -> IpAddr {
         Ipv4Config::FALLBACK.address.into()
+    }
+
+    /// A port of the guest at its link-local IPv6 address.
+    pub fn over_ipv6(&self, port: u16) -> Result<SocketAddr> {
+        let scope = output(self.tap.command("cat").arg("/sys/class/net/tap0/ifindex"))?;
+        let address = LINK_LOCAL.parse()?;
+        Ok(SocketAddrV6::new(address, port, 0, scope.trim().parse()?).into())
     }
 
     /// `ping`; a reply may take 10 s, and none may be missing.

@@ -1,0 +1,107 @@
+//! What Linux says of the frames that go over the tap.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::site::{Site, output};
+
+/// The largest frame without segmentation: an Ethernet header and the MTU, in
+/// bytes.
+pub const LARGEST_FRAME: u64 = 1514;
+
+/// Frames and bytes that the kernel counted on the tap, in one direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Count {
+    frames: u64,
+    bytes: u64,
+}
+
+impl Count {
+    /// `rx` is from the guest, `tx` to it.
+    pub fn now(site: &Site, direction: &str) -> Result<Self> {
+        let read = |what: &str| -> Result<u64> {
+            let file = format!("/sys/class/net/tap0/statistics/{direction}_{what}");
+            Ok(output(site.tap.command("cat").arg(file))?.trim().parse()?)
+        };
+        Ok(Self {
+            frames: read("packets")?,
+            bytes: read("bytes")?,
+        })
+    }
+
+    /// Average length of the frames since.
+    pub fn average(self, site: &Site, direction: &str) -> Result<u64> {
+        let now = Self::now(site, direction)?;
+        let frames = now.frames - self.frames;
+        ensure!(frames > 0, "no frames");
+        Ok((now.bytes - self.bytes) / frames)
+    }
+}
+
+/// `tcpdump` on the tap.
+pub struct Capture(Child);
+
+impl Capture {
+    /// Begins; returns when it listens.
+    pub fn begin(site: &Site, filter: &str) -> Result<Self> {
+        let mut command = site.tap.command("tcpdump");
+        command.args(["-i", "tap0", "-Z", "root", "--immediate-mode"]);
+        command.args(["-nn", "-U", "-s", "96", "-w", "-", filter]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let stderr = child.stderr.take().context("no stderr")?;
+        let mut lines = BufReader::new(stderr).lines();
+        for line in &mut lines {
+            if line?.contains("listening on") {
+                // The rest says how many were captured.
+                std::thread::spawn(move || lines.for_each(drop));
+                return Ok(Self(child));
+            }
+        }
+        anyhow::bail!("tcpdump does not listen: {}", child.wait()?)
+    }
+
+    /// Ends; returns the lengths of the frames.
+    pub fn end(mut self) -> Result<Vec<u32>> {
+        // As Ctrl-C does, so that it writes what it has.
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGINT)?;
+        let mut pcap = Vec::new();
+        let mut stdout = self.0.stdout.take().context("no stdout")?;
+        stdout.read_to_end(&mut pcap)?;
+        self.0.wait()?;
+        let mut lengths = Vec::new();
+        let mut rest = pcap.get(24..).context("no pcap header")?;
+        while let Some(header) = rest.first_chunk::<16>() {
+            let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|byte| header[at + byte]));
+            lengths.push(word(12));
+            rest = rest.get(16 + word(8) as usize..).unwrap_or_default();
+        }
+        Ok(lengths)
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // It has ended already, unless the test failed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What `ethtool -k` says of the tap: its device features are what the guest
+/// takes.
+pub fn ethtool(site: &Site, feature: &str) -> Result<bool> {
+    let text = output(site.tap.command("ethtool").args(["-k", "tap0"]))?;
+    let line = text.lines().find(|line| line.trim().starts_with(feature));
+    let line = line.with_context(|| format!("no {feature} in {text}"))?;
+    Ok(line.contains(": on"))
+}
+
+/// How many are longer than a frame without segmentation.
+pub fn large_among(lengths: &[u32]) -> usize {
+    let is_large = |length: &&u32| u64::from(**length) > LARGEST_FRAME;
+    lengths.iter().filter(is_large).count()
+}

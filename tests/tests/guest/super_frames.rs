@@ -1,0 +1,171 @@
+//! TCP segments over IPv6 that the guest puts together, with Linux at the far end
+//! of a tap. Needs root.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+
+use anyhow::{Result, ensure};
+use kickpath::install::{ETHTOOL, TCPDUMP};
+use kickpath_abi::status::Counters;
+use kickpath_tests::{Spec, Suite, setup};
+
+use crate::evidence::{Capture, Count, LARGEST_FRAME, ethtool, large_among};
+use crate::site::{BOUND, LINK_LOCAL, Site, pull};
+
+const MIB: usize = 1 << 20;
+
+pub fn add(suite: &mut Suite) {
+    suite.needs(setup::lacks_tap(), |suite| {
+        let mut add = |name: &str, spec: Spec, body: fn(&Site) -> Result<()>| {
+            suite.test(&format!("super_frames::{name}"), move || {
+                Site::new(spec)?.run(body)
+            });
+        };
+        add("leave_the_guest", Spec::pc(), leave_the_guest);
+        let spec = Spec::pc()
+            .property("packed", "on")
+            .property("disable-legacy", "on");
+        add("leave_a_packed_queue", spec, leave_the_guest);
+        add("of_several_connections", Spec::pc(), several_connections);
+        for (how, spec) in [
+            (
+                "refused",
+                Spec::pc().config(|config| config.features_off = "host_tso6".into()),
+            ),
+            ("withheld", Spec::pc().property("host_tso6", "off")),
+        ] {
+            add(&format!("are_not_made_if_{how}"), spec, none_without);
+        }
+    });
+}
+
+/// Frames from the guest with TCP over IPv6.
+const FROM_GUEST: &str = "ip6 and tcp and src host fe80::5054:ff:fe4b:5001";
+
+fn leave_the_guest(site: &Site) -> Result<()> {
+    setup::require(&[TCPDUMP, ETHTOOL])?;
+    ensure!(
+        ethtool(site, "tx-tcp6-segmentation")?,
+        "the tap does not segment TCP over IPv6"
+    );
+    let chargen = site.over_ipv6(19)?;
+    let (capture, count) = (Capture::begin(site, FROM_GUEST)?, Count::now(site, "rx")?);
+    site.inside(|| pull(chargen, 16 * MIB))?;
+    let average = count.average(site, "rx")?;
+    let lengths = capture.end()?;
+    let large = large_among(&lengths);
+    eprintln!(
+        "super_frames: {average} bytes a frame; of {} captured {large} were large, the largest \
+         had {:?} bytes",
+        lengths.len(),
+        lengths.iter().max()
+    );
+    ensure!(average > 8 * LARGEST_FRAME, "{average} bytes a frame");
+    ensure!(large > 100, "{large} large frames: {lengths:?}");
+
+    // The page, as a browser gets it, over both.
+    let capture = Capture::begin(site, &format!("{FROM_GUEST} and src port 80"))?;
+    let page = site.curl(&format!("http://[{LINK_LOCAL}%25tap0]/"))?;
+    ensure!(page == site.curl("http://10.0.2.15/")?, "another page");
+    let lengths = capture.end()?;
+    ensure!(large_among(&lengths) > 0, "no large frame: {lengths:?}");
+
+    echo(site, 4 * MIB)?;
+    no_errors(site, |counters| {
+        counters.tx_coalesced > 5000 && counters.tx_segmented > 100
+    })
+}
+
+/// Sends bytes and gets them back, all compared.
+fn echo(site: &Site, length: usize) -> Result<()> {
+    let echo = site.over_ipv6(7)?;
+    site.inside(|| {
+        let mut stream = TcpStream::connect_timeout(&echo, BOUND)?;
+        stream.set_read_timeout(Some(BOUND))?;
+        stream.set_write_timeout(Some(BOUND))?;
+        let request: Vec<u8> = (0..length)
+            .map(|at| (at ^ at >> 8 ^ at >> 16) as u8)
+            .collect();
+        let mut answer = Vec::with_capacity(length);
+        std::thread::scope(|scope| {
+            let mut sender = stream.try_clone()?;
+            let request = &request;
+            let sent = scope.spawn(move || {
+                sender.write_all(request)?;
+                sender.shutdown(Shutdown::Write)
+            });
+            stream.read_to_end(&mut answer)?;
+            sent.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            anyhow::Ok(())
+        })?;
+        ensure!(answer == request, "{} bytes came back", answer.len());
+        Ok(())
+    })
+}
+
+fn no_errors(site: &Site, is_seen: fn(&Counters) -> bool) -> Result<()> {
+    let counters = site.status()?.counters;
+    let Counters {
+        rx_dropped,
+        rx_errors,
+        tx_errors,
+        ..
+    } = counters;
+    ensure!(
+        rx_dropped + rx_errors + tx_errors == 0 && is_seen(&counters),
+        "{counters:?}"
+    );
+    Ok(())
+}
+
+/// Their segments come in turns.
+fn several_connections(site: &Site) -> Result<()> {
+    setup::require(&[TCPDUMP])?;
+    let (chargen, discard) = (site.over_ipv6(19)?, site.over_ipv6(9)?);
+    let capture = Capture::begin(site, FROM_GUEST)?;
+    site.inside(|| {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..3)
+                .map(|_| scope.spawn(move || pull(chargen, 4 * MIB)))
+                .chain([scope.spawn(move || crate::site::push(discard, 4 * MIB))])
+                .collect();
+            for thread in threads {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            Ok(())
+        })
+    })?;
+    let lengths = capture.end()?;
+    let large: Vec<_> = lengths
+        .iter()
+        .filter(|length| u64::from(**length) > LARGEST_FRAME)
+        .map(|length| u64::from(*length))
+        .collect();
+    let average = large.iter().sum::<u64>() / (large.len() as u64).max(1);
+    eprintln!(
+        "super_frames: three connections, {} large frames of {average} bytes",
+        large.len()
+    );
+    ensure!(
+        large.len() > 100 && average > 4 * LARGEST_FRAME,
+        "{} large frames of {average} bytes",
+        large.len()
+    );
+    no_errors(site, |counters| counters.tx_coalesced > 2000)
+}
+
+/// The guest sends what it sent before there were any.
+fn none_without(site: &Site) -> Result<()> {
+    setup::require(&[TCPDUMP])?;
+    let chargen = site.over_ipv6(19)?;
+    let capture = Capture::begin(site, FROM_GUEST)?;
+    site.inside(|| pull(chargen, 2 * MIB))?;
+    echo(site, MIB)?;
+    let lengths = capture.end()?;
+    ensure!(lengths.len() > 1000, "{} frames captured", lengths.len());
+    ensure!(large_among(&lengths) == 0, "{:?}", lengths.iter().max());
+    no_errors(site, |counters| counters.tx_coalesced == 0)
+}
