@@ -1,7 +1,8 @@
 //! What Linux says of the frames that go over the tap.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
 
@@ -41,7 +42,11 @@ impl Count {
 }
 
 /// `tcpdump` on the tap.
-pub struct Capture(Child);
+pub struct Capture {
+    child: Child,
+    /// Reads what it writes, so that it never waits for us and loses frames.
+    reader: Option<JoinHandle<io::Result<Vec<u8>>>>,
+}
 
 impl Capture {
     /// Begins; returns when it listens.
@@ -52,12 +57,21 @@ impl Capture {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let stderr = child.stderr.take().context("no stderr")?;
+        let mut stdout = child.stdout.take().context("no stdout")?;
         let mut lines = BufReader::new(stderr).lines();
         for line in &mut lines {
             if line?.contains("listening on") {
                 // The rest says how many were captured.
                 std::thread::spawn(move || lines.for_each(drop));
-                return Ok(Self(child));
+                let reader = std::thread::spawn(move || {
+                    let mut pcap = Vec::new();
+                    stdout.read_to_end(&mut pcap)?;
+                    Ok(pcap)
+                });
+                return Ok(Self {
+                    child,
+                    reader: Some(reader),
+                });
             }
         }
         anyhow::bail!("tcpdump does not listen: {}", child.wait()?)
@@ -66,12 +80,13 @@ impl Capture {
     /// Ends; returns the lengths of the frames.
     pub fn end(mut self) -> Result<Vec<u32>> {
         // As Ctrl-C does, so that it writes what it has.
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id())?);
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
         nix::sys::signal::kill(pid, nix::sys::signal::SIGINT)?;
-        let mut pcap = Vec::new();
-        let mut stdout = self.0.stdout.take().context("no stdout")?;
-        stdout.read_to_end(&mut pcap)?;
-        self.0.wait()?;
+        let reader = self.reader.take().context("it has ended already")?;
+        let pcap = reader
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        self.child.wait()?;
         let mut lengths = Vec::new();
         let mut rest = pcap.get(24..).context("no pcap header")?;
         while let Some(header) = rest.first_chunk::<16>() {
@@ -86,8 +101,8 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         // It has ended already, unless the test failed.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
