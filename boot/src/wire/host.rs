@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, Ipv4Packet, Ipv6Address};
@@ -16,6 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::far_end::{check_datagram, check_pattern, fill_pattern};
 use super::http::{self, Response};
+use super::tap::DEVICE;
 use super::{ECHO_PORT, Echo, FarEnd, HTTP_PORT, PingReport, WireError, left};
 use crate::interrupt;
 use crate::qemu::{self, Forward};
@@ -140,7 +142,23 @@ fn patiently<T>(
     }
 }
 
+/// With the interface that a link-local address is on (RFC 4007, 11): in the
+/// namespace in which this thread is, the tap.
+fn with_scope(to: SocketAddr) -> Result<SocketAddr, WireError> {
+    match to {
+        SocketAddr::V6(mut v6) if v6.ip().is_unicast_link_local() => {
+            let index = if_nametoindex(DEVICE)
+                .map_err(io::Error::from)
+                .map_err(system("find the tap"))?;
+            v6.set_scope_id(index);
+            Ok(v6.into())
+        }
+        other => Ok(other),
+    }
+}
+
 fn connect(to: SocketAddr, bound: Duration, deadline: Instant) -> Result<TcpStream, WireError> {
+    let to = with_scope(to)?;
     let what = format!("TCP connection to {to}");
     let stream = patiently(&what, bound, deadline, || {
         let wait = left(deadline).max(Duration::from_millis(1));
@@ -192,6 +210,7 @@ impl FarEnd for HostSockets {
 }
 
 fn udp_echo(to: SocketAddr, size: usize, bound: Duration) -> Result<Echo, WireError> {
+    let to = with_scope(to)?;
     let what = format!("UDP echo of {size} bytes");
     let any: IpAddr = match to {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

@@ -24,7 +24,7 @@ const NAMESPACES: &str = "/run/netns";
 const PREFIX: &str = "kickpath-";
 
 /// Name of the device inside of the namespace.
-const DEVICE: &str = "tap0";
+pub(super) const DEVICE: &str = "tap0";
 
 /// How long an `ip` command may take.
 const COMMAND_BOUND: Duration = Duration::from_secs(20);

@@ -183,8 +183,8 @@ pub struct Counters {
     /// Sent frames that the device cut into segments.
     #[serde(default)]
     pub tx_segmented: u64,
-    /// TCP segments over IPv6 that were appended to one before them, for the
-    /// device to cut: frames that were not sent.
+    /// Of those, the ones that the driver has put together of segments over
+    /// IPv6.
     #[serde(default)]
     pub tx_coalesced: u64,
     /// Kicks: doorbell writes, each one VM exit.

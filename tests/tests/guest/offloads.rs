@@ -271,6 +271,7 @@ fn without(site: &Site, feature: &str, dependent: &[&str]) -> Result<()> {
     );
     let counters = site.status()?.counters;
     for (count, needed) in [
+        (counters.tx_segmented - counters.tx_coalesced, "host_tso4"),
         (counters.tx_coalesced, "host_tso6"),
         (counters.tx_checksum_offloaded, "csum"),
         (counters.rx_checksum_valid, "guest_csum"),
@@ -280,13 +281,6 @@ fn without(site: &Site, feature: &str, dependent: &[&str]) -> Result<()> {
             "{needed}: {counters:?}"
         );
     }
-    ensure!(
-        counters.tx_segmented > 0
-            || ["host_tso4", "host_tso6"]
-                .iter()
-                .all(|name| !negotiated(&status, name)),
-        "{counters:?}"
-    );
     let merges = ["mrg_rxbuf", "guest_tso4", "guest_tso6"];
     if !negotiated(&status, merges[0]) || merges[1..].iter().all(|name| !negotiated(&status, name))
     {
@@ -451,12 +445,20 @@ fn wrong_checksums(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Guest instructions for a MiB out of the guest, into it, and out of it over
-/// IPv6.
-fn cost(spec: Spec) -> Result<[f64; 3]> {
+/// What a MiB takes.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    /// Guest instructions.
+    instructions: f64,
+    /// Frames that the guest gave to the device.
+    frames: f64,
+}
+
+/// For a MiB out of the guest, into it, and out of it over IPv6.
+fn cost(spec: Spec) -> Result<[Cost; 3]> {
     let spec = spec.edit(|machine| machine.icount = Some(0));
     let site = Site::new(spec)?;
-    let mut costs = [0.0; 3];
+    let mut costs = [Cost::default(); 3];
     site.run(|site| {
         let address = site.address();
         let (chargen, discard) = (SocketAddr::new(address, 19), SocketAddr::new(address, 9));
@@ -473,9 +475,11 @@ fn cost(spec: Spec) -> Result<[f64; 3]> {
             })?;
             let after = site.status()?;
             let work = |status: &Status| status.cpu.cycles - status.cpu.idle_cycles;
-            *cost = (work(&after) - work(&before)) as f64 / 8.0;
             let frames = after.counters.tx_packets - before.counters.tx_packets;
-            eprintln!("offloads: {frames} frames sent for 8 MiB, way {way}");
+            *cost = Cost {
+                instructions: (work(&after) - work(&before)) as f64 / 8.0,
+                frames: frames as f64 / 8.0,
+            };
         }
         Ok(())
     })?;
@@ -487,30 +491,33 @@ fn what_a_mebibyte_costs() -> Result<()> {
     let none = Spec::pc().config(|config| config.features_off = ALL.join(","));
     let with = cost(Spec::pc())?;
     let without = cost(none)?;
-    let ways = [("out of", 2.5), ("into", 2.5), ("over IPv6 out of", 1.5)];
-    for (((way, least), with), without) in ways.iter().zip(with).zip(without) {
-        let ratio = without / with;
+    let ways = [("out of", 2.5), ("into", 2.5), ("over IPv6 out of", 1.0)];
+    for (((way, least), with), without) in ways.iter().zip(&with).zip(&without) {
+        let ratio = without.instructions / with.instructions;
         eprintln!(
-            "offloads: a MiB {way} the guest takes {with:.0} instructions with offloads, \
-             {without:.0} without: {ratio:.1} times as many"
+            "offloads: a MiB {way} the guest takes {:.0} instructions and {:.0} frames sent with \
+             offloads, {:.0} and {:.0} without: {ratio:.1} times as many instructions",
+            with.instructions, with.frames, without.instructions, without.frames
         );
-        ensure!(
-            ratio > *least,
-            "{way} the guest: {with:.0} with, {without:.0} without"
-        );
+        ensure!(ratio > *least, "{ratio:.1} times as many");
     }
+    // smoltcp makes each segment over IPv6, with all that costs; it is the
+    // device and the host that get fewer frames.
     let spec = Spec::pc().config(|config| config.features_off = "host_tso6".into());
     let [.., segments] = cost(spec)?;
     let [.., super_frames] = with;
     eprintln!(
-        "offloads: a KiB over IPv6 out of the guest takes {:.0} instructions with HOST_TSO6, \
-         {:.0} without",
-        super_frames / 1024.0,
-        segments / 1024.0
+        "offloads: a KiB over IPv6 out of the guest takes {:.0} instructions and {:.3} frames \
+         with HOST_TSO6, {:.0} and {:.3} without",
+        super_frames.instructions / 1024.0,
+        super_frames.frames / 1024.0,
+        segments.instructions / 1024.0,
+        segments.frames / 1024.0
     );
     ensure!(
-        super_frames < segments,
-        "{super_frames:.0} instructions a MiB with HOST_TSO6, {segments:.0} without"
+        super_frames.frames * 10.0 < segments.frames
+            && super_frames.instructions < segments.instructions * 1.1,
+        "that is too much"
     );
     Ok(())
 }

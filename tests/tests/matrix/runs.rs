@@ -171,7 +171,7 @@ fn check_negotiated(status: &Status, refused: Features) -> Result<()> {
 }
 
 /// What the guest's report shows of features at work.
-fn seen(status: &Status) -> [(Features, bool); 8] {
+fn seen(status: &Status) -> [(Features, bool); 9] {
     let (device, counters) = (&status.device, &status.counters);
     let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
     let has_control_queue = status.queues.iter().any(|queue| queue.name == "control");
@@ -183,7 +183,13 @@ fn seen(status: &Status) -> [(Features, bool); 8] {
         (Features::MQ, !status.pairs.is_empty()),
         (Features::CSUM, counters.tx_checksum_offloaded > 0),
         (Features::GUEST_CSUM, counters.rx_checksum_valid > 0),
-        (Features::HOST_TSO4, counters.tx_segmented > 0),
+        // smoltcp makes the large segments over IPv4, the driver those over
+        // IPv6.
+        (
+            Features::HOST_TSO4,
+            counters.tx_segmented > counters.tx_coalesced,
+        ),
+        (Features::HOST_TSO6, counters.tx_coalesced > 0),
     ]
 }
 
@@ -266,6 +272,17 @@ fn reset_queues(way: &Way) -> Result<()> {
     work().map_err(|error| anyhow!("{error:#}\n{}", lab.report(&error)))
 }
 
+/// The guest's IPv6 address on the link (RFC 4291, appendix A).
+fn link_local() -> IpAddr {
+    let [a, b, c, d, e, f] = GUEST_MAC;
+    let id = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    let prefix = [0xfe, 0x80, 0, 0, 0, 0, 0, 0];
+    IpAddr::from(
+        (u128::from(u64::from_be_bytes(prefix)) << 64 | u128::from(u64::from_be_bytes(id)))
+            .to_be_bytes(),
+    )
+}
+
 /// A guest at a tap, or where there is none at a datagram cable. The guest goes
 /// first, the namespace last.
 struct Site {
@@ -335,6 +352,7 @@ impl Site {
             "3 pings: {report:?}"
         );
         self.far.tcp_echo(address, 256 << 10, BOUND)?;
+        self.far.tcp_echo(link_local(), 256 << 10, BOUND)?;
         let counters = self.status()?.counters;
         ensure!(
             counters.rx_errors == 0 && counters.tx_errors == 0,

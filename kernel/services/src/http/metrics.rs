@@ -173,7 +173,7 @@ pub(super) fn write(status: &Status) -> String {
     );
     m.by_queue(
         "coalesced_total",
-        "TCP segments that were appended to others, for the device to cut.",
+        "Of those, the ones that the driver has put together of segments.",
         &[("transmit", counters.tx_coalesced)],
     );
     let single = [

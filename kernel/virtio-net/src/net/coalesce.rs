@@ -13,6 +13,10 @@ const IPV6_HEADER: usize = 40;
 const LARGEST_PAYLOAD: usize = u16::MAX as usize;
 /// Shortest TCP header in bytes (RFC 9293, 3.1).
 const TCP_HEADER: usize = 20;
+/// Both together, without options.
+const FIXED: usize = IPV6_HEADER + TCP_HEADER;
+/// Where the TCP header begins in an IPv6 packet.
+const TCP_AT: usize = IPV6_HEADER;
 /// Longest header in bytes: Ethernet, two VLAN tags, IPv6, and TCP with all the
 /// options that fit.
 pub const LONGEST_HEADER: usize = 14 + 2 * 4 + IPV6_HEADER + 60;
@@ -180,27 +184,38 @@ impl Growing {
     /// sequence number, the checksum, and PSH and FIN.
     #[inline]
     pub fn is_followed_by(&self, frame: &[u8]) -> bool {
-        self.follows(frame).unwrap_or(false)
+        self.takes_length(frame.len()) && self.follows(frame).unwrap_or(false)
     }
 
+    /// As above; compares pieces of constant length, of which the compiler makes
+    /// words.
     #[inline]
     fn follows(&self, frame: &[u8]) -> Option<bool> {
-        if !self.takes_length(frame.len()) {
-            return Some(false);
-        }
-        let tcp = self.ip + IPV6_HEADER;
-        let end = self.header_length;
-        let is_next = be32(frame, tcp + SEQUENCE)? == self.next
-            && be16(frame, self.ip + PAYLOAD_LENGTH)? == frame.len() - self.ip - IPV6_HEADER
-            && frame.get(tcp + FLAGS)? & !(PSH | FIN) == ACK;
-        let is_alike = |range: Range<usize>| frame.get(range.clone()) == self.header.get(range);
+        let theirs = frame.get(..self.header_length)?;
+        let ours = self.header.get(..self.header_length)?;
+        let ((their_link, theirs), (our_link, ours)) = (
+            theirs.split_at_checked(self.ip)?,
+            ours.split_at_checked(self.ip)?,
+        );
+        let (theirs, their_options) = theirs.split_first_chunk::<FIXED>()?;
+        let (ours, our_options) = ours.split_first_chunk::<FIXED>()?;
+        let (their_addresses, their_tags) = their_link.split_first_chunk::<14>()?;
+        let (our_addresses, our_tags) = our_link.split_first_chunk::<14>()?;
+        let length = (frame.len() - self.ip - IPV6_HEADER) as u16;
         Some(
-            is_next
-                && is_alike(0..self.ip + PAYLOAD_LENGTH)
-                && is_alike(self.ip + NEXT_HEADER..tcp + SEQUENCE)
-                && is_alike(tcp + ACKNOWLEDGEMENT..tcp + FLAGS)
-                && is_alike(tcp + WINDOW..tcp + CHECKSUM)
-                && is_alike(tcp + URGENT..end),
+            theirs[TCP_AT + SEQUENCE..TCP_AT + ACKNOWLEDGEMENT] == self.next.to_be_bytes()
+                && theirs[PAYLOAD_LENGTH..NEXT_HEADER] == length.to_be_bytes()
+                && theirs[TCP_AT + FLAGS] & !(PSH | FIN) == ACK
+                && theirs[..PAYLOAD_LENGTH] == ours[..PAYLOAD_LENGTH]
+                && theirs[NEXT_HEADER..TCP_AT + SEQUENCE] == ours[NEXT_HEADER..TCP_AT + SEQUENCE]
+                && theirs[TCP_AT + ACKNOWLEDGEMENT..TCP_AT + FLAGS]
+                    == ours[TCP_AT + ACKNOWLEDGEMENT..TCP_AT + FLAGS]
+                && theirs[TCP_AT + WINDOW..TCP_AT + CHECKSUM]
+                    == ours[TCP_AT + WINDOW..TCP_AT + CHECKSUM]
+                && theirs[TCP_AT + URGENT..] == ours[TCP_AT + URGENT..]
+                && their_addresses == our_addresses
+                && (their_tags.is_empty() || their_tags == our_tags)
+                && (their_options.is_empty() || their_options == our_options),
         )
     }
 

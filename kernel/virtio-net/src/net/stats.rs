@@ -37,8 +37,8 @@ pub struct Stats {
     pub tx_checksum_offloaded: u64,
     /// Sent frames that the device segmented.
     pub tx_segmented: u64,
-    /// TCP segments that were appended to one before them, so that the device
-    /// cuts both: frames that were not sent.
+    /// Of those, the ones that the driver has put together of segments
+    /// ([`TxQueue::xmit_with`]).
     pub tx_coalesced: u64,
     /// Doorbell writes, each a VM exit.
     pub kicks: u64,

@@ -45,7 +45,7 @@ pub struct TxQueue<H: Hal> {
     pub(super) checksum_offloaded: u64,
     /// Frames that the device segments.
     pub(super) segmented: u64,
-    /// TCP segments that were appended to others.
+    /// Of those, the ones that were put together here.
     pub(super) coalesced: u64,
     pub(super) error: Option<QueueError>,
 }

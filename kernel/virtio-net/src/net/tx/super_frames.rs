@@ -320,7 +320,6 @@ impl<H: Hal> TxQueue<H> {
     /// Goes on when a super-frame has taken in a segment.
     #[inline]
     fn appended(&mut self, index: usize, appended: Appended) {
-        self.coalesced += 1;
         match appended {
             Appended::Last => {
                 self.send_super_frame(index);
@@ -418,6 +417,8 @@ impl<H: Hal> TxQueue<H> {
         let frame = unsafe { large.frame_mut(number, length) };
         growing.finish(frame);
         let offload = Offload::prepare(frame, NonZeroU16::new(growing.size()));
+        let is_segmented = offload.is_some_and(|offload| offload.is_segmented());
+        self.coalesced += u64::from(is_segmented);
         // SAFETY: the head is the next one; nobody writes the buffer any more.
         unsafe { self.add_large(head, number, token, length, offload) };
         true
