@@ -7,7 +7,7 @@ use std::net::{Shutdown, TcpStream};
 use anyhow::{Result, ensure};
 use kickpath::install::{ETHTOOL, TCPDUMP};
 use kickpath_abi::status::Counters;
-use kickpath_tests::{Spec, Suite, setup};
+use kickpath_tests::{Spec, Suite, Way, setup};
 
 use crate::evidence::{Capture, Count, LARGEST_FRAME, ethtool, large_among};
 use crate::site::{BOUND, LINK_LOCAL, Site, pull};
@@ -15,26 +15,19 @@ use crate::site::{BOUND, LINK_LOCAL, Site, pull};
 const MIB: usize = 1 << 20;
 
 pub fn add(suite: &mut Suite) {
+    let way = suite.way();
+    let pc = move || Spec::pc().over(way);
     suite.needs(setup::lacks_tap(), |suite| {
         let mut add = |name: &str, spec: Spec, body: fn(&Site) -> Result<()>| {
             suite.test(&format!("super_frames::{name}"), move || {
                 Site::new(spec)?.run(body)
             });
         };
-        add("leave_the_guest", Spec::pc(), leave_the_guest);
-        let spec = Spec::pc()
-            .property("packed", "on")
-            .property("disable-legacy", "on");
-        add("leave_a_packed_queue", spec, leave_the_guest);
-        add("of_several_connections", Spec::pc(), several_connections);
-        for (how, spec) in [
-            (
-                "refused",
-                Spec::pc().config(|config| config.features_off = "host_tso6".into()),
-            ),
-            ("withheld", Spec::pc().property("host_tso6", "off")),
-        ] {
-            add(&format!("are_not_made_if_{how}"), spec, none_without);
+        add("leave_the_guest", pc(), leave_the_guest);
+        add("of_several_connections", pc(), several_connections);
+        if way == Way::Modern {
+            let spec = pc().property("packed", "on");
+            add("leave_a_packed_queue", spec, leave_the_guest);
         }
     });
 }
@@ -153,17 +146,4 @@ fn several_connections(site: &Site) -> Result<()> {
         large.len()
     );
     no_errors(site, |counters| counters.tx_coalesced > 100)
-}
-
-/// The guest sends what it sent before there were any.
-fn none_without(site: &Site) -> Result<()> {
-    setup::require(&[TCPDUMP])?;
-    let chargen = site.over_ipv6(19)?;
-    let capture = Capture::begin(site, FROM_GUEST)?;
-    site.inside(|| pull(chargen, 2 * MIB))?;
-    echo(site, MIB)?;
-    let lengths = capture.end()?;
-    ensure!(lengths.len() > 1000, "{} frames captured", lengths.len());
-    ensure!(large_among(&lengths) == 0, "{:?}", lengths.iter().max());
-    no_errors(site, |counters| counters.tx_coalesced == 0)
 }

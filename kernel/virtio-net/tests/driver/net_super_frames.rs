@@ -559,7 +559,7 @@ proptest! {
     /// Nothing that a stack may write makes it panic, or changes another frame.
     #[test]
     fn any_bytes_are_survived(
-        mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+        mut bytes in prop::collection::vec(any::<u8>(), 1..200),
         at in 0..4usize,
     ) {
         let (machine, mut net) = machine(feature::HOST, 32);
