@@ -39,15 +39,18 @@ pub enum Way {
     ModernPort,
     /// virtio-mmio's QueueNotify register.
     Mmio,
+    /// The same register of version 1, the legacy one.
+    MmioLegacy,
 }
 
 impl Way {
     /// Every way, in the order of the table.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::LegacyPort,
         Self::ModernMemory,
         Self::ModernPort,
         Self::Mmio,
+        Self::MmioLegacy,
     ];
 
     /// For a table.
@@ -57,6 +60,7 @@ impl Way {
             Self::ModernMemory => "modern memory",
             Self::ModernPort => "modern port",
             Self::Mmio => "virtio-mmio",
+            Self::MmioLegacy => "virtio-mmio v1",
         }
     }
 
@@ -64,14 +68,14 @@ impl Way {
         match self {
             Self::LegacyPort => Transport::Legacy,
             Self::ModernMemory | Self::ModernPort => Transport::Modern,
-            Self::Mmio => Transport::Mmio,
+            Self::Mmio | Self::MmioLegacy => Transport::Mmio,
         }
     }
 
     /// The machine to measure on; virtio-mmio is microvm's.
     const fn kind(self, asked: Kind) -> Kind {
         match (self, asked) {
-            (Self::Mmio, _) => Kind::Microvm,
+            (Self::Mmio | Self::MmioLegacy, _) => Kind::Microvm,
             (_, Kind::Microvm) => Kind::Pc,
             (_, kind) => kind,
         }
@@ -181,6 +185,7 @@ fn settings_for(settings: &Settings, way: Way) -> Settings {
     Settings {
         kind: way.kind(settings.kind),
         transport: way.transport(),
+        mmio_legacy: way == Way::MmioLegacy,
         // The guest's own results come by its log.
         log: LogLevel::Info,
         ..settings.clone()

@@ -66,7 +66,7 @@ fn text(row: &Row) -> String {
 
 fn line([way, rest @ ..]: [&str; 11]) -> String {
     const WIDTHS: [usize; 10] = [10, 10, 6, 7, 7, 6, 10, 7, 7, 7];
-    let mut line = format!("  {way:13}");
+    let mut line = format!("  {way:14}");
     for (cell, width) in rest.into_iter().zip(WIDTHS) {
         line += &format!("{cell:>width$}");
     }
