@@ -70,7 +70,7 @@ extern "C" fn run() -> ! {
     }
 
     pci::init(tables.ecam);
-    virtio_mmio::init(tables);
+    tables.keep();
 
     let (config, source) = config::load(platform);
     report(platform, &config, source);

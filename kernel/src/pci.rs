@@ -2,6 +2,7 @@
 //! [`PciAccess`].
 
 mod access;
+mod intx;
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -16,6 +17,7 @@ use virtio_net::transport::structures::{self, Structures};
 
 use crate::memory;
 pub use access::{PciAccess, init};
+pub use intx::intx_line;
 
 /// Register offsets in the configuration header.
 const VENDOR_DEVICE: u8 = 0x00;
@@ -61,6 +63,8 @@ pub struct Function {
     pub interrupt_pin: u8,
     /// Line of the 8259 controllers that firmware connected the pin to.
     pub interrupt_line: u8,
+    /// The bus behind it, when it is a bridge that firmware has set up.
+    pub secondary_bus: Option<u8>,
 }
 
 impl Function {
@@ -127,11 +131,11 @@ fn scan_device(bus: u8, device: u8, functions: &mut Vec<Function>, buses: &mut V
         let [_, _, header, _] = PciAccess.read_word(location, HEADER_TYPE).to_le_bytes();
         let [line, pin, _, _] = PciAccess.read_word(location, INTERRUPT).to_le_bytes();
         let is_bridge = HeaderType::from(header & !MULTIFUNCTION) == HeaderType::PciPciBridge;
-        if is_bridge {
-            let [_, secondary, _, _] = PciAccess.read_word(location, BRIDGE_BUSES).to_le_bytes();
+        let secondary_bus = is_bridge
+            .then(|| PciAccess.read_word(location, BRIDGE_BUSES).to_le_bytes()[1])
             // A bridge that firmware has not set up says 0.
-            buses.push(secondary);
-        }
+            .filter(|&bus| bus != 0);
+        buses.extend(secondary_bus);
         functions.push(Function {
             location,
             vendor,
@@ -146,6 +150,7 @@ fn scan_device(bus: u8, device: u8, functions: &mut Vec<Function>, buses: &mut V
             revision,
             interrupt_pin: pin,
             interrupt_line: line,
+            secondary_bus,
         });
         if function == 0 && header & MULTIFUNCTION == 0 {
             return;
@@ -161,6 +166,8 @@ pub struct VirtioFunction {
     pub function: Function,
     /// Its BARs, those that firmware assigned and the kernel can reach.
     pub bars: [Option<BarInfo>; 6],
+    /// The bridges between the root bus and it, that on the root bus first.
+    pub bridges: Vec<DeviceFunction>,
 }
 
 impl VirtioFunction {
@@ -192,11 +199,27 @@ pub fn find_virtio(functions: &[Function], kind: DeviceType) -> Vec<VirtioFuncti
     functions
         .iter()
         .filter(|function| function.virtio_type() == Some(kind))
-        .filter_map(|function| probe(*function))
+        .filter_map(|function| probe(*function, functions))
         .collect()
 }
 
-fn probe(function: Function) -> Option<VirtioFunction> {
+/// The bridges on the way to a bus, that on the root bus first.
+fn bridges_to(mut bus: u8, functions: &[Function]) -> Vec<DeviceFunction> {
+    let mut bridges = Vec::new();
+    // No way has more bridges than there are.
+    for _ in functions {
+        let bridge = functions
+            .iter()
+            .find(|function| function.secondary_bus == Some(bus));
+        let Some(bridge) = bridge else { break };
+        bus = bridge.location.bus;
+        bridges.push(bridge.location);
+    }
+    bridges.reverse();
+    bridges
+}
+
+fn probe(function: Function, functions: &[Function]) -> Option<VirtioFunction> {
     let mut root = root();
     // Sizing a BAR moves it around; off once is cheaper than off for each, as
     // every change makes the hypervisor lay out its address space anew. The
@@ -225,7 +248,11 @@ fn probe(function: Function) -> Option<VirtioFunction> {
         log::warn!("{function} ignored: it has no usable BAR");
         return None;
     }
-    Some(VirtioFunction { function, bars })
+    Some(VirtioFunction {
+        function,
+        bars,
+        bridges: bridges_to(function.location.bus, functions),
+    })
 }
 
 /// Why a BAR cannot be used.

@@ -15,7 +15,7 @@ use virtio_net::transport::modern_pci::ModernPciTransport;
 use virtio_net::transport::structures::{Location, Structures};
 use virtio_net::transport::{TransportError, X86Ports};
 
-use crate::arch::interrupts::{Line, intx_line};
+use crate::arch::interrupts::Line;
 use crate::memory::KernelHal;
 use crate::pci::{self, PciAccess, VirtioFunction};
 use crate::virtio_mmio::{self, MmioDevice, OpenError};
@@ -120,13 +120,12 @@ impl Device {
         }
     }
 
-    /// Where the device's interrupt line leads, if that is known.
+    /// Where the device's interrupt line leads, if that is known. Finding that
+    /// out takes time.
     pub fn line(&self) -> Option<Line> {
         match self {
             Self::Mmio(place, _) => Some(place.line),
-            Self::Pci(VirtioFunction { function, .. }) => {
-                intx_line(function.interrupt_pin, function.interrupt_line)
-            }
+            Self::Pci(function) => pci::intx_line(function),
         }
     }
 }

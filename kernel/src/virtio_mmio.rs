@@ -4,12 +4,13 @@
 use core::fmt;
 
 use heapless::Vec;
+use kickpath_aml::{Polarity, Trigger};
 use spin::Once;
 use virtio_net::transport::TransportError;
 use virtio_net::transport::mmio::{DeviceWord, MmioTransport};
 
 use crate::arch::acpi;
-use crate::arch::interrupts::{Gsi, Line, Signal};
+use crate::arch::interrupts::{Gsi, Line};
 use crate::config::virtio_mmio_devices;
 use crate::memory::{KernelHal, MapError, map_mmio};
 
@@ -66,7 +67,6 @@ impl MmioDevice {
     }
 }
 
-static TABLES: Once<acpi::Tables> = Once::new();
 static DEVICES: Once<Vec<MmioDevice, MAX_DEVICES>> = Once::new();
 
 /// Finds the devices. What is not understood is reported.
@@ -78,7 +78,7 @@ fn find() -> Vec<MmioDevice, MAX_DEVICES> {
             Err(error) => log::warn!("virtio_mmio.device={word} ignored: {error}"),
         }
     }
-    if let (true, Some(tables)) = (devices.is_empty(), TABLES.get()) {
+    if let (true, Some(tables)) = (devices.is_empty(), acpi::tables()) {
         for device in tables.virtio_mmio() {
             // A length that does not fit is too long in any case.
             let size = usize::try_from(device.size).unwrap_or(usize::MAX);
@@ -96,18 +96,14 @@ fn add(devices: &mut Vec<MmioDevice, MAX_DEVICES>, address: u64, size: usize, in
         // told that the interrupt was seen.
         line: Line {
             gsi: Gsi(interrupt),
-            signal: Signal::High,
+            trigger: Trigger::Level,
+            polarity: Polarity::High,
         },
     };
     match devices.push(device) {
         Ok(()) => log::debug!("{device}, {size} bytes, interrupt {interrupt}"),
         Err(_) => log::warn!("{device} ignored: one too many"),
     }
-}
-
-/// Takes note of the firmware's tables, in which [`devices`] looks.
-pub fn init(tables: acpi::Tables) {
-    TABLES.call_once(|| tables);
 }
 
 /// The devices, which are looked for when first asked for.

@@ -1,6 +1,7 @@
 //! The ACPI tables that this kernel needs: MADT (interrupt controllers), FADT
 //! (the power management timer), MCFG (PCI's configuration in memory) and, in
 //! part, the DSDT (virtio-mmio devices). ACPI specification 6.5, chapter 5.
+//! Where PCI's interrupts lead is for `kickpath_aml` to find out.
 //!
 //! Tables are firmware's; every length in them is checked against the mapped
 //! memory, and what does not fit is left out with a warning.
@@ -8,6 +9,8 @@
 use core::ops::RangeInclusive;
 
 use heapless::Vec;
+use kickpath_aml::Polarity;
+use spin::Once;
 
 use crate::memory::firmware_bytes;
 use crate::memory::layout::MAX_CPUS;
@@ -28,17 +31,6 @@ pub struct IoApic {
     pub first_gsi: u32,
 }
 
-/// Which level of a line means "interrupt".
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Polarity {
-    /// As the bus has it.
-    Default,
-    /// High.
-    ActiveHigh,
-    /// Low.
-    ActiveLow,
-}
-
 /// An ISA line that is not wired to the I/O APIC's input of the same number or
 /// not in the way of the ISA bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +39,8 @@ pub struct SourceOverride {
     pub irq: u8,
     /// The global system interrupt that it raises.
     pub gsi: u32,
-    /// Its polarity.
-    pub polarity: Polarity,
+    /// Its polarity; `None` when it is as the bus has it.
+    pub polarity: Option<Polarity>,
 }
 
 /// The power management timer: a counter at 3.579545 MHz.
@@ -98,6 +90,8 @@ pub struct Tables {
     pub local_apic_address: Option<u64>,
     /// I/O APICs.
     pub io_apics: Vec<IoApic, 4>,
+    /// Nothing told of an I/O APIC; that one is there is a guess.
+    pub io_apic_is_assumed: bool,
     /// Interrupt source overrides.
     pub overrides: Vec<SourceOverride, 16>,
     /// The power management timer, where there is one.
@@ -110,6 +104,19 @@ pub struct Tables {
     pub ecam: Option<Ecam>,
     /// Physical address of the DSDT, which is not looked at yet.
     dsdt: Option<u64>,
+    /// Physical addresses of the SSDTs, which are not looked at either.
+    ssdts: Vec<u64, MAX_SSDTS>,
+}
+
+/// Most SSDTs that are kept.
+const MAX_SSDTS: usize = 15;
+
+/// What [`read`] found, for those who look later.
+static TABLES: Once<Tables> = Once::new();
+
+/// The tables, once they are kept.
+pub fn tables() -> Option<&'static Tables> {
+    TABLES.get()
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
@@ -129,6 +136,11 @@ fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
 
 fn sums_to_zero(bytes: &[u8]) -> bool {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)) == 0
+}
+
+/// Whether a table with this signature is at `address`.
+fn has_signature(address: u64, signature: &[u8; 4]) -> bool {
+    firmware_bytes(address, HEADER).is_some_and(|header| header.starts_with(signature))
 }
 
 /// The table at `address` if it has this signature, lies in mapped memory, and
@@ -186,6 +198,8 @@ pub fn read(rsdp: Option<u64>) -> Tables {
                     tables.dsdt = dsdt(fadt);
                 } else if let Some(mcfg) = table(address, b"MCFG") {
                     tables.ecam = read_mcfg(mcfg);
+                } else if has_signature(address, b"SSDT") && tables.ssdts.push(address).is_err() {
+                    log::warn!("ACPI: more than {MAX_SSDTS} SSDTs");
                 }
             }
         }
@@ -193,6 +207,7 @@ pub fn read(rsdp: Option<u64>) -> Tables {
         None => log::debug!("no ACPI"),
     }
     if tables.io_apics.is_empty() {
+        tables.io_apic_is_assumed = true;
         // The vector is empty, so this fits.
         let _ = tables.io_apics.push(IoApic {
             address: DEFAULT_IO_APIC,
@@ -245,9 +260,9 @@ fn read_madt_entry(kind: u8, entry: &[u8], tables: &mut Tables) -> Option<()> {
                 irq: *entry.get(3)?,
                 gsi: u32_at(entry, 4)?,
                 polarity: match u16_at(entry, 8)? & 3 {
-                    1 => Polarity::ActiveHigh,
-                    3 => Polarity::ActiveLow,
-                    _ => Polarity::Default,
+                    1 => Some(Polarity::High),
+                    3 => Some(Polarity::Low),
+                    _ => None,
                 },
             })
             .ok(),
@@ -306,6 +321,22 @@ fn dsdt(fadt: &[u8]) -> Option<u64> {
 }
 
 impl Tables {
+    /// Keeps the tables for [`tables`].
+    pub fn keep(self) {
+        TABLES.call_once(|| self);
+    }
+
+    /// The tables with AML, the DSDT first. None when there is no DSDT.
+    pub fn aml(&self) -> Vec<&'static [u8], { MAX_SSDTS + 1 }> {
+        let dsdt = self.dsdt.and_then(|address| table(address, b"DSDT"));
+        let ssdts = self.ssdts.iter();
+        let ssdts = ssdts.filter_map(|&address| table(address, b"SSDT"));
+        match dsdt {
+            Some(dsdt) => core::iter::once(dsdt).chain(ssdts).collect(),
+            None => Vec::new(),
+        }
+    }
+
     /// Finds virtio-mmio devices in the DSDT. That is AML, a program; but a
     /// device without code of its own is plain data: `_HID "LNRO0005"`, and in
     /// `_CRS` a resource template (ACPI 6.4.3) with one range of memory and one

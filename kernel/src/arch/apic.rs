@@ -53,6 +53,8 @@ pub enum Register {
 
 /// Bit of every LVT register: no interrupt.
 pub const LVT_MASKED: u32 = 1 << 16;
+/// Delivery mode of LINT0: the vector comes from outside.
+const LVT_EXTINT: u32 = 0b111 << 8;
 const SPURIOUS_ENABLE: u32 = 1 << 8;
 
 /// The registers of the xAPIC; null when it is an x2APIC.
@@ -187,6 +189,12 @@ pub fn init(address: Option<u64>) {
     };
     percpu::this().set_apic_id(id);
     mask_all();
+}
+
+/// Lets this CPU take interrupts of the 8259 controllers, which give it the
+/// vector themselves.
+pub fn accept_pic() {
+    write(Register::LvtLint0, LVT_EXTINT);
 }
 
 /// Enables the local APIC of another CPU. Its registers are at the same

@@ -3,13 +3,14 @@
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use kickpath_aml::{Polarity, Trigger};
 use kickpath_trace::{Event, NO_QUEUE, tracepoint_if};
 use spin::Mutex;
 
 use super::percpu::{self, PerCpu};
-use super::{acpi, apic, io_apic, timer};
+use super::{acpi, apic, io_apic, pic, timer};
 
-pub use io_apic::{Gsi, RouteError, Signal};
+pub use io_apic::{Gsi, RouteError};
 
 /// The vector of the local APIC's timer.
 pub(super) const TIMER_VECTOR: u8 = 0xf0;
@@ -18,9 +19,8 @@ const WAKE_VECTOR: u8 = 0xf1;
 /// The local APIC reports with this vector that an interrupt has vanished. Its
 /// low four bits are ones, as old APICs demand.
 pub(super) const SPURIOUS_VECTOR: u8 = 0xff;
-/// First of the vectors for devices; those below are for the legacy interrupt
-/// controllers, which are masked.
-const FIRST_DEVICE_VECTOR: u8 = 0x30;
+/// First of the vectors for devices; those below are the 8259 controllers'.
+const FIRST_DEVICE_VECTOR: u8 = pic::FIRST_VECTOR + pic::LINES;
 /// Number of vectors for devices.
 const DEVICE_VECTORS: u8 = TIMER_VECTOR - FIRST_DEVICE_VECTOR;
 
@@ -51,7 +51,11 @@ pub(super) extern "C" fn dispatch(vector: u64) {
     // SAFETY: the table holds nothing but `fn()`.
     let handler: fn() = unsafe { core::mem::transmute(handler) };
     handler();
-    apic::end_of_interrupt();
+    if vector < u64::from(FIRST_DEVICE_VECTOR) {
+        pic::end_of_interrupt(vector as u8 - pic::FIRST_VECTOR);
+    } else {
+        apic::end_of_interrupt();
+    }
 }
 
 fn set_handler(vector: u8, handler: fn()) {
@@ -83,20 +87,19 @@ pub fn msi_message(vector: &Vector, cpu: &PerCpu) -> (u64, u32) {
     (0xfee0_0000 | destination, u32::from(vector.0))
 }
 
-/// Where a PCI function's INTx pin leads, from the interrupt line
-/// register that firmware filled in for the 8259 controllers and ACPI's
-/// overrides of those lines; `None` when the function has no pin (`pin` 0) or
-/// firmware connected it nowhere (line 0 or above 15).
-///
-/// QEMU's pc and q35 raise the I/O APIC's input of that number too. A machine
-/// that connects PCI pins to the I/O APIC only would need ACPI's `_PRT`, hence
-/// an AML interpreter.
-pub fn intx_line(pin: u8, line: u8) -> Option<Line> {
-    let connected = (1..=4).contains(&pin) && (1..=15).contains(&line);
-    connected.then(|| Line {
-        gsi: io_apic::isa_gsi(line),
-        signal: Signal::Intx,
-    })
+/// What a PCI function's interrupt line register says, which firmware filled in
+/// with the line of the 8259 controllers that the function's pin is connected
+/// to; ACPI's overrides say what that line is to the I/O APICs. `None` when it
+/// is connected nowhere (0, or above 15).
+pub fn isa_line(line: u8) -> Option<Line> {
+    (1..pic::LINES)
+        .contains(&line)
+        .then(|| io_apic::isa_line(line))
+}
+
+/// Whether devices' lines come in at I/O APICs, not at the 8259 controllers.
+pub fn has_io_apics() -> bool {
+    !pic::is_in_use()
 }
 
 /// A CPU's APIC id in the 8 bits that interrupt messages have for it; `smp`
@@ -115,8 +118,10 @@ pub fn wake(cpu: &PerCpu) {
 pub struct Line {
     /// The input of an I/O APIC.
     pub gsi: Gsi,
-    /// How the device signals.
-    pub signal: Signal,
+    /// Whether a level of it counts, or a change.
+    pub trigger: Trigger,
+    /// Which level.
+    pub polarity: Polarity,
 }
 
 /// Lets `line` raise `vector` on this CPU.
@@ -125,21 +130,40 @@ pub struct Line {
 ///
 /// [`RouteError`] when no I/O APIC has that input.
 pub fn route(line: Line, vector: &Vector) -> Result<(), RouteError> {
-    let cpu = destination(percpu::this());
-    io_apic::route(line.gsi, line.signal, vector.0, cpu)
+    if let Some(line) = pic::line(line.gsi) {
+        // The controllers' vectors are fixed: that of the line does the same.
+        let handler = HANDLERS[usize::from(vector.0)].load(Ordering::Relaxed);
+        HANDLERS[usize::from(pic::vector(line))].store(handler, Ordering::Relaxed);
+        pic::set_masked(line, false);
+        return Ok(());
+    }
+    io_apic::route(line, vector.0, destination(percpu::this()))
 }
 
 /// Stops `gsi` from raising interrupts.
 pub fn mask_gsi(gsi: Gsi) {
-    io_apic::mask(gsi);
+    match pic::line(gsi) {
+        Some(line) => {
+            pic::set_masked(line, true);
+            set_handler(pic::vector(line), unexpected);
+        }
+        None => io_apic::mask(gsi),
+    }
 }
 
 /// Readies the interrupt controllers. Interrupts stay disabled at the CPU;
 /// `super::idle_until` lets them through.
 pub fn init(tables: &acpi::Tables) {
-    io_apic::mask_legacy_controllers();
+    let has_pic = pic::init();
     apic::init(tables.local_apic_address);
     io_apic::init(tables);
+    // Who says nothing of I/O APICs has a machine with the older controllers,
+    // unless those are missing (microvm).
+    if has_pic && tables.io_apic_is_assumed {
+        apic::accept_pic();
+        pic::take_over();
+        log::debug!("no I/O APIC is known of: interrupt lines come by the 8259 controllers");
+    }
     set_handler(TIMER_VECTOR, timer::expired);
     // Its work is done by coming.
     set_handler(WAKE_VECTOR, unexpected);

@@ -1,14 +1,15 @@
 //! The I/O APICs: lines of devices in, interrupt messages out. (Intel 82093AA
-//! data sheet.) And the 8259 controllers, which are only told to be quiet.
+//! data sheet.)
 
 use core::fmt;
 use core::ptr::NonNull;
 
 use heapless::Vec;
+use kickpath_aml::{Polarity, Trigger};
 use spin::Mutex;
-use x86_64::instructions::port::Port;
 
-use super::acpi::{Polarity, Tables};
+use super::acpi::Tables;
+use super::interrupts::Line;
 use crate::memory::map_mmio;
 
 /// A global system interrupt: the number ACPI gives to an input of an I/O APIC.
@@ -91,13 +92,13 @@ static ISA_LINES: Mutex<[IsaLine; 16]> = Mutex::new([IsaLine::UNKNOWN; 16]);
 #[derive(Clone, Copy)]
 struct IsaLine {
     gsi: Option<u32>,
-    polarity: Polarity,
+    polarity: Option<Polarity>,
 }
 
 impl IsaLine {
     const UNKNOWN: Self = Self {
         gsi: None,
-        polarity: Polarity::Default,
+        polarity: None,
     };
 }
 
@@ -139,13 +140,17 @@ pub fn init(tables: &Tables) {
     }
 }
 
-/// The global interrupt of a line of the 8259 controllers, 0 to 15.
-pub fn isa_gsi(line: u8) -> Gsi {
-    let known = ISA_LINES
-        .lock()
-        .get(usize::from(line))
-        .and_then(|line| line.gsi);
-    Gsi(known.unwrap_or(u32::from(line)))
+/// What a line of the 8259 controllers, 0 to 15, is to the I/O APICs when a PCI
+/// pin is connected to it: a level, low unless ACPI says otherwise.
+pub fn isa_line(line: u8) -> Line {
+    let lines = ISA_LINES.lock();
+    let isa = lines.get(usize::from(line)).copied();
+    let isa = isa.unwrap_or(IsaLine::UNKNOWN);
+    Line {
+        gsi: Gsi(isa.gsi.unwrap_or(u32::from(line))),
+        trigger: Trigger::Level,
+        polarity: isa.polarity.unwrap_or(Polarity::Low),
+    }
 }
 
 fn with_input<R>(gsi: Gsi, action: impl FnOnce(&mut IoApic, u32) -> R) -> Option<R> {
@@ -159,28 +164,21 @@ fn with_input<R>(gsi: Gsi, action: impl FnOnce(&mut IoApic, u32) -> R) -> Option
         .map(|(io_apic, input)| action(io_apic, input))
 }
 
-/// How a device signals on its line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signal {
-    /// As PCI's INTx: by a level, low unless ACPI says otherwise.
-    Intx,
-    /// By a high level.
-    High,
-}
-
-/// Sends `gsi` to the CPU with APIC id `destination` as `vector`, level
-/// triggered.
-pub fn route(gsi: Gsi, signal: Signal, vector: u8, destination: u8) -> Result<(), RouteError> {
-    let active_high = signal == Signal::High
-        || ISA_LINES.lock().iter().enumerate().any(|(line, isa)| {
-            isa.gsi.unwrap_or(line as u32) == gsi.0 && isa.polarity == Polarity::ActiveHigh
-        });
-    let polarity = if active_high { 0 } else { ENTRY_ACTIVE_LOW };
-    let entry = ENTRY_LEVEL | polarity | u32::from(vector);
-    with_input(gsi, |io_apic, input| {
+/// Sends `line` to the CPU with APIC id `destination` as `vector`.
+pub fn route(line: Line, vector: u8, destination: u8) -> Result<(), RouteError> {
+    let trigger = match line.trigger {
+        Trigger::Level => ENTRY_LEVEL,
+        Trigger::Edge => 0,
+    };
+    let polarity = match line.polarity {
+        Polarity::High => 0,
+        Polarity::Low => ENTRY_ACTIVE_LOW,
+    };
+    let entry = trigger | polarity | u32::from(vector);
+    with_input(line.gsi, |io_apic, input| {
         io_apic.redirect(input, entry, destination)
     })
-    .ok_or(RouteError::NoInput(gsi))
+    .ok_or(RouteError::NoInput(line.gsi))
 }
 
 /// Masks `gsi`; one that no I/O APIC has is masked already.
@@ -188,24 +186,4 @@ pub fn mask(gsi: Gsi) {
     with_input(gsi, |io_apic, input| {
         io_apic.write(REDIRECTION + 2 * input, ENTRY_MASKED);
     });
-}
-
-/// Masks the 8259 controllers, where there are any. Their vectors are moved
-/// out of the exceptions' first, because a line that goes away at the wrong
-/// moment is reported even when masked.
-pub fn mask_legacy_controllers() {
-    /// Command and data port, first vector, and the word about the cascade.
-    const CONTROLLERS: [(u16, u16, u8, u8); 2] = [(0x20, 0x21, 0x20, 4), (0xa0, 0xa1, 0x28, 2)];
-    for (command, data, vector, cascade) in CONTROLLERS {
-        let (mut command, mut data) = (Port::<u8>::new(command), Port::<u8>::new(data));
-        // SAFETY: these ports are the 8259 controllers, or nothing; the
-        // initialisation words are those of the data sheet.
-        unsafe {
-            command.write(0x11);
-            data.write(vector);
-            data.write(cascade);
-            data.write(0x01);
-            data.write(0xff);
-        }
-    }
 }

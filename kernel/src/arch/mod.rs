@@ -11,6 +11,7 @@ mod exceptions;
 pub mod interrupts;
 mod io_apic;
 pub mod percpu;
+mod pic;
 pub mod smp;
 mod stubs;
 pub mod time;

@@ -10,6 +10,7 @@ use virtio_net::vectors::{InterruptController, InterruptUnavailable, VectorUse};
 use crate::arch::interrupts::{self, Line, Vector};
 use crate::arch::percpu::{self, PerCpu};
 use crate::memory::layout::MAX_CPUS;
+use crate::virtio::Device;
 
 /// What the handlers below tell the driver.
 pub static STATE: InterruptState = InterruptState::new();
@@ -57,17 +58,19 @@ fn intx() {
 /// The vectors that this kernel has given to the network device.
 pub struct Controller {
     msi: Vec<Vector>,
-    /// Where the device's interrupt line leads, if that is known.
+    device: Device,
+    /// Where the device's interrupt line leads, once somebody wanted to know.
     line: Option<Line>,
     intx: Option<Vector>,
 }
 
 impl Controller {
-    /// A device whose interrupt line leads there, with no vector yet.
-    pub fn new(line: Option<Line>) -> Self {
+    /// A device with no vector yet.
+    pub fn new(device: Device) -> Self {
         Self {
             msi: Vec::new(),
-            line,
+            device,
+            line: None,
             intx: None,
         }
     }
@@ -96,6 +99,7 @@ impl InterruptController for Controller {
     }
 
     fn attach_intx(&mut self, isr: IsrRegister) -> Result<(), InterruptUnavailable> {
+        self.line = self.line.or_else(|| self.device.line());
         let line = self.line.ok_or(InterruptUnavailable::NoRoute)?;
         // One network device, so the register never changes.
         INTX_ISR.call_once(|| isr);

@@ -89,7 +89,7 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
 /// Brings a device up as `config` says.
 fn open(config: &Config, boot: &Boot, found: Found) -> Result<Host, NetError> {
     let fixed = Fixed::new(boot.clone(), &found);
-    let controller = Controller::new(found.device.line());
+    let controller = Controller::new(found.device.clone());
     let mut host = Host::new(found.nic, controller, top_rung(config.irq), fixed);
     if let Some(mtu) = config.mtu
         && let Err(error) = host.nic.change_mtu(mtu)

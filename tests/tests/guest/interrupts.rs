@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use kickpath::qemu::Kind;
 use kickpath::wire::FarEnd;
 use kickpath_abi::config::Irq;
 use kickpath_abi::status::Status;
 use kickpath_tests::{Lab, Spec, Suite};
+
+use crate::devices::behind;
+use crate::faults::expect_on_console;
 
 /// Outcome of an attempt: taken, or failed for a reason with this text.
 type Attempts = &'static [(Irq, &'static str)];
@@ -80,6 +84,98 @@ pub fn add(suite: &mut Suite) {
     suite.guest("interrupts::intx_on_a_shared_line", shared, |lab| {
         check(lab, &[(Irq::Intx, TAKEN)])
     });
+    intx_lines(suite);
+}
+
+/// What is asked about where a pin leads.
+struct Pin {
+    name: &'static str,
+    spec: fn() -> Spec,
+    /// What the guest's log must say.
+    expected: &'static str,
+}
+
+/// Devices without MSI-X, whose pin leads where ACPI or firmware says. Firmware
+/// and QEMU's chipset wire the pins of slots by turns.
+const PINS: &[Pin] = &[
+    // PIRQ A to D lead to 10, 10, 11, 11 (SeaBIOS); slot 4 has D.
+    Pin {
+        name: "pc_by_prt",
+        spec: || Spec::pc().property("addr", "4"),
+        expected: "INTx: GSI 11 (Level, High), by ACPI's _PRT",
+    },
+    Pin {
+        name: "pc_by_prt_behind_a_bridge",
+        spec: || {
+            Spec::pc().edit(|machine| {
+                behind(
+                    machine,
+                    "pci-bridge,id=bridge,chassis_nr=1,addr=6",
+                    5,
+                    ",vectors=0",
+                )
+            })
+        },
+        // Pin A of slot 5 is pin B of slot 6, which has PIRQ C.
+        expected: "INTx: GSI 11 (Level, High), by ACPI's _PRT",
+    },
+    Pin {
+        name: "q35_by_prt",
+        spec: || Spec::new(Kind::Q35).property("addr", "4"),
+        expected: "INTx: GSI 20 (Level, High), by ACPI's _PRT",
+    },
+    Pin {
+        name: "q35_by_prt_in_another_slot",
+        spec: || Spec::new(Kind::Q35).property("addr", "6"),
+        expected: "INTx: GSI 22 (Level, High), by ACPI's _PRT",
+    },
+    Pin {
+        name: "q35_by_prt_behind_a_root_port",
+        spec: || {
+            Spec::new(Kind::Q35)
+                .edit(|machine| behind(machine, "pcie-root-port,id=bridge,addr=5", 0, ",vectors=0"))
+        },
+        expected: "INTx: GSI 21 (Level, High), by ACPI's _PRT",
+    },
+    Pin {
+        name: "q35_by_prt_behind_two_bridges",
+        spec: || {
+            Spec::new(Kind::Q35).edit(|machine| {
+                machine
+                    .extra
+                    .extend(["-device", "pcie-root-port,id=port0,addr=6"].map(Into::into));
+                behind(
+                    machine,
+                    "pcie-pci-bridge,id=bridge,bus=port0",
+                    7,
+                    ",vectors=0",
+                );
+            })
+        },
+        // Pin A of slot 7 is pin D of the bridge in slot 0, and so of slot 6.
+        expected: "INTx: GSI 21 (Level, High), by ACPI's _PRT",
+    },
+    Pin {
+        name: "pc_by_the_8259_controllers",
+        spec: || Spec::pc().extra(&["-no-acpi"]),
+        expected: "of the 8259 controllers, by the interrupt line register",
+    },
+    Pin {
+        name: "q35_with_the_acpi_of_another_machine",
+        spec: || Spec::new(Kind::Q35).extra(&["-no-acpi"]),
+        expected: "by the interrupt line register: ACPI's _PRT is another machine's",
+    },
+];
+
+fn intx_lines(suite: &mut Suite) {
+    for pin in PINS {
+        let spec = (pin.spec)().nic(|nic| nic.vectors = Some(0));
+        suite.guest(&format!("interrupts::intx_on_{}", pin.name), spec, |lab| {
+            expect_on_console(lab, &[pin.expected])?;
+            ensure!(lab.status()?.interrupts.rung == Irq::Intx.word());
+            check_traffic(lab, Irq::Intx)
+        });
+    }
 }
 
 /// The ladder was climbed down as it should, and the rung works.
