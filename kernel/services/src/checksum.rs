@@ -14,7 +14,7 @@ pub(crate) const ETHERNET: usize = 14;
 pub(crate) const IPV4_HEADER: usize = 20;
 pub(crate) const IPV6_HEADER: usize = 40;
 /// An IPv4 header without options, and UDP's.
-const IPV4_UDP: usize = IPV4_HEADER + 8;
+pub(crate) const IPV4_UDP: usize = IPV4_HEADER + 8;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 

@@ -82,13 +82,12 @@ impl Flow {
         if !same(header, &self.request) {
             return false;
         }
-        // An IPv6 header is the longer one.
-        match frame.get(IPV6_ADDRESSES) {
-            Some(addresses) if header[12] == 0x86 => addresses == self.addresses,
-            _ => match frame.get(IPV4_ADDRESSES).and_then(<[u8]>::first_chunk::<8>) {
-                Some(addresses) => self.addresses.first_chunk() == Some(addresses),
-                None => false,
-            },
+        if self.request[12] == 0x86 {
+            return frame.get(IPV6_ADDRESSES) == Some(&self.addresses[..]);
+        }
+        match frame.get(IPV4_ADDRESSES).and_then(<[u8]>::first_chunk::<8>) {
+            Some(addresses) => self.addresses.first_chunk() == Some(addresses),
+            None => false,
         }
     }
 }

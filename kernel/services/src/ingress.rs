@@ -9,7 +9,9 @@
 use smoltcp::phy::{Device, DeviceCapabilities, PacketMeta, RxToken, TxToken};
 use smoltcp::time::Instant;
 
-use crate::checksum::{self, Duties, ETHERNET, IPV4_HEADER, IPV6_HEADER, Ipv4, Sum, UDP, Verdict};
+use crate::checksum::{
+    self, Duties, ETHERNET, IPV4_HEADER, IPV4_UDP, IPV6_HEADER, Ipv4, Sum, UDP, Verdict,
+};
 use crate::{DHCP_CLIENT_PORT, ECHO_PORT};
 
 /// Which sockets a frame is for.
@@ -75,12 +77,16 @@ impl<'f> PlainEcho<'f> {
     #[inline(always)]
     pub(crate) fn parse(frame: &'f [u8]) -> Option<Self> {
         const VERSION_AND_LENGTH: u8 = 0x45;
-        let (ethernet, packet) = frame.split_first_chunk::<ETHERNET>()?;
-        let (header, payload) = packet.split_first_chunk::<IPV4_HEADER>()?;
-        let udp = payload.first_chunk::<8>()?;
-        let fragment = u16::from_ne_bytes([header[6] & 0x3f, header[7]]);
-        if [ethernet[12], ethernet[13], header[0], header[9]]
-            != [0x08, 0x00, VERSION_AND_LENGTH, UDP]
+        // One look at the length; what follows is known when this is compiled.
+        let headers = frame.first_chunk::<{ ETHERNET + IPV4_UDP }>()?;
+        let (ethernet, packet) = headers.split_first_chunk::<ETHERNET>()?;
+        let (header, udp) = packet.split_first_chunk::<IPV4_HEADER>()?;
+        let udp = udp.first_chunk::<8>()?;
+        // "More fragments" or an offset.
+        let fragment = u16::from_ne_bytes([header[6], header[7]]) & 0x3fff_u16.to_be();
+        if [ethernet[12], ethernet[13]] != [0x08, 0x00]
+            || header[0] != VERSION_AND_LENGTH
+            || header[9] != UDP
             || [udp[2], udp[3]] != ECHO_PORT.to_be_bytes()
             || fragment != 0
         {
@@ -94,7 +100,7 @@ impl<'f> PlainEcho<'f> {
         }
         Some(Self {
             header,
-            datagram: payload.get(..length)?,
+            datagram: frame.get(ETHERNET + IPV4_HEADER..)?.get(..length)?,
             port: u16::from_be_bytes([udp[0], udp[1]]),
             checksum: u16::from_ne_bytes([udp[6], udp[7]]),
         })

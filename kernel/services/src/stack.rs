@@ -258,7 +258,8 @@ impl Stack {
                 break;
             };
             let meta = receive.meta();
-            match receive.consume(|frame| self.ingest(now, frame, meta, answer)) {
+            let stack = &mut *self;
+            match receive.consume(move |frame| stack.ingest(now, frame, meta, answer)) {
                 Class::Echoed | Class::Corrupt => {}
                 class => {
                     others_received = true;
