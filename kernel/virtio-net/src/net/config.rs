@@ -6,6 +6,7 @@ use virtio_drivers::transport::DeviceStatus;
 
 use super::control::MacAddress;
 use super::filter::is_valid_ether_addr;
+use super::rss::{HashLimits, HashTypes};
 use super::{Changes, Features, NetError, VirtioNet};
 use crate::transport::ConfigOps;
 
@@ -17,6 +18,9 @@ mod offset {
     pub const MTU: usize = 10;
     pub const SPEED: usize = 12;
     pub const DUPLEX: usize = 16;
+    pub const RSS_MAX_KEY_SIZE: usize = 17;
+    pub const RSS_MAX_INDIRECTION_TABLE_LENGTH: usize = 18;
+    pub const SUPPORTED_HASH_TYPES: usize = 20;
 }
 
 /// In the status: the link is up.
@@ -62,6 +66,9 @@ pub struct DeviceInfo {
     pub speed: Option<u32>,
     /// Whether the link goes both ways at once; `None` as for the speed.
     pub duplex: Option<Duplex>,
+    /// How the device can hash what it receives; `None` when it does not, or in
+    /// no way that is of use.
+    pub hash_limits: Option<HashLimits>,
 }
 
 /// Whether both ends of the link may send at once.
@@ -81,6 +88,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         self.info.link_up = self.read_status()? & S_LINK_UP != 0;
         self.read_speed()?;
         self.info.max_queue_pairs = self.read_max_queue_pairs()?;
+        self.info.hash_limits = self.read_hash_limits();
         Ok(())
     }
 
@@ -200,7 +208,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// May be read before the feature is agreed on, to see whether it should
     /// be (specification 3.1.1, step 4).
     fn read_max_queue_pairs(&self) -> Result<u16, NetError> {
-        if !self.info.offered.contains(Features::MQ) {
+        if !self.info.offered.intersects(Features::SEVERAL_PAIRS) {
             return Ok(1);
         }
         let pairs: u16 = self.read(offset::MAX_VIRTQUEUE_PAIRS)?;
@@ -209,6 +217,44 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         }
         log::warn!("the device says that it has {pairs} queue pairs; using one");
         Ok(1)
+    }
+
+    /// As [`Self::read_max_queue_pairs`]. What is wrong here costs the features
+    /// that it is for, and no more.
+    fn read_hash_limits(&self) -> Option<HashLimits> {
+        let offered = self.info.offered;
+        if !offered.intersects(Features::RSS | Features::HASH_REPORT) {
+            return None;
+        }
+        let read = || -> Result<_, NetError> {
+            let types: u32 = self.read(offset::SUPPORTED_HASH_TYPES)?;
+            Ok(HashLimits {
+                max_key_size: self.read(offset::RSS_MAX_KEY_SIZE)?,
+                max_table_length: if offered.contains(Features::RSS) {
+                    self.read(offset::RSS_MAX_INDIRECTION_TABLE_LENGTH)?
+                } else {
+                    0
+                },
+                types: HashTypes::from_bits_retain(types),
+            })
+        };
+        match read() {
+            Ok(limits) if limits.is_usable() => Some(limits),
+            Ok(limits) => {
+                log::warn!(
+                    "the device says that it hashes with keys of up to {} bytes and types {:#x}; \
+                     keys have 40 bytes and types are among {:#x}: no RSS and no hash reports",
+                    limits.max_key_size,
+                    limits.types,
+                    HashTypes::IMPLEMENTED,
+                );
+                None
+            }
+            Err(error) => {
+                log::warn!("{error}: no RSS and no hash reports");
+                None
+            }
+        }
     }
 
     /// Reads a field in one piece: again, if the configuration changed

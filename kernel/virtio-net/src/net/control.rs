@@ -10,6 +10,7 @@ use core::ptr::NonNull;
 
 use virtio_drivers::{BufferDirection, Hal};
 
+use super::rss::Rss;
 use super::{Features, NetError};
 use crate::patience::Patience;
 use crate::queue::Buffer;
@@ -72,6 +73,12 @@ pub enum Command<'a> {
     AnnounceAck,
     /// Use this many queue pairs (`VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`).
     QueuePairs(u16),
+    /// Hash what is received, and choose the pair by it
+    /// (`VIRTIO_NET_CTRL_MQ_RSS_CONFIG`).
+    RssConfig(&'a Rss),
+    /// Hash what is received, and only report it
+    /// (`VIRTIO_NET_CTRL_MQ_HASH_CONFIG`).
+    HashConfig(&'a Rss),
     /// Offloads that the driver takes from now on, by their feature bits
     /// (`VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET`).
     GuestOffloads(Features),
@@ -93,6 +100,8 @@ impl Command<'_> {
             Self::VlanRemove(_) => [2, 1],
             Self::AnnounceAck => [3, 0],
             Self::QueuePairs(_) => [4, 0],
+            Self::RssConfig(_) => [4, 1],
+            Self::HashConfig(_) => [4, 2],
             Self::GuestOffloads(_) => [5, 0],
         }
     }
@@ -111,6 +120,8 @@ impl Command<'_> {
             Self::VlanAdd(_) | Self::VlanRemove(_) => Features::CTRL_VLAN,
             Self::AnnounceAck => Features::GUEST_ANNOUNCE,
             Self::QueuePairs(_) => Features::MQ,
+            Self::RssConfig(_) => Features::RSS,
+            Self::HashConfig(_) => Features::HASH_REPORT,
             Self::GuestOffloads(_) => Features::CTRL_GUEST_OFFLOADS,
         }
     }
@@ -130,6 +141,8 @@ impl Command<'_> {
             Self::VlanRemove(_) => "VLAN_DEL",
             Self::AnnounceAck => "ANNOUNCE_ACK",
             Self::QueuePairs(_) => "MQ_VQ_PAIRS_SET",
+            Self::RssConfig(_) => "MQ_RSS_CONFIG",
+            Self::HashConfig(_) => "MQ_HASH_CONFIG",
             Self::GuestOffloads(_) => "GUEST_OFFLOADS_SET",
         }
     }
@@ -156,6 +169,8 @@ impl Command<'_> {
             Self::VlanAdd(id) | Self::VlanRemove(id) => data.push(&id.to_le_bytes())?,
             Self::AnnounceAck => {}
             Self::QueuePairs(pairs) => data.push(&pairs.to_le_bytes())?,
+            Self::RssConfig(rss) => data.push_rss_config(rss)?,
+            Self::HashConfig(rss) => data.push_hash_config(rss)?,
             Self::GuestOffloads(offloads) => data.push(&offloads.bits().to_le_bytes())?,
         }
         Some([data.length, 0])
@@ -183,6 +198,33 @@ impl Data<'_> {
     fn push_table(&mut self, addresses: &[MacAddress]) -> Option<()> {
         self.push(&u32::try_from(addresses.len()).ok()?.to_le_bytes())?;
         addresses.iter().try_for_each(|address| self.push(address))
+    }
+
+    /// `struct virtio_net_rss_config`.
+    fn push_rss_config(&mut self, rss: &Rss) -> Option<()> {
+        let last = rss.table().len().checked_sub(1)?;
+        let unclassified = rss.pair_of(None);
+        self.push(&rss.types().bits().to_le_bytes())?;
+        self.push(&u16::try_from(last).ok()?.to_le_bytes())?;
+        self.push(&unclassified.to_le_bytes())?;
+        for pair in rss.table() {
+            self.push(&pair.to_le_bytes())?;
+        }
+        self.push(&rss.pairs().to_le_bytes())?;
+        self.push_key(rss)
+    }
+
+    /// `struct virtio_net_hash_config`.
+    fn push_hash_config(&mut self, rss: &Rss) -> Option<()> {
+        self.push(&rss.types().bits().to_le_bytes())?;
+        self.push(&[0; 4 * 2])?;
+        self.push_key(rss)
+    }
+
+    fn push_key(&mut self, rss: &Rss) -> Option<()> {
+        let key = rss.key();
+        self.push(&[u8::try_from(key.len()).ok()?])?;
+        self.push(key)
     }
 }
 
@@ -256,6 +298,8 @@ pub(super) struct ControlQueue<H: Hal> {
     memory: DmaRegion<H>,
     /// Whether the device may still have the memory, or is not to be trusted.
     given_up: bool,
+    /// How the device was told to hash what it receives, if it was.
+    pub(super) rss: Option<Rss>,
 }
 
 impl<H: Hal> ControlQueue<H> {
@@ -271,6 +315,7 @@ impl<H: Hal> ControlQueue<H> {
             queue,
             memory,
             given_up: false,
+            rss: None,
         })
     }
 

@@ -112,6 +112,8 @@ impl Features {
         .union(Self::CTRL_GUEST_OFFLOADS)
         .union(Self::GUEST_ANNOUNCE)
         .union(Self::MQ)
+        .union(Self::RSS)
+        .union(Self::HASH_REPORT)
         .union(Self::SPEED_DUPLEX)
         .union(Self::ANY_LAYOUT)
         .union(Self::INDIRECT_DESC)
@@ -122,7 +124,7 @@ impl Features {
         .union(Self::RING_RESET)
         .union(Self::VERSION_1);
 
-    /// What [`Self::CTRL_GUEST_OFFLOADS`] is about (specification 5.1.6.5.6).
+    /// What [`Self::CTRL_GUEST_OFFLOADS`] is about (specification 5.1.6.5.8).
     pub const GUEST_OFFLOADS: Self = Self::GUEST_CSUM
         .union(Self::GUEST_TSO4)
         .union(Self::GUEST_TSO6)
@@ -136,6 +138,10 @@ impl Features {
         .union(Self::HOST_TSO6)
         .union(Self::HOST_ECN)
         .union(Self::HOST_UFO);
+
+    /// Each gives the device several queue pairs, as many as its configuration
+    /// says (specification 5.1.2).
+    pub const SEVERAL_PAIRS: Self = Self::MQ.union(Self::RSS);
 
     /// Features with what each needs, of several any one (specification
     /// 5.1.3.1; and forms of rings that the legacy interface does not know).

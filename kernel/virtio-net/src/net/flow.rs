@@ -3,11 +3,13 @@
 //!
 //! How received packets are spread over the receive queues is the device's
 //! affair. Without RSS it must send a flow's packets to the receive queue
-//! whose transmit queue the flow was last sent by (specification 5.1.6.5.5,
+//! whose transmit queue the flow was last sent by (specification 5.1.6.5.6,
 //! "automatic receive steering"). So the rule for sending is: a CPU that
 //! answers uses the pair by which it was asked. Only who begins a flow has a
-//! choice, and [`select_queue`] makes it. With RSS the driver says which
-//! receive queue each hash leads to.
+//! choice, and [`select_queue`] makes it. With RSS the driver has said which
+//! receive queue each hash leads to, and [`super::rss::Rss::select_queue`]
+//! finds the one to which the answers will come;
+//! [`super::VirtioNet::select_queue`] knows which of the two counts.
 
 use core::net::IpAddr;
 
@@ -79,8 +81,8 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 impl Flow {
-    /// The flow of an Ethernet frame; `None` when it is not IP. IPv6 extension
-    /// headers are not looked behind, and IPv6 fragments have one.
+    /// The flow of an Ethernet frame; `None` when it is not IP. It is looked
+    /// behind up to 8 IPv6 extension headers, but not in fragments.
     pub fn of(frame: &[u8]) -> Option<Self> {
         let (ethertype, packet) = match be16(frame, 12)? {
             ETHERTYPE_VLAN => (be16(frame, 16)?, frame.get(18..)?),
@@ -106,12 +108,33 @@ impl Flow {
                     let bytes: &[u8; 16] = packet.get(at..)?.first_chunk()?;
                     Some(IpAddr::from(*bytes))
                 };
+                let payload = packet.get(40..).unwrap_or_default();
                 Some(Self {
                     addresses: [address(8)?, address(24)?],
-                    ports: ports(*packet.get(6)?, packet.get(40..).unwrap_or_default()),
+                    ports: behind_extensions(*packet.get(6)?, payload)
+                        .and_then(|(protocol, segment)| ports(protocol, segment)),
                 })
             }
             _ => None,
+        }
+    }
+
+    /// The other direction.
+    pub fn reversed(&self) -> Self {
+        let [source, destination] = self.addresses;
+        Self {
+            addresses: [destination, source],
+            ports: self
+                .ports
+                .map(|(protocol, [source, destination])| (protocol, [destination, source])),
+        }
+    }
+
+    /// As if the protocol were unknown.
+    pub fn without_ports(&self) -> Self {
+        Self {
+            ports: None,
+            ..*self
         }
     }
 
@@ -139,6 +162,28 @@ impl Flow {
     }
 }
 
+/// Protocol and segment behind the extension headers of an IPv6 packet; `None`
+/// in a fragment, and when there are more than anyone needs (RFC 8200, 4).
+fn behind_extensions(mut next: u8, mut payload: &[u8]) -> Option<(u8, &[u8])> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const AUTHENTICATION: u8 = 51;
+    const DESTINATION: u8 = 60;
+    for _ in 0..8 {
+        let length = |payload: &[u8]| payload.get(1).copied().map(usize::from);
+        let length = match next {
+            HOP_BY_HOP | ROUTING | DESTINATION => 8 * (length(payload)? + 1),
+            AUTHENTICATION => 4 * (length(payload)? + 2),
+            FRAGMENT => return None,
+            _ => return Some((next, payload)),
+        };
+        next = *payload.first()?;
+        payload = payload.get(length..)?;
+    }
+    None
+}
+
 fn ports(protocol: u8, segment: &[u8]) -> Option<(Protocol, [u16; 2])> {
     let protocol = match protocol {
         6 => Protocol::Tcp,
@@ -153,6 +198,7 @@ mod tests {
     extern crate alloc;
     use super::*;
     use alloc::string::ToString;
+    use alloc::vec;
     use alloc::vec::Vec;
 
     /// Microsoft, "Verifying the RSS Hash Calculation": destination and
@@ -277,6 +323,47 @@ mod tests {
         let flow = Flow::of(&frame(&[0x86, 0xdd], &packet)).unwrap();
         assert_eq!(flow.ports, Some((Protocol::Udp, [0x1234, 7])));
         assert_eq!(Flow::of(&frame(&[0x08, 0x06], &packet)), None);
+    }
+
+    #[test]
+    fn ports_are_found_behind_extension_headers() {
+        let flow = |next: u8, extensions: &[&[u8]]| {
+            let mut packet = [0; 40].to_vec();
+            packet[6] = next;
+            packet.extend(extensions.iter().copied().flatten());
+            packet.extend([0x12, 0x34, 0x00, 0x07, 0, 0, 0, 0]);
+            Flow::of(&frame(&[0x86, 0xdd], &packet)).unwrap().ports
+        };
+        let found = Some((Protocol::Udp, [0x1234, 7]));
+        // Next header and length in units of 8 bytes beyond the first.
+        let routing = [17, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(flow(0, &[&[43, 0, 1, 4, 0, 0, 0, 0], &routing]), found);
+        assert_eq!(flow(60, &[&[17, 0, 1, 4, 0, 0, 0, 0]]), found);
+        // In units of 4 bytes beyond the second.
+        let authentication = [17, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(flow(51, &[&authentication]), found);
+        // A fragment, even a whole one.
+        assert_eq!(flow(44, &[&[17, 0, 0, 0, 0, 0, 0, 0]]), None);
+        // Longer than the packet, and longer than anyone needs.
+        assert_eq!(flow(60, &[&[17, 255, 1, 4, 0, 0, 0, 0]]), None);
+        let again = [60, 0, 1, 4, 0, 0, 0, 0];
+        let last = [17, 0, 1, 4, 0, 0, 0, 0];
+        let chain = |count| [vec![&again[..]; count], vec![&last[..]]].concat();
+        assert_eq!(flow(60, &chain(6)), found);
+        assert_eq!(flow(60, &chain(8)), None);
+    }
+
+    #[test]
+    fn directions_are_turned() {
+        for ports in [None, Some((Protocol::Tcp, [1, 2]))] {
+            let addresses = [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2])];
+            let flow = Flow { addresses, ports };
+            let turned = flow.reversed();
+            assert_eq!(turned.addresses, [addresses[1], addresses[0]]);
+            assert_eq!(turned.ports, ports.map(|(protocol, _)| (protocol, [2, 1])));
+            assert_eq!(turned.reversed(), flow);
+            assert_eq!(flow.without_ports().ports, None);
+        }
     }
 
     #[test]

@@ -8,9 +8,10 @@ use virtio_drivers::Hal;
 use virtio_drivers::transport::{DeviceStatus, DeviceType};
 
 use super::config::{DEFAULT_MTU, DeviceInfo};
-use super::control::{self, Command, ControlQueue};
+use super::control::{self, ControlQueue};
 use super::filter::Filter;
 use super::pair::{self, QueuePair};
+use super::rss;
 use super::rx::RxQueue;
 use super::stats::Stats;
 use super::tx::TxQueue;
@@ -39,8 +40,10 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         if device_type != DeviceType::Network {
             return Err(NetError::NotNetwork { device_type });
         }
-        // With one pair, there is nothing that MQ would be good for.
-        let (offered, negotiated) = negotiate(&mut transport, refused | Features::MQ)?;
+        // With one pair, there is nothing that MQ and RSS would be good for;
+        // and what the device can hash is not known yet.
+        let not_yet = Features::SEVERAL_PAIRS | Features::HASH_REPORT;
+        let (offered, negotiated) = negotiate(&mut transport, refused | not_yet)?;
         let mut net = Self {
             transport,
             open: None,
@@ -57,6 +60,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
                 max_queue_pairs: 1,
                 speed: None,
                 duplex: None,
+                hash_limits: None,
             },
             interrupts,
             attempts: Vec::with_capacity(Rung::LADDER.len()),
@@ -66,14 +70,17 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             epoch: 0,
             filter: Filter::default(),
             patience: control::PATIENCE,
+            hash_key: rss::KEY,
+            checks_hashes: false,
         };
         net.read_info()?;
         Ok(net)
     }
 
     /// Asks for this many queue pairs from the next [`Self::open`] on, 1 if
-    /// not said. A device that has not as many, or no `VIRTIO_NET_F_MQ` and
-    /// control queue, gives what it has: see [`Self::queue_pairs`].
+    /// not said. A device that has not as many, or neither `VIRTIO_NET_F_MQ`
+    /// nor `_RSS` with a control queue, gives what it has: see
+    /// [`Self::queue_pairs`].
     pub fn set_queue_pairs(&mut self, pairs: u16) {
         self.queue_pairs = pairs.max(1);
     }
@@ -103,11 +110,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     ) -> Result<(), NetError> {
         self.stop(controller);
         let wanted_pairs = self.queue_pairs.min(self.info.max_queue_pairs);
-        let mut refused = self.refused;
-        refused.set(
-            Features::MQ,
-            wanted_pairs == 1 || refused.contains(Features::MQ),
-        );
+        let refused = self.refused | self.useless(wanted_pairs);
         let mut pairs = 1;
         let agreed = self.info.negotiated;
         let queue_size = self.queue_size;
@@ -118,7 +121,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             top,
             |transport| {
                 (info.offered, info.negotiated) = negotiate(transport, refused)?;
-                if info.negotiated.contains(Features::MQ) {
+                if info.negotiated.intersects(Features::SEVERAL_PAIRS) {
                     pairs = wanted_pairs;
                 }
                 Ok(wanted_queues(info, pairs, queue_size))
@@ -205,15 +208,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             open.first.kick();
             open.others.iter_mut().flatten().for_each(QueuePair::kick);
         }
-        if pairs > 1 {
-            // The device uses the first pair alone until it is told
-            // (specification 5.1.6.5.5).
-            match (self.command(&Command::QueuePairs(pairs)), &mut self.open) {
-                (Ok(()), Some(open)) => open.active = pairs,
-                (Err(error), _) => log::error!("{error}; using one queue pair"),
-                _ => {}
-            }
-        }
+        self.steer(pairs);
         self.restore();
     }
 
@@ -301,8 +296,8 @@ fn wanted_queues(info: &DeviceInfo, pairs: u16, queue_size: u16) -> Vec<WantedQu
         shape: data_queue_shape(info.negotiated, queue_size),
         interrupt: true,
     });
-    // Without MQ the device has one pair, whatever it has else.
-    let pairs_of_device = if info.negotiated.contains(Features::MQ) {
+    // Without MQ or RSS the device has one pair, whatever it has else.
+    let pairs_of_device = if info.negotiated.intersects(Features::SEVERAL_PAIRS) {
         info.max_queue_pairs
     } else {
         1

@@ -7,7 +7,8 @@
 //! - [`control`]: the control queue; `filter`: what the device lets through,
 //!   by it.
 //! - `parts`: the first pair apart from the rest.
-//! - [`flow`]: which pair a packet belongs to.
+//! - [`flow`]: which pair a packet belongs to; [`rss`]: how the device is told;
+//!   `steering`: when.
 //! - `netpoll`: sending when nothing else works any more.
 //! - `stats`: what was counted.
 
@@ -21,6 +22,7 @@ mod error;
 pub mod features;
 mod filter;
 pub mod flow;
+mod hashes;
 pub mod header;
 mod large;
 mod lifecycle;
@@ -29,8 +31,10 @@ pub mod offload;
 mod pair;
 mod parts;
 mod queue_reset;
+pub mod rss;
 pub mod rx;
 mod stats;
+mod steering;
 pub mod tx;
 
 pub use config::{DeviceInfo, Duplex};
@@ -50,6 +54,7 @@ use crate::transport::ConfigOps;
 use crate::vectors::{Attempt, Rung};
 use control::{Command, ControlError, ControlQueue};
 use filter::Filter;
+use flow::KEY_LENGTH;
 use rx::RxQueue;
 use tx::TxQueue;
 
@@ -105,6 +110,10 @@ pub struct VirtioNet<H: Hal, T: ConfigOps> {
     epoch: u64,
     filter: Filter,
     patience: u64,
+    /// The key of hashes that is wanted.
+    hash_key: [u8; KEY_LENGTH],
+    /// Whether the device's hashes are verified.
+    checks_hashes: bool,
 }
 
 impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {

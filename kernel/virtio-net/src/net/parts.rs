@@ -4,6 +4,7 @@
 use virtio_drivers::Hal;
 
 use super::control::ControlQueue;
+use super::rss::Rss;
 use super::stats::{QueueRole, QueueSnapshot, Stats};
 use super::{DeviceInfo, QueuePair, VirtioNet};
 use crate::interrupt::InterruptState;
@@ -42,6 +43,11 @@ impl<'d, H: Hal, T: ConfigOps> Rest<'d, H, T> {
     /// As [`VirtioNet::attempts`].
     pub fn attempts(&self) -> &'d [Attempt] {
         self.attempts
+    }
+
+    /// As [`VirtioNet::rss`].
+    pub fn rss(&self) -> Option<&'d Rss> {
+        self.control?.rss.as_ref()
     }
 
     /// As [`VirtioNet::stats`], with what `first` has counted.

@@ -67,6 +67,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
                 core::mem::forget(rx);
                 return Err(NetError::FindVqs(error));
             }
+            rx.check_hashes_as(&pair.rx);
             replace_rx(pair, rx, &mut self.past);
             pair.rx.queue.kick();
         } else {

@@ -18,9 +18,12 @@ use zerocopy::FromBytes;
 use super::buffers::{FrameBuffers, Layout, largest_received};
 use super::error::NetError;
 use super::features::Features;
+use super::hashes::{HashCheck, Hashes};
 use super::header::{
-    F_DATA_VALID, F_NEEDS_CSUM, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, Header, MergeableHeader,
+    F_DATA_VALID, F_NEEDS_CSUM, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, HashHeader, Header,
+    MergeableHeader, header_length,
 };
+use super::rss::{FlowHash, HashKind};
 use crate::queue::{BrokenReason, Buffer, QueueError, Used, Virtqueue};
 
 /// A receive virtqueue with its buffers.
@@ -36,6 +39,8 @@ pub struct RxQueue<H: Hal> {
     mergeable: bool,
     /// `VIRTIO_NET_F_GUEST_CSUM`.
     guest_csum: bool,
+    /// Nothing in the header says anything about a frame but `num_buffers`.
+    plain: bool,
     /// What `gso_type` may be beside "none".
     segmented: [Option<u8>; 2],
     /// Largest frame that the device may deliver.
@@ -51,6 +56,7 @@ pub struct RxQueue<H: Hal> {
     pub(super) merged: u64,
     /// Frames whose checksum the device vouches for.
     pub(super) checksum_valid: u64,
+    pub(super) hashes: Hashes,
     pub(super) error: Option<QueueError>,
 }
 
@@ -89,7 +95,7 @@ impl<H: Hal> RxQueue<H> {
         let mergeable = negotiated.contains(Features::MRG_RXBUF);
         let largest = largest_received(negotiated, mtu);
         let behind = if mergeable {
-            size_of::<MergeableHeader>() + largest
+            header_length(negotiated) + largest
         } else {
             0
         };
@@ -99,6 +105,8 @@ impl<H: Hal> RxQueue<H> {
                 count,
                 size: layout.stride(),
             })?;
+        let guest_csum = negotiated.contains(Features::GUEST_CSUM);
+        let hashes = Hashes::new(negotiated);
         let if_negotiated = |feature, gso_type| negotiated.contains(feature).then_some(gso_type);
         Ok(Self {
             queue,
@@ -106,7 +114,8 @@ impl<H: Hal> RxQueue<H> {
             count,
             any_layout: negotiated.any_layout(),
             mergeable,
-            guest_csum: negotiated.contains(Features::GUEST_CSUM),
+            guest_csum,
+            plain: !guest_csum && !hashes.are_looked_at(),
             segmented: [
                 if_negotiated(Features::GUEST_TSO4, GSO_TCPV4),
                 if_negotiated(Features::GUEST_TSO6, GSO_TCPV6),
@@ -120,6 +129,7 @@ impl<H: Hal> RxQueue<H> {
             dropped: 0,
             merged: 0,
             checksum_valid: 0,
+            hashes,
             error: None,
         })
     }
@@ -152,7 +162,7 @@ impl<H: Hal> RxQueue<H> {
     pub fn receive(&mut self) -> Option<RxFrame> {
         let first = self.queue.pop_seen();
         if let Some(used) = first
-            && !self.guest_csum
+            && self.plain
             && let Some(length) = used.length.checked_sub(self.buffers.header_length())
             && length > 0
             && !(self.mergeable && self.num_buffers(used.token) != 1)
@@ -210,7 +220,50 @@ impl<H: Hal> RxQueue<H> {
             }
             self.packets += 1;
             self.bytes += u64::from(frame.length);
+            if self.hashes.are_looked_at() {
+                self.look_at_hash(&frame);
+            }
             return Some(frame);
+        }
+    }
+
+    fn look_at_hash(&mut self, frame: &RxFrame) {
+        let queue = self.queue.ring().queue();
+        let reported = self.hash(frame);
+        let mut hashes = core::mem::take(&mut self.hashes);
+        hashes.look_at(queue, reported, self.frame(frame));
+        self.hashes = hashes;
+    }
+
+    /// The hash that the device reports for a frame
+    /// (`VIRTIO_NET_F_HASH_REPORT`, specification 5.1.6.4.4); `None` when it
+    /// reports none.
+    #[doc(alias = "virtio_skb_set_hash")]
+    pub fn hash(&self, frame: &RxFrame) -> Option<FlowHash> {
+        if !self.hashes.are_reported() {
+            return None;
+        }
+        let header: &[u8; size_of::<HashHeader>()] = self.header(frame.buffer);
+        let header = HashHeader::read_from_bytes(header).ok()?;
+        Some(FlowHash {
+            value: header.hash_value.get(),
+            kind: HashKind::from_report(header.hash_report.get())?,
+        })
+    }
+
+    /// From now on compares what the device does with what `check` says.
+    pub(super) fn check_hashes(&mut self, check: HashCheck) {
+        // What it has used already it may have received before.
+        let ring = self.queue.ring();
+        let skip = ring.used_idx().wrapping_sub(ring.last_used_idx());
+        self.plain = false;
+        self.hashes.check(check, skip);
+    }
+
+    /// Goes on where the queue was that this one replaces.
+    pub(super) fn check_hashes_as(&mut self, other: &Self) {
+        if let Some(check) = other.hashes.checks() {
+            self.check_hashes(check);
         }
     }
 

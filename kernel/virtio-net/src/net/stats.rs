@@ -33,6 +33,14 @@ pub struct Stats {
     pub rx_merged: u64,
     /// Received frames whose checksum the device vouched for.
     pub rx_checksum_valid: u64,
+    /// Received frames with a hash (`VIRTIO_NET_F_HASH_REPORT`).
+    pub rx_hashed: u64,
+    /// Received frames with another hash than they should have. Not counted
+    /// without [`VirtioNet::set_hash_check`].
+    pub rx_hash_wrong: u64,
+    /// Received frames that came to another pair than the table of RSS says;
+    /// the same holds for them.
+    pub rx_missteered: u64,
     /// Sent frames whose checksum the device filled in.
     pub tx_checksum_offloaded: u64,
     /// Sent frames that the device segmented.
@@ -115,6 +123,9 @@ impl Stats {
             tx_errors,
             rx_merged,
             rx_checksum_valid,
+            rx_hashed,
+            rx_hash_wrong,
+            rx_missteered,
             tx_checksum_offloaded,
             tx_segmented,
             tx_coalesced,
@@ -134,6 +145,9 @@ impl Stats {
         self.tx_errors += tx_errors;
         self.rx_merged += rx_merged;
         self.rx_checksum_valid += rx_checksum_valid;
+        self.rx_hashed += rx_hashed;
+        self.rx_hash_wrong += rx_hash_wrong;
+        self.rx_missteered += rx_missteered;
         self.tx_checksum_offloaded += tx_checksum_offloaded;
         self.tx_segmented += tx_segmented;
         self.tx_coalesced += tx_coalesced;
@@ -158,6 +172,9 @@ impl Stats {
         self.rx_errors += u64::from(rx.error.is_some());
         self.rx_merged += rx.merged;
         self.rx_checksum_valid += rx.checksum_valid;
+        self.rx_hashed += rx.hashes.reported;
+        self.rx_hash_wrong += rx.hashes.wrong;
+        self.rx_missteered += rx.hashes.missteered;
         self.add_kicks(&rx.queue);
     }
 

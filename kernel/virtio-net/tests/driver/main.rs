@@ -23,6 +23,7 @@ mod net_lifecycle;
 mod net_merge;
 mod net_netpoll;
 mod net_offload;
+mod net_rss;
 mod net_smoltcp;
 mod net_super_frames;
 mod net_traffic;

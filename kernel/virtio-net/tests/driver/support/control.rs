@@ -6,7 +6,7 @@ use vm_memory::Bytes;
 
 use super::device::LegacyDevice;
 use super::memory;
-use super::net::feature;
+use super::net::{feature, high};
 
 /// What the device does with a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,7 @@ pub struct Filter {
     pub multicast: Vec<[u8; 6]>,
     pub vlans: Vec<u16>,
     pub queue_pairs: u16,
+    pub hashing: Option<Hashing>,
     pub offloads: Option<u64>,
 }
 
@@ -62,9 +63,21 @@ impl Default for Filter {
             multicast: Vec::new(),
             vlans: Vec::new(),
             queue_pairs: 1,
+            hashing: None,
             offloads: None,
         }
     }
+}
+
+/// What the device was told of hashes (specification 5.1.6.5.6.4 and
+/// 5.1.6.5.7.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hashing {
+    pub types: u32,
+    pub key: Vec<u8>,
+    /// Empty where the hash is only reported.
+    pub table: Vec<u16>,
+    pub unclassified: u16,
 }
 
 /// The control part of the device.
@@ -99,7 +112,7 @@ impl Control {
 impl LegacyDevice {
     /// Where the control queue is now.
     pub fn control_queue(&self) -> usize {
-        if self.features & feature::MQ == 0 {
+        if self.features & feature::MQ == 0 && self.features_high & high::RSS == 0 {
             2
         } else {
             2 * usize::from(self.max_queue_pairs())
@@ -143,6 +156,8 @@ impl LegacyDevice {
     /// Returns whether it could be done.
     fn carry_out(&mut self, command: &Received) -> bool {
         let negotiated = |feature| self.features & feature != 0;
+        let negotiated_high = |feature| self.features_high & feature != 0;
+        let pairs_there_are = 1..=self.max_queue_pairs();
         let data = &command.data[..];
         let filter = &mut self.control.filter;
         match (command.numbers, data) {
@@ -177,7 +192,27 @@ impl LegacyDevice {
             ([4, 0], &[low, high]) if negotiated(feature::MQ) => {
                 let pairs = u16::from_le_bytes([low, high]);
                 filter.queue_pairs = pairs;
-                return (1..=self.max_queue_pairs()).contains(&pairs);
+                filter.hashing = None;
+                return pairs_there_are.contains(&pairs);
+            }
+            ([4, 1], data) if negotiated_high(high::RSS) => {
+                let Some((hashing, pairs)) = take_rss_config(data) else {
+                    return false;
+                };
+                let mut leads = hashing.table.clone();
+                leads.push(hashing.unclassified);
+                let is_right = pairs_there_are.contains(&pairs)
+                    && leads
+                        .iter()
+                        .all(|pair| pairs_there_are.contains(&(pair + 1)))
+                    && hashing.types & !SUPPORTED_HASHES == 0;
+                filter.queue_pairs = pairs;
+                filter.hashing = Some(hashing);
+                return is_right;
+            }
+            ([4, 2], data) if negotiated_high(high::HASH_REPORT) => {
+                filter.hashing = take_hash_config(data);
+                return filter.hashing.is_some();
             }
             ([5, 0], data) if negotiated(feature::CTRL_GUEST_OFFLOADS) => {
                 filter.offloads = data.try_into().ok().map(u64::from_le_bytes);
@@ -196,6 +231,57 @@ fn take_table(data: &[u8]) -> Option<(Vec<[u8; 6]>, &[u8])> {
     let (table, rest) = rest.split_at_checked(6 * count)?;
     let table = table.chunks(6).map(|mac| mac.try_into().unwrap());
     Some((table.collect(), rest))
+}
+
+/// The hash types that QEMU has.
+pub const SUPPORTED_HASHES: u32 = 0x1ff;
+
+fn take<const N: usize>(data: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, rest) = data.split_first_chunk()?;
+    *data = rest;
+    Some(*taken)
+}
+
+/// `struct virtio_net_rss_config`, and the number of transmit queues.
+fn take_rss_config(mut data: &[u8]) -> Option<(Hashing, u16)> {
+    let data = &mut data;
+    let types = u32::from_le_bytes(take(data)?);
+    let mask = u16::from_le_bytes(take(data)?);
+    let unclassified = u16::from_le_bytes(take(data)?);
+    let length = u32::from(mask) + 1;
+    if !length.is_power_of_two() {
+        return None;
+    }
+    let table = (0..length).map(|_| take(data).map(u16::from_le_bytes));
+    let table = table.collect::<Option<Vec<_>>>()?;
+    let pairs = u16::from_le_bytes(take(data)?);
+    let key = take_key(data)?;
+    let hashing = Hashing {
+        types,
+        key,
+        table,
+        unclassified,
+    };
+    Some((hashing, pairs))
+}
+
+/// `struct virtio_net_hash_config`.
+fn take_hash_config(mut data: &[u8]) -> Option<Hashing> {
+    let data = &mut data;
+    let types = u32::from_le_bytes(take(data)?);
+    let reserved: [u8; 8] = take(data)?;
+    let key = take_key(data)?;
+    (reserved == [0; 8]).then_some(Hashing {
+        types,
+        key,
+        table: vec![],
+        unclassified: 0,
+    })
+}
+
+fn take_key(data: &mut &[u8]) -> Option<Vec<u8>> {
+    let [length] = take(data)?;
+    (data.len() == usize::from(length)).then(|| data.to_vec())
 }
 
 /// Reads a command and checks the chain: all to read but the last, which is

@@ -67,6 +67,11 @@ pub struct LegacyDevice {
     pub offered: u32,
     /// GUEST_FEATURES.
     pub features: u32,
+    /// Feature bits 32 to 63, of which the legacy interface knows nothing; see
+    /// [`super::transport::Wired`].
+    pub offered_high: u32,
+    /// Those of them that the driver agreed to.
+    pub features_high: u32,
     /// STATUS.
     pub status: u8,
     /// ISR.
@@ -111,6 +116,23 @@ pub fn ring_doorbell(queue: u16) {
     device.borrow_mut().write(IO_BASE + 0x10, 2, queue.into());
 }
 
+/// Feature bits 32 to 63 that the thread's device offers.
+pub fn offered_high() -> u32 {
+    let device = DEVICE.with_borrow(Weak::upgrade);
+    device.map_or(0, |device| device.borrow().offered_high)
+}
+
+/// The driver agrees to feature bits 32 to 63 of the thread's device.
+pub fn agree_high(features: u32) {
+    if let Some(device) = DEVICE.with_borrow(Weak::upgrade) {
+        let mut device = device.borrow_mut();
+        if features & !device.offered_high != 0 {
+            device.violation(format!("features {features:#x} << 32 were not offered"));
+        }
+        device.features_high = features;
+    }
+}
+
 /// Notes a violation when memory goes back that a live device may access.
 pub fn check_not_live(physical: u64) {
     if let Some(device) = DEVICE.with_borrow(Weak::upgrade) {
@@ -130,6 +152,8 @@ impl LegacyDevice {
             pci: PciFunction::network(IO_BASE.into(), IO_SIZE.into(), TABLE_BASE as u32, vectors),
             offered,
             features: 0,
+            offered_high: 0,
+            features_high: 0,
             status: 0,
             isr: 0,
             queues: sizes.iter().map(|&size| ModelQueue::new(size)).collect(),
@@ -383,6 +407,7 @@ impl LegacyDevice {
         self.resetting = 0;
         self.isr = 0;
         self.features = 0;
+        self.features_high = 0;
         self.selected = 0;
         self.config_vector = NO_VECTOR;
         self.control.reset();

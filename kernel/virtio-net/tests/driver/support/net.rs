@@ -13,6 +13,7 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::control::SUPPORTED_HASHES;
 use super::controller::FakeController;
 use super::device::{FakePorts, LegacyDevice, ModelQueue};
 use super::memory::{self, GuestHal};
@@ -71,6 +72,13 @@ pub mod feature {
     pub const IMPLEMENTED: u32 = ALL | CONTROL | HOST | GUEST | MRG_RXBUF;
     /// What requires another feature (specification 5.1.3.1).
     pub const DEPENDENT: u32 = (CONTROL & !CTRL_VQ) | (HOST & !CSUM) | (GUEST & !GUEST_CSUM);
+}
+
+/// Feature bits from 32 on, less 32.
+pub mod high {
+    pub const VERSION_1: u32 = 1;
+    pub const HASH_REPORT: u32 = 1 << (57 - 32);
+    pub const RSS: u32 = 1 << (60 - 32);
 }
 
 /// The driver under test.
@@ -161,6 +169,22 @@ impl Machine {
         machine
     }
 
+    /// The same of version 1, with RSS, hash reports or both as `high` says,
+    /// and limits as QEMU has them.
+    pub fn hashing(offered: u32, high: u32, size: u16) -> Self {
+        let machine = Self::multiqueue(offered, size);
+        {
+            let mut device = machine.device();
+            device.offered = offered | feature::CTRL_VQ;
+            device.offered_high = high::VERSION_1 | high;
+            device.config.resize(17, 0);
+            device.config.push(40); // rss_max_key_size
+            device.config.extend(128u16.to_le_bytes()); // rss_max_indirection_table_length
+            device.config.extend(SUPPORTED_HASHES.to_le_bytes());
+        }
+        machine
+    }
+
     /// The device.
     pub fn device(&self) -> RefMut<'_, LegacyDevice> {
         self.device.borrow_mut()
@@ -226,6 +250,11 @@ impl Machine {
     /// A frame arrives, in as many buffers as it takes, behind a header that
     /// begins with these bytes. Returns whether there were buffers enough.
     pub fn receive_behind(&self, header: &[u8; HEADER], frame: &[u8]) -> bool {
+        self.receive_behind_all(header, frame)
+    }
+
+    /// The same, with more of the header; its `num_buffers` is the device's.
+    pub fn receive_behind_all(&self, header: &[u8], frame: &[u8]) -> bool {
         let length = self.device().header_length();
         let mut bytes = header.to_vec();
         bytes.resize(length, 0);
@@ -374,7 +403,11 @@ fn read_frame(descriptors: &[Descriptor], header_length: usize) -> Sent {
 impl LegacyDevice {
     /// Length of the header of every frame (specification 5.1.6.3).
     pub fn header_length(&self) -> usize {
-        if self.features & feature::MRG_RXBUF != 0 {
+        if self.features_high & high::HASH_REPORT != 0 {
+            HEADER + 2 + 8
+        } else if self.features & feature::MRG_RXBUF != 0
+            || self.features_high & high::VERSION_1 != 0
+        {
             HEADER + 2
         } else {
             HEADER

@@ -2,7 +2,9 @@
 //!
 //! Doorbell and ISR are accessed by an instruction of their own, not through
 //! `Ports`: here the one becomes a call of the model and the other a byte of
-//! memory. Everything else is the transport as it is.
+//! memory. A model that offers features above bit 31 is asked for them past the
+//! transport, which has no registers for them. Everything else is the transport
+//! as it is.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -40,7 +42,7 @@ impl Transport for Wired {
         self.0.device_type()
     }
     fn read_device_features(&mut self) -> u64 {
-        self.0.read_device_features()
+        self.0.read_device_features() | u64::from(device::offered_high()) << 32
     }
     fn write_driver_features(&mut self, driver_features: u64) {
         self.0.write_driver_features(driver_features);
@@ -106,7 +108,8 @@ impl ConfigOps for Wired {
         self.0.reset()
     }
     fn finalize_features(&mut self, features: u64) -> Result<(), TransportError> {
-        self.0.finalize_features(features)
+        device::agree_high((features >> 32) as u32);
+        self.0.finalize_features(features & u64::from(u32::MAX))
     }
     fn setup_queue(
         &mut self,
