@@ -242,6 +242,9 @@ pub struct Config {
     /// `reset-queues=COUNT`: so often the receive and then the transmit queue
     /// is reset alone while the device serves.
     pub reset_queues: u32,
+    /// `hash-check=on|off`: verify the hashes that the device reports for
+    /// received frames, and to which pair of queues it steers them.
+    pub hash_check: bool,
     /// `queue-size=COUNT`: largest number of descriptors of a receive or
     /// transmit queue, where the interface leaves a choice, 1 to 32768.
     pub queue_size: Option<u16>,
@@ -267,6 +270,7 @@ impl Default for Config {
             mtu: None,
             reopen: 0,
             reset_queues: 0,
+            hash_check: false,
             queue_size: None,
             netconsole: None,
         }
@@ -367,13 +371,8 @@ impl Config {
             "selftest-at" => {
                 self.selftest_at = value.parse().map_err(|()| bad("boot or up"))?;
             }
-            "trace" => {
-                self.trace = match value {
-                    "on" => true,
-                    "off" => false,
-                    _ => return Err(bad("on or off")),
-                };
-            }
+            "trace" => self.trace = parse_on_off(value).ok_or(bad("on or off"))?,
+            "hash-check" => self.hash_check = parse_on_off(value).ok_or(bad("on or off"))?,
             "vlan" => {
                 let id = value.parse().ok().filter(|id| (1..=4094).contains(id));
                 self.vlan = Some(id.ok_or(bad("1 to 4094"))?);
@@ -402,6 +401,14 @@ impl Config {
             _ => return Err(ConfigError::UnknownKey(word)),
         }
         Ok(())
+    }
+}
+
+fn parse_on_off(word: &str) -> Option<bool> {
+    match word {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
     }
 }
 
@@ -491,6 +498,9 @@ impl fmt::Display for Config {
         if self.reset_queues != default.reset_queues {
             word("reset-queues", format_args!("{}", self.reset_queues))?;
         }
+        if self.hash_check {
+            word("hash-check", format_args!("on"))?;
+        }
         if let Some(size) = self.queue_size {
             word("queue-size", format_args!("{size}"))?;
         }
@@ -518,7 +528,7 @@ mod tests {
         let text = "log=debug ip=192.0.2.7/28 gateway=192.0.2.1 transport=legacy irq=intx \
                     features=-event_idx,-mac bench=tx selftest=panic selftest-at=up trace=on vlan=5 \
                     mac=02:00:5e:10:00:ff mtu=9000 reopen=7 reset-queues=8 \
-                    queue-size=100 netconsole=192.0.2.1:6666";
+                    hash-check=on queue-size=100 netconsole=192.0.2.1:6666";
         let (config, errors) = parse(text);
         assert_eq!(errors, Vec::<String>::new());
         assert_eq!(config.to_string(), text);

@@ -27,6 +27,9 @@ pub struct Status {
     /// `counters`.
     #[serde(default)]
     pub pairs: Vec<Pair>,
+    /// How the device hashes what it receives, where it does.
+    #[serde(default)]
+    pub rss: Option<Rss>,
     /// What the CPU that booted has done since then.
     pub cpu: Cpu,
     /// All CPUs, where there are several queue pairs.
@@ -177,6 +180,17 @@ pub struct Counters {
     /// Received frames whose checksum the device vouched for.
     #[serde(default)]
     pub rx_checksum_valid: u64,
+    /// Received frames for which the device reported a hash.
+    #[serde(default)]
+    pub rx_hashed: u64,
+    /// Of those that were verified, frames with a wrong hash or a wrong type of
+    /// it (`hash-check=on`).
+    #[serde(default)]
+    pub rx_hash_wrong: u64,
+    /// Of those that were verified, frames that came to another pair than the
+    /// table of RSS says.
+    #[serde(default)]
+    pub rx_missteered: u64,
     /// Sent frames whose checksum the device filled in.
     #[serde(default)]
     pub tx_checksum_offloaded: u64,
@@ -207,10 +221,26 @@ pub struct Pair {
     pub number: u16,
     /// The CPU's number, from 0.
     pub cpu: u16,
+    /// Entries of the table of RSS that lead to it; 0 without RSS.
+    #[serde(default)]
+    pub rss_entries: u16,
     /// What has been counted of it, not interrupts that were not the device's.
     pub counters: Counters,
     /// Messages of other CPUs that found no room in this one's box.
     pub mail_lost: u64,
+}
+
+/// Receive-side scaling: how the device hashes received packets, and where each
+/// hash leads.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rss {
+    /// Names of the types of packets that it hashes, such as `TCPV4`.
+    pub hash_types: Vec<String>,
+    /// The key of the Toeplitz hash in hexadecimal digits.
+    pub key: String,
+    /// The number of the pair for each value of the hash's last bits; empty
+    /// where hashes are only reported.
+    pub table: Vec<u16>,
 }
 
 /// How busy a CPU is.

@@ -4,7 +4,8 @@
 //! The CPU that booted ("the first core") owns the device: it opens it, hands
 //! the pairs out, and calls them back before it opens it again. A flow stays
 //! on the core where it arrived, because the device sends its packets to the
-//! pair by which it was last answered (see `virtio_net::net::flow`).
+//! pair by which it was last answered (see `virtio_net::net::flow`), or with
+//! RSS to the pair that the table says (see `virtio_net::net::rss`).
 //!
 //! What all must know and one alone hears goes by [`Mail`], a bounded box for
 //! each core: frames of address resolution and router advertisements, which
@@ -202,6 +203,8 @@ impl Shared {
                 number: number as u16,
                 cpu: core.cpu.number() as u16,
                 counters: report::counters(&told.pair),
+                // At most all entries of the table.
+                rss_entries: entries_of(status.rss.as_ref(), number) as u16,
                 mail_lost: core.mail_lost.load(Ordering::Relaxed),
             });
             status.queues.extend(told.queues.iter().map(report::queue));
@@ -210,6 +213,12 @@ impl Shared {
         status.counters = report::counters(&sum);
         status.cpus = cpus();
     }
+}
+
+/// Entries of the table that lead to a pair.
+fn entries_of(rss: Option<&status::Rss>, number: usize) -> usize {
+    let table = rss.into_iter().flat_map(|rss| &rss.table);
+    table.filter(|pair| usize::from(**pair) == number).count()
 }
 
 /// What each CPU has done.

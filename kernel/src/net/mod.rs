@@ -99,6 +99,7 @@ fn open(config: &Config, boot: &Boot, found: Found) -> Result<Host, NetError> {
     if let Some(size) = config.queue_size {
         host.nic.set_queue_size(size);
     }
+    host.nic.set_hash_check(config.hash_check);
     if config.bench == config::Bench::Off {
         host.nic.set_queue_pairs(cores::wanted_pairs(config));
     }

@@ -4,9 +4,11 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt::Write as _;
 
 use kickpath_abi::config;
-use kickpath_abi::status::{Attempt, Boot, Counters, Cpu, Device, Interrupts, Queue, Status};
+use kickpath_abi::status::{self, Attempt, Boot, Counters, Cpu, Device, Interrupts, Queue, Status};
+use virtio_net::net::rss::Rss;
 use virtio_net::net::{Duplex, Features, QueuePair, QueueRole, QueueSnapshot, Rest, Stats};
 use virtio_net::transport::BusName;
 use virtio_net::vectors::Rung;
@@ -134,8 +136,22 @@ pub fn status(fixed: &Fixed, first: Option<&Pair>, nic: &NicRest<'_>) -> Status 
         network: Default::default(),
         counters: counters(&nic.stats(first)),
         pairs: Vec::new(),
+        rss: nic.rss().map(rss),
         cpu: cpu(),
         cpus: Vec::new(),
+    }
+}
+
+fn rss(rss: &Rss) -> status::Rss {
+    let mut key = String::new();
+    for byte in rss.key() {
+        // Writing to a string does not fail.
+        let _ = write!(key, "{byte:02x}");
+    }
+    status::Rss {
+        hash_types: rss.types().names().map(String::from).collect(),
+        key,
+        table: rss.table().to_vec(),
     }
 }
 
@@ -165,6 +181,9 @@ pub fn counters(stats: &Stats) -> Counters {
         tx_errors: stats.tx_errors,
         rx_merged: stats.rx_merged,
         rx_checksum_valid: stats.rx_checksum_valid,
+        rx_hashed: stats.rx_hashed,
+        rx_hash_wrong: stats.rx_hash_wrong,
+        rx_missteered: stats.rx_missteered,
         tx_checksum_offloaded: stats.tx_checksum_offloaded,
         tx_segmented: stats.tx_segmented,
         tx_coalesced: stats.tx_coalesced,

@@ -255,7 +255,12 @@ impl Host {
         if pairs < 2 {
             return;
         }
-        log::info!("{pairs} queue pairs, one a CPU");
+        match self.nic.rss().map(|rss| rss.table().len()) {
+            None | Some(0) => log::info!("{pairs} queue pairs, one a CPU"),
+            Some(entries) => {
+                log::info!("{pairs} queue pairs, one a CPU; RSS by {entries} entries");
+            }
+        }
         let mut cores = Cores::start(pairs.into());
         stack.share_frames();
         cores.share(stack);

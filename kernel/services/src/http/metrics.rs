@@ -162,6 +162,11 @@ pub(super) fn write(status: &Status) -> String {
         ],
     );
     m.by_queue(
+        "hashed_total",
+        "Frames for which the device reported a hash.",
+        &[("receive", counters.rx_hashed)],
+    );
+    m.by_queue(
         "merged_total",
         "Frames that lay in several buffers.",
         &[("receive", counters.rx_merged)],
