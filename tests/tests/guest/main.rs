@@ -29,6 +29,7 @@ mod offloads;
 mod other_drivers;
 mod queues;
 mod reopen;
+mod rss;
 mod runner;
 mod services;
 mod site;
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
     faults::add(&mut suite);
     smp::add_faults(&mut suite);
     multiqueue::add_faults(&mut suite);
+    rss::add(&mut suite);
     other_drivers::add(&mut suite);
     offloads::add_costs(&mut suite);
     suite.run()
