@@ -3,6 +3,7 @@
 mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{HANG, PVPANIC, TRIPLE_FAULT, exit_with, kernel, machine, print, runs};
@@ -102,22 +103,40 @@ fn the_guests_own_exit_is_decoded() {
     ] {
         let code = [print("last words"), exit_with(value)].concat();
         let machine = machine(kernel(&directory, "exit", &[&code]));
-        let guest = Guest::launch(&machine);
-        // A guest so short may be gone before its monitor is connected.
-        let failure = match guest {
-            Ok(guest) => {
-                assert_eq!(guest.wait_for_exit(BOUND).unwrap(), exit);
-                assert_eq!(guest.exit(), Some(exit));
-                guest.wait_for_console("never printed", BOUND).unwrap_err()
-            }
-            Err(failure) => failure,
-        };
+        let guest = Guest::launch(&machine).unwrap();
+        assert_eq!(guest.wait_for_exit(BOUND).unwrap(), exit);
+        assert_eq!(guest.exit(), Some(exit));
+        let failure = guest.wait_for_console("never printed", BOUND).unwrap_err();
         let Cause::Ended { exit: got, .. } = failure.cause else {
             panic!("{failure}");
         };
         assert_eq!(got, exit);
         assert_eq!(failure.console, ["last words"]);
     }
+}
+
+/// On a busy machine a guest can be done before its monitor is connected. It is
+/// done all the same; a QEMU that gives up is not.
+#[test]
+fn a_guest_may_be_quicker_than_its_monitor() {
+    let directory = directory();
+    let program = directory.path().join("qemu");
+    let mut machine = machine(kernel(&directory, "exit", &[HANG]));
+    machine.qemu = program.clone();
+    let pretend = |script: &str| {
+        // By another process: no fork of ours may hold it open for writing.
+        let make = r#"printf '#!/bin/sh\n%s\n' "$1" >"$2" && chmod 755 "$2""#;
+        let mut shell = Command::new("sh");
+        shell.args(["-c", make, "sh", script]).arg(&program);
+        assert!(shell.status().unwrap().success());
+        Guest::launch(&machine)
+    };
+    let guest = pretend("echo last words; exit 33").unwrap();
+    assert_eq!(guest.exit(), Some(Exit::SUCCESS));
+    guest.wait_for_console("last words", BOUND).unwrap();
+    guest.qmp("query-status", Value::Null).unwrap_err();
+    let failure = pretend("echo no such machine >&2; exit 1").unwrap_err();
+    assert!(failure.to_string().contains("no such machine"), "{failure}");
 }
 
 #[test]
