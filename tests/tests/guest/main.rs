@@ -8,6 +8,7 @@
 //! for each test that was skipped.
 
 mod boot;
+mod checksums;
 mod connections;
 mod control;
 mod devices;
@@ -85,5 +86,6 @@ fn main() -> ExitCode {
     rss::add(&mut suite);
     other_drivers::add(&mut suite);
     offloads::add_costs(&mut suite);
+    checksums::add(&mut suite);
     suite.run()
 }
