@@ -283,15 +283,20 @@ fn reset_queues(way: &Way) -> Result<()> {
     work().map_err(|error| anyhow!("{error:#}\n{}", lab.report(&error)))
 }
 
-/// The guest's IPv6 address on the link (RFC 4291, appendix A).
-fn link_local() -> IpAddr {
-    let [a, b, c, d, e, f] = GUEST_MAC;
-    let id = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+/// The IPv6 address on the link that a guest with this hardware address gives
+/// itself (RFC 4291, appendix A).
+fn link_local(mac: &str) -> Result<IpAddr> {
+    let mut bytes = [0; 6];
+    for (byte, text) in bytes.iter_mut().zip(mac.split(':')) {
+        *byte = u8::from_str_radix(text, 16)?;
+    }
+    let [a, b, c, d, e, f] = bytes;
     let prefix = [0xfe, 0x80, 0, 0, 0, 0, 0, 0];
-    IpAddr::from(
-        (u128::from(u64::from_be_bytes(prefix)) << 64 | u128::from(u64::from_be_bytes(id)))
-            .to_be_bytes(),
-    )
+    let id = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    let mut address = [0; 16];
+    address[..8].copy_from_slice(&prefix);
+    address[8..].copy_from_slice(&id);
+    Ok(IpAddr::from(address))
 }
 
 /// A guest at a tap, or where there is none at a datagram cable. The guest goes
@@ -363,7 +368,8 @@ impl Site {
             "3 pings: {report:?}"
         );
         self.far.tcp_echo(address, 256 << 10, BOUND)?;
-        self.far.tcp_echo(link_local(), 256 << 10, BOUND)?;
+        let link_local = link_local(&self.status()?.device.mac)?;
+        self.far.tcp_echo(link_local, 256 << 10, BOUND)?;
         let counters = self.status()?.counters;
         ensure!(
             counters.rx_errors == 0 && counters.tx_errors == 0,
