@@ -140,6 +140,12 @@ pub struct Queue {
     pub last_used_idx: u16,
     /// Descriptors not in use.
     pub free: u16,
+    /// Doorbell writes, each one VM exit.
+    #[serde(default)]
+    pub kicks: u64,
+    /// Kicks that `kick_prepare` found unnecessary.
+    #[serde(default)]
+    pub kicks_suppressed: u64,
 }
 
 /// The IP configuration.

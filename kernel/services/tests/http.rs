@@ -168,6 +168,12 @@ fn the_metrics_are_valid() {
     for sample in [
         "kickpath_packets_total{queue=\"receive\"} 42",
         "kickpath_queue_avail_index{queue=\"transmit\",index=\"1\"} 65535",
+        "kickpath_queue_kicks_total{queue=\"transmit\",index=\"1\"} 5",
+        "kickpath_pair_packets_total{queue=\"rx0\",cpu=\"0\"} 20",
+        "kickpath_pair_packets_total{queue=\"rx1\",cpu=\"1\"} 21",
+        "kickpath_pair_bytes_total{queue=\"tx1\",cpu=\"1\"} 1000",
+        "kickpath_pair_kicks_total{pair=\"1\",cpu=\"1\"} 31",
+        "kickpath_each_cpu_idle_cycles_total{cpu=\"1\"} 77",
         "kickpath_boot_stage_end_seconds\
          {stage=\"quote \\\" backslash \\\\ newline \\n\"} 1.234567",
     ] {

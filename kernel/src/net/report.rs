@@ -165,6 +165,8 @@ pub fn queue(queue: &QueueSnapshot) -> Queue {
         used_idx: queue.used_idx,
         last_used_idx: queue.last_used_idx,
         free: queue.free,
+        kicks: queue.kicks,
+        kicks_suppressed: queue.kicks_suppressed,
     }
 }
 

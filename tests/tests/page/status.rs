@@ -4,6 +4,7 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use kickpath_abi::status::{CpuLoad, Pair, Queue, Status};
 use kickpath_tests::Suite;
 use kickpath_tests::browser::View;
 use kickpath_tests::program::{Running, loopback_address};
@@ -12,6 +13,7 @@ use crate::support::{Page, WIDTHS, desk};
 
 pub fn add(suite: &mut Suite) {
     suite.test("status::a_live_guest", a_live_guest);
+    suite.test("status::several_pairs", several_pairs);
 }
 
 /// Page, figures and drawing come from the guest; new figures come without
@@ -77,6 +79,104 @@ fn a_live_guest() -> Result<()> {
             page.view(view)?;
             page.check()?;
             page.picture(&format!("status-{width}-{dark}"), view, true)?;
+        }
+    }
+    Ok(())
+}
+
+/// The figures of a guest with four pairs, which go on from second to second.
+fn report(second: u64) -> Status {
+    let mut status = Status::default();
+    status.version = "0.1.0".into();
+    status.cpu.uptime_us = 5_000_000 + second * 1_000_000;
+    status.cpu.cycles = 2_600 * status.cpu.uptime_us;
+    status.device.link_up = true;
+    status.device.doorbell = "outw 1 -> port 0xc010".into();
+    status.interrupts.rung = "msix".into();
+    status.network.ipv4 = vec!["10.0.2.15/24".into()];
+    for number in 0..4u16 {
+        let share = u64::from(number + 1);
+        let mut pair = Pair {
+            number,
+            cpu: number,
+            ..Pair::default()
+        };
+        let counters = &mut pair.counters;
+        counters.rx_packets = 100_000 * share + 1_000 * share * second;
+        counters.rx_bytes = 80 * counters.rx_packets;
+        counters.tx_packets = counters.rx_packets - 7;
+        counters.tx_bytes = 90 * counters.tx_packets;
+        counters.kicks = counters.tx_packets / 20;
+        counters.kicks_suppressed = counters.tx_packets / 3;
+        counters.interrupts = counters.rx_packets / 30;
+        status.counters.rx_packets += counters.rx_packets;
+        status.counters.tx_packets += counters.tx_packets;
+        status.pairs.push(pair);
+        status.cpus.push(CpuLoad {
+            number,
+            apic_id: number.into(),
+            // Busy by 20, 30, 40 and 50 percent.
+            idle_cycles: status.cpu.cycles / 10 * (9 - share),
+        });
+        for (name, index) in [("receive", 2 * number), ("transmit", 2 * number + 1)] {
+            status.queues.push(Queue {
+                name: name.into(),
+                index,
+                size: 256,
+                avail_idx: 1000 + index,
+                used_idx: 900 + index,
+                last_used_idx: 890 + index,
+                free: 3,
+                ..Queue::default()
+            });
+        }
+    }
+    status
+}
+
+/// Each pair has its row, with its own figures, and the totals remain.
+fn several_pairs() -> Result<()> {
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../kernel/services/src/http/status.html"
+    );
+    let reports = (0..60).map(report).collect::<Vec<_>>();
+    // In the place of a guest that answers.
+    let guest = format!(
+        "<script>const reports = {}; let turn = 0; \
+         window.fetch = async () => ({{ ok: true, json: async () => reports[turn++ % 60] }});\
+         </script><script>",
+        serde_json::to_string(&reports)?
+    );
+    let html = std::fs::read_to_string(file)?.replacen("<script>", &guest, 1);
+    let mut page = Page::open(&html)?;
+    page.eventually("turn >= 3 && document.querySelectorAll('#pairs tr').length === 4")?;
+    ensure!(page.count("#rings svg.ring")? == 8, "eight rings are drawn");
+    for number in 0..4 {
+        let row = page.text(&format!("#pairs tr:nth-of-type({})", number + 1))?;
+        let share = number + 1;
+        for words in [
+            format!("rx{number}, tx{number}"),
+            format!("{}0 %", share + 1),
+            format!("{share},000"),
+            format!("{}", 900 + 2 * number),
+            format!("{}", 901 + 2 * number),
+        ] {
+            ensure!(row.contains(&words), "no {words} in {row}");
+        }
+    }
+    let total = page.text("#traffic tr")?;
+    ensure!(total.contains("1,0"), "the total is not a million: {total}");
+    // Nothing is beside the page, also where the table is wider.
+    for width in WIDTHS {
+        for dark in [false, true] {
+            let view = View {
+                width,
+                ..desk(dark)
+            };
+            page.view(view)?;
+            page.check()?;
+            page.picture(&format!("pairs-{width}-{dark}"), view, true)?;
         }
     }
     Ok(())

@@ -1,9 +1,10 @@
 //! The report in Prometheus' text format, version 0.0.4.
 
+use alloc::format;
 use alloc::string::String;
 use core::fmt::{Display, Write};
 
-use kickpath_abi::status::{Queue, Status};
+use kickpath_abi::status::{Counters, Pair, Queue, Status};
 
 /// Labels of a sample.
 type Labels<'a> = &'a [(&'a str, &'a str)];
@@ -81,6 +82,81 @@ impl Metrics {
     fn line(&mut self, line: core::fmt::Arguments<'_>) {
         // Writing to a string does not fail.
         let _ = writeln!(self.text, "{line}");
+    }
+}
+
+/// Writes what has been counted of each pair since boot: what belongs to one of
+/// its queues with the queue's name, the rest with the pair's number.
+fn write_pairs(m: &mut Metrics, pairs: &[Pair]) {
+    type Field = fn(&Counters) -> u64;
+    let of_queues: [(&str, &str, [Option<Field>; 2]); 5] = [
+        (
+            "pair_packets_total",
+            "Frames of a queue.",
+            [Some(|c| c.rx_packets), Some(|c| c.tx_packets)],
+        ),
+        (
+            "pair_bytes_total",
+            "Bytes of those frames, with Ethernet header.",
+            [Some(|c| c.rx_bytes), Some(|c| c.tx_bytes)],
+        ),
+        (
+            "pair_errors_total",
+            "Used buffers of a queue with an impossible id or length.",
+            [Some(|c| c.rx_errors), Some(|c| c.tx_errors)],
+        ),
+        (
+            "pair_dropped_total",
+            "Frames of a queue that the guest did not take.",
+            [Some(|c| c.rx_dropped), None],
+        ),
+        (
+            "pair_waited_total",
+            "Frames that waited because the queue was full.",
+            [None, Some(|c| c.tx_waited)],
+        ),
+    ];
+    for (name, help, fields) in of_queues {
+        m.family(name, Kind::Counter, help);
+        for pair in pairs {
+            for (queue, field) in ["rx", "tx"].into_iter().zip(fields) {
+                let Some(field) = field else { continue };
+                let queue = format!("{queue}{}", pair.number);
+                let cpu = format!("{}", pair.cpu);
+                let labels = [("queue", &*queue), ("cpu", &*cpu)];
+                m.sample(name, &labels, field(&pair.counters));
+            }
+        }
+    }
+    type PairField = fn(&Pair) -> u64;
+    let of_pairs: [(&str, &str, PairField); 4] = [
+        (
+            "pair_kicks_total",
+            "Doorbell writes for a pair's queues, each one VM exit.",
+            |pair| pair.counters.kicks,
+        ),
+        (
+            "pair_kicks_suppressed_total",
+            "Kicks of a pair that kick_prepare found unnecessary.",
+            |pair| pair.counters.kicks_suppressed,
+        ),
+        (
+            "pair_interrupts_total",
+            "Interrupts taken by a pair's CPU.",
+            |pair| pair.counters.interrupts,
+        ),
+        (
+            "pair_mail_lost_total",
+            "Messages of other CPUs that found no room in this one's box.",
+            |pair| pair.mail_lost,
+        ),
+    ];
+    for (name, help, field) in of_pairs {
+        m.family(name, Kind::Counter, help);
+        for pair in pairs {
+            let (number, cpu) = (format!("{}", pair.number), format!("{}", pair.cpu));
+            m.sample(name, &[("pair", &number), ("cpu", &cpu)], field(pair));
+        }
     }
 }
 
@@ -223,6 +299,23 @@ pub(super) fn write(status: &Status) -> String {
         m.single(name, Counter, help, value);
     }
 
+    if !status.pairs.is_empty() {
+        write_pairs(m, &status.pairs);
+        m.family(
+            "each_cpu_idle_cycles_total",
+            Counter,
+            "TSC cycles that a CPU spent in hlt.",
+        );
+        for cpu in &status.cpus {
+            let number = format!("{}", cpu.number);
+            m.sample(
+                "each_cpu_idle_cycles_total",
+                &[("cpu", &number)],
+                cpu.idle_cycles,
+            );
+        }
+    }
+
     m.single(
         "uptime_seconds",
         Gauge,
@@ -244,32 +337,55 @@ pub(super) fn write(status: &Status) -> String {
         status.boot.tsc_hz,
     );
 
-    type Field = fn(&Queue) -> u16;
-    let queue_gauges: [(&str, &str, Field); 5] = [
-        ("queue_size", "Descriptors of the virtqueue.", |q| q.size),
-        ("queue_free_descriptors", "Descriptors not in use.", |q| {
-            q.free
-        }),
+    type Field = fn(&Queue) -> u64;
+    let queue_figures: [(&str, Kind, &str, Field); 7] = [
+        (
+            "queue_size",
+            Gauge,
+            "Descriptors of the virtqueue.",
+            |queue| queue.size.into(),
+        ),
+        (
+            "queue_free_descriptors",
+            Gauge,
+            "Descriptors not in use.",
+            |queue| queue.free.into(),
+        ),
         (
             "queue_avail_index",
+            Gauge,
             "Free-running index of the available ring.",
-            |q| q.avail_idx,
+            |queue| queue.avail_idx.into(),
         ),
         (
             "queue_used_index",
+            Gauge,
             "Free-running index of the used ring.",
-            |q| q.used_idx,
+            |queue| queue.used_idx.into(),
         ),
         (
             "queue_last_used_index",
+            Gauge,
             "How far the driver has consumed the used ring.",
-            |q| q.last_used_idx,
+            |queue| queue.last_used_idx.into(),
+        ),
+        (
+            "queue_kicks_total",
+            Counter,
+            "Doorbell writes since the device was opened.",
+            |queue| queue.kicks,
+        ),
+        (
+            "queue_kicks_suppressed_total",
+            Counter,
+            "Kicks that kick_prepare found unnecessary since the device was opened.",
+            |queue| queue.kicks_suppressed,
         ),
     ];
-    for (name, help, field) in queue_gauges {
-        m.family(name, Gauge, help);
+    for (name, kind, help, field) in queue_figures {
+        m.family(name, kind, help);
         for queue in &status.queues {
-            let index = alloc::format!("{}", queue.index);
+            let index = format!("{}", queue.index);
             m.sample(
                 name,
                 &[("queue", &queue.name), ("index", &index)],

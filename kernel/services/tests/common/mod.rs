@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use kickpath_abi::config::Config;
-use kickpath_abi::status::{Attempt, Queue, Stage, Status};
+use kickpath_abi::status::{Attempt, CpuLoad, Pair, Queue, Stage, Status};
 use kickpath_services::{Stack, StatusSource};
 use smoltcp::iface::{self, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
@@ -106,9 +106,28 @@ pub fn status() -> Status {
             used_idx: 3,
             last_used_idx: 2,
             free: 9,
+            kicks: 5,
+            kicks_suppressed: 6,
         })
         .collect();
     status.counters.rx_packets = 42;
+    for number in 0..2 {
+        let mut pair = Pair {
+            number,
+            cpu: number,
+            mail_lost: 1,
+            ..Pair::default()
+        };
+        pair.counters.rx_packets = 20 + u64::from(number);
+        pair.counters.tx_bytes = 1000 * u64::from(number);
+        pair.counters.kicks = 30 + u64::from(number);
+        status.pairs.push(pair);
+        status.cpus.push(CpuLoad {
+            number,
+            apic_id: number.into(),
+            idle_cycles: 77,
+        });
+    }
     status
 }
 

@@ -91,6 +91,10 @@ pub struct QueueSnapshot {
     pub free: u16,
     /// The notify hook.
     pub doorbell: Doorbell,
+    /// Kicks that were needed.
+    pub kicks: u64,
+    /// Kicks that [`Virtqueue::kick_prepare`] found unnecessary.
+    pub kicks_suppressed: u64,
 }
 
 impl QueueSnapshot {
@@ -105,6 +109,8 @@ impl QueueSnapshot {
             last_used_idx: ring.last_used_idx(),
             free: ring.free(),
             doorbell: queue.doorbell(),
+            kicks: queue.stats().kicks,
+            kicks_suppressed: queue.stats().kicks_suppressed,
         }
     }
 }
