@@ -57,6 +57,22 @@ pub fn queue_status(guest: &Guest, queue: u16) -> Result<QueueStatus> {
     })
 }
 
+/// Reads a guest's memory by the virtual addresses of its first CPU.
+///
+/// # Errors
+/// QEMU does not do as asked.
+pub fn read(guest: &Guest, address: u64, length: usize) -> Result<Vec<u8>> {
+    let file = tempfile::NamedTempFile::new()?;
+    let arguments = json!({
+        // QEMU takes a signed number.
+        "val": address.cast_signed(),
+        "size": length,
+        "filename": file.path(),
+    });
+    guest.qmp("memsave", arguments)?;
+    Ok(std::fs::read(file.path())?)
+}
+
 /// Writes into a guest's physical memory while its CPUs stand still.
 ///
 /// # Errors

@@ -389,6 +389,8 @@ impl<'a> Builder<'a> {
             excerpt: None,
         });
         step.queue = record.queue;
+        let several = self.recording.guest.iter().any(|record| record.cpu != 0);
+        step.cpu = several.then_some(record.cpu);
         if let Some(queue) = record.queue {
             let mut queues = Queues::default();
             for record in &self.recording.guest[..place] {
@@ -519,6 +521,7 @@ fn step(phase: Phase, layer: Layer, event: &str, explanation: explain::Explanati
             .map(|section| format!("{}, {section}", explain::SPECIFICATION)),
         sentence: explanation.sentence,
         queue: None,
+        cpu: None,
         values: explanation.values,
         time: None,
         delta: Delta::First,

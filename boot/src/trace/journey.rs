@@ -44,15 +44,18 @@ fn follow(
     socket_receive: usize,
     bytes: u64,
 ) -> Option<Journey> {
+    // What happens to a packet, one CPU does.
+    let cpu = records.get(socket_receive)?.cpu;
     let before = |end: usize, event: Event| {
         let found = records
             .get(from..end)?
             .iter()
-            .rposition(|r| r.event == event);
+            .rposition(|r| r.event == event && r.cpu == cpu);
         found.map(|place| from + place)
     };
     let after = |start: usize, wanted: &dyn Fn(&GuestRecord) -> bool| {
-        let found = records.get(start..)?.iter().position(wanted);
+        let mut records = records.get(start..)?.iter();
+        let found = records.position(|r| r.cpu == cpu && wanted(r));
         found.map(|place| start + place)
     };
     let rx_token = before(socket_receive, Event::RxTokenConsume)?;
@@ -158,6 +161,7 @@ pub(super) mod tests {
             tsc: 0,
             event,
             queue,
+            cpu: 0,
             a,
             b,
             file: "kernel/x.rs".into(),
@@ -289,5 +293,34 @@ pub(super) mod tests {
             journey.sent_frame(&records),
             Some((0x20_0000 + 8 * 2048 + 10, 106))
         );
+    }
+
+    #[test]
+    fn a_packet_stays_on_its_cpu() {
+        let mut ours = echo(100, 7, 9, 0x1000);
+        for record in &mut ours {
+            record.cpu = 1;
+        }
+        // Another CPU does the like at the same time.
+        let records: Vec<_> = ours
+            .iter()
+            .zip(echo(90, 3, 4, 0x9000))
+            .flat_map(|(ours, others)| [ours.clone(), others])
+            .collect();
+        for (bytes, cpu) in [(100, 1), (90, 0)] {
+            let journey = find(&records, 0, bytes).unwrap();
+            let places = [
+                journey.pop_received,
+                journey.rx_token,
+                journey.socket_receive,
+                journey.socket_send,
+                journey.start_xmit,
+                journey.add,
+            ];
+            assert!(
+                places.iter().all(|place| records[*place].cpu == cpu),
+                "{journey:?}"
+            );
+        }
     }
 }

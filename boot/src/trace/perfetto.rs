@@ -130,6 +130,7 @@ fn slices(axis: Axis, steps: &[&Step], events: &mut Vec<Value>) {
                     .as_ref()
                     .map(|s| format!("{}:{}", s.file, s.line)),
             );
+            put("CPU", step.cpu.map(|cpu| cpu.to_string()));
             put("linux", step.linux.clone());
             put("specification", step.section.clone());
             put(

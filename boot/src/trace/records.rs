@@ -87,6 +87,9 @@ pub struct GuestRecord {
     /// The queue's index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<u16>,
+    /// The CPU's number: 0 is the one that booted.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub cpu: u8,
     /// First argument; see [`Event`].
     #[serde(default)]
     pub a: u64,
@@ -99,6 +102,10 @@ pub struct GuestRecord {
     pub line: u32,
     /// The module.
     pub module: String,
+}
+
+fn is_first(cpu: &u8) -> bool {
+    *cpu == 0
 }
 
 fn by_name<S: Serializer>(event: &Event, serializer: S) -> Result<S::Ok, S::Error> {
@@ -142,13 +149,8 @@ pub fn parse(bytes: &[u8], image: &Image) -> Result<Ring, RingError> {
     let (records, _) = records.as_chunks::<{ size_of::<Record>() }>();
     for bytes in records {
         let (words, _) = bytes.as_chunks();
-        let [tsc, site_and_queue, a, b] = [0, 1, 2, 3].map(|word| u64::from_le_bytes(words[word]));
-        let record = Record {
-            tsc,
-            site_and_queue,
-            a,
-            b,
-        };
+        let [tsc, place, a, b] = [0, 1, 2, 3].map(|word| u64::from_le_bytes(words[word]));
+        let record = Record { tsc, place, a, b };
         let Some(site) = image.site(record.site_address()) else {
             ring.unresolved += 1;
             continue;
@@ -157,6 +159,7 @@ pub fn parse(bytes: &[u8], image: &Image) -> Result<Ring, RingError> {
             tsc,
             event: site.event,
             queue: Some(record.queue()).filter(|queue| *queue != NO_QUEUE),
+            cpu: record.cpu(),
             a,
             b,
             file: site.file,
@@ -199,7 +202,7 @@ mod tests {
             5,
             &[
                 [10, site | 1 << 48, 7, 8],
-                [20, site | 0xffff << 48, 0, 0],
+                [20, site | 0x3ff << 48 | 3 << 58, 0, 0],
                 [30, 0x1234, 0, 0],
             ],
         );
@@ -221,6 +224,7 @@ mod tests {
             (10, Event::Notify, Some(1))
         );
         assert_eq!((first.a, first.b, first.line), (7, 8, 3));
+        assert_eq!((first.cpu, second.cpu), (0, 3));
         assert_eq!(second.queue, None);
 
         let json = serde_json::to_string(first).unwrap();

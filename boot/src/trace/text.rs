@@ -1,6 +1,7 @@
 //! A timeline for a terminal: at most 100 columns, in colour only where the
 //! terminal wants it.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
@@ -80,14 +81,15 @@ fn style(layer: Layer) -> Style {
     .bold()
 }
 
-/// At most five columns.
-fn lane(layer: Layer) -> &'static str {
-    match layer {
-        Layer::Guest => "guest",
-        Layer::Kvm => "KVM",
-        Layer::QemuVcpu => "vCPU",
-        Layer::QemuMain => "QEMU",
-        Layer::Wire => "wire",
+/// Five columns at most, six on a CPU with two digits.
+fn lane(step: &Step) -> Cow<'static, str> {
+    match (step.layer, step.cpu) {
+        (Layer::Guest, Some(cpu)) => format!("CPU {cpu}").into(),
+        (Layer::Guest, None) => "guest".into(),
+        (Layer::Kvm, _) => "KVM".into(),
+        (Layer::QemuVcpu, _) => "vCPU".into(),
+        (Layer::QemuMain, _) => "QEMU".into(),
+        (Layer::Wire, _) => "wire".into(),
     }
 }
 
@@ -95,7 +97,7 @@ fn lane(layer: Layer) -> &'static str {
 pub fn print_step<W: Write>(story: &mut Story<W>, step: &Step) -> io::Result<()> {
     let paint = style(step.layer);
     let number = step.number + 1;
-    let lane = lane(step.layer);
+    let lane = lane(step);
     let distance = match &step.delta {
         Delta::First => String::new(),
         Delta::Measured { ns } => format!("+{}", duration(*ns)),

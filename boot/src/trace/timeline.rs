@@ -174,6 +174,9 @@ pub struct Step {
     /// The queue's index, if it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<u16>,
+    /// The number of the guest's CPU, if several left records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u8>,
     /// What was recorded, by name, as text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<NamedValue>,

@@ -4,7 +4,7 @@
 use core::arch::asm;
 use core::fmt;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use alloc::boxed::Box;
 use spin::{Mutex, Once};
@@ -22,6 +22,8 @@ pub type Job = Box<dyn FnOnce() + Send>;
 pub struct PerCpu {
     /// Points to this value: read by [`this`] at offset 0.
     this: AtomicPtr<PerCpu>,
+    /// Its number as tracepoints want it.
+    trace: AtomicU64,
     /// First address above its main stack: read by the trampoline.
     stack_top: u64,
     /// How far its start is: see `super::smp`. Written by the trampoline too.
@@ -37,6 +39,8 @@ pub struct PerCpu {
     pub(super) job: Mutex<Option<Job>>,
 }
 
+const _: () = assert!(offset_of!(PerCpu, trace) == kickpath_trace::CPU_WORD);
+
 impl PerCpu {
     /// Offset of the stack's top, for the trampoline.
     pub(super) const STACK_TOP: usize = offset_of!(Self, stack_top);
@@ -49,6 +53,7 @@ impl PerCpu {
     pub(super) const fn new(slot: u32, apic_id: u32, stack_top: u64) -> Self {
         Self {
             this: AtomicPtr::new(core::ptr::null_mut()),
+            trace: AtomicU64::new(kickpath_trace::cpu_word(0)),
             stack_top,
             state: AtomicU32::new(0),
             apic_id: AtomicU32::new(apic_id),
@@ -81,6 +86,8 @@ impl PerCpu {
 
     pub(super) fn set_number(&self, number: u32) {
         self.number.store(number, Ordering::Relaxed);
+        self.trace
+            .store(kickpath_trace::cpu_word(number), Ordering::Relaxed);
     }
 
     /// TSC cycles that it has spent waiting in `hlt` since boot.

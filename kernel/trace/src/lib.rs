@@ -9,8 +9,8 @@
 //! The ring keeps the first records and counts those for which there was no
 //! room: the beginning of a journey is worth more than its end, and nothing
 //! is lost in silence. Several CPUs may record at once: each draws a place of
-//! its own. A record has no number of its CPU; of the kernel's queue pairs each
-//! is one CPU's, so the queue tells it.
+//! its own. A record has the number of its CPU, if the kernel keeps it where
+//! [`CPU_WORD`] says (feature `cpu-at-gs`).
 //!
 //! ```
 //! use kickpath_trace::{Event, RING, tracepoint};
@@ -42,8 +42,22 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"KICKTRC1");
 /// Records that the ring holds.
 pub const CAPACITY: usize = 4096;
 
-/// The number that a [`Record`] has for a queue when there is none.
-pub const NO_QUEUE: u16 = 0xffff;
+/// The number that a [`Record`] has for a queue when there is none. Those of
+/// queues are lower: QEMU has up to 1,023 queues.
+pub const NO_QUEUE: u16 = 0x3ff;
+
+/// Offset in bytes from the base of the GS segment at which a kernel with the
+/// feature `cpu-at-gs` keeps [`cpu_word`] of the CPU that runs: 64 bits.
+pub const CPU_WORD: usize = 8;
+
+/// Where the CPU's number is in [`Record::place`].
+const CPU_SHIFT: u32 = 58;
+
+/// What stands at [`CPU_WORD`] on the CPU of this number, at most 63: its number
+/// as it is in [`Record::place`].
+pub const fn cpu_word(number: u32) -> u64 {
+    (number as u64) << CPU_SHIFT
+}
 
 macro_rules! events {
     ($($(#[$meta:meta])* $name:ident = $number:literal,)+) => {
@@ -177,9 +191,9 @@ pub struct Site {
 pub struct Record {
     /// Time stamp counter.
     pub tsc: u64,
-    /// Address of the [`Site`] in bits 0 to 47 (the others repeat bit 47) and
-    /// the queue's index in bits 48 to 63.
-    pub site_and_queue: u64,
+    /// Address of the [`Site`] in bits 0 to 47 (the others repeat bit 47), the
+    /// queue's index in bits 48 to 57 and the CPU's number in bits 58 to 63.
+    pub place: u64,
     /// First argument; see [`Event`].
     pub a: u64,
     /// Second argument; see [`Event`].
@@ -191,12 +205,17 @@ const _: () = assert!(size_of::<Record>() == 32);
 impl Record {
     /// Address of the [`Site`] in the image that left the record.
     pub const fn site_address(&self) -> u64 {
-        ((self.site_and_queue << 16) as i64 >> 16) as u64
+        ((self.place << 16) as i64 >> 16) as u64
     }
 
     /// The queue's index, [`NO_QUEUE`] when it is about none.
     pub const fn queue(&self) -> u16 {
-        (self.site_and_queue >> 48) as u16
+        (self.place >> 48) as u16 & NO_QUEUE
+    }
+
+    /// The number of the CPU that left it: 0 is the one that booted.
+    pub const fn cpu(&self) -> u8 {
+        (self.place >> CPU_SHIFT) as u8
     }
 
     /// The site, for a record of this very program.
@@ -229,7 +248,7 @@ static ENABLED: Flag = Flag(UnsafeCell::new(false));
 #[repr(align(64))]
 struct Flag(UnsafeCell<bool>);
 
-/// Site and queue of the last record, so that one that repeats can be left out.
+/// Place of the last record, so that one that repeats can be left out.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 // SAFETY: it is written only by `Ring::start` and `Ring::stop`, whose callers
@@ -275,7 +294,7 @@ pub static RING: Ring = Ring {
     records: [const {
         UnsafeCell::new(Record {
             tsc: 0,
-            site_and_queue: 0,
+            place: 0,
             a: 0,
             b: 0,
         })
@@ -343,33 +362,51 @@ pub fn emit(site: &'static Site, queue: u16, a: u64, b: u64) {
     let Some(slot) = RING.records.get(index as usize) else {
         return;
     };
-    let site_and_queue = site_and_queue(site, queue);
-    LAST.store(site_and_queue, Ordering::Relaxed);
-    let record = Record {
-        tsc,
-        site_and_queue,
-        a,
-        b,
-    };
+    let place = place(site, queue);
+    LAST.store(place, Ordering::Relaxed);
+    let record = Record { tsc, place, a, b };
     // SAFETY: the index is ours alone, so nobody else writes the slot, and
     // readers wait for `stop`.
     unsafe { slot.get().write(record) };
 }
 
-/// Stores a record unless the last one is of the same site and queue. Called
+/// Stores a record unless the last one is of the same place. Called
 /// by [`tracepoint_unless_repeated!`] alone.
 #[cold]
 #[inline(never)]
 pub fn emit_unless_repeated(site: &'static Site, queue: u16, a: u64, b: u64) {
-    if LAST.load(Ordering::Relaxed) != site_and_queue(site, queue) {
+    if LAST.load(Ordering::Relaxed) != place(site, queue) {
         emit(site, queue, a, b);
     }
 }
 
 #[inline(always)]
-fn site_and_queue(site: &'static Site, queue: u16) -> u64 {
+fn place(site: &'static Site, queue: u16) -> u64 {
     let address = core::ptr::from_ref(site).expose_provenance() as u64;
-    address & 0xffff_ffff_ffff | u64::from(queue) << 48
+    with_cpu(address & 0xffff_ffff_ffff | u64::from(queue & NO_QUEUE) << 48)
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "none", feature = "cpu-at-gs"))]
+#[inline(always)]
+fn with_cpu(place: u64) -> u64 {
+    let mut place = place;
+    // SAFETY: a kernel with this feature promises that the word is there. It
+    // is only read.
+    unsafe {
+        core::arch::asm!(
+            "or {}, gs:[{}]",
+            inout(reg) place,
+            const CPU_WORD,
+            options(pure, readonly, nostack),
+        );
+    }
+    place
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "none", feature = "cpu-at-gs")))]
+#[inline(always)]
+fn with_cpu(place: u64) -> u64 {
+    place
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -475,13 +512,13 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_address_survives_beside_the_queue() {
+    fn a_kernel_address_survives_beside_queue_and_cpu() {
         let record = Record {
-            site_and_queue: 0xffff_ffff_8012_3450 & 0xffff_ffff_ffff | 0x1234 << 48,
+            place: 0xffff_ffff_8012_3450 & 0xffff_ffff_ffff | 0x234 << 48 | cpu_word(63),
             ..Record::default()
         };
         assert_eq!(record.site_address(), 0xffff_ffff_8012_3450);
-        assert_eq!(record.queue(), 0x1234);
+        assert_eq!((record.queue(), record.cpu()), (0x234, 63));
     }
 
     // One test alone uses the program's ring.

@@ -9,11 +9,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kickpath::qemu::Kind;
+use kickpath::qemu::{Accel, Kind};
+use kickpath::trace::image::Image;
+use kickpath::trace::records::{self, HEADER_LENGTH, Header};
 use kickpath::wire::FarEnd;
 use kickpath_abi::config::Irq;
 use kickpath_tests::memory::{self, queue_status};
 use kickpath_tests::{Spec, Suite, Way, setup};
+use kickpath_trace::{Event, RING_SYMBOL};
 use serde_json::json;
 
 use crate::site::{BOUND, GUEST, Site, connect, output};
@@ -94,6 +97,29 @@ pub fn add_faults(suite: &mut Suite) {
                 site(Way::Legacy, 2, |spec| spec)?.run(|site| break_pair(site, queue))
             });
         }
+        let kvm = setup::kvm();
+        suite.needs(kvm.as_ref().err().cloned(), |suite| {
+            suite.test("multiqueue::two_pairs_on_kvm", || {
+                let spec = machine(Kind::Pc, 2).accel(kvm.unwrap_or(Accel::Tcg));
+                // A software KVM takes its time.
+                let site = Site::launch(spec, 2, Duration::from_secs(200))?;
+                site.run(|site| {
+                    for talk in &mut conversations(site, 2)? {
+                        talk.exchange(20)?;
+                    }
+                    let status = site.status()?;
+                    ensure!(status.boot.hypervisor == "KVMKVMKVM", "{:?}", status.boot);
+                    for pair in &status.pairs {
+                        ensure!(pair.counters.interrupts > 0, "{pair:?}");
+                    }
+                    Ok(())
+                })
+            });
+        });
+        suite.test("multiqueue::records_of_a_trace_name_their_cpu", || {
+            let edit = |spec: Spec| spec.config(|config| config.trace = true);
+            site(Way::Legacy, 4, edit)?.run(|site| trace(site, 4))
+        });
         suite.test("multiqueue::a_device_that_needs_a_reset_gets_it", || {
             // A legacy one has no way to say so.
             site(Way::Modern, 4, |spec| spec)?.run(|site| needs_reset(site, 4))
@@ -471,4 +497,42 @@ fn needs_reset(site: &Site, pairs: u8) -> Result<()> {
     many_flows(site)?;
     ensure!(count(site, OPENED_AGAIN) == 1, "more than once");
     Ok(())
+}
+
+/// Every CPU leaves records with its number, and those about the queues of a
+/// pair are its CPU's. The first one sets up all queues.
+fn trace(site: &Site, cpus: u8) -> Result<()> {
+    let image = Image::read(&setup::setup()?.kernel)?;
+    let address = image.symbol(RING_SYMBOL)?;
+    let end = Instant::now() + BOUND;
+    loop {
+        for _ in 0..8 {
+            site.sockets.udp_echo(site.address(), 64, BOUND)?;
+        }
+        let header = Header::parse(&memory::read(&site.guest, address, HEADER_LENGTH)?)?;
+        let bytes = memory::read(&site.guest, address, header.length())?;
+        let ring = records::parse(&bytes, &image)?;
+        ensure!(ring.unresolved == 0, "{:?}", ring.ring_use);
+        for record in &ring.records {
+            let Some(queue) = record.queue.filter(|queue| *queue < 2 * u16::from(cpus)) else {
+                continue;
+            };
+            let mine = u16::from(record.cpu) == queue / 2;
+            ensure!(mine || record.cpu == 0, "{record:?}");
+            if record.event == Event::PopUsed {
+                ensure!(mine, "{record:?}");
+            }
+        }
+        let popped = |cpu| {
+            let mut records = ring.records.iter();
+            records.any(|record| record.cpu == cpu && record.event == Event::PopUsed)
+        };
+        if (0..cpus).all(popped) {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < end && ring.ring_use.lost == 0,
+            "not every CPU left a record"
+        );
+    }
 }

@@ -39,12 +39,17 @@ impl Site {
 
     /// Starts the machine at a tap device with several queues.
     pub fn with_queues(spec: Spec, queues: u16) -> Result<Self> {
+        Self::launch(spec, queues, BOUND)
+    }
+
+    /// As [`Self::with_queues`], with a bound for the boot.
+    pub fn launch(spec: Spec, queues: u16, boot: Duration) -> Result<Self> {
         setup::setup()?;
         setup::require(&[IPROUTE2, PING, CURL])?;
         let plan = Plan::new(Ipv4Config::Static(Ipv4Config::FALLBACK))?;
         let tap = Tap::new(&plan, queues)?;
         let (guest, _) = spec.launch_on(tap.net())?;
-        guest.wait_for_console(UP, BOUND)?;
+        guest.wait_for_console(UP, boot)?;
         Ok(Self {
             guest,
             sockets: tap.sockets(),

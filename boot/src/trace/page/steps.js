@@ -64,7 +64,7 @@ function showStep(index) {
   const step = steps[index], layer = layerOf(step);
   const row = (term, value, mono) => value === null || value === undefined ? [] : [el("dt", {}, term), el("dd", mono ? { class: "mono" } : {}, value)];
   fill("step",
-    el("p", { class: "step-head" }, el("span", { class: "layer", style: `--c-text:${layer.text}` }, layer.name), el("span", { class: "number" }, `step ${index + 1} of ${steps.length}`), step.thread === undefined ? null : el("span", { class: "number" }, `thread ${step.thread}`)),
+    el("p", { class: "step-head" }, el("span", { class: "layer", style: `--c-text:${layer.text}` }, layer.name), el("span", { class: "number" }, `step ${index + 1} of ${steps.length}`), step.cpu === undefined ? null : el("span", { class: "number" }, `CPU ${step.cpu}`), step.thread === undefined ? null : el("span", { class: "number" }, `thread ${step.thread}`)),
     el("h2", { id: "step-title" }, nameOf(step)),
     isDoorbell(step) ? el("div", { class: "stop small" }, instruction(step)) : null,
     el("p", { class: "lead" }, step.sentence),
