@@ -86,8 +86,10 @@ fn a_live_guest() -> Result<()> {
 
 /// The figures of a guest with four pairs, which go on from second to second.
 fn report(second: u64) -> Status {
-    let mut status = Status::default();
-    status.version = "0.1.0".into();
+    let mut status = Status {
+        version: "0.1.0".into(),
+        ..Status::default()
+    };
     status.cpu.uptime_us = 5_000_000 + second * 1_000_000;
     status.cpu.cycles = 2_600 * status.cpu.uptime_us;
     status.device.link_up = true;
