@@ -15,8 +15,9 @@ use crate::virtio::Device;
 /// What the handlers below tell the driver.
 pub static STATE: InterruptState = InterruptState::new();
 
-/// The register that the INTx handler reads. Set before the line is routed.
-static INTX_ISR: spin::Once<IsrRegister> = spin::Once::new();
+/// The register that the INTx handler reads: that of the device that was opened
+/// last. Set before the line is routed.
+static INTX_ISR: spin::Mutex<Option<IsrRegister>> = spin::Mutex::new(None);
 
 fn config_changed() {
     STATE.vp_config_changed();
@@ -50,8 +51,9 @@ fn any_queue_used() {
 }
 
 fn intx() {
-    if let Some(isr) = INTX_ISR.get() {
-        STATE.vp_interrupt(*isr);
+    // Free: it is set by this CPU, with interrupts disabled.
+    if let Some(isr) = INTX_ISR.try_lock().and_then(|isr| *isr) {
+        STATE.vp_interrupt(isr);
     }
 }
 
@@ -101,8 +103,7 @@ impl InterruptController for Controller {
     fn attach_intx(&mut self, isr: IsrRegister) -> Result<(), InterruptUnavailable> {
         self.line = self.line.or_else(|| self.device.line());
         let line = self.line.ok_or(InterruptUnavailable::NoRoute)?;
-        // One network device, so the register never changes.
-        INTX_ISR.call_once(|| isr);
+        *INTX_ISR.lock() = Some(isr);
         let vector = interrupts::allocate_vector(intx).ok_or(InterruptUnavailable::NoVector)?;
         if let Err(error) = interrupts::route(line, &vector) {
             log::warn!("{error}");

@@ -33,6 +33,12 @@ pub fn add(suite: &mut Suite) {
                 site(way, cpus, |spec| spec)?.run(|site| spread_flows(site, cpus))
             });
         }
+        if way.is_pci() {
+            suite.test(
+                "multiqueue::each_cpu_takes_the_interrupts_of_its_own_pair",
+                move || site(way, 4, |spec| spec)?.run(|site| own_interrupts(site, 4)),
+            );
+        }
         suite.test(
             "multiqueue::pairs_are_polled_without_interrupts",
             move || {
@@ -153,6 +159,36 @@ fn spread_flows(site: &Site, cpus: u8) -> Result<()> {
     let sum: u64 = status.pairs.iter().map(|p| p.counters.rx_packets).sum();
     ensure!(sum == status.counters.rx_packets, "{status:?}");
     ensure!(status.cpus.len() == usize::from(cpus), "{:?}", status.cpus);
+    Ok(())
+}
+
+/// While one pair talks, its vector interrupts its CPU and no other one: each
+/// counts the interrupts that it takes itself.
+fn own_interrupts(site: &Site, pairs: u8) -> Result<()> {
+    const TIMES: u64 = 200;
+    let interrupts = || -> Result<Vec<u64>> {
+        let pairs = site.status()?.pairs;
+        Ok(pairs.iter().map(|pair| pair.counters.interrupts).collect())
+    };
+    for mut talk in conversations(site, pairs)? {
+        let before = interrupts()?;
+        talk.exchange(TIMES as usize)?;
+        let after = interrupts()?;
+        for (pair, (after, before)) in (0u16..).zip(after.iter().zip(&before)) {
+            let taken = after - before;
+            // Each answer is waited for, so nearly each request wakes the CPU.
+            // Asking for the report has a flow of its own, of some frames.
+            if pair == talk.pair {
+                ensure!(taken >= TIMES / 2, "{taken} interrupts on CPU {pair}");
+            } else {
+                ensure!(
+                    taken <= TIMES / 8,
+                    "{taken} interrupts on CPU {pair} while pair {} talks",
+                    talk.pair
+                );
+            }
+        }
+    }
     Ok(())
 }
 

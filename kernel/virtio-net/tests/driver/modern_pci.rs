@@ -1,12 +1,12 @@
 //! `ModernPciTransport` register by register, and the interrupt ladder over it.
 
-use virtio_drivers::Error;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
+use virtio_drivers::{Error, Hal};
 use virtio_net::doorbell::Doorbell;
 use virtio_net::interrupt::IsrRegister;
 use virtio_net::queue::{EventMode, RingShape};
 use virtio_net::transport::{
-    BusName, ConfigOps, RingAddresses, TransportError, check_access_platform,
+    BusName, ConfigOps, MsiMessage, RingAddresses, TransportError, check_access_platform,
 };
 use virtio_net::vectors::{self, Attempt, FindVqsError, Rung, Vqs, WantedQueue};
 
@@ -15,10 +15,13 @@ use crate::support::controller::FakeController;
 use crate::support::faults::{self, Step};
 use crate::support::memory::{GuestHal, pages_in_use};
 use crate::support::modern::{
-    Modern, ModernDevice, ModernMachine, NO_VECTOR, NOTIFY, PORTS, VERSION_1, capabilities,
+    Modern, ModernDevice, ModernMachine, NO_VECTOR, NOTIFY, PORTS, TABLE, VERSION_1, capabilities,
     capability, notify_capability, status,
 };
 use crate::support::pci::command;
+
+/// `VIRTIO_F_NOTIFICATION_DATA` (specification 6).
+const NOTIFICATION_DATA: u64 = 1 << 38;
 
 /// A machine whose device has agreed to features, as it is when queues are set
 /// up.
@@ -273,6 +276,42 @@ fn a_notify_register_in_ports_makes_a_port_doorbell() {
     assert_eq!(transport.setup_queue(1, rings(64)).err(), Some(outside));
 }
 
+/// With `VIRTIO_F_NOTIFICATION_DATA` the register has 32 bits (specification
+/// 4.1.4.4), in ports as in memory.
+#[test]
+fn a_notify_register_with_data_needs_32_bits() {
+    let data = VERSION_1 | NOTIFICATION_DATA;
+    for in_ports in [true, false] {
+        let machine = ModernMachine::new();
+        machine.device().offered |= NOTIFICATION_DATA;
+        let mut list = capabilities();
+        if in_ports {
+            let mut device = machine.device();
+            device.pci.bar(2, u32::from(PORTS) | 1, !0x3f);
+            list.push((0xb0, notify_capability(2, 16, 6, 2)));
+            device.pci.capabilities(&list);
+        } else {
+            list[2].1 = notify_capability(4, NOTIFY, 6, 2);
+            machine.device().pci.capabilities(&list);
+        }
+        let mut transport = machine.transport().unwrap();
+        for (features, last) in [(VERSION_1, 2), (data, 1)] {
+            transport.reset().unwrap();
+            acknowledge(&mut transport);
+            transport.finalize_features(features).unwrap();
+            for notify_off in 0..4u16 {
+                machine.device().queues[1].notify_off = notify_off;
+                let doorbell = transport.setup_queue(1, rings(64));
+                assert_eq!(doorbell.is_ok(), notify_off <= last, "{notify_off}");
+                if let Ok(doorbell) = doorbell {
+                    // Of 32 bits, the first is aligned and the next is not.
+                    assert_eq!(doorbell.takes_data(), notify_off % 2 == 0);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn vectors_are_read_back() {
     let (machine, mut transport) = ready();
@@ -297,6 +336,15 @@ fn vectors_are_read_back() {
     );
 }
 
+/// An entry of the device's MSI-X table.
+fn table_entry(entry: u64) -> [u32; 4] {
+    // SAFETY: the model has such a table; nobody else uses it meanwhile.
+    unsafe {
+        let words = GuestHal::mmio_phys_to_virt(TABLE + 16 * entry, 16);
+        words.cast::<[u32; 4]>().read_volatile()
+    }
+}
+
 #[test]
 fn an_entry_can_be_sent_to_another_cpu() {
     let (_machine, mut transport) = ready();
@@ -306,8 +354,17 @@ fn an_entry_can_be_sent_to_another_cpu() {
         available: 0,
     };
     assert_eq!(transport.set_vq_affinity(1, other), Err(off));
-    transport.msix_enable(&messages(2)).unwrap();
+    let connected = messages(2);
+    transport.msix_enable(&connected).unwrap();
     transport.set_vq_affinity(1, other).unwrap();
+    // Address, data and mask of each entry.
+    let entry = |message: MsiMessage, masked| {
+        let (low, high) = (message.address as u32, (message.address >> 32) as u32);
+        [low, high, message.data, masked]
+    };
+    assert_eq!(table_entry(0), entry(connected[0], 0));
+    assert_eq!(table_entry(1), entry(other, 0));
+    assert_eq!(table_entry(2)[3], 1, "the last one stays masked");
     assert_eq!(
         transport.set_vq_affinity(3, other),
         Err(TransportError::TooFewVectors {

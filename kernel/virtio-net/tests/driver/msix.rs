@@ -81,6 +81,40 @@ fn messages_arrive_from_their_entries() {
     );
 }
 
+/// A queue's interrupts move to another CPU; the others stay where they are.
+#[test]
+fn an_entry_can_be_sent_to_another_cpu() {
+    let (machine, mut transport) = ready();
+    let [config, first, second, elsewhere] = messages(4)[..] else {
+        unreachable!()
+    };
+    let off = TransportError::TooFewVectors {
+        needed: 2,
+        available: 0,
+    };
+    assert_eq!(transport.set_vq_affinity(1, elsewhere), Err(off));
+    transport.msix_enable(&[config, first, second]).unwrap();
+    transport.set_config_vector(0).unwrap();
+    transport.set_queue_vector(0, 1).unwrap();
+    transport.set_queue_vector(1, 2).unwrap();
+    let sent = || {
+        let mut device = machine.device();
+        device.interrupt_for_config();
+        device.interrupt_for_queue(0);
+        device.interrupt_for_queue(1);
+        std::mem::take(&mut device.interrupts)
+    };
+    transport.set_vq_affinity(1, elsewhere).unwrap();
+    assert_eq!(sent(), [config, elsewhere, second].map(Msi));
+    transport.set_vq_affinity(1, first).unwrap();
+    assert_eq!(sent(), [config, first, second].map(Msi));
+    let none = TransportError::TooFewVectors {
+        needed: 4,
+        available: 3,
+    };
+    assert_eq!(transport.set_vq_affinity(3, elsewhere), Err(none));
+}
+
 #[test]
 fn without_msix_there_are_no_vectors() {
     let machine = Machine::with_vectors(feature::ALL, 256, 0);

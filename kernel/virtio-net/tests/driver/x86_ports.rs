@@ -7,7 +7,7 @@ use std::sync::Once;
 
 use virtio_net::doorbell::Doorbell;
 use virtio_net::interrupt::{InterruptState, IsrRegister};
-use virtio_net::queue::Virtqueue;
+use virtio_net::queue::{RingLayout, RingShape, Virtqueue};
 use virtio_net::transport::{Ports, X86Ports};
 
 use crate::support::ring::{Ends, shapes, writable};
@@ -148,6 +148,43 @@ fn a_kick_is_one_instruction() {
         assert!(!kicked);
         assert_eq!(accesses, []);
     }
+}
+
+/// With `VIRTIO_F_NOTIFICATION_DATA` it is one `outl` of the queue and how far
+/// the driver has come (specification 4.1.5.2).
+#[test]
+fn a_kick_with_data_is_one_instruction_of_32_bits() {
+    let doorbell = Doorbell::Port {
+        port: 0xc050,
+        queue: 7,
+    };
+    assert!(doorbell.takes_data());
+    for shape in shapes() {
+        let shape = RingShape {
+            notification_data: true,
+            ..shape
+        };
+        let mut queue = Virtqueue::new(Ends::shaped(8, shape).driver, doorbell);
+        let (accesses, kicked) = accesses_of(|| {
+            for token in 0..5 {
+                // SAFETY: nothing accesses the buffer, which is only a number.
+                unsafe { queue.add(&[writable(0x1000, 64)], token) }.unwrap();
+            }
+            queue.kick()
+        });
+        assert!(kicked);
+        // A packed ring's wrap counter is 1 at first.
+        let wrap = match shape.layout {
+            RingLayout::Split => 0,
+            RingLayout::Packed => 1 << 31,
+        };
+        assert_eq!(accesses, [Access::Out(0xc050, 4, wrap | 5 << 16 | 7)]);
+    }
+    let misaligned = Doorbell::Port {
+        port: 0xc052,
+        queue: 7,
+    };
+    assert!(!misaligned.takes_data());
 }
 
 /// An INTx handler reads the status once, which lowers the line.
