@@ -116,11 +116,6 @@ fn examine_host(host: &Host, qemu: Option<&Path>, survey: Option<Survey>) -> Rep
             install::CURL,
             "fetches the guest's pages from a real Linux stack",
         ),
-        (
-            "iperf3",
-            install::IPERF3,
-            "loads the guest's TCP from a real Linux stack",
-        ),
     ];
     for (name, requirement, gives) in programs {
         findings.push(program_finding(host, name, &requirement, gives));

@@ -85,9 +85,6 @@ requirements! {
     /// An HTTP client.
     CURL = Check::Program("curl"), "fetch the guest's pages from Linux",
         "curl" "curl" "curl" "curl" "curl";
-    /// A TCP load generator.
-    IPERF3 = Check::Program("iperf3"), "load the guest's TCP from Linux",
-        "iperf3" "iperf3" "iperf3" "iperf" "iperf3";
     /// Linux's network configuration.
     IPROUTE2 = Check::Program("ip"), "make a network namespace with a tap device",
         "iproute2" "iproute" "iproute2" "iproute2" "";

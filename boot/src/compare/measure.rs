@@ -128,7 +128,7 @@ pub fn rows(
             interrupts_per_packet: echo.per_packet.interrupts,
             userspace_exits_per_kick: timed.exits.as_ref().copied().unwrap_or(None),
             handler: timed.handler,
-            cost: time.journey(),
+            cost: Some(time.journey()),
         });
     }
     Ok((rows, timed.exits.err()))

@@ -136,8 +136,9 @@ pub struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handler: Option<Handler>,
     /// Time from the kick until the device had used the burst, a packet, as a
-    /// ratio to the first row of the same burst.
-    pub cost: f64,
+    /// ratio to the first row of the same burst, where that took any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
 }
 
 /// What `--json` prints.
@@ -204,7 +205,7 @@ pub fn compare<W: Write>(
 ) -> Result<Report, SessionError> {
     let mut report = Report::default();
     // The cost of the first row of each burst length.
-    let mut base: Vec<f64> = Vec::new();
+    let mut base: Vec<Option<f64>> = Vec::new();
     if let Some(story) = &mut story {
         table::introduction(story)?;
     }
@@ -239,7 +240,7 @@ pub fn compare<W: Write>(
                 if base.len() <= place {
                     base.push(row.cost);
                 }
-                row.cost /= base[place];
+                row.cost = ratio(row.cost, base[place]);
                 report.rows.push(row);
             }
         }
@@ -264,4 +265,26 @@ pub fn compare<W: Write>(
         table::conclusion(story, &report)?;
     }
     Ok(report)
+}
+
+/// `cost` beside `base`; there is no ratio to nothing, and JSON has no number
+/// for it.
+fn ratio(cost: Option<f64>, base: Option<f64>) -> Option<f64> {
+    let base = base.filter(|base| *base > 0.0)?;
+    Some(cost? / base)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ratio;
+
+    #[test]
+    fn a_base_of_nothing_makes_no_ratio() {
+        assert_eq!(ratio(Some(3.0), Some(2.0)), Some(1.5));
+        for base in [0.0, f64::NAN] {
+            assert_eq!(ratio(Some(3.0), Some(base)), None);
+            assert_eq!(ratio(Some(0.0), Some(base)), None);
+        }
+        assert_eq!(ratio(None, Some(1.0)), None);
+    }
 }

@@ -60,7 +60,8 @@ fn text(row: &Row) -> String {
         row.handler.map_or("-", super::Handler::title),
         &format!("{:.3}", row.kicks_per_packet),
         &format!("{:.3}", row.interrupts_per_packet),
-        &format!("{:.2}", row.cost),
+        &row.cost
+            .map_or_else(|| "-".to_owned(), |cost| format!("{cost:.2}")),
     ])
 }
 
@@ -94,7 +95,7 @@ mod tests {
             interrupts_per_packet: 1.0,
             userspace_exits_per_kick: Some(1.0),
             handler: Some(Handler::MainLoop),
-            cost: 12.345,
+            cost: Some(12.345),
         };
         let report = Report {
             accelerator: "a ".repeat(90),

@@ -63,7 +63,7 @@ fn an_empty_machine_lacks_everything_and_says_how_to_get_it() {
     assert_eq!(report.kvm, KvmState::Absent);
     let text = report.to_string();
     assert!(text.contains("sudo apt-get install --no-install-recommends qemu-system-x86"));
-    assert!(text.contains("--no-install-recommends iperf3"), "{text}");
+    assert!(text.contains("--no-install-recommends curl"), "{text}");
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["ready"], false);
     assert_eq!(json["kvm"]["state"], "absent");

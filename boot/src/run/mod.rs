@@ -18,6 +18,7 @@ use crate::qemu::Net;
 use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status, require};
 use crate::terminal::Story;
 use crate::trace::capture::Tracer;
+use crate::wire::http::Response;
 use crate::wire::{Echo, FarEnd, HostSockets, Peer, PingReport, Tap, WireError};
 
 /// Pings of a run.
@@ -341,13 +342,17 @@ fn http<W: Write>(
         Ok(page) => {
             let content_type = page.field("content-type").unwrap_or("no type").to_owned();
             let bytes = page.body.len();
-            let text = report::http(ip, page.status, bytes, &content_type);
+            let mut text = report::http(ip, page.status, bytes, &content_type);
+            let problem = problem_of_page(&page);
+            if let Some(problem) = problem {
+                text = format!("{text}: {problem}");
+            }
             report.http = Some(HttpResult {
                 status: page.status,
                 bytes,
                 content_type,
             });
-            (page.status == 200 && bytes > 0, text)
+            (problem.is_none(), text)
         }
         Err(error) => (false, error.to_string()),
     };
@@ -360,6 +365,26 @@ fn http<W: Write>(
     Ok(())
 }
 
+/// What is wrong with the guest's status page, if anything. That it is as long
+/// as its header says has been seen already.
+fn problem_of_page(page: &Response) -> Option<&'static str> {
+    let text = String::from_utf8_lossy(&page.body);
+    let media_type = page.field("content-type").unwrap_or_default();
+    if page.status != 200 {
+        Some("the status should be 200")
+    } else if page.field("content-length").is_none() {
+        Some("it does not say its length")
+    } else if !media_type.starts_with("text/html") {
+        Some("it should be HTML")
+    } else if !text.starts_with("<!doctype html>") || !text.trim_end().ends_with("</html>") {
+        Some("its beginning or its end is missing")
+    } else if !text.contains("<title>Kickpath</title>") || !text.contains("/stats.json") {
+        Some("it is not the status page")
+    } else {
+        None
+    }
+}
+
 fn qemu_version(guest: &Guest) -> Result<String, SessionError> {
     let version = guest.qmp("query-version", serde_json::Value::Null)?;
     let part = |name: &str| version["qemu"][name].as_u64().unwrap_or_default();
@@ -369,4 +394,45 @@ fn qemu_version(guest: &Guest) -> Result<String, SessionError> {
         part("minor"),
         part("micro")
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: &str = include_str!("../../../kernel/services/src/http/status.html");
+
+    fn page(status: u16, media_type: &str, body: &str) -> Response {
+        Response {
+            status,
+            fields: vec![
+                ("Content-Type".into(), media_type.into()),
+                ("Content-Length".into(), body.len().to_string()),
+            ],
+            body: body.into(),
+        }
+    }
+
+    #[test]
+    fn only_the_whole_status_page_is_intact() {
+        let html = "text/html; charset=utf-8";
+        assert_eq!(problem_of_page(&page(200, html, PAGE)), None);
+        let half = &PAGE[..PAGE.len() / 2];
+        let tail = &PAGE[100..];
+        let other = "<!doctype html><title>It works!</title></html>";
+        for page in [
+            page(500, html, PAGE),
+            page(200, "text/plain", PAGE),
+            page(200, html, ""),
+            page(200, html, half),
+            page(200, html, tail),
+            page(200, html, other),
+            Response {
+                fields: vec![("content-type".into(), html.into())],
+                ..page(200, html, PAGE)
+            },
+        ] {
+            assert!(problem_of_page(&page).is_some(), "{}", page.status);
+        }
+    }
 }

@@ -53,6 +53,26 @@ pub fn add(suite: &mut Suite) {
 }
 
 /// Where the configuration comes from, the choice of a transport included.
+/// What tells how fast the time stamp counter counts. Nothing tells a guest on
+/// TCG, and its CPU has no deadline timer.
+pub fn add_clocks(suite: &mut Suite) {
+    let acpi: &[&str] = &[];
+    for (kind, arguments, source) in [
+        (Kind::Pc, acpi, "PM timer"),
+        (Kind::Q35, acpi, "PM timer"),
+        (Kind::Pc, &["-no-acpi"], "PIT"),
+    ] {
+        let spec = Spec::new(kind).extra(arguments);
+        let name = source.to_lowercase().replace(' ', "_");
+        let name = format!("boot::{kind}_measures_the_tsc_by_the_{name}");
+        suite.guest(&name, spec, move |lab| {
+            let boot = lab.status()?.boot;
+            ensure!(boot.tsc_source == source, "{boot:?}");
+            expect_on_console(lab, &["timer: local APIC, one-shot"])
+        });
+    }
+}
+
 pub fn add_words(suite: &mut Suite) {
     let bad = Spec::pc().ipv4(Ipv4Config::Dhcp).edit(|machine| {
         let words = "colour=red log=loud irq=none ip=10.0.0.1/33 gateway=x transport features=mac";

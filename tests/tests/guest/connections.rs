@@ -1,12 +1,12 @@
-//! Clients that take what they can get, and what idleness costs.
+//! Clients that take what they can get.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use kickpath::wire::peer::Connection;
 use kickpath::wire::{ECHO_PORT, FarEnd, HTTP_PORT};
-use kickpath_tests::{Lab, Spec, Suite};
+use kickpath_tests::{Lab, Spec, Suite, Way};
 
 const CHARGEN: u16 = 19;
 
@@ -24,38 +24,37 @@ pub fn add(suite: &mut Suite) {
         Spec::pc().bound(Duration::from_secs(120)),
         |lab| {
             let ports = [ECHO_PORT, CHARGEN, ECHO_PORT, HTTP_PORT];
-            crowd(lab, &ports, |lab, connection| {
-                // More than the guest's buffers; it stops when they are full,
-                // or when the guest gives the connection up.
-                let data = vec![b'x'; 100 * 1024];
-                let _ = lab
-                    .peer
-                    .tcp_send(connection, &data, Duration::from_millis(20));
-                Ok(())
-            })
+            crowd(lab, &ports, fill)
         },
     );
-    suite.guest(
-        "connections::10_idle_seconds_cost_less_than_3_percent_of_a_cpu",
-        Spec::pc(),
-        |lab| {
-            lab.check_services()?;
-            idle(lab, Duration::from_secs(10), 0.03)
-        },
-    );
-    suite.guest(
-        "connections::idle_without_a_router_or_dhcp_server_costs_little_too",
-        Spec::pc().dhcp(false).no_router(),
-        |lab| {
-            // Three solicitations, 4 s apart, then silence (RFC 4861, 6.3.7).
-            lab.check_services()?;
-            idle(lab, Duration::from_secs(20), 0.03)
-        },
-    );
+    if suite.way() == Way::Legacy {
+        let spec = Spec::pc()
+            .edit(|machine| machine.memory = "16M".parse().expect("an amount"))
+            .bound(Duration::from_secs(120));
+        suite.guest(
+            "connections::200_with_16M_of_memory_do_not_stop_others",
+            spec,
+            |lab| {
+                let ports = [ECHO_PORT, HTTP_PORT, CHARGEN];
+                crowd(lab, &ports, fill)
+            },
+        );
+    }
 }
 
-/// Opens 200 connections, all of them, does `with` each what makes them a burden, and sees
-/// to it that another client gets its echo, before, during and after.
+/// Sends more than the guest's buffers hold and reads nothing; it stops when
+/// they are full, or when the guest gives the connection up.
+fn fill(lab: &Lab, connection: &Connection) -> Result<()> {
+    let data = vec![b'x'; 100 * 1024];
+    let _ = lab
+        .peer
+        .tcp_send(connection, &data, Duration::from_millis(20));
+    Ok(())
+}
+
+/// Opens 200 connections, all of them, does `with` each what makes them a
+/// burden, and sees to it that another client gets its echo, before, during and
+/// after.
 fn crowd(lab: &Lab, ports: &[u16], with: impl Fn(&Lab, &Connection) -> Result<()>) -> Result<()> {
     let mut held = Vec::new();
     for number in 0..200 {
@@ -88,32 +87,4 @@ fn others(lab: &Lab) -> Result<()> {
     })?;
     lab.eventually("HTTP beside the crowd", || lab.status())?;
     Ok(())
-}
-
-/// The one thing here that is about time: nothing happens for a while, and
-/// QEMU must have had nothing to do.
-fn idle(lab: &Lab, time: Duration, limit: f64) -> Result<()> {
-    let before = cpu_time(lab.guest.pid())?;
-    std::thread::sleep(time);
-    let used = cpu_time(lab.guest.pid())? - before;
-    let share = used.as_secs_f64() / time.as_secs_f64();
-    ensure!(share < limit, "QEMU used {:.1} % of a CPU", share * 100.0);
-    Ok(())
-}
-
-/// CPU time of a process, all of its threads, user and system.
-fn cpu_time(pid: u32) -> Result<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // proc(5): the name, in parentheses, may hold anything; utime and stime are
-    // the 12th and 13th field behind it.
-    let (_, fields) = stat
-        .rsplit_once(") ")
-        .context("no name in /proc/PID/stat")?;
-    let mut ticks = 0;
-    for field in fields.split(' ').skip(11).take(2) {
-        ticks += field.parse::<u64>()?;
-    }
-    let rate = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?;
-    let rate = u64::try_from(rate.context("no CLK_TCK")?)?;
-    Ok(Duration::from_micros(ticks * 1_000_000 / rate))
 }

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kickpath::image::{ImageOptions, build_images};
 use kickpath::install::{Host, OVMF};
 use kickpath::qemu::{Boot, DiskImage, Firmware, Kind};
-use kickpath::toolchain::BuildOptions;
-use kickpath_tests::setup::{policy, require, setup, show};
+use kickpath_tests::program::run;
+use kickpath_tests::setup::require;
 use kickpath_tests::{Lab, Spec, Suite};
 
 /// Environment variable that leaves these tests out when it is `0`: the boot
@@ -35,12 +34,12 @@ pub fn add(suite: &mut Suite) {
 }
 
 fn make(bios: &Path, uefi: &Path) -> Result<()> {
-    let images = ImageOptions {
-        bios: Some(bios.to_owned()),
-        uefi: Some(uefi.to_owned()),
-    };
-    let options = BuildOptions::from_env(policy())?;
-    build_images(&setup()?.kernel, &images, &options, &mut show)?;
+    let path = |path: &Path| path.to_str().context("a path of UTF-8").map(str::to_owned);
+    let (bios, uefi) = (path(bios)?, path(uefi)?);
+    let text = run(&["image", "--bios", &bios, "--uefi", &uefi])?;
+    for file in [&bios, &uefi] {
+        ensure!(text.contains(file.as_str()), "{file} is not named:\n{text}");
+    }
     Ok(())
 }
 

@@ -18,6 +18,7 @@ mod faults;
 mod features;
 mod hostile;
 mod http;
+mod idle;
 mod images;
 mod interrupts;
 mod kvm;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::default();
     // The longest first, so that those that run at a time end together.
     suite.over_every_transport(kvm::add);
+    kvm::add_clock_and_line(&mut suite);
     images::add(&mut suite);
     suite.over_every_transport(|suite| {
         connections::add(suite);
@@ -78,6 +80,8 @@ fn main() -> ExitCode {
     trace::add(&mut suite);
     runner::add(&mut suite);
     transports::add(&mut suite);
+    idle::add(&mut suite);
+    boot::add_clocks(&mut suite);
     devices::add(&mut suite);
     boot::add_words(&mut suite);
     faults::add(&mut suite);

@@ -33,7 +33,7 @@ fn report() -> Report {
                 interrupts_per_packet: 0.0,
                 userspace_exits_per_kick: (place == 1).then_some(1.0),
                 handler: (place == 1).then_some(Handler::VcpuThread),
-                cost: 1.0 + place as f64,
+                cost: Some(1.0 + place as f64),
             });
         }
     }
