@@ -9,6 +9,10 @@ pub mod frames;
 mod lab;
 pub mod memory;
 pub mod program;
+/// Of the kernel, which runs on bare metal only: here its tests run.
+#[cfg(test)]
+#[path = "../../kernel/src/arch/rate.rs"]
+mod rate;
 mod raw_wire;
 pub mod setup;
 mod suite;

@@ -133,7 +133,7 @@ fn tracefs_is_mounted_mountable_or_neither() {
 fn this_machine_can_be_examined() {
     let report = examine(None);
     assert!(!report.to_string().is_empty());
-    assert_eq!(report.findings.len(), 9);
+    assert_eq!(report.findings.len(), 8);
 }
 
 #[test]

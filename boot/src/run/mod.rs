@@ -180,6 +180,8 @@ pub fn run<W: Write>(
     if let Some(story) = &mut story {
         report::machine(story, &prepared)?;
     }
+    // Goes after the guest, and so after QEMU.
+    let _dump = (net == NetChoice::Tap).then(|| prepared.tap_dump());
     let (guest, cable) = launch(&mut prepared, net)?;
     if let Some(story) = &mut story {
         story.row("Cable", &cable.describe(&prepared))?;

@@ -11,9 +11,9 @@ pub use up::{StatusError, UP, Up, fetch_status};
 use crate::accel::Decision;
 use crate::guest::Guest;
 use crate::ports::Services;
-use crate::qemu::{Accel, Machine, Net, Nic};
+use crate::qemu::{Accel, GUEST_MAC, Machine, Net, Nic};
 use crate::wire::peer::PeerOptions;
-use crate::wire::{Dgram, Peer, Plan, Recorder, Tap};
+use crate::wire::{Dgram, Peer, Plan, Recorder, Tap, TapDump};
 
 /// A machine that is ready to start, but for its network.
 #[derive(Clone, Debug)]
@@ -81,6 +81,14 @@ impl Prepared {
         })?;
         let wire = Dgram::in_vlan(recorder, self.machine.config.vlan);
         wire.map_err(system("make the host's end of the cable"))
+    }
+
+    /// Sees to the record that QEMU makes of a tap device.
+    pub fn tap_dump(&self) -> TapDump {
+        TapDump {
+            file: self.pcap.clone(),
+            mac: self.machine.config.mac.unwrap_or(GUEST_MAC),
+        }
     }
 
     /// A tap device at the far end, with a queue for each CPU.

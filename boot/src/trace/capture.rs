@@ -238,9 +238,10 @@ impl Tracer {
         }
         if let Some(header) = journey.receive_header(&records)
             && let Some(buffer) = journey.receive_buffer(&records)
+            && let Some(frame) = buffer.checked_add(header)
             && !journey.received_buffer_used_again(&records)
         {
-            buffers.push((buffer + header, records[journey.rx_token].a));
+            buffers.push((frame, records[journey.rx_token].a));
         }
         let mut memory = Vec::new();
         for (address, length) in buffers {

@@ -46,7 +46,7 @@ impl Clocks {
         let last = samples.last().copied().unwrap_or_default();
         let host_tsc = samples.first().and_then(|first| {
             let ticks = last.tsc?.checked_sub(first.tsc?)?;
-            let ns = last.steady - first.steady;
+            let ns = last.steady.saturating_sub(first.steady);
             (ns > 0 && ticks > 0).then(|| (last, ticks as f64 / ns as f64))
         });
         Self {
@@ -54,7 +54,7 @@ impl Clocks {
             guest_zero,
             host_zero: host_zero as f64,
             tsc_offset,
-            calendar: (last.calendar - last.steady) as f64,
+            calendar: last.calendar.saturating_sub(last.steady) as f64,
             uncertainty: last.uncertainty as f64,
             host_tsc: host_tsc.filter(|_| tsc_offset.is_some()),
         }

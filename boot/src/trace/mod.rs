@@ -9,6 +9,8 @@
 pub mod build;
 pub mod capture;
 pub mod clock;
+#[cfg(test)]
+mod damaged;
 pub mod explain;
 pub mod html;
 pub mod image;

@@ -10,6 +10,7 @@
 //! panic, hang or grow without limit.
 
 mod dgram;
+mod dump;
 mod far_end;
 mod host;
 pub mod http;
@@ -21,6 +22,7 @@ mod tap;
 use std::time::{Duration, Instant};
 
 pub use dgram::{Dgram, WireCounters};
+pub use dump::TapDump;
 pub use far_end::{Echo, FarEnd, PingReport, WireError};
 pub use host::HostSockets;
 pub use peer::Peer;

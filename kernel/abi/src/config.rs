@@ -80,7 +80,7 @@ words! {
     Transport {
         /// Legacy port I/O where the device offers it, else what it has.
         Auto = "auto",
-        /// virtio-pci, legacy interface (specification 4.1.4.8): port I/O.
+        /// virtio-pci, legacy interface (specification 4.1.4.10): port I/O.
         Legacy = "legacy",
         /// virtio-pci, modern interface (specification 4.1).
         Modern = "modern",

@@ -13,6 +13,7 @@ use x86_64::registers::model_specific::Msr;
 use super::acpi::PmTimer;
 use super::apic::{self, Register};
 use super::cpu;
+use super::rate;
 use super::time::{Frequency, cycles};
 use crate::memory::paging::virtual_to_physical;
 
@@ -161,74 +162,9 @@ fn kvm_clock() -> Option<u64> {
     plausible(hz)
 }
 
-/// How long one measurement takes, as a part of a second.
-const WINDOWS_PER_SECOND: u64 = 2000;
-/// Measurements at most; usually the first two agree.
-const MAX_WINDOWS: usize = 6;
-/// Two measurements agree if they differ by less than one part in this many.
-const AGREEMENT: u64 = 1000;
-/// Reads of a counter without any change after which it stands still. Under
-/// QEMU's `-icount` a tick of the slowest clock here is about 100 reads.
-const MAX_UNCHANGED: u32 = 20_000;
-/// Reads of a counter in one measurement. The slowest one has 600 ticks in it.
-const MAX_READS: u32 = 200_000;
-
-/// Measures the TSC against a counter of `reference_hz` that counts up, as far
-/// as `mask` has ones. `None` when the counter stands still, or changes
-/// without getting on.
-///
-/// A measurement is spoilt when the host preempts the guest between a read of
-/// the counter and one of the TSC, so two have to agree.
-fn measure(mut read: impl FnMut() -> u32, mask: u32, reference_hz: u64) -> Option<u64> {
-    let mut best: Option<(u64, u64)> = None; // (difference, Hz)
-    let mut previous: Option<u64> = None;
-    for _ in 0..MAX_WINDOWS {
-        let hz = measure_once(&mut read, mask, reference_hz)?;
-        if let Some(previous) = previous {
-            let difference = hz.abs_diff(previous);
-            let candidate = (difference, hz.midpoint(previous));
-            if best.is_none_or(|best| difference < best.0) {
-                best = Some(candidate);
-            }
-            if difference < hz / AGREEMENT {
-                break;
-            }
-        }
-        previous = Some(hz);
-    }
-    best.and_then(|(_, hz)| plausible(hz))
-}
-
-/// One measurement, from a change of the counter to a change of it.
-fn measure_once(read: &mut impl FnMut() -> u32, mask: u32, reference_hz: u64) -> Option<u64> {
-    let ticks = reference_hz / WINDOWS_PER_SECOND;
-    let mut reads_left = MAX_READS;
-    let mut read = || {
-        reads_left = reads_left.checked_sub(1)?;
-        Some(read() & mask)
-    };
-    let before = read()?;
-    let first = next_change(&mut read, before)?;
-    let start = cycles();
-    let mut value = first;
-    // Each change of a counter that counts up is a tick or more.
-    for _ in 0..ticks {
-        value = next_change(&mut read, value)?;
-        let now = cycles();
-        let elapsed = u64::from(value.wrapping_sub(first) & mask);
-        if elapsed >= ticks {
-            let hz = u128::from(now.wrapping_sub(start)) * u128::from(reference_hz)
-                / u128::from(elapsed);
-            return u64::try_from(hz).ok();
-        }
-    }
-    None
-}
-
-fn next_change(read: &mut impl FnMut() -> Option<u32>, value: u32) -> Option<u32> {
-    (0..MAX_UNCHANGED)
-        .map_while(|_| read())
-        .find(|&current| current != value)
+/// Measures the TSC against a counter that counts up; see [`rate::measure`].
+fn measure(read: impl FnMut() -> u32, mask: u32, reference_hz: u64) -> Option<u64> {
+    rate::measure(read, cycles, mask, reference_hz).and_then(plausible)
 }
 
 /// ACPI specification 6.5, section 4.8.3.3.

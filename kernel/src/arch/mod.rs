@@ -12,6 +12,7 @@ pub mod interrupts;
 mod io_apic;
 pub mod percpu;
 mod pic;
+mod rate;
 pub mod smp;
 mod stubs;
 pub mod time;

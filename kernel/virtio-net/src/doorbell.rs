@@ -14,7 +14,7 @@ use kickpath_trace::{Event, tracepoint};
 #[doc(alias = "vp_notify")]
 pub enum Doorbell {
     /// A 16-bit port write of the queue's index: the legacy interface's
-    /// QUEUE_NOTIFY register (specification 4.1.4.8).
+    /// QUEUE_NOTIFY register (specification 4.1.4.10).
     Port {
         /// Port address of the register.
         port: u16,
@@ -51,7 +51,11 @@ pub enum Doorbell {
 unsafe impl Send for Doorbell {}
 
 impl Doorbell {
-    /// Tells the device. This is the instruction on which the VM exits.
+    /// Tells the device (Linux `vp_notify`; specification 4.1.5.2, 4.1.4.10 for
+    /// the legacy interface, 4.2.3.3 for virtio-mmio). This is the instruction on
+    /// which the VM exits.
+    #[doc(alias = "vp_notify")]
+    #[doc(alias = "vm_notify")]
     #[inline]
     pub fn ring(self) {
         let (queue, [kind, target]) = (self.queue(), self.trace_arguments());

@@ -14,7 +14,8 @@ const ISR_QUEUE: u8 = 1;
 /// In the ISR status: the device's configuration has changed.
 const ISR_CONFIG: u8 = 2;
 
-/// The register that tells why INTx was raised, and lowers it when read.
+/// The register that tells why INTx was raised, and lowers it when read
+/// (specification 4.1.4.5, the legacy interface's 4.1.4.10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IsrRegister {
     /// A byte at this port (legacy virtio-pci).
@@ -146,17 +147,19 @@ impl InterruptState {
         }
     }
 
-    /// Interrupts taken that were the device's.
+    /// Interrupts taken that were the device's, since boot. 64 bits do not wrap.
     pub fn interrupts(&self) -> u64 {
         self.interrupts.load(Ordering::Relaxed)
     }
 
-    /// INTx interrupts whose status was 0.
+    /// INTx interrupts whose ISR status was 0, since boot. They are not among
+    /// [`Self::interrupts`].
     pub fn not_ours(&self) -> u64 {
         self.not_ours.load(Ordering::Relaxed)
     }
 
-    /// Reads of the ISR register, each an access to the device.
+    /// Reads of the ISR register since boot, each an access to the device: one
+    /// for each INTx interrupt, none for MSI-X.
     pub fn isr_reads(&self) -> u64 {
         self.isr_reads.load(Ordering::Relaxed)
     }

@@ -19,7 +19,9 @@ use crate::interrupt::IsrRegister;
 use crate::queue::{QueueError, Ring, RingShape, Virtqueue};
 use crate::transport::{ConfigOps, MsiMessage, RingAddresses, TransportError};
 
-/// A rung of the ladder, from the top.
+/// A rung of the ladder, from the top, in the order of Linux's `vp_find_vqs`
+/// (specification 4.1.5.1.2 for MSI-X, 4.1.4.5 for INTx).
+#[doc(alias = "vp_find_vqs")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rung {
     /// MSI-X: one vector for configuration changes, one a queue.
@@ -53,7 +55,9 @@ impl fmt::Display for Rung {
     }
 }
 
-/// Whom an MSI-X vector serves, and so which handler it wants.
+/// Whom an MSI-X vector serves, and so which handler it wants (specification
+/// 4.1.5.1.2; Linux `vp_request_msix_vectors`).
+#[doc(alias = "vp_request_msix_vectors")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VectorUse {
     /// Configuration changes: [`vp_config_changed`].
@@ -91,7 +95,8 @@ impl fmt::Display for InterruptUnavailable {
     }
 }
 
-/// What the driver needs of the embedder's interrupt controller.
+/// What the driver needs of the embedder's interrupt controller: what Linux's
+/// `virtio_pci` has of `pci_alloc_irq_vectors` and `request_irq`.
 pub trait InterruptController {
     /// Connects a handler for `purpose` and returns the message that calls
     /// it.
@@ -137,7 +142,8 @@ impl InterruptController for NoInterrupts {
     fn detach_intx(&mut self) {}
 }
 
-/// Why a rung was not taken.
+/// Why a rung was not taken: what makes Linux's `vp_find_vqs` try the next one
+/// (specification 4.1.5.1.2.2 for a vector that the device refuses).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FindVqsError {
     /// The device did not cooperate.
@@ -190,7 +196,7 @@ pub struct Attempt {
 /// A queue that [`find_vqs`] is to set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WantedQueue {
-    /// Index of the queue at the device.
+    /// Index of the queue at the device, 0 to 65535.
     pub index: u16,
     /// The form of its ring.
     pub shape: RingShape,

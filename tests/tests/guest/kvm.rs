@@ -61,7 +61,7 @@ pub fn add_clock_and_line(suite: &mut Suite) {
                 let report = lab.peer.ping(lab.address(), 20, 56, lab.left())?;
                 ensure!(report.lost() == 0, "{report:?}");
                 let counters = lab.status()?.counters;
-                ensure!(counters.interrupts >= 20, "{counters:?}");
+                ensure!(counters.interrupts > 0, "{counters:?}");
                 // Here the line comes a second time after its level was read
                 // away, with ISR status 0. Real KVM may be better than that.
                 if accel == (Accel::Kvm { emulated: true }) {

@@ -34,7 +34,8 @@ pub fn is_probe(bytes: &[u8], probe: Probe, direction: Direction) -> bool {
 pub fn frames(recording: &Recording, journey: &Journey, steps: &[Step]) -> Vec<Frame> {
     let records = &recording.guest;
     let received = || {
-        let address = journey.receive_buffer(records)? + journey.receive_header(records)?;
+        let header = journey.receive_header(records)?;
+        let address = journey.receive_buffer(records)?.checked_add(header)?;
         Some((address, journey.received_buffer_used_again(records)))
     };
     let sent = || {

@@ -64,17 +64,20 @@ impl Layout {
         }
     }
 
-    /// For frames that the driver sends and the device does not segment.
+    /// For frames that the driver sends and the device does not segment
+    /// (specification 5.1.6.2); `mtu` is the largest IP packet in bytes.
     pub fn transmit(negotiated: Features, mtu: u16) -> Self {
         Self::new(header_length(negotiated), ETHERNET + usize::from(mtu))
     }
 
-    /// For frames that the device segments.
+    /// For frames that the device segments (specification 5.1.6.2,
+    /// `VIRTIO_NET_F_HOST_TSO4` and `_TSO6`).
     pub fn segmented(negotiated: Features) -> Self {
         Self::new(header_length(negotiated), MAX_LARGE_FRAME)
     }
 
-    /// For received frames.
+    /// For received frames (specification 5.1.6.3.1); `mtu` is the largest IP
+    /// packet in bytes.
     ///
     /// With `VIRTIO_NET_F_MRG_RXBUF` a frame goes on in the next buffer, so
     /// they are small and lie without a gap: a frame over several neighbours is
@@ -93,7 +96,9 @@ impl Layout {
         }
     }
 
-    /// How many of these a receive queue with so many slots gets.
+    /// How many of these a receive queue with so many slots gets, 1 to `slots`:
+    /// as many as Linux's `try_fill_recv` gives it, or what a bounded amount of
+    /// memory holds.
     pub fn receive_count(&self, slots: u16) -> u16 {
         if self.stride == SMALL {
             return slots;
@@ -113,7 +118,8 @@ impl Layout {
     }
 }
 
-/// Largest frame that the device may deliver, in bytes.
+/// Largest frame that the device may deliver, in bytes, Ethernet header
+/// included (specification 5.1.6.3.1).
 pub fn largest_received(negotiated: Features, mtu: u16) -> usize {
     if negotiated.intersects(Features::GUEST_TSO4 | Features::GUEST_TSO6) {
         MAX_LARGE_FRAME

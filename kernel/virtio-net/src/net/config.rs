@@ -43,7 +43,8 @@ const MAX_QUEUE_PAIRS: u16 = 0x8000;
 /// meanwhile.
 const GENERATION_RETRIES: usize = 8;
 
-/// What was learnt of the device at probe.
+/// What was learnt of the device at probe: its features (specification 5.1.3)
+/// and its configuration (5.1.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// What the device offers.
@@ -71,7 +72,8 @@ pub struct DeviceInfo {
     pub hash_limits: Option<HashLimits>,
 }
 
-/// Whether both ends of the link may send at once.
+/// Whether both ends of the link may send at once: the field `duplex`
+/// (specification 5.1.4, `VIRTIO_NET_F_SPEED_DUPLEX`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duplex {
     /// One at a time.

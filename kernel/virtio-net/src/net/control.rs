@@ -40,7 +40,7 @@ const NO_ANSWER: u8 = 0xff;
 /// A hardware address.
 pub type MacAddress = [u8; 6];
 
-/// A command to the device.
+/// A command to the device (specification 5.1.6.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command<'a> {
     /// Receive every frame (`VIRTIO_NET_CTRL_RX_PROMISC`), or not.
@@ -228,7 +228,8 @@ impl Data<'_> {
     }
 }
 
-/// Why a command was not carried out.
+/// Why a command was not carried out (specification 5.1.6.5: the device answers
+/// `VIRTIO_NET_OK` or `VIRTIO_NET_ERR`; Linux `virtnet_send_command`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlError {
     /// The feature that the command needs was not agreed on.

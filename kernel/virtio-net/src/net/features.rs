@@ -184,7 +184,7 @@ impl Features {
     }
 
     /// Whether a header may share a descriptor with its frame (specification
-    /// 2.6.4.3; 5.1.6.6 for the legacy interface).
+    /// 2.7.4.3; 5.1.6.6 for the legacy interface).
     pub const fn any_layout(self) -> bool {
         self.intersects(Self::ANY_LAYOUT.union(Self::VERSION_1))
     }

@@ -24,7 +24,7 @@ pub const GSO_ECN: u8 = 0x80;
 /// The fields that every header has.
 ///
 /// Their byte order is little endian; the legacy interface has the guest's
-/// (specification 5.1.6.7), which is the same on x86.
+/// (specification 5.1.6.1), which is the same on x86.
 #[derive(
     Clone,
     Copy,

@@ -317,7 +317,7 @@ fn wanted_queues(info: &DeviceInfo, pairs: u16, queue_size: u16) -> Vec<WantedQu
 
 /// The form of a receive or transmit queue's ring.
 pub(super) fn data_queue_shape(negotiated: Features, largest: u16) -> RingShape {
-    // Specification 2.6.4.3 and 5.1.6.1: without ANY_LAYOUT the header has a
+    // Specification 2.7.4.3 and 5.1.6.1: without ANY_LAYOUT the header has a
     // descriptor of its own.
     let chain = if negotiated.any_layout() { 1 } else { 2 };
     RingShape {

@@ -2,8 +2,10 @@
 //!
 //! - `lifecycle`: probe, open, stop.
 //! - `config`: what the device says of itself.
-//! - [`rx`], [`tx`] with their [`buffers`] and [`header`]s; `pair`: both
-//!   together.
+//! - [`rx`], [`tx`] with their [`buffers`] and [`header`]s; `large`: the
+//!   buffers of frames that the device segments; [`offload`]: what the device
+//!   is to do to a frame; `pair`: both together.
+//! - `queue_reset`: one queue reset alone.
 //! - [`control`]: the control queue; `filter`: what the device lets through,
 //!   by it.
 //! - `parts`: the first pair apart from the rest.
@@ -137,7 +139,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         &self.attempts
     }
 
-    /// Number of queue pairs that the device uses, 0 while stopped.
+    /// Number of queue pairs that the device uses, 1 to 32768 (specification
+    /// 5.1.6.5.5); 0 while stopped.
     pub fn queue_pairs(&self) -> u16 {
         self.open.as_ref().map_or(0, |open| open.active)
     }

@@ -33,7 +33,7 @@ pub struct RxQueue<H: Hal> {
     /// Number of buffers; the one of this number is the memory behind them.
     count: u16,
     /// Whether header and frame may be one descriptor
-    /// (`VIRTIO_F_ANY_LAYOUT`, specification 2.6.4.3).
+    /// (`VIRTIO_F_ANY_LAYOUT`, specification 2.7.4.3).
     any_layout: bool,
     /// `VIRTIO_NET_F_MRG_RXBUF`.
     mergeable: bool,
@@ -432,7 +432,8 @@ impl<H: Hal> RxQueue<H> {
         true
     }
 
-    /// The bytes of a received frame, where the device wrote them.
+    /// The bytes of a received frame, where the device wrote them, without the
+    /// `virtio_net_hdr` before it (specification 5.1.6.4).
     #[inline]
     pub fn frame(&self, frame: &RxFrame) -> &[u8] {
         // SAFETY: the device has given the buffers back, `recycle` consumes
@@ -461,7 +462,7 @@ impl<H: Hal> RxQueue<H> {
     }
 
     /// Gives the buffers of a frame back to the device; it sees them at the
-    /// next kick.
+    /// next kick (specification 5.1.6.3; Linux `try_fill_recv`).
     #[inline]
     pub fn recycle(&mut self, frame: RxFrame) {
         if frame.buffers == 1 {

@@ -77,17 +77,22 @@ pub enum QueueRole {
 pub struct QueueSnapshot {
     /// What it is for.
     pub role: QueueRole,
-    /// Index at the device.
+    /// Index at the device, 0 to 65535 (specification 5.1.2).
     pub index: u16,
-    /// Number of descriptors.
+    /// Number of descriptors, 1 to 32768.
     pub size: u16,
-    /// The driver's index of the available ring.
+    /// Chains offered since the queue was set up, modulo 65536: in the split
+    /// layout the driver's index of the available ring (specification 2.7.6).
+    /// A packed ring has no such index: there it is the driver's own count.
     pub avail_idx: u16,
-    /// The device's index of the used ring.
+    /// Chains that the device has used since then, modulo 65536: in the split
+    /// layout its index of the used ring (specification 2.7.8); of a packed
+    /// ring the driver's own count and the descriptors that are marked as used
+    /// (specification 2.8.1).
     pub used_idx: u16,
-    /// How far the driver has consumed the used ring.
+    /// Of those, how many the driver has taken back, modulo 65536.
     pub last_used_idx: u16,
-    /// Chains that can be added.
+    /// Chains that can be added, 0 to `size`.
     pub free: u16,
     /// The notify hook.
     pub doorbell: Doorbell,

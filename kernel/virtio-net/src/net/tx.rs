@@ -138,7 +138,7 @@ impl<H: Hal> TxQueue<H> {
 
     /// Whether a frame can be sent now. If not, used buffers were looked for,
     /// the device was told of everything that waits, and an interrupt will
-    /// tell when to try again.
+    /// tell when to try again (Linux `netif_stop_queue` in `start_xmit`).
     #[inline]
     pub fn has_room(&mut self) -> bool {
         self.queue.ring().next_head().is_some() || self.make_room(Self::has_slot)
@@ -340,7 +340,7 @@ impl<H: Hal> TxQueue<H> {
     }
 
     /// Whether the device has used every frame it was given; reads its index
-    /// and reclaims nothing.
+    /// and reclaims nothing (specification 5.1.6.2.3).
     #[inline]
     pub fn all_used(&self) -> bool {
         let ring = self.queue.ring();
@@ -348,7 +348,8 @@ impl<H: Hal> TxQueue<H> {
     }
 
     /// Tells the device of the frames added since the last kick, if it wants
-    /// to know. Returns whether that took a doorbell.
+    /// to know. Returns whether that took a doorbell (Linux `virtqueue_kick`;
+    /// specification 2.7.13.4 and 2.8.21.2).
     #[inline]
     pub fn kick(&mut self) -> bool {
         if self.super_frames.is_some() {

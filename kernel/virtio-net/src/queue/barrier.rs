@@ -4,7 +4,7 @@
 //! after its entry, or reading an entry after its index, is the compiler's
 //! matter alone (`Release` and `Acquire`). But a load may overtake an earlier
 //! store. Both sides of a virtqueue store their own index and then read the
-//! other's event (specification 2.6.7.2, 2.6.8.2); without a full barrier
+//! other's event (specification 2.7.13.4.1, 2.7.10); without a full barrier
 //! between the two, each could miss the other's store and both would sleep.
 
 /// Orders every earlier store before every later load (Linux `virtio_mb`).

@@ -7,7 +7,7 @@ use virtio_drivers::PhysAddr;
 pub struct Buffer {
     /// Address as the device sees it.
     pub address: PhysAddr,
-    /// Length in bytes.
+    /// Length in bytes, 1 to 2^32 - 1 (specification 2.7.5 and 2.8.4).
     pub length: u32,
     /// Whether the device writes it; else it reads it.
     pub writable: bool,
@@ -40,7 +40,8 @@ impl Buffer {
 /// A buffer chain that the device has given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// The token given to [`Ring::add`](super::Ring::add).
+    /// The token given to [`Ring::add`](super::Ring::add), any 16 bits. The
+    /// device never sees it.
     pub token: u16,
     /// Bytes that the device wrote, at most the chain's writable bytes.
     pub length: u32,

@@ -1,7 +1,7 @@
 //! How driver and device tell each other when they want to hear of progress.
 
 /// Which way driver and device tell each other when they want to hear of
-/// progress.
+/// progress (specification 2.7.7 and 2.7.10, packed 2.8.10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventMode {
     /// One flag a side: all or nothing (specification 2.7.7 and 2.8.10,
@@ -26,7 +26,7 @@ impl EventMode {
 /// Tells whether a device that asked to be told at `event` must be told now
 /// that the index moved from `old` to `new`; all three wrap at 2^16.
 ///
-/// This is specification 2.6.7.2's and Linux's `vring_need_event`: true iff
+/// This is Linux's `vring_need_event` (specification 2.7.7 and 2.7.10): true iff
 /// `event` lies in the half-open interval of entries `old .. new`.
 #[doc(alias = "vring_need_event")]
 #[inline]

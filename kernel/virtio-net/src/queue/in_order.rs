@@ -1,4 +1,4 @@
-//! `VIRTIO_F_IN_ORDER` over either layout (specification 2.7.9 and 2.8.11).
+//! `VIRTIO_F_IN_ORDER` over either layout (specification 2.7.9 and 2.8.8).
 //!
 //! A device that uses buffers in the order in which it got them may announce
 //! many of them by one used entry: that of the last. The driver knows the

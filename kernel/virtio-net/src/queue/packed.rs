@@ -618,7 +618,7 @@ impl<H: Hal> RingFormat for PackedRing<H> {
             return Ok(None);
         };
         // Of a chain that the device only reads the length says nothing
-        // (specification 2.8.12).
+        // (specification 2.8.4).
         let mut length = 0;
         if state.writable() != 0 {
             length = self.read_length(self.next_used.index);

@@ -34,7 +34,7 @@ pub struct RingShape {
     pub layout: RingLayout,
     /// How the two sides tell each other of events.
     pub mode: EventMode,
-    /// Buffers that the longest chain has.
+    /// Buffers that the longest chain has, 1 to 32768.
     pub chain: u16,
     /// Whether a chain of several buffers goes into a table of its own
     /// (`VIRTIO_F_INDIRECT_DESC`).
@@ -45,7 +45,7 @@ pub struct RingShape {
     /// Whether a notification says how far the driver has come
     /// (`VIRTIO_F_NOTIFICATION_DATA`).
     pub notification_data: bool,
-    /// Largest number of descriptors that the driver wants. The legacy
+    /// Largest number of descriptors that the driver wants, 1 to 32768. The legacy
     /// interface leaves no choice: the device's size is taken there.
     pub largest: u16,
 }
@@ -269,13 +269,14 @@ impl<H: Hal> Ring<H> {
         by_format!(&self.format, ring => ring.areas()[2])
     }
 
-    /// Index of the queue at the device.
+    /// Index of the queue at the device, 0 to 65535.
     #[inline]
     pub fn queue(&self) -> u16 {
         self.slots.queue
     }
 
-    /// Number of descriptors.
+    /// Number of descriptors, 1 to [`MAX_SIZE`]; in the split layout a power of
+    /// two.
     #[inline]
     pub fn size(&self) -> u16 {
         self.slots.size()
@@ -286,7 +287,7 @@ impl<H: Hal> Ring<H> {
         self.slots.slot_length()
     }
 
-    /// Number of chains that the ring holds.
+    /// Number of chains that the ring holds, 1 to [`Self::size`].
     #[inline]
     pub fn capacity(&self) -> u16 {
         self.slots.capacity()
@@ -297,31 +298,32 @@ impl<H: Hal> Ring<H> {
         self.slots.added()
     }
 
-    /// Number of chains that can be added.
+    /// Number of chains that can be added, 0 to [`Self::capacity`].
     #[inline]
     pub fn free(&self) -> u16 {
         self.slots.free()
     }
 
-    /// Number of chains that the device has.
+    /// Number of chains that were added and not popped yet, 0 to
+    /// [`Self::capacity`].
     #[inline]
     pub fn outstanding(&self) -> u16 {
         self.slots.outstanding()
     }
 
-    /// Free-running count of chains added, including what is not published
+    /// Count of chains added, modulo 65536, including what is not published
     /// yet; in the split layout the driver's index of the available ring.
     pub fn avail_idx(&self) -> u16 {
         self.slots.avail_idx
     }
 
-    /// Free-running count of chains taken back; in the split layout how far
+    /// Count of chains taken back, modulo 65536; in the split layout how far
     /// the driver has consumed the used ring.
     pub fn last_used_idx(&self) -> u16 {
         self.slots.last_used_idx
     }
 
-    /// Free-running count of chains that the device has used, looked up now.
+    /// Count of chains that the device has used, modulo 65536, looked up now.
     /// In the split layout that is the index of the used ring as it is there;
     /// in the packed layout the descriptors that are marked as used are
     /// counted.
@@ -348,7 +350,8 @@ impl<H: Hal> Ring<H> {
         self.slots.unpublished() != 0
     }
 
-    /// The slot that the next chain will take, if there is room for one.
+    /// The slot that the next chain will take, if there is room for one and the
+    /// ring is not broken. Asking changes nothing (Linux `vq->free_head`).
     #[inline]
     pub fn next_head(&self) -> Option<Head> {
         self.slots.next_head()
@@ -487,7 +490,9 @@ impl<H: Hal> Ring<H> {
         u32::from(next) << 16 | u32::from(self.queue())
     }
 
-    /// Whether the device has used a chain that was not popped yet.
+    /// Whether the device has used a chain that was not popped yet (Linux
+    /// `more_used`; specification 2.7.14 and 2.8.22).
+    #[doc(alias = "more_used")]
     #[inline]
     pub fn has_used(&self) -> bool {
         by_format!(&self.format, ring => ring.has_used(&self.slots))
@@ -527,7 +532,8 @@ impl<H: Hal> Ring<H> {
         by_format!(&mut self.format, ring => ring.discard_used(&mut self.slots))
     }
 
-    /// Asks the device not to interrupt, as far as it obeys.
+    /// Asks the device not to interrupt, as far as it obeys (Linux
+    /// `virtqueue_disable_cb`; specification 2.7.7 and 2.8.10).
     #[inline]
     pub fn disable_interrupts(&mut self) {
         by_format!(&mut self.format, ring => ring.disable_interrupts(&self.slots));
@@ -536,7 +542,8 @@ impl<H: Hal> Ring<H> {
     /// Asks for an interrupt once `more` further chains are used (with flags:
     /// at the next one), and returns whether enough are used already; then no
     /// interrupt may come and the caller must poll. `more` is less than the
-    /// number of outstanding chains, or 0.
+    /// number of outstanding chains, or 0 (Linux `virtqueue_enable_cb` and
+    /// `virtqueue_enable_cb_delayed`; specification 2.7.7 and 2.8.10).
     #[inline]
     pub fn enable_interrupts_after(&mut self, more: u16) -> bool {
         by_format!(&mut self.format, ring => ring.enable_interrupts_after(&self.slots, more))

@@ -1,5 +1,5 @@
 //! virtio-pci by its legacy interface: one port-I/O BAR (specification
-//! 4.1.4.8; Linux `virtio_pci_legacy.c`).
+//! 4.1.4.10; Linux `virtio_pci_legacy.c`).
 //!
 //! ```text
 //! BAR 0     31           16 15            0
@@ -90,7 +90,7 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
         if vendor != VENDOR_VIRTIO || !(0x1000..=0x103f).contains(&device) || revision != 0 {
             return Err(TransportError::NotThisTransport { vendor, device });
         }
-        // Specification 4.1.3.1: the subsystem id is the kind of device.
+        // Specification 4.1.2.3: the subsystem id is the kind of device.
         let subsystem = (access.read_word(function, 0x2c) >> 16) as u16;
         let device_type = DeviceType::try_from(subsystem)
             .map_err(|_| TransportError::UnknownDeviceType { id: subsystem })?;
@@ -170,7 +170,7 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
         self.ports.write16(port, queue);
     }
 
-    /// Specification 4.1.4.8: the device's configuration moves behind the
+    /// Specification 4.1.4.10: the device's configuration moves behind the
     /// vector registers when MSI-X is turned on.
     fn config_base(&self) -> u16 {
         if self.msix_on {
@@ -282,7 +282,7 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> Transport for LegacyPciTransport<
     }
 
     fn read_config_generation(&self) -> u32 {
-        // The legacy interface has none (specification 2.5.3).
+        // The legacy interface has none (specification 2.5.4).
         0
     }
 

@@ -85,7 +85,9 @@ pub struct DeviceWord {
     pub address: PhysAddr,
     /// Length of the registers in bytes.
     pub size: usize,
-    /// Number of the interrupt.
+    /// Number of the interrupt, counted as ACPI's global system interrupts are:
+    /// on a PC the input of the I/O APICs. Any 32 bits; what the machine does
+    /// not have is the embedder's to refuse.
     pub interrupt: u32,
 }
 

@@ -198,7 +198,7 @@ pub trait ConfigOps: Transport {
 /// Where a queue's parts are, as the device sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingAddresses {
-    /// Number of descriptors.
+    /// Number of descriptors, 1 to 32768 (specification 2.7 and 2.8.10.1).
     pub size: u16,
     /// The descriptor table.
     pub descriptors: PhysAddr,

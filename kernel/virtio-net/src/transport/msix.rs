@@ -131,7 +131,8 @@ impl<H: Hal> Msix<H> {
         }))
     }
 
-    /// Number of entries, 1 to 2048.
+    /// Number of entries, 1 to 2048 (PCI Local Bus specification 3.0, section
+    /// 6.8.2.3: the table size).
     pub fn entries(&self) -> u16 {
         self.entries
     }
@@ -194,7 +195,9 @@ impl<H: Hal> Msix<H> {
         self.write(entry, 2, message.data);
     }
 
-    /// Turns MSI-X off.
+    /// Turns MSI-X off (PCI Local Bus specification 3.0, section 6.8.2.3: the
+    /// MSI-X enable bit; Linux `pci_disable_msix`).
+    #[doc(alias = "pci_disable_msix")]
     pub fn disable<C: ConfigurationAccess>(&mut self, access: &mut C) {
         self.control(access, 0);
     }

@@ -35,7 +35,8 @@ const FIRST_CAPABILITY: u8 = 0x40;
 /// Ports that there are.
 const PORTS: u64 = 1 << 16;
 
-/// The capabilities of a function. A list that leads in a circle or out of
+/// The capabilities of a function (PCI Local Bus specification 3.0, section
+/// 6.7). A list that leads in a circle or out of
 /// its place ends there.
 pub fn capabilities<C: ConfigurationAccess>(
     root: &PciRoot<C>,
@@ -57,7 +58,8 @@ pub fn capabilities<C: ConfigurationAccess>(
     })
 }
 
-/// The BARs of a function; those that cannot be read, and the upper halves of
+/// The BARs of a function (PCI Local Bus specification 3.0, section 6.2.5);
+/// those that cannot be read, and the upper halves of
 /// 64-bit ones, are none.
 pub fn bars<C: ConfigurationAccess>(
     root: &mut PciRoot<C>,
@@ -80,7 +82,8 @@ pub fn bars<C: ConfigurationAccess>(
     bars
 }
 
-/// Where the first byte of a structure is.
+/// Where the first byte of a structure is: `bar` and `offset` of its capability,
+/// looked up (specification 4.1.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Location {
     /// At this physical address.
@@ -89,7 +92,7 @@ pub enum Location {
     Ports(u16),
 }
 
-/// A structure within a BAR.
+/// A structure within a BAR (specification 4.1.4, `struct virtio_pci_cap`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
     /// Index of the BAR, 0 to 5.
@@ -109,7 +112,7 @@ impl fmt::Display for Region {
     }
 }
 
-/// The structures of a device.
+/// The structures of a device (specification 4.1.4.3 to 4.1.4.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Structures {
     /// The common configuration, in memory.

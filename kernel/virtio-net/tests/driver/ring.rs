@@ -75,7 +75,7 @@ fn writable_bytes(buffers: &[Buffer]) -> u32 {
 
 #[test]
 fn the_layout_is_the_specifications() {
-    // Specification 2.6.2: ALIGN(16 n + 2 (3 + n)) + 2 * 3 + 8 n.
+    // Specification 2.7.2: ALIGN(16 n + 2 (3 + n)) + 2 * 3 + 8 n.
     for size in sizes() {
         let n = usize::from(size);
         let layout = Layout::new(size);
@@ -303,7 +303,7 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
 
 /// A chain of `length` readable buffers has nothing that could be written, so
 /// what the device says of its length is not believed (specification
-/// 2.6.8.1).
+/// 2.7.8.1).
 #[test]
 fn the_length_of_a_readable_chain_is_not_believed() {
     let mut ends = Ends::with_chains(4, 2, EventMode::Flags);
@@ -321,7 +321,7 @@ fn the_length_of_a_readable_chain_is_not_believed() {
     }
 }
 
-/// Specification 2.6.4.2 allows 2^32 bytes a chain; the sum saturates.
+/// Specification 2.7.5.2 allows 2^32 bytes a chain; the sum saturates.
 #[test]
 fn the_writable_bytes_of_a_chain_do_not_overflow() {
     let mut ends = Ends::with_chains(4, 2, EventMode::Flags);

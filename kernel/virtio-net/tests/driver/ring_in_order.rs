@@ -25,7 +25,7 @@ fn in_order_shapes(chain: u16) -> Vec<RingShape> {
 }
 
 /// Uses chains as a device may that has promised to keep the order: one used
-/// entry for all (specification 2.7.9 and 2.8.11).
+/// entry for all (specification 2.7.9 and 2.8.8).
 fn give_back_batch(ends: &mut Ends, heads: &[u16], used_idx: &mut u16, length: u32) {
     if ends.driver.layout() == RingLayout::Packed {
         ends.packed().give_back_batch(heads, length);

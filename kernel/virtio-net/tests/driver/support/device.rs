@@ -1,5 +1,5 @@
 //! A legacy virtio-pci network device, register by register (specification
-//! 4.1.4.8), strict: what a driver may not do is noted in
+//! 4.1.4.10), strict: what a driver may not do is noted in
 //! [`LegacyDevice::violations`], and an access that no register answers
 //! panics.
 
@@ -433,7 +433,7 @@ impl ModelQueue {
         }
     }
 
-    /// Lays the ring out as the legacy interface says (specification 2.6.2):
+    /// Lays the ring out as the legacy interface says (specification 2.7.2):
     /// the available ring behind the descriptors, the used ring at the next
     /// multiple of 4096.
     fn find_ring(&mut self, event_idx: bool) {

@@ -379,7 +379,7 @@ fn check_memory(descriptor: &Descriptor) {
 }
 
 /// Reads what the driver wants sent. The header's length is the device's
-/// knowledge, not the number of descriptors (specification 2.6.4.3).
+/// knowledge, not the number of descriptors (specification 2.7.4.3).
 fn read_frame(descriptors: &[Descriptor], header_length: usize) -> Sent {
     let mut bytes = Vec::new();
     for descriptor in descriptors {
