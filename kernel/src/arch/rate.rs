@@ -143,14 +143,14 @@ mod tests {
     fn a_counter_that_does_not_get_on_is_given_up() {
         assert_eq!(against(|_| 7).0, None);
         // To and fro: each reading differs from the one before.
-        let (hz, reads) = against(|cycles| (cycles / READ & 1) as u32);
+        let (hz, reads) = against(|cycles| ((cycles / READ) & 1) as u32);
         assert_eq!(hz, None);
         assert!(reads < 2000, "{reads} reads");
         let (hz, reads) = against(|cycles| !(cycles / READ) as u32 & 1);
         assert_eq!(hz, None);
         assert!(reads < 2000, "{reads} reads");
         // The same, as slowly as a counter that stands still is waited for.
-        let (hz, reads) = against(|cycles| (cycles / READ / 19_000 & 1) as u32);
+        let (hz, reads) = against(|cycles| ((cycles / READ / 19_000) & 1) as u32);
         assert_eq!(hz, None);
         assert!(reads <= 2 * u64::from(MAX_READS), "{reads} reads");
         // One that counts, but takes for ever.
