@@ -28,6 +28,8 @@ Examples:
   cargo run -- --pcap run.pcap              record every frame for Wireshark
   cargo run -- --net tap                    Linux itself at the far end (root)
   cargo run -- --net tap --smp 2            two CPUs, a pair of queues each
+  cargo run -- --net tap --smp 2 --transport modern --rss
+                                            the guest says which flow comes to which
   cargo run -- --dry-run                    print QEMU's command line, ready to paste
   cargo run -- --json | jq .status.counters numbers for a program
   cargo run -- trace                        one packet, step by step, through every layer
@@ -109,6 +111,10 @@ pub struct MachineArgs {
     /// transmit queue has 256; QEMU gives more to vhost-user only.)
     #[arg(long, value_name = "COUNT", value_parser = rx_queue_size)]
     rx_queue_size: Option<u16>,
+    /// Have the device offer receive-side scaling and hash reports; they need --net tap, and
+    /// VERSION_1 (--transport modern, or microvm).
+    #[arg(long)]
+    rss: bool,
     /// Put the guest and the far end into this VLAN (802.1Q), 1 to 4094.
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u16).range(1..=4094))]
     vlan: Option<u16>,
@@ -376,6 +382,7 @@ impl MachineArgs {
             },
             queue_size: self.queue_size,
             rx_queue_size: self.rx_queue_size,
+            rss: self.rss,
             vlan: self.vlan,
             mtu: self.mtu,
             netconsole: self.netconsole,
@@ -479,6 +486,8 @@ mod tests {
                 "without --mmio-legacy",
             ),
             ("--queue-size 64", "--transport modern"),
+            ("--rss", "--transport modern"),
+            ("--machine microvm --mmio-legacy --rss", "--mmio-legacy"),
         ] {
             let error = parse(line).unwrap().run.machine.settings().check();
             let error = error.unwrap_err().to_string();
@@ -507,6 +516,18 @@ mod tests {
         for net in [NetChoice::User, NetChoice::Tap] {
             let error = settings.check_with(net).unwrap_err().to_string();
             assert!(error.contains("--net dgram"), "{error}");
+        }
+    }
+
+    #[test]
+    fn rss_is_for_a_tap() {
+        for line in ["--transport modern --rss", "--machine microvm --rss"] {
+            let settings = parse(line).unwrap().run.machine.settings();
+            assert_eq!(settings.check_with(NetChoice::Tap), Ok(()));
+            for net in [NetChoice::User, NetChoice::Dgram] {
+                let error = settings.check_with(net).unwrap_err().to_string();
+                assert!(error.contains("--net tap"), "{error}");
+            }
         }
     }
 

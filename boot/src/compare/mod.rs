@@ -171,7 +171,10 @@ pub fn dry_run(settings: &Settings, sink: &mut Sink<'_>) -> Result<Vec<String>, 
 /// Why there is no such way with these settings, if so.
 fn impossible(settings: &Settings, way: Way) -> Option<String> {
     let error = settings_for(settings, way).check().err()?;
-    let asked_for = matches!(error, Mismatch::Packed { .. } | Mismatch::QueueSize);
+    let asked_for = matches!(
+        error,
+        Mismatch::Packed { .. } | Mismatch::QueueSize | Mismatch::Rss
+    );
     asked_for.then(|| format!("{}: {error}", way.title()))
 }
 

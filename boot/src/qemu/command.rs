@@ -231,7 +231,9 @@ impl Nic {
             .set_if("rx_queue_size", self.rx_queue_size)
             .set_if("tx_queue_size", self.tx_queue_size)
             .set_if("host_mtu", self.mtu)
-            .switch("packed", self.packed.then_some(true));
+            .switch("packed", self.packed.then_some(true))
+            .switch("rss", self.rss.then_some(true))
+            .switch("hash", self.rss.then_some(true));
         for (name, value) in &self.properties {
             device = device.set(name, value);
         }
@@ -391,6 +393,7 @@ mod tests {
         nic.tx_queue_size = Some(256);
         nic.mtu = Some(9000);
         nic.packed = true;
+        nic.rss = true;
         nic.properties = vec![("mrg_rxbuf".into(), "off".into())];
         nic.dump = Some("a,b.pcap".into());
         machine.nic = Some(nic);
@@ -420,7 +423,7 @@ mod tests {
   -kernel kernel \
   -netdev user,id=net0,net=10.0.2.15/24,host=10.0.2.2,dhcpstart=10.0.2.15,hostfwd=tcp:127.0.0.1:8080-10.0.2.15:80,hostfwd=udp:127.0.0.1:7007-10.0.2.15:7 \
   -object filter-dump,id=dump0,netdev=net0,file=a,,b.pcap \
-  -device virtio-net-pci,netdev=net0,mac=52:54:00:4b:50:01,romfile=,disable-modern=on,vectors=0,ioeventfd=off,rx_queue_size=1024,tx_queue_size=256,host_mtu=9000,packed=on,mrg_rxbuf=off \
+  -device virtio-net-pci,netdev=net0,mac=52:54:00:4b:50:01,romfile=,disable-modern=on,vectors=0,ioeventfd=off,rx_queue_size=1024,tx_queue_size=256,host_mtu=9000,packed=on,rss=on,hash=on,mrg_rxbuf=off \
   -S \
   -trace 'virtio_*' \
   -D trace.log \

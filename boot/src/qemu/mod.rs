@@ -153,6 +153,9 @@ pub struct Nic {
     pub mtu: Option<u16>,
     /// Whether the device offers packed rings (`packed=on`).
     pub packed: bool,
+    /// Whether the device offers receive-side scaling and hash reports
+    /// (`rss=on,hash=on`).
+    pub rss: bool,
     /// The hardware address.
     pub mac: [u8; 6],
     /// More properties of the device, `name` and `value`.
@@ -176,6 +179,7 @@ impl Nic {
             tx_queue_size: None,
             mtu: None,
             packed: false,
+            rss: false,
             mac: GUEST_MAC,
             properties: Vec::new(),
             dump: None,

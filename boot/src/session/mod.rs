@@ -37,6 +37,7 @@ struct Device {
     mtu: Option<u16>,
     rx_queue_size: Option<u16>,
     layout: Layout,
+    rss: bool,
 }
 
 impl Prepared {
@@ -52,6 +53,7 @@ impl Prepared {
         nic.mtu = self.device.mtu;
         nic.rx_queue_size = self.device.rx_queue_size;
         nic.packed = self.device.layout == Layout::Packed;
+        nic.rss = self.device.rss;
         if !in_process {
             nic.dump.clone_from(&self.pcap);
         }

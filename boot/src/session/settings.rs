@@ -74,6 +74,8 @@ pub struct Settings {
     pub queue_size: Option<u16>,
     /// Descriptors of the device's receive queue: 256, 512 or 1024.
     pub rx_queue_size: Option<u16>,
+    /// Whether the device offers receive-side scaling and hash reports.
+    pub rss: bool,
     /// The VLAN that the guest and the far end are in, 1 to 4094.
     pub vlan: Option<u16>,
     /// The MTU that the device tells, 68 to 65535 bytes.
@@ -212,6 +214,12 @@ pub enum Mismatch {
          (--transport modern, or --rx-queue-size for another device)"
     )]
     QueueSize,
+    /// Receive-side scaling by a legacy interface.
+    #[error("--rss: legacy interfaces do not have it (--transport modern, no --mmio-legacy)")]
+    Rss,
+    /// Receive-side scaling at a far end with one queue.
+    #[error("--rss: this far end has one queue and no hashes (--net tap has both)")]
+    RssFarEnd,
     /// A VLAN at a far end that knows none.
     #[error("--vlan: this far end knows no VLANs (--net dgram of `run` does, `trace` too)")]
     Vlan,
@@ -250,6 +258,9 @@ impl Settings {
         if self.queue_size.is_some() && is_legacy_pci {
             return Err(Mismatch::QueueSize);
         }
+        if self.rss && (is_legacy_pci || self.mmio_legacy) {
+            return Err(Mismatch::Rss);
+        }
         match machine {
             Kind::Microvm if self.image.is_some() => Err(Mismatch::Image),
             Kind::Microvm if self.pio_notify => Err(Mismatch::PioNotify(machine)),
@@ -265,6 +276,10 @@ impl Settings {
     pub fn check_with(&self, net: NetChoice) -> Result<(), Mismatch> {
         if self.vlan.is_some() && net != NetChoice::Dgram {
             return Err(Mismatch::Vlan);
+        }
+        if self.rss && net != NetChoice::Tap {
+            self.check()?;
+            return Err(Mismatch::RssFarEnd);
         }
         self.check()
     }
@@ -344,6 +359,7 @@ impl Settings {
                 mtu: self.mtu,
                 rx_queue_size: self.rx_queue_size,
                 layout: self.layout,
+                rss: self.rss,
             },
         })
     }
