@@ -70,6 +70,7 @@ extern "C" fn run() -> ! {
     }
 
     pci::init(tables.ecam);
+    memory::set_iommu(tables.has_iommu);
     tables.keep();
 
     let (config, source) = config::load(platform);

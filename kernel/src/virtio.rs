@@ -97,7 +97,8 @@ impl Device {
             (Self::Mmio(place, _), _) => AnyTransport::Mmio(place.open()?),
             (Self::Pci(VirtioFunction { function, .. }), Interface::Modern(_)) => {
                 let transport = ModernPciTransport::new(PciAccess, function.location);
-                AnyTransport::ModernPci(transport.map_err(OpenError::Transport)?)
+                let transport = transport.map_err(OpenError::Transport)?;
+                AnyTransport::ModernPci(transport.with_access_platform())
             }
             (Self::Pci(VirtioFunction { function, .. }), _) => {
                 // SAFETY: the kernel runs at privilege 0, and the ports are

@@ -63,7 +63,10 @@ impl MmioDevice {
         // SAFETY: the machine's description says that these are registers of
         // virtio-mmio, and no memory is there, as was just checked. The
         // transport is the only user: devices are opened by their one driver.
-        unsafe { MmioTransport::new(self.address, self.size) }.map_err(OpenError::Transport)
+        let transport = unsafe { MmioTransport::new(self.address, self.size) };
+        Ok(transport
+            .map_err(OpenError::Transport)?
+            .with_access_platform())
     }
 }
 

@@ -1,7 +1,8 @@
 //! The ACPI tables that this kernel needs: MADT (interrupt controllers), FADT
-//! (the power management timer), MCFG (PCI's configuration in memory) and, in
-//! part, the DSDT (virtio-mmio devices). ACPI specification 6.5, chapter 5.
-//! Where PCI's interrupts lead is for `kickpath_aml` to find out.
+//! (the power management timer), MCFG (PCI's configuration in memory), whether
+//! there is an IOMMU and, in part, the DSDT (virtio-mmio devices). ACPI
+//! specification 6.5, chapter 5. Where PCI's interrupts lead is for
+//! `kickpath_aml` to find out.
 //!
 //! Tables are firmware's; every length in them is checked against the mapped
 //! memory, and what does not fit is left out with a warning.
@@ -21,6 +22,9 @@ const HEADER: usize = 36;
 const MAX_TABLE: usize = 1 << 20;
 /// Where I/O APICs are by convention, when no ACPI says so.
 const DEFAULT_IO_APIC: u64 = 0xfec0_0000;
+
+/// The tables that describe an IOMMU: Intel's, AMD's and virtio's.
+const IOMMUS: [&[u8; 4]; 3] = [b"DMAR", b"IVRS", b"VIOT"];
 
 /// An I/O APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +106,8 @@ pub struct Tables {
     pub cpus_left_out: usize,
     /// PCI's configuration space in memory, where there is one.
     pub ecam: Option<Ecam>,
+    /// Whether there is an IOMMU.
+    pub has_iommu: bool,
     /// Physical address of the DSDT, which is not looked at yet.
     dsdt: Option<u64>,
     /// Physical addresses of the SSDTs, which are not looked at either.
@@ -198,6 +204,8 @@ pub fn read(rsdp: Option<u64>) -> Tables {
                     tables.dsdt = dsdt(fadt);
                 } else if let Some(mcfg) = table(address, b"MCFG") {
                     tables.ecam = read_mcfg(mcfg);
+                } else if IOMMUS.iter().any(|name| has_signature(address, name)) {
+                    tables.has_iommu = true;
                 } else if has_signature(address, b"SSDT") && tables.ssdts.push(address).is_err() {
                     log::warn!("ACPI: more than {MAX_SSDTS} SSDTs");
                 }

@@ -2,9 +2,10 @@
 //! [`Hal`].
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
+use virtio_net::transport::AccessPlatform;
 use x86_64::VirtAddr;
 
 use super::layout::{MEMORY_BASE, PAGE};
@@ -41,6 +42,22 @@ static DMA_PAGES: AtomicUsize = AtomicUsize::new(0);
 /// Pages of 4096 bytes that drivers share with their devices now.
 pub fn dma_pages() -> usize {
     DMA_PAGES.load(Ordering::Relaxed)
+}
+
+/// Whether the machine has an IOMMU, which this kernel does not drive.
+static IOMMU: AtomicBool = AtomicBool::new(false);
+
+/// Takes note of whether there is an IOMMU. Before the first driver starts.
+pub fn set_iommu(is_there: bool) {
+    IOMMU.store(is_there, Ordering::Relaxed);
+}
+
+// SAFETY: without an IOMMU nothing is translated, and physical addresses, which
+// this `Hal` gives, are right.
+unsafe impl AccessPlatform for KernelHal {
+    fn access_platform() -> bool {
+        !IOMMU.load(Ordering::Relaxed)
+    }
 }
 
 fn pages_of(size: usize) -> usize {

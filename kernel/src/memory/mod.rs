@@ -15,7 +15,7 @@ use spin::Mutex;
 use crate::arch::cpu;
 use crate::entry::{Platform, Protocol, RegionKind};
 use frames::FreeMemory;
-pub use hal::{KernelHal, dma_pages};
+pub use hal::{KernelHal, dma_pages, set_iommu};
 pub use paging::{MapError, map_mmio};
 
 /// Free memory below which the kernel does not start, in bytes: rings, socket

@@ -112,6 +112,20 @@
 //! }
 //! ```
 //!
+//! # What is left out
+//!
+//! [`Features::IMPLEMENTED`] is all that is ever acknowledged. Left out, and why:
+//!
+//! - `GSO`: `HOST_TSO4` and `HOST_TSO6` say the same exactly.
+//! - `GUEST_ECN`, `HOST_ECN`: smoltcp, for which this was written, has no ECN.
+//! - `GUEST_UFO`, `HOST_UFO`: UDP in large pieces, which Linux gave up.
+//! - `NOTIFY_ON_EMPTY`: one more interrupt; `EVENT_IDX` is better.
+//! - `BAD_FEATURE`: a mark for drivers that acknowledge what they do not know.
+//! - `ORDER_PLATFORM`: barriers for devices that are real hardware.
+//! - `SR_IOV`: a device's virtual functions are a matter of the PCI code.
+//! - `GUEST_HDRLEN`: header lengths in the driver's requests are exact anyway.
+//! - `STANDBY`: failover between two devices is a matter of the network stack.
+//!
 //! # Where to read on
 //!
 //! In the order of a packet's way out: [`net::VirtioNet`] ->
@@ -120,6 +134,7 @@
 //! was set up: [`vectors::find_vqs`]. Items name the Linux function that they
 //! answer to, also as search aliases.
 //!
+//! [`Features::IMPLEMENTED`]: net::Features::IMPLEMENTED
 //! [`ConfigurationAccess`]: virtio_drivers::transport::pci::bus::ConfigurationAccess
 //! [`InterruptController`]: vectors::InterruptController
 //! [`InterruptState`]: interrupt::InterruptState

@@ -210,10 +210,28 @@ fn above_4_gib(machine: &mut Machine) {
 }
 
 fn refusals(suite: &mut Suite) {
-    let spec = Spec::new(Kind::Q35)
-        .nic(|nic| nic.transport = NicTransport::Modern)
-        .property("iommu_platform", "on");
-    suite.launch("transports::access_platform_is_refused", spec, |lab| {
+    // Where nothing is translated the `Hal` says that its addresses are right,
+    // where there is an IOMMU that it does not know; and the feature can be
+    // refused.
+    let demanding = |kind| {
+        let spec = Spec::new(kind).property("iommu_platform", "on");
+        spec.nic(|nic| nic.transport = NicTransport::Modern)
+    };
+    for (name, kind) in [("pci", Kind::Q35), ("mmio", Kind::Microvm)] {
+        let name = format!("transports::access_platform_{name}");
+        suite.guest(&name, demanding(kind), |lab| {
+            let negotiated = lab.status()?.device.features_negotiated;
+            let is_there = negotiated.iter().any(|name| name == "ACCESS_PLATFORM");
+            ensure!(is_there, "{negotiated:?}");
+            lab.check_services()
+        });
+        let spec = demanding(kind).config(|c| c.features_off = "access_platform".into());
+        suite.launch(&format!("{name}_refused"), spec, |lab| {
+            expect_failure(lab, &["ACCESS_PLATFORM", "iommu_platform=on"])
+        });
+    }
+    let spec = demanding(Kind::Q35).extra(&["-device", "intel-iommu"]);
+    suite.launch("transports::an_iommu_is_not_driven", spec, |lab| {
         expect_failure(lab, &["ACCESS_PLATFORM", "iommu_platform=on"])
     });
     let spec = Spec::new(Kind::Q35)

@@ -11,7 +11,7 @@ mod table;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kickpath::qemu::{Kind, NicTransport};
 use kickpath_abi::config::{Irq, Transport};
 use kickpath_tests::{Spec, Suite};
@@ -51,6 +51,11 @@ impl Way {
             transport,
             irq,
         }
+    }
+
+    /// Whether its device can have `VERSION_1`, with what goes with it.
+    fn is_version_1(&self) -> bool {
+        !matches!(self.test, "legacy" | "mmio_v1")
     }
 
     fn spec(&self) -> Spec {
@@ -186,5 +191,21 @@ fn every_feature() -> Result<()> {
             "docs/features.md has {name} in the table; it is not implemented"
         );
     }
+    // The driver's own page has the same list.
+    let page = include_str!("../../../kernel/virtio-net/src/lib.rs");
+    let (_, list) = page.split_once("# What is left out").unwrap_or_default();
+    let (list, _) = list.split_once("//! # ").unwrap_or_default();
+    let items = list.lines().filter(|line| line.starts_with("//! - "));
+    let names = items.filter_map(|item| item.split_once(": "));
+    let mut named = Features::empty();
+    for name in names.flat_map(|(names, _)| names.split('`').skip(1).step_by(2)) {
+        let feature = Features::by_name(name);
+        named |= feature.with_context(|| format!("the driver's page names {name}"))?;
+    }
+    let left_out = Features::all() - Features::IMPLEMENTED;
+    ensure!(
+        named == left_out,
+        "the driver's page says that '{named}' are left out; it is '{left_out}'"
+    );
     Ok(())
 }

@@ -106,6 +106,10 @@ fn cell(way: &Way, all: &Status, feature: Features) -> Cell {
     }
     let result = if feature == Features::MQ {
         several_pairs(way, [Features::RSS, Features::SEVERAL_PAIRS])
+    } else if feature == Features::ACCESS_PLATFORM && way.is_version_1() {
+        access_platform(way)
+    } else if is_not_done(all).contains(feature) {
+        return Cell::NotDone;
     } else if !features(&all.device.features_offered).contains(feature) {
         return Cell::NotOffered;
     } else if feature == Features::RSS {
@@ -131,6 +135,27 @@ fn on_and_off(way: &Way, feature: Features) -> Result<()> {
     Ok(())
 }
 
+/// What a device offers and does not do: the driver has tried it, and does not
+/// take it.
+fn is_not_done(all: &Status) -> Features {
+    let offered = features(&all.device.features_offered);
+    let negotiated = features(&all.device.features_negotiated);
+    Features::RING_RESET & offered - negotiated
+}
+
+/// A device that demands it, which QEMU's does only if it is told to. (A driver
+/// that refuses it does not get the device.)
+fn access_platform(way: &Way) -> Result<()> {
+    let spec = offering(way.spec()).property("iommu_platform", "on");
+    let status = traffic_of(spec, Features::SEVERAL_PAIRS)?;
+    let negotiated = features(&status.device.features_negotiated);
+    ensure!(
+        negotiated.contains(Features::ACCESS_PLATFORM),
+        "{negotiated}"
+    );
+    Ok(())
+}
+
 /// The properties of QEMU's device that it does not have by default.
 fn offering(spec: Spec) -> Spec {
     spec.property("host_mtu", "9000")
@@ -143,12 +168,20 @@ fn offering(spec: Spec) -> Spec {
 /// Boots a guest that refuses these features and no others: exactly what is
 /// left is negotiated, is seen to work or not to, and traffic passes.
 fn run(way: &Way, refused: Features) -> Result<Status> {
-    let site = Site::new(refusing(offering(way.spec()), refused), 1)?;
+    // One CPU uses one pair of queues.
+    traffic_of(
+        refusing(offering(way.spec()), refused),
+        refused | Features::SEVERAL_PAIRS,
+    )
+}
+
+/// What a guest reports that was given some traffic.
+fn traffic_of(spec: Spec, refused: Features) -> Result<Status> {
+    let site = Site::new(spec, 1)?;
     site.run(|| {
         site.traffic()?;
         let status = site.status()?;
-        // One CPU uses one pair of queues.
-        check_negotiated(&status, refused | Features::SEVERAL_PAIRS)?;
+        check_negotiated(&status, refused | site.not_taken())?;
         Ok(status)
     })
 }
@@ -223,7 +256,7 @@ fn several_pairs(way: &Way, refused: [Features; 2]) -> Result<()> {
         site.run(|| {
             site.traffic()?;
             let status = site.status()?;
-            check_negotiated(&status, refused)?;
+            check_negotiated(&status, refused | site.not_taken())?;
             for pair in &status.pairs {
                 ensure!(
                     pair.counters.rx_packets > 0 && pair.counters.tx_packets > 0,
@@ -344,6 +377,18 @@ impl Site {
             let cause = Cause::Other(format!("{error:#}"));
             anyhow!("{error:#}\n{}", self.guest.failure(cause))
         })
+    }
+
+    /// What the guest says that the device offers and does not do.
+    fn not_taken(&self) -> Features {
+        const LINE: &str = "RING_RESET is offered and not taken: queue 0: the device does not";
+        let lines = self.guest.console_since(0);
+        let mut features = Features::empty();
+        features.set(
+            Features::RING_RESET,
+            lines.iter().any(|line| line.text.contains(LINE)),
+        );
+        features
     }
 
     fn address(&self) -> IpAddr {

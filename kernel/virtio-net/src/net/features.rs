@@ -122,6 +122,7 @@ impl Features {
         .union(Self::IN_ORDER)
         .union(Self::NOTIFICATION_DATA)
         .union(Self::RING_RESET)
+        .union(Self::ACCESS_PLATFORM)
         .union(Self::VERSION_1);
 
     /// What [`Self::CTRL_GUEST_OFFLOADS`] is about (specification 5.1.6.5.8).
@@ -145,7 +146,7 @@ impl Features {
 
     /// Features with what each needs, of several any one (specification
     /// 5.1.3.1; and forms of rings that the legacy interface does not know).
-    const NEEDS: [(Self, Self); 21] = [
+    const NEEDS: [(Self, Self); 22] = [
         (Self::GUEST_TSO4, Self::GUEST_CSUM),
         (Self::GUEST_TSO6, Self::GUEST_CSUM),
         (Self::GUEST_ECN, Self::GUEST_TSO4.union(Self::GUEST_TSO6)),
@@ -167,6 +168,7 @@ impl Features {
         (Self::IN_ORDER, Self::VERSION_1),
         (Self::NOTIFICATION_DATA, Self::VERSION_1),
         (Self::RING_RESET, Self::VERSION_1),
+        (Self::ACCESS_PLATFORM, Self::VERSION_1),
     ];
 
     /// Without the features that need others that are not there (Linux

@@ -244,7 +244,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     }
 
     /// Tells the device which of the negotiated receive offloads the driver
-    /// wants from now on (Linux `virtnet_set_guest_offloads`).
+    /// wants from now on (Linux `virtnet_set_guest_offloads`). One that needs
+    /// another which is not among them (specification 5.1.3.1) is left out.
     ///
     /// # Errors
     ///
@@ -252,6 +253,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// negotiated. [`NetError::NotOpen`].
     #[doc(alias = "virtnet_set_guest_offloads")]
     pub fn set_guest_offloads(&mut self, offloads: Features) -> Result<(), NetError> {
+        let offloads = offloads.without_dangling();
         let command = Command::GuestOffloads(offloads);
         let feature = offloads - (self.info.negotiated & Features::GUEST_OFFLOADS);
         if !feature.is_empty() {

@@ -32,7 +32,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// [`NetError::Config`].
     #[doc(alias = "virtnet_probe")]
     pub fn probe(
-        mut transport: T,
+        transport: T,
         refused: Features,
         interrupts: &'static InterruptState,
     ) -> Result<Self, NetError> {
@@ -40,10 +40,6 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         if device_type != DeviceType::Network {
             return Err(NetError::NotNetwork { device_type });
         }
-        // With one pair, there is nothing that MQ and RSS would be good for;
-        // and what the device can hash is not known yet.
-        let not_yet = Features::SEVERAL_PAIRS | Features::HASH_REPORT;
-        let (offered, negotiated) = negotiate(&mut transport, refused | not_yet)?;
         let mut net = Self {
             transport,
             open: None,
@@ -51,8 +47,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             queue_pairs: 1,
             queue_size: MAX_SIZE,
             info: DeviceInfo {
-                offered,
-                negotiated,
+                offered: Features::empty(),
+                negotiated: Features::empty(),
                 mac: [0; 6],
                 mtu: DEFAULT_MTU,
                 max_mtu: u16::MAX,
@@ -73,8 +69,23 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             hash_key: rss::KEY,
             checks_hashes: false,
         };
+        net.negotiate()?;
+        if net.info.negotiated.contains(Features::RING_RESET)
+            && net.transport.queue_reset_is_doubtful()
+        {
+            net.try_queue_reset()?;
+        }
         net.read_info()?;
         Ok(net)
+    }
+
+    /// Negotiates for the first time, before it is known how many pairs are
+    /// wanted: for one there is nothing that MQ and RSS would be good for; and
+    /// what the device can hash is not known yet.
+    pub(super) fn negotiate(&mut self) -> Result<(), NetError> {
+        let refused = self.refused | Features::SEVERAL_PAIRS | Features::HASH_REPORT;
+        (self.info.offered, self.info.negotiated) = negotiate(&mut self.transport, refused)?;
+        Ok(())
     }
 
     /// Asks for this many queue pairs from the next [`Self::open`] on, 1 if
@@ -281,6 +292,9 @@ fn negotiate<T: ConfigOps>(
     // 4. to 6. Features: of what is offered, what is implemented and wanted.
     let offered = Features::from_bits_retain(transport.read_device_features());
     check_access_platform(transport, offered.bits())?;
+    if (offered & refused).contains(Features::ACCESS_PLATFORM) {
+        return Err(TransportError::AccessPlatform);
+    }
     let refused = refused | Features::from_bits_retain(transport.unsupported_features());
     let negotiated = (offered & (Features::IMPLEMENTED - refused)).without_dangling();
     transport.finalize_features(negotiated.bits())?;

@@ -13,6 +13,30 @@ use crate::transport::{ConfigOps, TransportError};
 use crate::vectors::{self, Rung};
 
 impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+    /// Finds out whether a device resets a queue that was agreed to be reset
+    /// alone, with its first queue before it is live, and negotiates again:
+    /// without `VIRTIO_F_RING_RESET` if it does not.
+    pub(super) fn try_queue_reset(&mut self) -> Result<(), NetError> {
+        const QUEUE: u16 = 0;
+        let shape = data_queue_shape(self.info.negotiated, self.queue_size);
+        let transport = &mut self.transport;
+        let queue = vectors::setup_queue::<H, T>(transport, QUEUE, shape)?;
+        let result = vectors::enable_queue(transport, QUEUE, None)
+            .and_then(|()| Ok(transport.queue_reset(QUEUE)?));
+        if let Err(error) = result {
+            log::info!("RING_RESET is offered and not taken: {error}");
+            self.refused |= Features::RING_RESET;
+        }
+        match self.negotiate() {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // It may not have been reset.
+                core::mem::forget(queue);
+                Err(error)
+            }
+        }
+    }
+
     /// Resets one queue of a pair and sets it up again, empty but for new
     /// receive buffers (Linux `virtnet_rx_resize` and `virtnet_tx_resize`).
     /// `queue` is its index at the device: 2 N is the receive queue of pair N,

@@ -165,6 +165,10 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports, R: Registers> ConfigOps
         delegate!(self, transport => transport.enable_queue(queue))
     }
 
+    fn queue_reset_is_doubtful(&self) -> bool {
+        delegate!(self, transport => transport.queue_reset_is_doubtful())
+    }
+
     fn queue_reset(&mut self, queue: u16) -> Result<(), TransportError> {
         delegate!(self, transport => transport.queue_reset(queue))
     }

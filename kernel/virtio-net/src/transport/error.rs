@@ -133,6 +133,12 @@ pub enum TransportError {
         /// Index of the queue.
         queue: u16,
     },
+    /// The device says that the reset of a queue is over, and the queue is
+    /// still enabled: it has not done it.
+    QueueNotReset {
+        /// Index of the queue.
+        queue: u16,
+    },
     /// The device has no MSI-X, or not as many entries as needed.
     TooFewVectors {
         /// Entries needed.
@@ -165,8 +171,8 @@ pub enum TransportError {
     /// refuse it (specification 6.1).
     NoVersion1,
     /// The device offers `VIRTIO_F_ACCESS_PLATFORM`, so its memory accesses
-    /// may be translated, and the embedder did not say that its `Hal` knows
-    /// how (specification 6.1).
+    /// may be translated, and the `Hal` did not say that it knows how, or the
+    /// driver was told to refuse the feature (specification 6.1).
     AccessPlatform,
 }
 
@@ -327,6 +333,9 @@ impl fmt::Display for TransportError {
             ),
             Self::QueueResetTimeout { queue } => {
                 write!(f, "queue {queue}: the device does not finish its reset")
+            }
+            Self::QueueNotReset { queue } => {
+                write!(f, "queue {queue}: the device does not reset it alone")
             }
             Self::TooFewVectors { needed, available } => write!(
                 f,

@@ -35,7 +35,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::config_space;
 use super::registers::{MappedRegisters, Registers};
-use super::{ConfigOps, MsiMessage, RingAddresses, TransportError, VERSION_1};
+use super::{AccessPlatform, ConfigOps, MsiMessage, RingAddresses, TransportError, VERSION_1};
 use crate::doorbell::Doorbell;
 use crate::interrupt::{IsrRegister, MmioInterrupt};
 
@@ -225,8 +225,11 @@ impl<H: Hal, R: Registers> MmioTransport<H, R> {
     ///
     /// [`ModernPciTransport::with_access_platform`]: super::modern_pci::ModernPciTransport::with_access_platform
     #[must_use]
-    pub fn with_access_platform(mut self) -> Self {
-        self.access_platform = true;
+    pub fn with_access_platform(mut self) -> Self
+    where
+        H: AccessPlatform,
+    {
+        self.access_platform = H::access_platform();
         self
     }
 
@@ -522,6 +525,12 @@ impl<H: Hal, R: Registers> ConfigOps for MmioTransport<H, R> {
         }
     }
 
+    /// QEMU offers it for the device, whatever the transport, and (7.2) its
+    /// virtio-mmio has no QueueReset.
+    fn queue_reset_is_doubtful(&self) -> bool {
+        self.version == Version::Modern
+    }
+
     fn queue_reset(&mut self, queue: u16) -> Result<(), TransportError> {
         if self.version == Version::Legacy {
             return Err(TransportError::NoQueueReset { queue });
@@ -529,8 +538,12 @@ impl<H: Hal, R: Registers> ConfigOps for MmioTransport<H, R> {
         self.write(register::QUEUE_SEL, u32::from(queue));
         self.write(register::QUEUE_RESET, 1);
         for _ in 0..QUEUE_RESET_READS {
-            if self.read(register::QUEUE_RESET) == 0 && self.read(register::QUEUE_READY) == 0 {
-                return Ok(());
+            if self.read(register::QUEUE_RESET) == 0 {
+                // Specification 4.2.2.1: when it is over, both are 0.
+                return match self.read(register::QUEUE_READY) {
+                    0 => Ok(()),
+                    _ => Err(TransportError::QueueNotReset { queue }),
+                };
             }
             core::hint::spin_loop();
         }

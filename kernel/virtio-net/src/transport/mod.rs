@@ -23,8 +23,8 @@ pub use registers::{MappedRegisters, Registers};
 
 use core::fmt;
 
-use virtio_drivers::PhysAddr;
 use virtio_drivers::transport::{DeviceStatus, Transport};
+use virtio_drivers::{Hal, PhysAddr};
 
 use crate::doorbell::Doorbell;
 use crate::interrupt::IsrRegister;
@@ -37,6 +37,22 @@ const NOTIFICATION_DATA: u64 = 1 << 38;
 const RING_RESET: u64 = 1 << 40;
 /// `VIRTIO_F_ACCESS_PLATFORM` (specification 6).
 const ACCESS_PLATFORM: u64 = 1 << 33;
+
+/// A [`Hal`] that knows of translated accesses (`VIRTIO_F_ACCESS_PLATFORM`,
+/// specification 6.1): an IOMMU may stand between the device and the memory. A
+/// transport asks by its `with_access_platform`; one that was not told to
+/// refuses a device that demands it.
+///
+/// # Safety
+///
+/// When [`Self::access_platform`] says so, the addresses of the `Hal` must be
+/// those by which such a device reaches the memory, and no other memory.
+pub unsafe trait AccessPlatform: Hal {
+    /// Whether the addresses that this `Hal` gives are right also for a device
+    /// whose accesses are translated: it maps its memory in the IOMMU, or there
+    /// is none.
+    fn access_platform() -> bool;
+}
 
 /// Where an MSI-X entry sends its interrupt: a memory write (PCI 6.8.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +138,12 @@ pub trait ConfigOps: Transport {
         0
     }
 
+    /// Whether a device may offer `VIRTIO_F_RING_RESET` and have no register for
+    /// it. It is tried then, before the device is live.
+    fn queue_reset_is_doubtful(&self) -> bool {
+        false
+    }
+
     /// Resets one queue and waits until the device no longer uses it
     /// (`VIRTIO_F_RING_RESET`, specification 2.6.1). It is set up again by
     /// [`Self::setup_queue`], [`Self::set_queue_vector`] and
@@ -130,7 +152,8 @@ pub trait ConfigOps: Transport {
     /// # Errors
     ///
     /// [`TransportError::NoQueueReset`] where the transport has no register
-    /// for it, [`TransportError::QueueResetTimeout`] after a bounded number of
+    /// for it, [`TransportError::QueueNotReset`] where the device's does
+    /// nothing, [`TransportError::QueueResetTimeout`] after a bounded number of
     /// reads.
     #[doc(alias = "disable_vq_and_reset")]
     fn queue_reset(&mut self, queue: u16) -> Result<(), TransportError> {
@@ -229,8 +252,8 @@ fn features_ok<T: Transport>(transport: &mut T, features: u64) -> Result<(), Tra
     }
 }
 
-/// Makes sure that a device's accesses are such as the transport's embedder
-/// can serve, before features are agreed on.
+/// Makes sure that a device's accesses are such as the transport's `Hal` can
+/// serve, before features are agreed on.
 ///
 /// # Errors
 ///

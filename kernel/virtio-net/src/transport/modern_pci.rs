@@ -33,7 +33,10 @@ use super::config_space;
 use super::msix::{Msix, vector_taken};
 use super::registers::{MappedRegisters, Registers};
 use super::structures::{self, Location, Region, Structures};
-use super::{ConfigOps, MsiMessage, NOTIFICATION_DATA, RingAddresses, TransportError, VERSION_1};
+use super::{
+    AccessPlatform, ConfigOps, MsiMessage, NOTIFICATION_DATA, RingAddresses, TransportError,
+    VERSION_1,
+};
 use crate::doorbell::Doorbell;
 use crate::interrupt::IsrRegister;
 
@@ -149,12 +152,14 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
         })
     }
 
-    /// Says that the addresses of `H` are those that the device must use when
-    /// its accesses are translated, so that `VIRTIO_F_ACCESS_PLATFORM` may be
-    /// agreed on (specification 6.1).
+    /// Lets `VIRTIO_F_ACCESS_PLATFORM` be agreed on if the `Hal` says that it
+    /// can (specification 6.1).
     #[must_use]
-    pub fn with_access_platform(mut self) -> Self {
-        self.access_platform = true;
+    pub fn with_access_platform(mut self) -> Self
+    where
+        H: AccessPlatform,
+    {
+        self.access_platform = H::access_platform();
         self
     }
 

@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
 use virtio_net::doorbell::Doorbell;
 use virtio_net::interrupt::{InterruptState, IsrRegister, MmioInterrupt};
+use virtio_net::net::{Features, NetError, VirtioNet};
 use virtio_net::queue::{EventMode, RingShape};
 use virtio_net::transport::mmio::{DeviceWord, MmioTransport, NotADevice, Version};
 use virtio_net::transport::{BusName, ConfigOps, RingAddresses, TransportError};
@@ -14,7 +15,7 @@ use virtio_net::vectors::{self, Rung, WantedQueue};
 use crate::msix::messages;
 use crate::support::controller::FakeController;
 use crate::support::faults::{self, Step};
-use crate::support::memory::{GuestHal, pages_in_use};
+use crate::support::memory::{self, GuestHal, pages_in_use};
 use crate::support::mmio::{BASE, Mmio, MmioDevice, MmioMachine};
 use crate::support::registers::FakeRegisters;
 
@@ -22,7 +23,7 @@ const EVENT_IDX: u64 = 1 << 29;
 
 /// The features that the version cannot do without.
 fn needed(version: u32) -> u64 {
-    if version == 2 { 1 << 32 } else { 0 }
+    if version == 2 { 1 << 32 | 1 << 40 } else { 0 }
 }
 
 fn acknowledge(transport: &mut Mmio) {
@@ -214,10 +215,70 @@ fn a_queue_reset_that_has_no_effect_is_given_up() {
     let (machine, mut transport) = ready(2);
     transport.setup_queue(0, rings(64, 0x1000)).unwrap();
     transport.enable_queue(0).unwrap();
-    machine.device().queues[0].resets = false;
-    let timeout = Err(TransportError::QueueResetTimeout { queue: 0 });
-    assert_eq!(transport.queue_reset(0), timeout);
-    assert!(machine.device().accesses < 1_000_000);
+    machine.device().resets_queues = false;
+    let error = Err(TransportError::QueueNotReset { queue: 0 });
+    let before = machine.device().accesses;
+    assert_eq!(transport.queue_reset(0), error);
+    assert!(machine.device().accesses - before < 10);
+}
+
+/// RING_RESET is taken from a device that does it, and from no other.
+#[test]
+fn the_driver_tries_the_queue_reset_before_it_counts_on_it() {
+    for (resets, refused) in [(true, false), (false, false), (true, true), (false, true)] {
+        let machine = MmioMachine::new(2);
+        machine.device().resets_queues = resets;
+        let state = Box::leak(Box::new(InterruptState::new()));
+        let pages = pages_in_use();
+        let mut refuse = Features::empty();
+        refuse.set(Features::RING_RESET, refused);
+        let net = VirtioNet::<GuestHal, _>::probe(machine.transport().unwrap(), refuse, state);
+        let net = net.unwrap();
+        let info = net.info();
+        assert!(info.offered.contains(Features::RING_RESET));
+        let expected = resets && !refused;
+        assert_eq!(info.negotiated.contains(Features::RING_RESET), expected);
+        let device = machine.device();
+        assert_eq!(device.features >> 40 & 1 != 0, expected);
+        assert_eq!(device.queue_resets, u64::from(!refused));
+        // Nothing is left of it.
+        assert!(device.queues.iter().all(|queue| !queue.ready));
+        assert_eq!(pages_in_use(), pages);
+        assert!(device.notified.is_empty());
+        assert_eq!(device.violations, [] as [String; 0]);
+        drop(device);
+    }
+}
+
+/// ACCESS_PLATFORM is agreed on where the `Hal` says that it can, and refuses
+/// the device otherwise: without the feature it does not work.
+#[test]
+fn access_platform_is_up_to_the_hal() {
+    let error = Some(NetError::Transport(TransportError::AccessPlatform));
+    let state: &InterruptState = Box::leak(Box::new(InterruptState::new()));
+    for (can, asked, refused) in [
+        (false, true, false),
+        (true, false, false),
+        (true, true, false),
+        (true, true, true),
+    ] {
+        let machine = MmioMachine::new(2);
+        machine.device().offered |= Features::ACCESS_PLATFORM.bits();
+        memory::set_access_platform(can);
+        let mut transport = machine.transport().unwrap();
+        if asked {
+            transport = transport.with_access_platform();
+        }
+        let mut refuse = Features::empty();
+        refuse.set(Features::ACCESS_PLATFORM, refused);
+        let net = VirtioNet::<GuestHal, _>::probe(transport, refuse, state);
+        if can && asked && !refused {
+            let negotiated = net.unwrap().info().negotiated;
+            assert!(negotiated.contains(Features::ACCESS_PLATFORM));
+        } else {
+            assert_eq!(net.err(), error);
+        }
+    }
 }
 
 #[test]

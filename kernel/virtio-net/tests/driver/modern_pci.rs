@@ -13,7 +13,7 @@ use virtio_net::vectors::{self, Attempt, FindVqsError, Rung, Vqs, WantedQueue};
 use crate::msix::messages;
 use crate::support::controller::FakeController;
 use crate::support::faults::{self, Step};
-use crate::support::memory::{GuestHal, pages_in_use};
+use crate::support::memory::{self, GuestHal, pages_in_use};
 use crate::support::modern::{
     Modern, ModernDevice, ModernMachine, NO_VECTOR, NOTIFY, PORTS, TABLE, VERSION_1, capabilities,
     capability, notify_capability, status,
@@ -139,6 +139,11 @@ fn translated_accesses_are_refused_unless_the_embedder_can() {
         check_access_platform(&transport, offered),
         Err(TransportError::AccessPlatform)
     );
+    // The `Hal` is asked, and says that it cannot, or that it can.
+    let transport = transport.with_access_platform();
+    let refused = Err(TransportError::AccessPlatform);
+    assert_eq!(check_access_platform(&transport, offered), refused);
+    memory::set_access_platform(true);
     let transport = transport.with_access_platform();
     assert_eq!(check_access_platform(&transport, offered), Ok(()));
 }

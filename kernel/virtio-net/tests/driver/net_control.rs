@@ -552,6 +552,12 @@ fn offloads_are_those_that_were_negotiated() {
     net.set_guest_offloads(Features::empty()).unwrap();
     assert_eq!(filter(&machine).offloads, Some(0));
     let negotiated = net.info().negotiated & Features::GUEST_OFFLOADS;
+    // Large frames have partial checksums.
+    let part = Features::GUEST_CSUM | Features::GUEST_TSO6;
+    net.set_guest_offloads(part).unwrap();
+    assert_eq!(filter(&machine).offloads, Some(part.bits()));
+    net.set_guest_offloads(Features::GUEST_TSO6).unwrap();
+    assert_eq!(filter(&machine).offloads, Some(0));
     net.set_guest_offloads(negotiated).unwrap();
     net.open(&mut machine.controller, Rung::Polling).unwrap();
     assert_eq!(filter(&machine).offloads, Some(negotiated.bits()));

@@ -3,11 +3,12 @@
 //! All of it belongs to the thread: `Hal` has no `self`, and each test has a
 //! thread of its own.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
+use virtio_net::transport::AccessPlatform;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::faults;
@@ -45,6 +46,22 @@ thread_local! {
 /// The memory of this thread's guest, as a device sees it.
 pub fn guest_memory() -> GuestMemoryMmap<()> {
     MEMORY.with_borrow(|memory| memory.guest.clone())
+}
+
+thread_local! {
+    static ACCESS_PLATFORM: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What [`GuestHal`] says of translated accesses.
+pub fn set_access_platform(can: bool) {
+    ACCESS_PLATFORM.set(can);
+}
+
+// SAFETY: the models of devices translate nothing.
+unsafe impl AccessPlatform for GuestHal {
+    fn access_platform() -> bool {
+        ACCESS_PLATFORM.get()
+    }
 }
 
 /// Pages that the driver holds now.

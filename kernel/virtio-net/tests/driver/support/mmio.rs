@@ -28,8 +28,6 @@ pub struct MmioQueue {
     pub ready: bool,
     /// Descriptor, driver and device area.
     pub areas: [u64; 3],
-    /// Whether QUEUE_RESET works.
-    pub resets: bool,
 }
 
 /// The device.
@@ -53,6 +51,10 @@ pub struct MmioDevice {
     pub reads: Vec<u64>,
     /// What was written to QUEUE_NOTIFY.
     pub notified: Vec<u32>,
+    /// Whether QUEUE_RESET works.
+    pub resets_queues: bool,
+    /// How often it was written.
+    pub queue_resets: u64,
     selected: u32,
     offered_select: u32,
     features_select: u32,
@@ -83,6 +85,8 @@ impl MmioMachine {
             writes: 0,
             reads: Vec::new(),
             notified: Vec::new(),
+            resets_queues: true,
+            queue_resets: 0,
             selected: 0,
             offered_select: 0,
             features_select: 0,
@@ -112,7 +116,6 @@ impl MmioDevice {
         self.page_size = 0;
         let queue = MmioQueue {
             max: 256,
-            resets: true,
             ..MmioQueue::default()
         };
         self.queues = vec![queue; 2];
@@ -277,8 +280,13 @@ impl Model for MmioDevice {
                 }
             }
             0x0c0 if modern => {
+                let works = self.resets_queues;
+                self.queue_resets += 1;
+                if self.features >> 40 & 1 == 0 {
+                    self.violation("a queue reset without RING_RESET".into());
+                }
                 if let Some(queue) = self.queue() {
-                    queue.ready &= !queue.resets;
+                    queue.ready &= !works;
                 }
             }
             _ => panic!(
