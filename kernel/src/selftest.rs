@@ -13,6 +13,7 @@ use x86_64::structures::gdt::SegmentSelector;
 use x86_64::{PrivilegeLevel, VirtAddr};
 
 use crate::arch::{percpu, smp};
+use crate::memory::heap;
 use crate::memory::layout::{self, Stack};
 use crate::memory::paging::virtual_to_physical;
 
@@ -29,12 +30,21 @@ const NO_SEGMENT: u16 = 31;
 /// Commits the fault that `test` names; returns for a test that is no fault.
 pub fn run(test: SelfTest) {
     match test {
-        SelfTest::Off | SelfTest::Entropy | SelfTest::Block | SelfTest::Adapter => return,
+        SelfTest::Off
+        | SelfTest::Entropy
+        | SelfTest::Block
+        | SelfTest::Adapter
+        | SelfTest::QueueReset => return,
         _ => log::info!("self-test: {test}"),
     }
     match test {
-        SelfTest::Off | SelfTest::Entropy | SelfTest::Block | SelfTest::Adapter => {}
+        SelfTest::Off
+        | SelfTest::Entropy
+        | SelfTest::Block
+        | SelfTest::Adapter
+        | SelfTest::QueueReset => {}
         SelfTest::Panic | SelfTest::PanicInTransmit => panic!("self-test"),
+        SelfTest::PanicInAllocator => heap::while_locked(|| panic!("self-test")),
         SelfTest::PanicOther => on_other_cpu(SelfTest::Panic),
         SelfTest::PageFaultOther => on_other_cpu(SelfTest::PageFault),
         SelfTest::StackOverflowOther => on_other_cpu(SelfTest::StackOverflow),

@@ -8,7 +8,7 @@ use kickpath::guest::{Cause, Failure, Guest};
 use kickpath::qemu::{Accel, Boot, Kind, Machine, Nic};
 use kickpath::wire::http::Response;
 use kickpath::wire::peer::PeerOptions;
-use kickpath::wire::{Dgram, FarEnd, Peer, Plan, Recorder};
+use kickpath::wire::{Dgram, FarEnd, Peer, Plan, Recorder, WireCounters};
 use kickpath_abi::config::{Config, Ipv4Config};
 use kickpath_abi::status::Status;
 
@@ -307,6 +307,24 @@ impl Lab {
                 done => return done,
             }
         }
+    }
+
+    /// Waits until nothing has come or gone on the cable for so long, and
+    /// returns what did before.
+    ///
+    /// # Errors
+    /// The time of the test is over.
+    pub fn wait_until_quiet(&self, quiet: Duration) -> Result<WireCounters> {
+        let (mut last, mut since) = (self.peer.counters(), Instant::now());
+        while since.elapsed() < quiet {
+            ensure!(!self.left().is_zero(), "the cable is never quiet");
+            std::thread::sleep(Duration::from_millis(20));
+            let now = self.peer.counters();
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+        }
+        Ok(last)
     }
 
     /// A little of everything that the guest serves.

@@ -10,6 +10,9 @@ use core::net::{Ipv4Addr, SocketAddrV4};
 use core::str::FromStr;
 
 use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::steps::Steps;
 
 /// Name of the fw_cfg file that holds the configuration when there is no
 /// command line (`-fw_cfg name=opt/kickpath/config,string=...`).
@@ -106,6 +109,38 @@ words! {
 }
 
 words! {
+    /// What the device is to let through beside what is addressed to the guest,
+    /// or not to (specification 5.1.6.5.1).
+    RxMode {
+        /// Every frame.
+        Promiscuous = "promisc",
+        /// Every multicast frame.
+        AllMulticast = "allmulti",
+        /// Every unicast frame.
+        AllUnicast = "alluni",
+        /// No multicast frame.
+        NoMulticast = "nomulti",
+        /// No unicast frame.
+        NoUnicast = "nouni",
+        /// No broadcast frame.
+        NoBroadcast = "nobcast",
+    }
+}
+
+words! {
+    /// Receive offloads that can be turned off and on (specification
+    /// 5.1.6.5.6).
+    GuestOffload {
+        /// Frames with a partial checksum.
+        Csum = "guest_csum",
+        /// TCP over IPv4 in large pieces.
+        Tso4 = "guest_tso4",
+        /// TCP over IPv6 in large pieces.
+        Tso6 = "guest_tso6",
+    }
+}
+
+words! {
     /// How much the guest prints.
     LogLevel {
         /// Nothing.
@@ -182,6 +217,11 @@ words! {
         /// `panic!` between two frames that are being sent, in a full queue
         /// (at `up` only).
         PanicInTransmit = "panic-in-transmit",
+        /// `panic!` with the heap locked, as in the middle of an allocation.
+        PanicInAllocator = "panic-in-allocator",
+        /// A reset of one queue for which there is no memory (at `up` only,
+        /// needs `RING_RESET`): the device must be opened again.
+        QueueReset = "queue-reset",
         /// An endless loop with interrupts off: the runner must notice.
         Hang = "hang",
         /// `virtio-drivers`' entropy driver over our transports.
@@ -250,6 +290,20 @@ pub struct Config {
     pub queue_size: Option<u16>,
     /// `netconsole=ADDRESS:PORT`: send the log there by UDP as well.
     pub netconsole: Option<SocketAddrV4>,
+    /// `rx-mode=MODE,.../...`: receive modes, step by step.
+    pub rx_mode: Steps,
+    /// `unicast=ADDRESS,...`: further unicast addresses that the device is to
+    /// let through.
+    pub unicast: Vec<[u8; 6]>,
+    /// `groups=COUNT`: so many further multicast addresses, from
+    /// 01:00:5e:7f:00:00 on (those of 239.255.0.0/16, RFC 2365).
+    pub groups: u16,
+    /// `vlans=ID,.../...`: VLANs, 0 to 4095, that the device is to let through
+    /// beside `vlan`, step by step.
+    pub vlans: Steps,
+    /// `guest-offloads=NAME,.../...`: receive offloads of those negotiated, all
+    /// if not said, step by step.
+    pub guest_offloads: Steps,
 }
 
 impl Default for Config {
@@ -273,6 +327,11 @@ impl Default for Config {
             hash_check: false,
             queue_size: None,
             netconsole: None,
+            rx_mode: Steps::default(),
+            unicast: Vec::new(),
+            groups: 0,
+            vlans: Steps::default(),
+            guest_offloads: Steps::default(),
         }
     }
 }
@@ -398,6 +457,23 @@ impl Config {
             "netconsole" => {
                 self.netconsole = Some(value.parse().map_err(|_| bad("ADDRESS:PORT"))?);
             }
+            "rx-mode" => {
+                let expected = "lists of promisc, allmulti, alluni, nomulti, nouni, nobcast";
+                self.rx_mode = Steps::parse::<RxMode>(value).ok_or(bad(expected))?;
+            }
+            "unicast" => {
+                let addresses: Option<Vec<_>> = value.split(',').map(parse_mac).collect();
+                let unicast = addresses.filter(|all| all.iter().all(|[first, ..]| first & 1 == 0));
+                self.unicast = unicast.ok_or(bad("unicast addresses xx:xx:xx:xx:xx:xx,..."))?;
+            }
+            "groups" => self.groups = value.parse().map_err(|_| bad("0 to 65535"))?,
+            "vlans" => {
+                self.vlans = Steps::parse::<VlanId>(value).ok_or(bad("lists of 0 to 4095"))?;
+            }
+            "guest-offloads" => {
+                let expected = "lists of guest_csum, guest_tso4, guest_tso6";
+                self.guest_offloads = Steps::parse::<GuestOffload>(value).ok_or(bad(expected))?;
+            }
             _ => return Err(ConfigError::UnknownKey(word)),
         }
         Ok(())
@@ -409,6 +485,42 @@ fn parse_on_off(word: &str) -> Option<bool> {
         "on" => Some(true),
         "off" => Some(false),
         _ => None,
+    }
+}
+
+/// The number of a VLAN, 0 to 4095 (IEEE 802.1Q).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VlanId(pub u16);
+
+impl FromStr for VlanId {
+    type Err = ();
+    fn from_str(word: &str) -> Result<Self, ()> {
+        let id = word.parse().ok().filter(|id| *id < 4096);
+        id.map(Self).ok_or(())
+    }
+}
+
+/// Shows a hardware address with colons.
+struct Mac([u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// Shows hardware addresses with commas between.
+struct Macs<'a>(&'a [[u8; 6]]);
+
+impl fmt::Display for Macs<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for mac in self.0 {
+            write!(f, "{separator}{}", Mac(*mac))?;
+            separator = ",";
+        }
+        Ok(())
     }
 }
 
@@ -485,9 +597,8 @@ impl fmt::Display for Config {
         if let Some(vlan) = self.vlan {
             word("vlan", format_args!("{vlan}"))?;
         }
-        if let Some([a, b, c, d, e, g]) = self.mac {
-            let mac = format_args!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}");
-            word("mac", mac)?;
+        if let Some(mac) = self.mac {
+            word("mac", format_args!("{}", Mac(mac)))?;
         }
         if let Some(mtu) = self.mtu {
             word("mtu", format_args!("{mtu}"))?;
@@ -506,6 +617,21 @@ impl fmt::Display for Config {
         }
         if let Some(netconsole) = self.netconsole {
             word("netconsole", format_args!("{netconsole}"))?;
+        }
+        if !self.rx_mode.is_empty() {
+            word("rx-mode", format_args!("{}", self.rx_mode))?;
+        }
+        if !self.unicast.is_empty() {
+            word("unicast", format_args!("{}", Macs(&self.unicast)))?;
+        }
+        if self.groups != default.groups {
+            word("groups", format_args!("{}", self.groups))?;
+        }
+        if !self.vlans.is_empty() {
+            word("vlans", format_args!("{}", self.vlans))?;
+        }
+        if !self.guest_offloads.is_empty() {
+            word("guest-offloads", format_args!("{}", self.guest_offloads))?;
         }
         Ok(())
     }
@@ -528,7 +654,10 @@ mod tests {
         let text = "log=debug ip=192.0.2.7/28 gateway=192.0.2.1 transport=legacy irq=intx \
                     features=-event_idx,-mac bench=tx selftest=panic selftest-at=up trace=on vlan=5 \
                     mac=02:00:5e:10:00:ff mtu=9000 reopen=7 reset-queues=8 \
-                    hash-check=on queue-size=100 netconsole=192.0.2.1:6666";
+                    hash-check=on queue-size=100 netconsole=192.0.2.1:6666 \
+                    rx-mode=promisc/none/allmulti,nobcast \
+                    unicast=02:00:5e:10:00:01,02:00:5e:10:00:02 groups=70 vlans=5,6/4095 \
+                    guest-offloads=guest_csum,guest_tso6/none";
         let (config, errors) = parse(text);
         assert_eq!(errors, Vec::<String>::new());
         assert_eq!(config.to_string(), text);
@@ -539,10 +668,11 @@ mod tests {
     #[test]
     fn a_bad_word_is_reported_and_the_default_stays() {
         let (config, errors) = parse(
-            "colour=red log=loud ip=10.0.0.1/33 ip=224.0.0.1/4 irq features=mac vlan=0 vlan=4095 mac=1:2:3:4:5:6 mtu=67 mtu=65536",
+            "colour=red log=loud ip=10.0.0.1/33 ip=224.0.0.1/4 irq features=mac vlan=0 vlan=4095 mac=1:2:3:4:5:6 mtu=67 mtu=65536 \
+             rx-mode=loud unicast=01:00:5e:00:00:01 groups=65536 vlans=5/4096 guest-offloads=csum",
         );
         assert_eq!(config, Config::default());
-        assert_eq!(errors.len(), 11);
+        assert_eq!(errors.len(), 16);
         assert!(errors[1].contains("log='loud'"), "{}", errors[1]);
     }
 }

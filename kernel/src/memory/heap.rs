@@ -1,6 +1,7 @@
 //! The heap: all free memory, at its place in the mapping of all memory. So a
 //! heap allocation is contiguous physical memory as well, fit for DMA.
 
+use alloc::vec::Vec;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ops::Range;
 use core::ptr::NonNull;
@@ -79,6 +80,32 @@ pub unsafe fn claim(piece: &Range<u64>) {
     if unsafe { HEAP.talc.lock().claim(base, size) }.is_some() {
         add(&HEAP.size, size as u64);
     }
+}
+
+/// Runs `work` while nobody can allocate, `work` included: it would wait for
+/// ever.
+pub fn while_locked<T>(work: impl FnOnce() -> T) -> T {
+    let _guard = HEAP.talc.lock();
+    work()
+}
+
+/// Takes all memory that is free, in pieces of a page or more. It comes back
+/// when this is dropped.
+pub fn take_all() -> Vec<Vec<u8>> {
+    /// More than the pieces of any heap that is not cut to shreds.
+    const PIECES: usize = 4096;
+    let mut pieces = Vec::new();
+    if pieces.try_reserve_exact(PIECES).is_err() {
+        return pieces;
+    }
+    let sizes = (PAGE.trailing_zeros()..usize::BITS - 1).rev();
+    for size in sizes.map(|bits| 1_usize << bits) {
+        let mut piece = Vec::new();
+        while pieces.len() < PIECES && piece.try_reserve_exact(size).is_ok() {
+            pieces.push(core::mem::take(&mut piece));
+        }
+    }
+    pieces
 }
 
 /// What the heap has been used for.

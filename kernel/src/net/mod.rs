@@ -11,6 +11,7 @@ mod report;
 mod serve;
 mod trace_cost;
 mod vlan;
+mod wishes;
 
 use core::fmt;
 

@@ -1,7 +1,6 @@
 //! The loop that drives device and network stack.
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
 use kickpath_abi::config::{Config, SelfTest};
@@ -10,7 +9,8 @@ use kickpath_trace::{Event, NO_QUEUE, tracepoint_unless_repeated};
 use smoltcp::time::Instant;
 use virtio_net::moderation::{HOLD_US, Moderation};
 use virtio_net::net::control::ControlError;
-use virtio_net::net::{Changes, Features, NetError, RxFlags, RxMode};
+use virtio_net::net::{Changes, Features, NetError};
+use virtio_net::transport::TransportError;
 use virtio_net::vectors::Rung;
 use x86_64::instructions::interrupts as interrupts_at_cpu;
 
@@ -20,6 +20,7 @@ use super::interrupts::Controller;
 use super::netconsole::Sender;
 use super::report::{self, Fixed};
 use super::vlan::VlanDevice;
+use super::wishes::Wishes;
 use crate::arch::{self, time};
 use crate::memory::{dma_pages, heap};
 use crate::{backlog, selftest, stages};
@@ -76,6 +77,9 @@ pub struct Host {
     announce: bool,
     /// The VLAN of this host.
     vlan: Option<u16>,
+    /// The self-test that is still to be made.
+    selftest: SelfTest,
+    wishes: Wishes,
     reopenings: Reopenings,
 }
 
@@ -122,8 +126,10 @@ pub fn serve(config: &Config, host: Host) -> ! {
     host.fixed.boot.stages = stages::report();
     host.publish();
     // What only some configurations want costs the others one look a turn.
-    let extras =
-        netconsole.is_some() || config.selftest != SelfTest::Off || host.reopenings.left > 0;
+    let extras = netconsole.is_some()
+        || host.selftest != SelfTest::Off
+        || host.reopenings.left > 0
+        || host.wishes.has_steps();
     let mut said_up = false;
     let mut last_work = time::now();
     loop {
@@ -145,7 +151,7 @@ pub fn serve(config: &Config, host: Host) -> ! {
         }
         let busy = on_device!(host, device => stack.poll(time, device));
         if extras {
-            host.serve_extras(config, &mut stack, &mut netconsole, said_up);
+            host.serve_extras(&mut stack, &mut netconsole, said_up);
         }
         // Before the answers leave: the next packet may come to another core,
         // which must know by then whom it is from.
@@ -220,6 +226,8 @@ impl Host {
             look_at_config_at: 0,
             announce: false,
             vlan: None,
+            selftest: SelfTest::Off,
+            wishes: Wishes::default(),
             reopenings: Reopenings::default(),
         }
     }
@@ -308,6 +316,8 @@ impl Host {
         {
             log::error!("mac: {error}");
         }
+        self.selftest = config.selftest;
+        self.wishes = Wishes::new(config);
         self.reopenings.left = config.reopen.saturating_add(config.reset_queues);
         self.reopenings.queues = config.reset_queues > 0;
         self.vlan = config.vlan;
@@ -326,13 +336,7 @@ impl Host {
     /// What only some configurations want: the log is sent; once the network is
     /// up, a fault is committed or the device opened again.
     #[cold]
-    fn serve_extras(
-        &mut self,
-        config: &Config,
-        stack: &mut Stack,
-        netconsole: &mut Option<Sender>,
-        is_up: bool,
-    ) {
+    fn serve_extras(&mut self, stack: &mut Stack, netconsole: &mut Option<Sender>, is_up: bool) {
         if let Some(netconsole) = netconsole
             && netconsole.is_waiting()
         {
@@ -341,8 +345,15 @@ impl Host {
         if !is_up {
             return;
         }
-        if config.selftest != SelfTest::Off && netconsole.as_ref().is_none_or(Sender::is_ready) {
-            self.selftest(config.selftest);
+        if self.wishes.is_due() {
+            let flags = self.wishes.take_step(self.nic);
+            if let Some(flags) = flags {
+                self.filter(stack);
+                log::info!("receive mode: {flags:?}");
+            }
+        }
+        if self.selftest != SelfTest::Off && netconsole.as_ref().is_none_or(Sender::is_ready) {
+            self.selftest();
         }
         if self.reopenings.left > 0 {
             self.nic.kick();
@@ -352,7 +363,18 @@ impl Host {
 
     /// Commits a fault while the network is in use.
     #[cold]
-    fn selftest(&mut self, test: SelfTest) {
+    fn selftest(&mut self) {
+        let test = core::mem::replace(&mut self.selftest, SelfTest::Off);
+        if test == SelfTest::QueueReset {
+            let all = heap::take_all();
+            let result = self.nic.reset_queue(0);
+            drop(all);
+            match result {
+                Ok(()) => log::error!("self-test {test}: there was memory"),
+                Err(error) => self.reset_failed(&error),
+            }
+            return;
+        }
         if test == SelfTest::PanicInTransmit
             && let Ok((_, tx)) = self.nic.queues()
         {
@@ -404,18 +426,15 @@ impl Host {
     fn changed(&mut self, changes: Changes) {
         if changes.contains(Changes::LINK) {
             let up = self.nic.info().link_up;
-            if up {
-                log::info!("the link is up");
-            } else {
-                let stats = self.nic.stats();
-                log::info!(
-                    "the link is down; received {} frames, {} bytes; sent {} frames, {} bytes",
-                    stats.rx_packets,
-                    stats.rx_bytes,
-                    stats.tx_packets,
-                    stats.tx_bytes
-                );
-            }
+            let stats = self.nic.stats();
+            log::info!(
+                "the link is {}; received {} frames, {} bytes; sent {} frames, {} bytes",
+                if up { "up" } else { "down" },
+                stats.rx_packets,
+                stats.rx_bytes,
+                stats.tx_packets,
+                stats.tx_bytes
+            );
         }
         self.announce |= changes.contains(Changes::ANNOUNCE);
         self.publish();
@@ -427,14 +446,7 @@ impl Host {
         if !self.nic.info().negotiated.contains(Features::CTRL_RX) {
             return;
         }
-        let mut multicast: Vec<_> = stack.multicast_groups().collect();
-        multicast.sort_unstable();
-        multicast.dedup();
-        let mode = RxMode {
-            flags: RxFlags::empty(),
-            unicast: Vec::new(),
-            multicast,
-        };
+        let mode = self.wishes.receive(stack.multicast_groups());
         if let Err(error) = self.nic.set_rx_mode(mode) {
             log::error!("receive filter: {error}");
         }
@@ -454,6 +466,7 @@ impl Host {
             Ok(()) => log::info!("announced to the network, as the device asked"),
             Err(error) => log::error!("announcement: {error}"),
         }
+        self.wishes.advance();
     }
 
     /// Stops the device and opens it again in the midst of its work, once some
@@ -485,6 +498,9 @@ impl Host {
         };
         if let Err(error) = result {
             log::error!("reopening {}: {error}", self.reopenings.done);
+            if self.reopenings.queues {
+                self.reset_failed(&error);
+            }
             self.reopenings.left = 0;
             return;
         }
@@ -501,6 +517,15 @@ impl Host {
                 after.0,
                 after.1
             );
+        }
+    }
+
+    /// After a reset of one queue that failed on the way the queue is dead.
+    #[cold]
+    fn reset_failed(&mut self, error: &NetError) {
+        match error {
+            NetError::NotOpen | NetError::Transport(TransportError::NoQueueReset { .. }) => {}
+            error => self.reopen(error),
         }
     }
 

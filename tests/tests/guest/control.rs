@@ -11,11 +11,11 @@ use kickpath_tests::{Lab, Spec, Suite};
 use serde_json::{Value, json};
 
 /// A unicast address that is not the guest's.
-const STRANGER: [u8; 6] = [0x52, 0x54, 0x00, 0x4b, 0x50, 0x99];
+pub const STRANGER: [u8; 6] = [0x52, 0x54, 0x00, 0x4b, 0x50, 0x99];
 /// A multicast address that nobody in the guest has asked for: mDNS.
-const MDNS: [u8; 6] = [0x01, 0x00, 0x5e, 0x00, 0x00, 0xfb];
-const ALL_NODES: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
-const BROADCAST: [u8; 6] = [0xff; 6];
+pub const MDNS: [u8; 6] = [0x01, 0x00, 0x5e, 0x00, 0x00, 0xfb];
+pub const ALL_NODES: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+pub const BROADCAST: [u8; 6] = [0xff; 6];
 /// EtherType for local experiments (IEEE 802): nobody answers.
 const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 
@@ -27,7 +27,7 @@ pub fn add(suite: &mut Suite) {
         spec,
         |lab| {
             ensure!(rx_filter(lab)?["promiscuous"] == json!(true));
-            let received = received_of(lab, STRANGER, 50)?;
+            let received = received_of(lab, STRANGER, &[], 50)?;
             ensure!(received >= 50, "{received} of 50 frames reached the guest");
             lab.check_services()
         },
@@ -188,7 +188,7 @@ fn vlan(lab: &mut Lab, filters: bool) -> Result<()> {
 const ANNOUNCED: &str = "announced to the network";
 
 /// What QEMU lets through to the guest.
-fn rx_filter(lab: &Lab) -> Result<Value> {
+pub fn rx_filter(lab: &Lab) -> Result<Value> {
     let filters = lab.guest.qmp("query-rx-filter", Value::Null)?;
     filters
         .get(0)
@@ -196,16 +196,17 @@ fn rx_filter(lab: &Lab) -> Result<Value> {
         .with_context(|| format!("query-rx-filter: {filters}"))
 }
 
-fn mac_text(mac: [u8; 6]) -> String {
+pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// Puts `count` frames for `destination` on the cable and returns how many
-/// frames the guest has received since.
-fn received_of(lab: &Lab, destination: [u8; 6], count: usize) -> Result<u64> {
+/// Puts `count` frames for `destination` on the cable, with this VLAN tag if any,
+/// and returns how many frames the guest has received since.
+pub fn received_of(lab: &Lab, destination: [u8; 6], tag: &[u8], count: usize) -> Result<u64> {
     let mut frame = [destination, PEER_MAC].concat();
+    frame.extend(tag);
     frame.extend(EXPERIMENTAL);
-    frame.resize(60, 0x5a);
+    frame.resize(64, 0x5a);
     let before = lab.status()?.counters.rx_packets;
     for _ in 0..count {
         lab.peer.send_frame(&frame);
@@ -240,14 +241,14 @@ fn filter(lab: &mut Lab) -> Result<()> {
 
     // A fetch of the report and a ping are a few frames; none of the 100.
     for stranger in [STRANGER, MDNS] {
-        let received = received_of(lab, stranger, 100)?;
+        let received = received_of(lab, stranger, &[], 100)?;
         ensure!(
             received < 50,
             "{received} frames for {stranger:02x?} reached the guest"
         );
     }
     for ours in [GUEST_MAC, ALL_NODES, solicited, BROADCAST] {
-        let received = received_of(lab, ours, 100)?;
+        let received = received_of(lab, ours, &[], 100)?;
         ensure!(
             received >= 100,
             "{received} of 100 frames for {ours:02x?} reached the guest"

@@ -9,6 +9,8 @@ use kickpath::wire::peer::Connection;
 use kickpath_tests::{Lab, Spec, Suite};
 use serde_json::json;
 
+use crate::netconsole;
+
 const DOWN: &str = "the link is down";
 const UP: &str = "the link is up";
 
@@ -19,6 +21,11 @@ pub fn add(suite: &mut Suite) {
         let name = format!("link::down_and_up_again_{name}");
         suite.guest(&name, spec, pull_and_plug);
     }
+    // The log wants to be sent, with the line that says so at its end.
+    let spec = netconsole::to_peer(Spec::pc());
+    suite.guest("link::nothing_is_sent_while_it_is_down", spec, |lab| {
+        nothing_is_sent(lab)
+    });
     let spec = Spec::pc().config(|config| config.features_off = "status".into());
     suite.guest("link::a_guest_that_cannot_be_told_goes_on", spec, |lab| {
         set_link(lab, false)?;
@@ -34,6 +41,37 @@ pub fn add(suite: &mut Suite) {
         );
         lab.check_services()
     });
+}
+
+/// The guest has something to send while the link is down, and sends it after.
+fn nothing_is_sent(lab: &mut Lab) -> Result<()> {
+    lab.peer.capture(4096);
+    lab.check_services()?;
+    for round in 1..=2 {
+        // The guest still answers what came before.
+        lab.wait_until_quiet(Duration::from_millis(200))?;
+        set_link(lab, false)?;
+        let down = wait_for(lab, DOWN, round)?;
+        // Longer than the guest waits for anything before it asks again.
+        std::thread::sleep(Duration::from_millis(1200));
+        let before = lab.peer.counters().from_guest;
+        set_link(lab, true)?;
+        let up = wait_for(lab, UP, round)?;
+        let sent = |line: &str| {
+            let (_, sent) = line.split_once("sent ")?;
+            sent.split_once(" frames")?.0.parse::<u64>().ok()
+        };
+        ensure!(
+            sent(&down).is_some() && sent(&down) == sent(&up),
+            "'{down}', then '{up}'"
+        );
+        // All that waited goes now.
+        netconsole::lines_until(lab, &down)?;
+        netconsole::lines_until(lab, &up)?;
+        ensure!(lab.peer.counters().from_guest >= before + 2);
+        lab.check_services()?;
+    }
+    Ok(())
 }
 
 fn pull_and_plug(lab: &mut Lab) -> Result<()> {
@@ -116,10 +154,11 @@ fn count(lab: &Lab, text: &str) -> usize {
 }
 
 /// Waits for the n-th line with this text.
-fn wait_for(lab: &Lab, text: &str, n: usize) -> Result<()> {
-    let mut from = 0;
+fn wait_for(lab: &Lab, text: &str, n: usize) -> Result<String> {
+    let (mut from, mut found) = (0, String::new());
     for _ in 0..n {
-        from = lab.guest.wait_for_line(from, text, lab.soon())?.number + 1;
+        let line = lab.guest.wait_for_line(from, text, lab.soon())?;
+        (from, found) = (line.number + 1, line.text);
     }
-    Ok(())
+    Ok(found)
 }

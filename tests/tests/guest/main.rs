@@ -30,6 +30,7 @@ mod netconsole;
 mod offloads;
 mod other_drivers;
 mod queues;
+mod receive_filter;
 mod reopen;
 mod rss;
 mod runner;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         http::add(suite);
         interrupts::add(suite);
         control::add(suite);
+        receive_filter::add(suite);
         queues::add(suite);
         features::add(suite);
         if suite.way().is_pci() {

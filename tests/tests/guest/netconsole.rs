@@ -24,11 +24,17 @@ pub fn add(suite: &mut Suite) {
     });
     suite.launch("netconsole::by_the_gateway", far, whole_log);
 
-    let faults: [(&str, SelfTest, &[&str]); 4] = [
+    let faults: [(&str, SelfTest, &[&str]); 5] = [
         ("a_panic", SelfTest::Panic, &["panicked at", "self-test"]),
         (
             "a_panic_in_a_full_transmit_queue",
             SelfTest::PanicInTransmit,
+            &["panicked at", "self-test"],
+        ),
+        // An allocation on the way would wait for ever.
+        (
+            "a_panic_in_the_allocator",
+            SelfTest::PanicInAllocator,
             &["panicked at", "self-test"],
         ),
         (
@@ -85,7 +91,8 @@ pub fn add(suite: &mut Suite) {
     });
 }
 
-fn to_peer(spec: Spec) -> Spec {
+/// The log goes to the host at the far end.
+pub fn to_peer(spec: Spec) -> Spec {
     spec.edit(|machine| {
         let peer = machine.config.gateway.unwrap_or(Ipv4Addr::new(10, 0, 2, 2));
         machine.config.netconsole = Some(SocketAddrV4::new(peer, PORT));
@@ -135,7 +142,7 @@ fn line_of(frame: &[u8]) -> Result<Option<String>> {
 }
 
 /// Takes lines until one contains `last`.
-fn lines_until(lab: &Lab, last: &str) -> Result<Vec<String>> {
+pub fn lines_until(lab: &Lab, last: &str) -> Result<Vec<String>> {
     let deadline = Instant::now() + lab.soon();
     let mut lines = Vec::new();
     loop {

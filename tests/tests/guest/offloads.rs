@@ -7,16 +7,19 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kickpath::install::{ETHTOOL, TCPDUMP};
 use kickpath::qemu::{GUEST_MAC, Memory};
 use kickpath::wire::FarEnd;
+use kickpath_abi::config::GuestOffload;
 use kickpath_abi::status::{Counters, Status};
+use kickpath_abi::steps::Steps;
 use kickpath_tests::frames::{self, Route};
 use kickpath_tests::{Spec, Suite, setup};
 use nix::libc;
 
 use crate::evidence::{Capture, Count, LARGEST_FRAME, ethtool, large_among};
+use crate::receive_filter::next_step;
 use crate::site::{BOUND, GUEST, LINK_LOCAL, Site, output, pull, push};
 
 /// Every offload that the guest can agree to.
@@ -48,6 +51,11 @@ pub fn add(suite: &mut Suite) {
         add("wrong_checksums", pc(), wrong_checksums);
         let spec = pc().config(|config| config.features_off = "guest_csum".into());
         add("wrong_checksums_without_offload", spec, wrong_checksums);
+
+        let spec = pc().config(|config| {
+            config.guest_offloads = Steps::parse::<GuestOffload>(OFFLOADS).unwrap_or_default();
+        });
+        add("turned_off_and_on_again", spec, turned_off_and_on);
 
         // Each offload switched off by the guest and by the device, and what
         // goes with it (specification 5.1.3.1).
@@ -199,6 +207,104 @@ fn both_families(site: &Site) -> Result<()> {
     })
 }
 
+/// The steps of [`turned_off_and_on`].
+const OFFLOADS: &str =
+    "guest_csum,guest_tso4,guest_tso6/guest_csum,guest_tso6/guest_csum,guest_tso4/none";
+
+/// Receive offloads while the guest serves (`CTRL_GUEST_OFFLOADS`): what comes
+/// to the guest changes at once, what arrives at its sockets does not.
+fn turned_off_and_on(site: &Site) -> Result<()> {
+    setup::require(&[TCPDUMP, ETHTOOL])?;
+    let mut from = 0;
+    let mut take_step = |number: usize| -> Result<String> {
+        let list = OFFLOADS.split('/').nth(number % 4).context("a step")?;
+        if number > 0 {
+            next_step(&site.guest)?;
+        }
+        let said = match list {
+            "none" => String::new(),
+            list => list.to_uppercase().replace(',', " "),
+        };
+        let said = format!("receive offloads: '{said}'");
+        from = site.guest.wait_for_line(from, &said, BOUND)?.number + 1;
+        Ok(list.to_owned())
+    };
+    for number in 0..5 {
+        let list = take_step(number)?;
+        let is_on = |feature: &str| list.split(',').any(|name| name == feature);
+        // QEMU tells the tap.
+        for (feature, name) in [
+            ("guest_csum", "tx-checksumming"),
+            ("guest_tso4", "tx-tcp-segmentation"),
+            ("guest_tso6", "tx-tcp6-segmentation"),
+        ] {
+            ensure!(
+                ethtool(site, name)? == is_on(feature),
+                "{name} after '{list}'"
+            );
+        }
+        let before = site.status()?.counters;
+        into_the_guest(site, is_on("guest_tso4"), is_on("guest_tso6"))
+            .with_context(|| format!("after '{list}'"))?;
+        site.sockets.tcp_echo(site.address(), MIB, BOUND)?;
+        let after = site.status()?.counters;
+        let valid = after.rx_checksum_valid - before.rx_checksum_valid;
+        ensure!(
+            (valid > 0) == is_on("guest_csum"),
+            "{valid} valid after '{list}'"
+        );
+    }
+    // Under way, too.
+    std::thread::scope(|scope| {
+        let echo = scope.spawn(|| site.sockets.tcp_echo(site.address(), 8 * MIB, BOUND));
+        let mut number = 5;
+        while number < 9 || (!echo.is_finished() && number < 40) {
+            take_step(number)?;
+            number += 1;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        echo.join()
+            .map_err(|_| anyhow::anyhow!("the echo panicked"))??;
+        anyhow::Ok(())
+    })?;
+    both_families(site)?;
+    let counters = site.status()?.counters;
+    ensure!(
+        counters.rx_dropped + counters.rx_errors + counters.tx_errors == 0,
+        "{counters:?}"
+    );
+    Ok(())
+}
+
+/// Whether frames of TCP over IPv4 and over IPv6 that come to the guest are
+/// larger than the MTU: as expected of each, in one capture.
+fn into_the_guest(site: &Site, tso4: bool, tso6: bool) -> Result<()> {
+    let discard = site.over_ipv6(9)?;
+    for (family, expected) in [("ip", tso4), ("ip6", tso6)] {
+        let to = match family {
+            "ip" => SocketAddr::new(site.address(), 9),
+            _ => discard,
+        };
+        let capture = Capture::begin(site, &format!("{family} and tcp dst port 9"))?;
+        let count = Count::now(site, "tx")?;
+        site.inside(|| push(to, 4 * MIB))?;
+        let average = count.average(site, "tx")?;
+        let lengths = capture.end()?;
+        let large = large_among(&lengths);
+        ensure!(
+            if expected { large > 10 } else { large == 0 },
+            "{family}: {large} of {} frames were larger than the MTU; that they are is {expected}",
+            lengths.len()
+        );
+        // And by the kernel's count of what it gave to QEMU.
+        ensure!(
+            (average > LARGEST_FRAME) == expected,
+            "{family}: {average} bytes a frame"
+        );
+    }
+    Ok(())
+}
+
 fn small_guest(site: &Site) -> Result<()> {
     for feature in ALL {
         ensure!(negotiated(&site.status()?, feature), "{feature}");
@@ -240,26 +346,20 @@ fn without(site: &Site, feature: &str, dependent: &[&str]) -> Result<()> {
         );
     }
     let address = site.address();
+    let into = |name| negotiated(&status, name);
+    into_the_guest(site, into("guest_tso4"), into("guest_tso6"))?;
     let from = Capture::begin(site, &format!("tcp and src host {GUEST}"))?;
-    let into = Capture::begin(site, &format!("tcp and dst host {GUEST}"))?;
     site.inside(|| pull(SocketAddr::new(address, 19), 2 * MIB))?;
     site.inside(|| push(SocketAddr::new(address, 9), 2 * MIB))?;
     site.sockets.tcp_echo(address, MIB, BOUND)?;
-    for (capture, needed) in [(from, "host_tso4"), (into, "guest_tso4")] {
-        let lengths = capture.end()?;
-        ensure!(!lengths.is_empty(), "nothing was captured");
-        let are_large = large_among(&lengths) > 0;
-        // What the host sends is one large packet in its own stack, whoever
-        // segments it; so only the guest's frames tell.
-        if needed == "host_tso4" {
-            ensure!(
-                are_large == negotiated(&status, needed),
-                "{needed}: the largest of {} frames has {:?} bytes",
-                lengths.len(),
-                lengths.iter().max()
-            );
-        }
-    }
+    let lengths = from.end()?;
+    ensure!(!lengths.is_empty(), "nothing was captured");
+    ensure!(
+        (large_among(&lengths) > 0) == negotiated(&status, "host_tso4"),
+        "host_tso4: the largest of {} frames has {:?} bytes",
+        lengths.len(),
+        lengths.iter().max()
+    );
     let capture = Capture::begin(site, &format!("ip6 and tcp and src host {LINK_LOCAL}"))?;
     both_families(site)?;
     let lengths = capture.end()?;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kickpath_abi::config::Irq;
+use kickpath_abi::config::{Irq, SelfTest, SelfTestAt};
 use kickpath_tests::{Lab, Spec, Suite, Way};
 
 pub fn add(suite: &mut Suite) {
@@ -20,9 +20,21 @@ pub fn add(suite: &mut Suite) {
         });
         chains_of_two(suite);
     }
-    // QEMU 7.2 offers RING_RESET on virtio-mmio too, and has no register for it.
     if way.is_version_1() && way.is_pci() {
         reset_alone(suite);
+        reset_fails(suite);
+    }
+    if way == Way::MmioV2 {
+        // QEMU 7.2 offers RING_RESET on virtio-mmio too, and has no register
+        // for it. The driver finds out before it counts on it.
+        suite.guest("queues::reset_alone_is_not_done", Spec::pc(), |lab| {
+            let offered = lab.status()?.device.features_offered;
+            ensure!(offered.iter().any(|name| name == "RING_RESET"));
+            check_negotiated(lab, "RING_RESET", false)?;
+            lab.guest
+                .wait_for_console("RING_RESET is offered and not taken", lab.soon())?;
+            check_traffic(lab)
+        });
     }
     sizes(suite);
 }
@@ -67,6 +79,20 @@ fn reset_alone(suite: &mut Suite) {
             crate::reopen::reopen(lab, 200)
         });
     }
+}
+
+/// A queue whose reset fails half-way is dead: the whole device is reset.
+fn reset_fails(suite: &mut Suite) {
+    let spec = Spec::pc().config(|config| {
+        config.selftest = SelfTest::QueueReset;
+        config.selftest_at = SelfTestAt::Up;
+    });
+    suite.guest("queues::a_reset_that_fails", spec, |lab| {
+        let (failed, opened) = ("error: queue 0", "the device was reset and opened again");
+        let failed = lab.guest.wait_for_console(failed, lab.soon())?.number;
+        lab.guest.wait_for_line(failed, opened, lab.soon())?;
+        check_traffic(lab)
+    });
 }
 
 fn reset_is_not_possible(suite: &mut Suite) {
