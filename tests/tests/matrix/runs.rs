@@ -140,7 +140,7 @@ fn on_and_off(way: &Way, feature: Features) -> Result<()> {
 fn is_not_done(all: &Status) -> Features {
     let offered = features(&all.device.features_offered);
     let negotiated = features(&all.device.features_negotiated);
-    Features::RING_RESET & offered - negotiated
+    Features::RING_RESET & (offered - negotiated)
 }
 
 /// A device that demands it, which QEMU's does only if it is told to. (A driver
