@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The device can write any of that memory at any time. So the driver keeps
-//! all its state in private, in [`Slots`]: which descriptors are free, whose a
+//! all its state in private, in `Slots`: which descriptors are free, whose a
 //! chain is, how much of it may be written, both of its indices. From the
 //! shared memory it reads only what the device has to say: the used ring, its
 //! index, its flags and the event; and it believes none of it unchecked.
