@@ -159,6 +159,25 @@ fn spread_flows(site: &Site, cpus: u8) -> Result<()> {
     let sum: u64 = status.pairs.iter().map(|p| p.counters.rx_packets).sum();
     ensure!(sum == status.counters.rx_packets, "{status:?}");
     ensure!(status.cpus.len() == usize::from(cpus), "{:?}", status.cpus);
+    let metrics = site.curl(&format!("http://{GUEST}/metrics"))?;
+    for pair in 0..cpus {
+        for sample in [
+            format!("kickpath_pair_packets_total{{queue=\"rx{pair}\",cpu=\"{pair}\"}} "),
+            format!("kickpath_pair_bytes_total{{queue=\"tx{pair}\",cpu=\"{pair}\"}} "),
+            format!("kickpath_pair_kicks_total{{pair=\"{pair}\",cpu=\"{pair}\"}} "),
+            format!(
+                "kickpath_queue_used_index{{queue=\"transmit\",index=\"{}\"}} ",
+                2 * pair + 1
+            ),
+        ] {
+            let mut lines = metrics.lines();
+            let value = lines.find_map(|line| line.strip_prefix(&sample));
+            ensure!(
+                value.is_some_and(|value| value != "0"),
+                "no {sample}in {metrics}"
+            );
+        }
+    }
     Ok(())
 }
 
