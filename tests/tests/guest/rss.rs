@@ -41,6 +41,14 @@ pub fn add(suite: &mut Suite) {
                 })
             });
         }
+        suite.test("rss::a_flood_cuts_no_flow_off", || {
+            let site = site(2, 2, &["rss"], "")?;
+            site.run(|site| {
+                site.sockets.udp_echo(site.address(), 64, BOUND)?;
+                site.inside(|| flood(site.address()))?;
+                check_verified(&site.status()?, false)
+            })
+        });
         for (name, refused) in [
             ("one_pair", ""),
             ("one_pair_of_single_buffers", "mrg_rxbuf"),
@@ -207,6 +215,45 @@ fn flows_arrive(site: &Site, pairs: u8) -> Result<()> {
         seen.iter().all(|flows| *flows > 0),
         "a pair had no flow: {seen:?}"
     );
+    Ok(())
+}
+
+/// Sends by many flows more than the guest can take, so that each pair runs out
+/// of buffers again and again. Then every flow must be answered.
+fn flood(address: IpAddr) -> Result<()> {
+    const FLOWS: u16 = 48;
+    const TIME: Duration = Duration::from_secs(4);
+    let sockets = { 0..FLOWS }
+        .map(|flow| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 21_000 + flow))?;
+            socket.connect((address, ECHO_PORT))?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let end = Instant::now() + TIME;
+    while Instant::now() < end {
+        for socket in &sockets {
+            // What does not fit into the tap's queue is lost.
+            let _ = socket.send(&[0x5a; 400]);
+        }
+    }
+    let mut buffer = [0; 500];
+    for socket in &sockets {
+        while socket.recv(&mut buffer).is_ok() {}
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+        let deadline = Instant::now() + BOUND;
+        loop {
+            socket.send(b"after the flood")?;
+            let length = socket.recv(&mut buffer).unwrap_or(0);
+            if &buffer[..length] == b"after the flood" {
+                break;
+            }
+            let from = socket.local_addr()?;
+            ensure!(Instant::now() < deadline, "{from} gets no answer any more");
+        }
+    }
     Ok(())
 }
 

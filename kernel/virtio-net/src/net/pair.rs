@@ -33,7 +33,7 @@ impl<H: Hal> QueuePair<H> {
     #[inline]
     pub fn kick(&mut self) {
         self.tx.kick();
-        self.rx.queue.kick();
+        self.rx.kick();
     }
 
     /// Begins a poll (Linux `virtnet_poll`): interrupts are masked.

@@ -91,9 +91,9 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
                 core::mem::forget(rx);
                 return Err(NetError::FindVqs(error));
             }
-            rx.check_hashes_as(&pair.rx);
+            rx.follow(&mut pair.rx);
             replace_rx(pair, rx, &mut self.past);
-            pair.rx.queue.kick();
+            pair.rx.kick();
         } else {
             let tx = TxQueue::new(new, negotiated, mtu)?;
             if let Err(error) = vectors::enable_queue(&mut self.transport, queue, entry) {

@@ -12,6 +12,7 @@ extern crate alloc;
 
 use alloc::vec::Vec;
 
+use kickpath_trace::{Event, tracepoint};
 use virtio_drivers::{BufferDirection, Hal};
 use zerocopy::FromBytes;
 
@@ -24,6 +25,7 @@ use super::header::{
     MergeableHeader, header_length,
 };
 use super::rss::{FlowHash, HashKind};
+use crate::doorbell::Doorbell;
 use crate::queue::{BrokenReason, Buffer, QueueError, Used, Virtqueue};
 
 /// A receive virtqueue with its buffers.
@@ -57,6 +59,11 @@ pub struct RxQueue<H: Hal> {
     /// Frames whose checksum the device vouches for.
     pub(super) checksum_valid: u64,
     pub(super) hashes: Hashes,
+    /// The doorbells of the other pairs' receive queues, where the device moves
+    /// frames from one queue to another (`VIRTIO_NET_F_RSS`).
+    others: Vec<Doorbell>,
+    /// How often those were rung.
+    pub(super) kicks_of_others: u64,
     pub(super) error: Option<QueueError>,
 }
 
@@ -130,6 +137,8 @@ impl<H: Hal> RxQueue<H> {
             merged: 0,
             checksum_valid: 0,
             hashes,
+            others: Vec::new(),
+            kicks_of_others: 0,
             error: None,
         })
     }
@@ -260,8 +269,41 @@ impl<H: Hal> RxQueue<H> {
         self.hashes.check(check, skip);
     }
 
+    /// Tells the device of the buffers that it has back, if it wants to know.
+    /// It does when it had none: then it may have frames for this queue waiting
+    /// where they came in, and QEMU (7.2, `virtio_net_receive_rcu`) tries those
+    /// again only when told of the queue there. So it is told of all.
+    #[inline]
+    pub(super) fn kick(&mut self) {
+        if self.queue.kick() {
+            self.kick_others();
+        }
+    }
+
+    #[cold]
+    fn kick_others(&mut self) {
+        for doorbell in &self.others {
+            tracepoint!(Event::Notify, doorbell.queue());
+            doorbell.ring();
+            self.kicks_of_others += 1;
+        }
+    }
+
+    /// The device moves frames between these receive queues, of which this is
+    /// one.
+    pub(super) fn moves_between(&mut self, doorbells: &[Doorbell]) {
+        // What is told with data can be told by the queue's owner alone.
+        if self.queue.ring().notifies_with_data() {
+            return;
+        }
+        let own = self.queue.ring().queue();
+        let others = doorbells.iter().filter(|doorbell| doorbell.queue() != own);
+        self.others = others.copied().collect();
+    }
+
     /// Goes on where the queue was that this one replaces.
-    pub(super) fn check_hashes_as(&mut self, other: &Self) {
+    pub(super) fn follow(&mut self, other: &mut Self) {
+        self.others = core::mem::take(&mut other.others);
         if let Some(check) = other.hashes.checks() {
             self.check_hashes(check);
         }

@@ -186,6 +186,7 @@ impl Stats {
         self.rx_hashed += rx.hashes.reported;
         self.rx_hash_wrong += rx.hashes.wrong;
         self.rx_missteered += rx.hashes.missteered;
+        self.kicks += rx.kicks_of_others;
         self.add_kicks(&rx.queue);
     }
 

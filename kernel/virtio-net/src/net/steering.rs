@@ -2,6 +2,10 @@
 //! to hash: as much of it as was agreed on (Linux `virtnet_set_queues` and
 //! `virtnet_commit_rss_command`).
 
+extern crate alloc;
+
+use alloc::vec::Vec;
+
 use virtio_drivers::Hal;
 
 use super::control::Command;
@@ -114,6 +118,10 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         self.hashes_by(rss);
         if let Some(open) = &mut self.open {
             open.active = pairs;
+        }
+        let doorbells: Vec<_> = self.pairs().map(|pair| pair.rx.queue.doorbell()).collect();
+        for pair in self.pairs() {
+            pair.rx.moves_between(&doorbells);
         }
         true
     }

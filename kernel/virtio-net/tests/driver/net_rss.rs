@@ -444,6 +444,33 @@ fn hashes_are_verified() {
     assert_eq!(net.stats().rx_missteered, missteered);
 }
 
+/// A device that had no buffer in one queue may keep a frame for it at another,
+/// and is told of that, too.
+#[test]
+fn a_queue_that_ran_dry_is_told_of_by_all_doorbells() {
+    for (high, rings) in [(BOTH, 1), (high::HASH_REPORT, 0)] {
+        let mut machine = Machine::hashing(feature::IMPLEMENTED | feature::MQ, high, 16);
+        let mut net = open(&mut machine, 3);
+        let kicks = |machine: &Machine| {
+            let queues = &machine.device().queues;
+            [0, 2, 4].map(|queue: usize| queues[queue].kicks)
+        };
+        let (before, counted) = (kicks(&machine), net.stats().kicks);
+        let header = vec![0; HASH_HEADER];
+        let mut count = 0;
+        while machine.receive_behind_all(&header, &pattern(1, 60)) {
+            count += 1;
+        }
+        assert!(count >= 8, "{count} frames fit");
+        assert_eq!(receive_all(&mut net).len(), count);
+        let after = kicks(&machine);
+        assert_eq!(after[0] - before[0], 1, "the device had none left");
+        assert_eq!(after[1] - before[1], rings, "{high:#x}");
+        assert_eq!(after[2] - before[2], rings, "{high:#x}");
+        assert_eq!(net.stats().kicks - counted, 1 + 2 * rings);
+    }
+}
+
 /// Who begins a flow knows where the answers will come.
 #[test]
 fn a_flow_is_sent_by_the_pair_of_its_answers() {
