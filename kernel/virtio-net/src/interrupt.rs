@@ -125,6 +125,18 @@ impl InterruptState {
         self.config_changed.store(true, Ordering::Release);
     }
 
+    /// Whether the configuration is to be looked at.
+    #[inline]
+    pub(crate) fn config_has_changed(&self) -> bool {
+        self.config_changed.load(Ordering::Relaxed)
+    }
+
+    /// Has the configuration looked at by the next poll: it may have changed
+    /// while the device could not tell.
+    pub(crate) fn look_at_config(&self) {
+        self.config_changed.store(true, Ordering::Release);
+    }
+
     /// Handles INTx (Linux `vp_interrupt`). The line may be shared, and a
     /// level that was read away already can still be delivered: a status of 0
     /// is counted as not ours and is no error.

@@ -365,6 +365,25 @@ pub(crate) fn setup_queue<H: Hal, T: ConfigOps>(
     index: u16,
     shape: RingShape,
 ) -> Result<Virtqueue<H>, FindVqsError> {
+    let queue = setup_queue_untraced::<H, T>(transport, index, shape)?;
+    let ring = queue.ring();
+    tracepoint!(
+        Event::SetupQueue,
+        index,
+        u64::from(ring.size()),
+        ring.descriptor_area()
+    );
+    let [kind, target] = queue.doorbell().trace_arguments();
+    tracepoint!(Event::AttachDoorbell, index, kind, target);
+    Ok(queue)
+}
+
+/// [`setup_queue`] of a queue that will not be used.
+pub(crate) fn setup_queue_untraced<H: Hal, T: ConfigOps>(
+    transport: &mut T,
+    index: u16,
+    shape: RingShape,
+) -> Result<Virtqueue<H>, FindVqsError> {
     let size = transport.max_queue_size(index);
     if size == 0 {
         return Err(TransportError::NoSuchQueue { queue: index }.into());
@@ -387,14 +406,6 @@ pub(crate) fn setup_queue<H: Hal, T: ConfigOps>(
     if shape.notification_data && !doorbell.takes_data() {
         return Err(TransportError::NoNotificationData { queue: index }.into());
     }
-    tracepoint!(
-        Event::SetupQueue,
-        index,
-        u64::from(ring.size()),
-        ring.descriptor_area()
-    );
-    let [kind, target] = doorbell.trace_arguments();
-    tracepoint!(Event::AttachDoorbell, index, kind, target);
     Ok(Virtqueue::new(ring, doorbell))
 }
 

@@ -221,6 +221,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         }
         self.steer(pairs);
         self.restore();
+        // Of what changed since it was reset the device has told nobody.
+        self.interrupts.look_at_config();
     }
 
     /// Resets the device and takes back every queue, buffer and interrupt

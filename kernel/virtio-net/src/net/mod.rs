@@ -243,21 +243,23 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         Ok(Changes::empty())
     }
 
-    /// [`QueuePair::enable_interrupts`] of the first pair.
+    /// [`QueuePair::enable_interrupts`] of the first pair. The caller must poll
+    /// again, too, when the configuration changed since it did: the interrupt
+    /// that told so will not wake it.
     #[doc(alias = "virtqueue_napi_complete")]
     #[inline]
     pub fn enable_interrupts(&mut self) -> bool {
-        self.open
-            .as_mut()
-            .is_some_and(|open| open.first.enable_interrupts())
+        self.enable_interrupts_after(0)
     }
 
-    /// [`QueuePair::enable_interrupts_after`] of the first pair.
+    /// [`QueuePair::enable_interrupts_after`] of the first pair, and the
+    /// configuration as in [`Self::enable_interrupts`].
     #[inline]
     pub fn enable_interrupts_after(&mut self, frames: u16) -> bool {
-        self.open
-            .as_mut()
-            .is_some_and(|open| open.first.enable_interrupts_after(frames))
+        let Some(open) = &mut self.open else {
+            return false;
+        };
+        open.first.enable_interrupts_after(frames) || self.interrupts.config_has_changed()
     }
 
     /// [`QueuePair::has_work`] of the first pair.

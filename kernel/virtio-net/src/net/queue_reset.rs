@@ -20,7 +20,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         const QUEUE: u16 = 0;
         let shape = data_queue_shape(self.info.negotiated, self.queue_size);
         let transport = &mut self.transport;
-        let queue = vectors::setup_queue::<H, T>(transport, QUEUE, shape)?;
+        let queue = vectors::setup_queue_untraced::<H, T>(transport, QUEUE, shape)?;
         let result = vectors::enable_queue(transport, QUEUE, None)
             .and_then(|()| Ok(transport.queue_reset(QUEUE)?));
         if let Err(error) = result {

@@ -222,6 +222,34 @@ fn the_link_goes_down_and_up() {
     }
 }
 
+/// The interrupt of a change that comes after the poll wakes nobody who goes to
+/// sleep then; and a device that is not live yet has none.
+#[test]
+fn no_change_of_the_link_is_slept_through() {
+    for rung in [Rung::MsixPerQueue, Rung::MsixShared, Rung::Intx] {
+        let mut machine = Machine::new(feature::ALL, 16);
+        let mut net = machine.probe().unwrap();
+        net.open(&mut machine.controller, rung).unwrap();
+        assert_eq!(net.poll(), Ok(Changes::empty()));
+        assert!(!net.enable_interrupts());
+        assert_eq!(net.poll(), Ok(Changes::empty()));
+        machine.change_config(6, &[0]);
+        machine.deliver();
+        assert!(net.enable_interrupts(), "there is something to do");
+        assert_eq!(net.poll(), Ok(Changes::LINK));
+        assert!(!net.enable_interrupts());
+
+        net.stop(&mut machine.controller);
+        machine.change_config(6, &[1]);
+        machine.deliver();
+        net.open(&mut machine.controller, rung).unwrap();
+        assert!(net.enable_interrupts());
+        assert_eq!(net.poll(), Ok(Changes::LINK));
+        assert!(net.info().link_up);
+        assert_alive(&machine, &mut net);
+    }
+}
+
 /// Without `VIRTIO_NET_F_STATUS` the field means nothing.
 #[test]
 fn a_link_that_was_not_negotiated_stays_up() {

@@ -403,6 +403,7 @@ fn large_buffers_come_back() {
 fn a_sender_that_went_away_does_not_keep_the_guest_awake() {
     let mut machine = Machine::new(feature::HOST | feature::ALL, 64);
     let mut net = machine.open();
+    assert_eq!(net.poll(), Ok(Changes::empty()));
     let kind = Kind {
         v6: false,
         tcp: true,

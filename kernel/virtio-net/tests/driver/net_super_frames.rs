@@ -418,6 +418,7 @@ fn retry(mut flows: Vec<Flow>, frame: &[u8]) -> Vec<Flow> {
 #[test]
 fn without_a_slot_it_waits_for_the_device() {
     let (machine, mut net) = machine(feature::HOST | feature::ALL, 8);
+    net.poll().unwrap();
     let mut flow = Flow::new(1000);
     let mut frames = Vec::new();
     for _ in 0..3 {
