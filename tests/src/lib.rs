@@ -2,12 +2,14 @@
 //! with a host at the far end of its cable ([`Lab`]), the transports that a test
 //! runs over ([`Way`]), a list of tests with reasons for those that cannot run
 //! here ([`Suite`]), a browser ([`browser`]), frames that no honest host would
-//! send ([`frames`]), and what no honest device would write ([`memory`]).
+//! send ([`frames`]), what no honest device would write ([`memory`]), and what
+//! Linux counts of pings ([`ping`]).
 
 pub mod browser;
 pub mod frames;
 mod lab;
 pub mod memory;
+pub mod ping;
 pub mod program;
 /// Of the kernel, which runs on bare metal only: here its tests run.
 #[cfg(test)]
