@@ -98,7 +98,8 @@ pub fn command_line(command: &Command) -> String {
 /// # Errors
 /// [`CommandError`] when it cannot be started, fails, or is still running after
 /// `limit` (it is killed then). When we are asked to end, it gets `SIGTERM` and
-/// is waited for: a package manager must not stop halfway.
+/// is waited for: a package manager must not stop halfway. After that nothing
+/// is started any more.
 pub fn run(
     command: &mut Command,
     limit: Option<Duration>,
@@ -109,6 +110,9 @@ pub fn run(
         command: line.clone(),
         cause,
     };
+    if interrupt::requested() {
+        return Err(CommandError::Interrupted { command: line });
+    }
     let (reader, writer) = io::pipe().map_err(start)?;
     let mut child = command
         .stdin(Stdio::null())

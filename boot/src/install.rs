@@ -20,6 +20,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::command::{CommandError, Progress, Sink};
+use crate::interrupt;
 
 /// Whether anything may be installed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -240,6 +241,9 @@ pub enum InstallError {
         /// How long we waited.
         waited: Duration,
     },
+    /// Somebody asked us to end (see [`interrupt`]) before anything was done.
+    #[error("interrupted; nothing was installed")]
+    Interrupted,
     /// The lock file cannot be used.
     #[error("cannot lock {}: {cause}", path.display())]
     Lock {
@@ -342,6 +346,9 @@ impl Host {
             return Ok(());
         }
         let missing = self.missing(requirements);
+        if interrupt::requested() {
+            return Err(InstallError::Interrupted);
+        }
         let Some((manager, program)) = self.manager() else {
             return Err(InstallError::NoPackage {
                 missing: describe(&missing),
@@ -460,6 +467,9 @@ impl Host {
                 Ok(()) => return Ok(file),
                 Err(fs::TryLockError::WouldBlock) => {}
                 Err(fs::TryLockError::Error(cause)) => return Err(failed(cause)),
+            }
+            if interrupt::requested() {
+                return Err(InstallError::Interrupted);
             }
             let waited = started.elapsed();
             if waited >= self.patience {

@@ -181,6 +181,9 @@ pub enum ToolchainError {
         /// One line for each toolchain that was looked at before.
         tried: Vec<String>,
     },
+    /// Somebody asked us to end (see [`crate::interrupt`]).
+    #[error("interrupted while a toolchain was looked for")]
+    Interrupted,
     /// A program that was needed to find out more failed.
     #[error(transparent)]
     Command(#[from] CommandError),

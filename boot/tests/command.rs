@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -126,6 +127,42 @@ fn ctrl_c_ends_everything() {
             .unwrap();
         assert_eq!(stderr.trim(), "Interrupted. QEMU has ended.");
     }
+}
+
+/// What was interrupted has not said that anything is missing.
+#[test]
+fn ctrl_c_while_a_toolchain_is_looked_for_installs_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let programs = directory.path().join("bin");
+    let calls = directory.path().join("calls");
+    fs::create_dir(&programs).unwrap();
+    for (program, ending) in [("rustc", "exec sleep 60"), ("rustup", ""), ("apt-get", "")] {
+        let script = format!(
+            "#!/bin/sh\necho {program} >> '{}'\n{ending}\n",
+            calls.display()
+        );
+        let file = programs.join(program);
+        fs::write(&file, script).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = std::env::var_os("PATH").unwrap();
+    let path = std::iter::once(programs).chain(std::env::split_paths(&path));
+    let mut command = kickpath(&directory);
+    let mut child = command
+        .args(["--qemu", "/bin/sh"])
+        .env("PATH", std::env::join_paths(path).unwrap())
+        .env_remove("KICKPATH_TOOLCHAIN")
+        .env_remove("RUSTUP_AUTO_INSTALL")
+        .spawn()
+        .unwrap();
+    wait_until("the compiler is asked", || calls.exists());
+    send(&child, Signal::SIGINT);
+    assert_eq!(wait_for_end(&mut child).code(), Some(130));
+    let mut stderr = String::new();
+    let mut pipe = child.stderr.take().unwrap();
+    pipe.read_to_string(&mut stderr).unwrap();
+    assert_eq!(stderr, "");
+    assert_eq!(fs::read_to_string(calls).unwrap(), "rustc\n");
 }
 
 #[test]

@@ -53,7 +53,9 @@ impl<'a> Apt<'a> {
         }
         match self.attempt(packages, sink) {
             // A package unknown to old lists, or gone from the mirror since.
-            Err(InstallError::Failed { .. }) if !updated => {
+            Err(InstallError::Failed { cause, .. })
+                if !updated && !matches!(cause, CommandError::Interrupted { .. }) =>
+            {
                 sink(Progress::Step(
                     "That failed; once more with new package lists",
                 ));

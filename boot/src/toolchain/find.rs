@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{BuildOptions, Choice, Source, TARGET, Toolchain, ToolchainError};
 use crate::command::{self, Progress, Sink};
 use crate::install::{Check, Host, Policy, Requirement};
+use crate::interrupt;
 
 /// `rustc --version` takes milliseconds; rustup's proxy may read the network
 /// configuration first.
@@ -189,6 +190,10 @@ impl<'a> Finder<'a> {
             && let Ok(toolchain) = self.distribution()
         {
             return Ok(toolchain);
+        }
+        // A compiler that was interrupted says nothing of what there is.
+        if interrupt::requested() {
+            return Err(ToolchainError::Interrupted);
         }
         if options.choice != Choice::Debian {
             match self.fetch(source, options.policy, sink) {
