@@ -20,6 +20,9 @@ pub const OLDEST_QEMU: QemuVersion = QemuVersion {
     micro: 0,
 };
 
+/// The finding about the emulator.
+const QEMU_NAME: &str = "QEMU";
+
 /// How far something is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -89,16 +92,18 @@ pub fn kvm() -> KvmState {
 }
 
 fn examine_host(host: &Host, qemu: Option<&Path>, survey: Option<Survey>) -> Report {
-    let qemu = qemu
-        .map(Path::to_owned)
-        .or_else(|| host.find(&install::QEMU))
-        .map(|path| Qemu {
-            version: probe::qemu_version(&path),
-            path,
-        });
+    let is_named = qemu.is_some();
+    let qemu = match qemu {
+        Some(named) => Some(host.find_named(named).unwrap_or_else(|| named.to_owned())),
+        None => host.find(&install::QEMU),
+    };
+    let qemu = qemu.map(|path| Qemu {
+        version: probe::qemu_version(&path),
+        path,
+    });
     let kvm = probe::kvm(host);
     let mut findings = vec![
-        qemu_finding(host, qemu.as_ref()),
+        qemu_finding(host, qemu.as_ref(), is_named),
         toolchain_finding(survey.as_ref()),
         kvm_finding(&kvm),
         probe::tap(host),
@@ -131,7 +136,7 @@ fn examine_host(host: &Host, qemu: Option<&Path>, survey: Option<Survey>) -> Rep
     }
 }
 
-fn qemu_finding(host: &Host, qemu: Option<&Qemu>) -> Finding {
+fn qemu_finding(host: &Host, qemu: Option<&Qemu>, is_named: bool) -> Finding {
     let (state, detail) = match qemu {
         None => (
             State::Missing,
@@ -145,6 +150,10 @@ fn qemu_finding(host: &Host, qemu: Option<&Qemu>) -> Finding {
                 State::Limited,
                 format!("{version}, {}: older than {OLDEST_QEMU}", path.display()),
             ),
+            None if !path.is_file() => {
+                let detail = format!("--qemu {}: there is no such file", path.display());
+                (State::Missing, detail)
+            }
             None => (
                 State::Missing,
                 format!("{} does not tell its version", path.display()),
@@ -152,14 +161,16 @@ fn qemu_finding(host: &Host, qemu: Option<&Qemu>) -> Finding {
         },
     };
     Finding {
-        name: "QEMU",
+        name: QEMU_NAME,
         state,
         detail,
         gives: "the machine that the guest boots on",
         required: true,
-        remedy: (state != State::Good)
-            .then(|| host.command(&[install::QEMU]))
-            .flatten(),
+        remedy: match (state, is_named) {
+            (State::Good, _) => None,
+            (_, true) => Some("leave --qemu out: the one on the path is taken".to_owned()),
+            (_, false) => host.command(&[install::QEMU]),
+        },
     }
 }
 
@@ -253,14 +264,17 @@ impl fmt::Display for Report {
                 }
             }
         }
-        if self.ready {
-            writeln!(f, "\n`kickpath run` has all it needs.")
+        let lacks = |finding: &Finding| finding.required && finding.state != State::Good;
+        // One that is there is not replaced.
+        let bad_qemu = self.qemu.is_some();
+        let installs = |finding: &Finding| !(finding.name == QEMU_NAME && bad_qemu);
+        f.write_str(if self.ready {
+            "\n`kickpath run` has all it needs.\n"
+        } else if self.findings.iter().filter(|f| lacks(f)).all(installs) {
+            "\n`kickpath run` lacks something; as root it installs that by itself.\n"
         } else {
-            writeln!(
-                f,
-                "\n`kickpath run` lacks something; as root it installs that by itself."
-            )
-        }
+            "\n`kickpath run` lacks something that it does not install.\n"
+        })
     }
 }
 

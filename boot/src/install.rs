@@ -12,7 +12,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -294,6 +294,21 @@ impl Host {
             .iter()
             .map(|directory| directory.join(program))
             .find(|path| is_executable(path))
+    }
+
+    /// The file that a person means by `named`: a name without a slash is looked
+    /// for on the search path, as a shell does, and then in the current directory.
+    pub fn find_named(&self, named: &Path) -> Option<PathBuf> {
+        let mut parts = named.components();
+        let file = match (parts.next(), parts.next()) {
+            (Some(Component::Normal(name)), None) => {
+                let found = name.to_str().and_then(|name| self.find_program(name));
+                // With a slash, or whoever starts it looks on the path again.
+                found.unwrap_or_else(|| Path::new(".").join(name))
+            }
+            _ => named.to_owned(),
+        };
+        file.is_file().then_some(file)
     }
 
     /// `path`, an absolute one, below the prefix.

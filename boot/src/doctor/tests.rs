@@ -88,6 +88,23 @@ fn qemu_is_judged_by_its_version() {
 }
 
 #[test]
+fn a_qemu_that_was_named_is_found_as_run_finds_it() {
+    let machine = Machine::new();
+    machine.program("apt-get", "exit 1");
+    machine.program("my-qemu", "echo 'QEMU emulator version 7.2.22'");
+    let report = examine_host(&machine.host, Some(Path::new("my-qemu")), None);
+    let finding = &report.findings[0];
+    assert_eq!(finding.state, State::Good, "{report}");
+    assert!(finding.detail.ends_with("/bin/my-qemu"), "{report}");
+
+    let missing = Path::new("/no/qemu");
+    let report = examine_host(&machine.host, Some(missing), None);
+    let text = report.to_string();
+    assert!(text.contains("--qemu /no/qemu: there is no such file"));
+    assert!(text.contains("that it does not install"), "{text}");
+}
+
+#[test]
 fn a_kvm_that_is_no_kvm_is_unusable() {
     let machine = Machine::new();
     // A plain file opens, but knows no KVM_GET_API_VERSION.

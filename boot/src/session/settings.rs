@@ -382,20 +382,13 @@ impl Settings {
     fn qemu(&self, dry_run: bool, sink: &mut Sink<'_>) -> Result<PathBuf, SessionError> {
         const PROGRAM: &str = "qemu-system-x86_64";
         match &self.qemu {
-            // A name without a slash is looked for on the path, as a shell does.
-            Some(named) if named.components().count() == 1 && !named.is_file() => {
-                let name = named.to_string_lossy();
-                let found = Host::detect().find_program(&name);
+            Some(named) => {
+                let found = Host::detect().find_named(named);
                 found.ok_or_else(|| SessionError::NoFile {
                     option: "--qemu",
                     file: named.clone(),
                 })
             }
-            Some(named) if named.is_file() => Ok(named.clone()),
-            Some(named) => Err(SessionError::NoFile {
-                option: "--qemu",
-                file: named.clone(),
-            }),
             None if dry_run => Ok(PROGRAM.into()),
             None => {
                 require(&[install::QEMU], self.policy, sink)?;
