@@ -59,6 +59,11 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         let size = self.transport.max_queue_size(TRANSMIT_QUEUE);
         // The simplest form, which every device has; header and frame apart.
         let shape = RingShape::split(2, EventMode::Flags);
+        let size = if self.transport.dictates_queue_size() {
+            size
+        } else {
+            shape.size(size)
+        };
         let ring = Ring::new(TRANSMIT_QUEUE, size, shape)?;
         let memory = DmaRegion::new(FRAME + MAX_FRAME, BufferDirection::DriverToDevice).ok_or(
             NetError::NoBuffers {

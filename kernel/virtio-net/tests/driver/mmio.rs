@@ -281,6 +281,28 @@ fn access_platform_is_up_to_the_hal() {
     }
 }
 
+/// The last words need a split ring, whatever size the device has at most: in
+/// the packed layout that need not be a power of two (specification 2.8.10.1).
+#[test]
+fn a_reserve_fits_a_queue_of_any_size() {
+    for max in [2, 3, 100, 256, 1000] {
+        let machine = MmioMachine::new(2);
+        machine.device().max_size = max;
+        machine.device().offered |= Features::RING_PACKED.bits();
+        let state = Box::leak(Box::new(InterruptState::new()));
+        let transport = machine.transport().unwrap();
+        let mut net = VirtioNet::<GuestHal, _>::probe(transport, Features::empty(), state).unwrap();
+        let reserve = net.netpoll();
+        assert_eq!(reserve.as_ref().err(), None, "{max}");
+        // It is what the device is told of.
+        net.poll_controller(reserve.unwrap()).unwrap();
+        let device = machine.device();
+        assert_eq!(device.queues[1].size, 1 << max.ilog2());
+        assert!(device.queues[1].ready);
+        assert_eq!(device.violations, [] as [String; 0]);
+    }
+}
+
 #[test]
 fn a_queue_that_cannot_be_is_refused() {
     for version in [1, 2] {

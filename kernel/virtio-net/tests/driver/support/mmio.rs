@@ -51,6 +51,8 @@ pub struct MmioDevice {
     pub reads: Vec<u64>,
     /// What was written to QUEUE_NOTIFY.
     pub notified: Vec<u32>,
+    /// QUEUE_NUM_MAX of each queue.
+    pub max_size: u32,
     /// Whether QUEUE_RESET works.
     pub resets_queues: bool,
     /// How often it was written.
@@ -85,6 +87,7 @@ impl MmioMachine {
             writes: 0,
             reads: Vec::new(),
             notified: Vec::new(),
+            max_size: 256,
             resets_queues: true,
             queue_resets: 0,
             selected: 0,
@@ -115,7 +118,7 @@ impl MmioDevice {
         self.interrupt = 0;
         self.page_size = 0;
         let queue = MmioQueue {
-            max: 256,
+            max: self.max_size,
             ..MmioQueue::default()
         };
         self.queues = vec![queue; 2];
