@@ -75,7 +75,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         Ok(Netpoll {
             ring,
             memory,
-            features: self.info.negotiated & Features::VERSION_1,
+            // Nothing but what a device may not work without.
+            features: self.info.negotiated & (Features::VERSION_1 | Features::ACCESS_PLATFORM),
         })
     }
 

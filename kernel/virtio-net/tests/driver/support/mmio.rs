@@ -36,6 +36,8 @@ pub struct MmioDevice {
     pub version: u32,
     pub id: u32,
     pub offered: u64,
+    /// Features without which it does not work.
+    pub demanded: u64,
     pub features: u64,
     pub status: u32,
     pub generation: u32,
@@ -74,6 +76,7 @@ impl MmioMachine {
             version,
             id: 1,
             offered: high | 1 << 29 | 1 << 5,
+            demanded: high & 1 << 32,
             features: 0,
             status: 0,
             generation: 0,
@@ -161,7 +164,8 @@ impl MmioDevice {
                 self.violation("FEATURES_OK in version 1".into());
             }
             let unknown = self.features & !self.offered != 0;
-            if unknown || self.features >> 32 & 1 == 0 || faults::strikes(Step::FeaturesOk) {
+            let missing = self.demanded & !self.features != 0;
+            if unknown || missing || faults::strikes(Step::FeaturesOk) {
                 value &= !8;
             }
         }
