@@ -72,6 +72,19 @@ pub struct DeviceInfo {
     pub hash_limits: Option<HashLimits>,
 }
 
+impl DeviceInfo {
+    /// Largest IP packet in bytes that receive buffers must hold when those that
+    /// are sent have up to `mtu`: a device that tells its MTU may deliver packets
+    /// of that size, whatever the driver sends (specification 5.1.4.2).
+    pub(super) fn receive_mtu(&self, mtu: u16) -> u16 {
+        if self.negotiated.contains(Features::MTU) {
+            mtu.max(self.max_mtu)
+        } else {
+            mtu
+        }
+    }
+}
+
 /// Whether both ends of the link may send at once: the field `duplex`
 /// (specification 5.1.4, `VIRTIO_NET_F_SPEED_DUPLEX`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -206,7 +206,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
             return Err(NetError::NotOpen);
         };
-        let mut rx = RxQueue::new(receive, negotiated, mtu)?;
+        let mut rx = RxQueue::new(receive, negotiated, self.info.receive_mtu(mtu))?;
         let tx = TxQueue::new(transmit, negotiated, mtu)?;
         rx.fill()?;
         Ok(QueuePair { rx, tx })

@@ -55,12 +55,12 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     #[doc(alias = "virtnet_rx_resize")]
     #[doc(alias = "virtnet_tx_resize")]
     pub fn reset_queue(&mut self, queue: u16) -> Result<(), NetError> {
-        let DeviceInfo {
-            negotiated, mtu, ..
-        } = self.info;
+        let DeviceInfo { negotiated, .. } = self.info;
         let Some(open) = &mut self.open else {
             return Err(NetError::NotOpen);
         };
+        // Not that of now, which may be smaller and raised again.
+        let mtu = open.mtu;
         let pair = match usize::from(queue / 2).checked_sub(1) {
             None => &mut open.first,
             Some(other) => match open.others.get_mut(other) {
@@ -84,7 +84,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         // notified of the queue.
         let new = vectors::setup_queue::<H, T>(&mut self.transport, queue, shape)?;
         if queue.is_multiple_of(2) {
-            let mut rx = RxQueue::new(new, negotiated, mtu)?;
+            let mut rx = RxQueue::new(new, negotiated, self.info.receive_mtu(mtu))?;
             rx.fill()?;
             if let Err(error) = vectors::enable_queue(&mut self.transport, queue, entry) {
                 // Nobody knows whether the device uses it.

@@ -9,7 +9,7 @@ use virtio_net::vectors::{FindVqsError, Rung};
 use crate::support::device::IO_BASE;
 use crate::support::faults::{self, Step};
 use crate::support::memory::pages_in_use;
-use crate::support::net::{MAC, Machine, RX, TX, feature, pattern, receive_all, send};
+use crate::support::net::{MAC, Machine, RX, TX, feature, high, pattern, receive_all, send};
 
 /// The address that a device without a usable one gets.
 const FALLBACK_MAC: [u8; 6] = [0x02, 0x00, 0x00, 0x6b, 0x69, 0x63];
@@ -166,6 +166,54 @@ fn the_mtu_changes_within_bounds() {
         if let Some(more) = large.checked_add(1u16) {
             assert_eq!(net.change_mtu(more), refusal(more, large));
         }
+        drop(net);
+        machine.assert_nothing_left();
+    }
+}
+
+/// A device may deliver packets of its own MTU, whatever the driver sends
+/// (specification 5.1.4.2).
+#[test]
+fn a_smaller_mtu_leaves_the_receive_buffers_as_large() {
+    for without in [0, feature::ANY_LAYOUT] {
+        let mut machine = Machine::new(feature::ALL & !without, 16);
+        machine.device().config[10..].copy_from_slice(&9000u16.to_le_bytes());
+        let mut net = machine.probe().unwrap();
+        net.change_mtu(1500).unwrap();
+        net.open(&mut machine.controller, Rung::Polling).unwrap();
+        let frame = pattern(3, 18 + 9000);
+        assert!(machine.receive(&frame));
+        assert_eq!(receive_all(&mut net), [frame]);
+    }
+}
+
+/// A queue that is reset alone gets buffers as large as the device was opened
+/// with, whatever the MTU is meanwhile: it may be raised again.
+#[test]
+fn a_queue_that_is_reset_has_buffers_as_before() {
+    for merged in [0, feature::MRG_RXBUF] {
+        let mut machine = Machine::new(feature::ALL | merged, 16);
+        machine.device().offered_high = high::VERSION_1 | high::RING_RESET;
+        machine.device().config[10..].copy_from_slice(&9000u16.to_le_bytes());
+        let mut net = machine.probe().unwrap();
+        net.open(&mut machine.controller, Rung::MsixPerQueue)
+            .unwrap();
+        let pages = pages_in_use();
+        net.change_mtu(1500).unwrap();
+        for queue in [0, 1] {
+            net.reset_queue(queue).unwrap();
+            let model = &machine.device().queues[usize::from(queue)];
+            assert!(model.ring.is_some());
+            assert_eq!(model.vector, 1 + queue);
+        }
+        assert_eq!(pages_in_use(), pages);
+        net.change_mtu(9000).unwrap();
+        let frame = pattern(3, 18 + 9000);
+        assert!(send(&mut net, &frame));
+        net.kick();
+        assert_eq!(machine.run_transmit()[0].frame, frame);
+        assert!(machine.receive(&frame));
+        assert_eq!(receive_all(&mut net), [frame]);
         drop(net);
         machine.assert_nothing_left();
     }

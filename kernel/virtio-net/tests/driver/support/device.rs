@@ -14,7 +14,7 @@ use vm_memory::GuestAddress;
 use super::control::{Behaviour, Control};
 use super::faults::{self, Step};
 use super::memory;
-use super::net::{CONTROL_SIZE, Sent, TX};
+use super::net::{CONTROL_SIZE, Sent, TX, high};
 use super::pci::{PciFunction, command};
 
 /// First port of the device.
@@ -48,6 +48,8 @@ pub struct ModelQueue {
     pub kicked: bool,
     /// How often the doorbell was rung.
     pub kicks: u64,
+    /// Whether it was reset alone, and may be set up again.
+    was_reset: bool,
 }
 
 /// An interrupt on its way to the CPU.
@@ -133,11 +135,29 @@ pub fn agree_high(features: u32) {
     }
 }
 
-/// Notes a violation when memory goes back that a live device may access.
+/// The thread's device resets one queue (specification 2.6.1).
+pub fn reset_queue(index: u16) {
+    let device = DEVICE
+        .with_borrow(Weak::upgrade)
+        .expect("there is no device");
+    let mut device = device.borrow_mut();
+    if device.features_high & high::RING_RESET == 0 {
+        device.violation(format!("a reset of queue {index} was not agreed on"));
+    }
+    let queue = &mut device.queues[usize::from(index)];
+    *queue = ModelQueue {
+        was_reset: true,
+        ..ModelQueue::new(queue.size)
+    };
+}
+
+/// Notes a violation when memory goes back that a live device may access. Whose
+/// memory it is cannot be told: if a queue was reset, it may be that one's.
 pub fn check_not_live(physical: u64) {
     if let Some(device) = DEVICE.with_borrow(Weak::upgrade) {
         let mut device = device.borrow_mut();
-        if device.status & status::DRIVER_OK != 0 {
+        let was_reset = device.queues.iter().any(|queue| queue.was_reset);
+        if device.status & status::DRIVER_OK != 0 && !was_reset {
             device.violation(format!("{physical:#x} given back under a live device"));
         }
     }
@@ -345,7 +365,8 @@ impl LegacyDevice {
             // QEMU's answer to a queue that is taken back.
             return self.reset();
         }
-        if self.status != status::ACKNOWLEDGE | status::DRIVER {
+        let was_reset = self.queue().is_some_and(|queue| queue.was_reset);
+        if self.status != status::ACKNOWLEDGE | status::DRIVER && !was_reset {
             self.violation(format!("a queue set up at status {:#x}", self.status));
         }
         if faults::strikes(Step::QueuePfn(self.selected)) {
@@ -430,6 +451,7 @@ impl ModelQueue {
             ring: None,
             kicked: false,
             kicks: 0,
+            was_reset: false,
         }
     }
 

@@ -127,6 +127,10 @@ impl ConfigOps for Wired {
             other => panic!("{other} is no doorbell of this transport"),
         }
     }
+    fn queue_reset(&mut self, queue: u16) -> Result<(), TransportError> {
+        device::reset_queue(queue);
+        Ok(())
+    }
     fn msix_entries(&self) -> u16 {
         self.0.msix_entries()
     }
