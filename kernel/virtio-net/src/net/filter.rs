@@ -172,7 +172,9 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     ///
     /// [`NetError::InvalidMac`] for a multicast address and for zero (Linux
     /// `ndo_validate_addr`), [`NetError::Control`], [`NetError::Config`]; the
-    /// address stays as it was then.
+    /// address stays as it was then. Only when a receive mode was set and the
+    /// device refuses to let the new address through, it has changed all the
+    /// same: [`DeviceInfo::mac`](super::DeviceInfo::mac) is the one that counts.
     #[doc(alias = "ndo_set_mac_address")]
     #[doc(alias = "ndo_validate_addr")]
     pub fn set_mac_address(&mut self, mac: MacAddress) -> Result<(), NetError> {
@@ -183,9 +185,20 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         self.filter.mac = Some(mac);
         self.info.mac = mac;
         // The filter may have to let another address through.
-        match self.filter.mode.take() {
-            Some(mode) => self.set_rx_mode(mode),
-            None => Ok(()),
+        self.set_rx_mode_again()
+    }
+
+    /// Applies the mode that was set last, as far as that is possible: a device
+    /// that is not open is told of it when it is.
+    fn set_rx_mode_again(&mut self) -> Result<(), NetError> {
+        let Some(mode) = self.filter.mode.take() else {
+            return Ok(());
+        };
+        match self.set_rx_mode(mode) {
+            Err(NetError::NotOpen | NetError::Control(ControlError::NotNegotiated { .. })) => {
+                Ok(())
+            }
+            result => result,
         }
     }
 
@@ -288,13 +301,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         if let Some(offloads) = self.filter.offloads {
             self.command(&Command::GuestOffloads(offloads))?;
         }
-        let Some(mode) = self.filter.mode.take() else {
-            return Ok(());
-        };
-        match self.set_rx_mode(mode) {
-            Err(NetError::Control(ControlError::NotNegotiated { .. })) => Ok(()),
-            result => result,
-        }
+        self.set_rx_mode_again()
     }
 }
 

@@ -490,6 +490,30 @@ fn the_address_is_set_by_command_or_by_configuration() {
     assert_eq!(machine.device().control.mac, Some(UNICAST));
 }
 
+/// A mode that waits for the next open, or that the device has no commands for,
+/// keeps nobody from another address.
+#[test]
+fn a_mode_that_was_not_applied_is_no_error_of_the_address() {
+    let mut machine = machine();
+    let mut net = machine.probe().unwrap();
+    assert_eq!(
+        net.set_rx_mode(RxMode::default()).err(),
+        Some(NetError::NotOpen)
+    );
+    assert_eq!(net.set_mac_address(UNICAST), Ok(()));
+    assert_eq!(net.info().mac, UNICAST);
+    net.open(&mut machine.controller, Rung::Polling).unwrap();
+    assert_eq!(machine.device().control.mac, Some(UNICAST));
+    assert_eq!(filter(&machine).flags, [false; 6]);
+
+    let without = feature::CTRL_RX | feature::CTRL_RX_EXTRA;
+    let mut machine = Machine::new(feature::IMPLEMENTED & !without, 16);
+    let mut net = machine.open();
+    assert!(net.set_rx_mode(RxMode::default()).is_err());
+    assert_eq!(net.set_mac_address(UNICAST), Ok(()));
+    assert_eq!(machine.device().control.mac, Some(UNICAST));
+}
+
 /// Where the device has no address that could be set, its filter must let the
 /// driver's through.
 #[test]
