@@ -82,7 +82,7 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
     /// [`TransportError::NotThisTransport`] when it is no legacy or
     /// transitional virtio device (1af4:1000 to :103f, revision 0),
     /// [`TransportError::UnusableBar`], [`TransportError::UnknownDeviceType`].
-    pub fn new(access: C, ports: P, function: DeviceFunction) -> Result<Self, TransportError> {
+    pub fn new(mut access: C, ports: P, function: DeviceFunction) -> Result<Self, TransportError> {
         let id = access.read_word(function, 0x00);
         let (vendor, device) = (id as u16, (id >> 16) as u16);
         // Specification 4.1.2.3: a transitional device has revision 0.
@@ -126,7 +126,7 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
                 address: u64::from(address),
             }));
         }
-        let msix = Msix::find(&mut root, &access, function).unwrap_or_else(|problem| {
+        let msix = Msix::find(&mut root, &mut access, function).unwrap_or_else(|problem| {
             log::warn!("{function}: {problem}; going on without MSI-X");
             None
         });

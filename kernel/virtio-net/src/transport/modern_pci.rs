@@ -109,14 +109,14 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
     /// [`TransportError::NotThisTransport`] when it is no virtio device
     /// (1af4:1000 to :107f), [`TransportError::UnknownDeviceType`], and those
     /// of [`Structures::find`].
-    pub fn new(access: C, function: DeviceFunction) -> Result<Self, TransportError> {
+    pub fn new(mut access: C, function: DeviceFunction) -> Result<Self, TransportError> {
         let device_type = device_type(&access, function)?;
         // SAFETY: this transport is the only user of the device; the clone
         // only sizes its BARs and reads its capabilities.
         let mut root = PciRoot::new(unsafe { access.unsafe_clone() });
         let bars = structures::bars(&mut root, function);
         let structures = Structures::find(&root, &access, function, &bars)?;
-        let msix = Msix::find(&mut root, &access, function).unwrap_or_else(|problem| {
+        let msix = Msix::find(&mut root, &mut access, function).unwrap_or_else(|problem| {
             log::warn!("{function}: {problem}; going on without MSI-X");
             None
         });

@@ -79,21 +79,23 @@ impl fmt::Display for MsixUnusable {
 }
 
 impl<H: Hal> Msix<H> {
-    /// Finds the capability and maps its table. `Ok(None)` when the function
-    /// has no MSI-X.
+    /// Finds the capability, turns MSI-X off if a boot loader or another kernel
+    /// left it on (Linux `pci_msix_init`), and maps its table. `Ok(None)` when
+    /// the function has no MSI-X.
     ///
     /// # Errors
     ///
     /// [`MsixUnusable`] when the capability cannot be true.
     pub fn find<C: ConfigurationAccess>(
         root: &mut PciRoot<C>,
-        access: &C,
+        access: &mut C,
         function: DeviceFunction,
     ) -> Result<Option<Self>, MsixUnusable> {
         let found = capabilities(root, function).find(|capability| capability.id == CAPABILITY_ID);
         let Some(capability) = found else {
             return Ok(None);
         };
+        control(access, function, capability.offset, 0);
         // Message control: table size - 1 in bits 0 to 10.
         let entries = (capability.private_header & 0x7ff) + 1;
         let Some(location) = capability.offset.checked_add(4) else {
@@ -203,9 +205,7 @@ impl<H: Hal> Msix<H> {
     }
 
     fn control<C: ConfigurationAccess>(&mut self, access: &mut C, bits: u32) {
-        let word = access.read_word(self.function, self.capability);
-        let word = word & !(CONTROL_ENABLE | CONTROL_FUNCTION_MASK) | bits;
-        access.write_word(self.function, self.capability, word);
+        control(access, self.function, self.capability, bits);
     }
 
     fn write(&mut self, entry: u16, word: usize, value: u32) {
@@ -217,6 +217,19 @@ impl<H: Hal> Msix<H> {
                 .write_volatile(value.to_le());
         }
     }
+}
+
+/// Sets the enable and the mask bit in the first word of the capability at
+/// `offset`.
+fn control<C: ConfigurationAccess>(
+    access: &mut C,
+    function: DeviceFunction,
+    offset: u8,
+    bits: u32,
+) {
+    let word = access.read_word(function, offset);
+    let word = word & !(CONTROL_ENABLE | CONTROL_FUNCTION_MASK) | bits;
+    access.write_word(function, offset, word);
 }
 
 /// `VIRTIO_MSI_NO_VECTOR`: what a vector register reads when the device could

@@ -2,10 +2,12 @@
 
 use virtio_drivers::transport::{DeviceStatus, Transport};
 use virtio_net::transport::{ConfigOps, MsiMessage, TransportError};
+use virtio_net::vectors::Rung;
 
 use crate::support::device::Interrupt::Msi;
 use crate::support::device::{LegacyDevice, NO_VECTOR, TABLE_BASE};
 use crate::support::memory;
+use crate::support::modern::ModernMachine;
 use crate::support::net::{MAC, Machine, feature};
 use crate::support::pci::MSIX_CAPABILITY;
 use crate::support::transport::Legacy;
@@ -113,6 +115,33 @@ fn an_entry_can_be_sent_to_another_cpu() {
         available: 3,
     };
     assert_eq!(transport.set_vq_affinity(3, elsewhere), Err(none));
+}
+
+/// MSI-X that a boot loader or another kernel left on would move a legacy
+/// device's configuration and keep its line down (specification 4.1.4.10; PCI
+/// Local Bus 3.0, 6.8.2; Linux `pci_msix_init`).
+#[test]
+fn what_another_driver_left_on_is_turned_off() {
+    let mut machine = Machine::with_vectors(feature::ALL, 16, 1);
+    let left_on = machine.device().pci.get(MSIX_CAPABILITY) | 1 << 31;
+    machine.device().pci.set(MSIX_CAPABILITY, left_on);
+    let mut net = machine.probe().unwrap();
+    assert_eq!(net.info().mac, MAC);
+    // One vector is too few, so that the line is taken, which is dead under
+    // MSI-X.
+    net.open(&mut machine.controller, Rung::MsixPerQueue)
+        .unwrap();
+    assert_eq!(net.rung(), Some(Rung::Intx));
+    assert!(!machine.device().pci.msix_enabled());
+    drop(net);
+    machine.assert_no_violation();
+
+    let machine = ModernMachine::new();
+    let left_on = machine.device().pci.get(MSIX_CAPABILITY) | 1 << 31;
+    machine.device().pci.set(MSIX_CAPABILITY, left_on);
+    let transport = machine.transport().unwrap();
+    assert!(!machine.device().pci.msix_enabled());
+    drop(transport);
 }
 
 #[test]
