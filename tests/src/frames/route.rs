@@ -2,7 +2,9 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilder, VlanId};
+use etherparse::err::packet::BuildWriteError;
+use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, IpHeaders};
+use etherparse::{PacketBuilder, PacketBuilderStep, VlanId};
 
 use super::{ECHO, IP, IPV6_PAYLOAD};
 
@@ -23,64 +25,52 @@ pub struct Route {
     pub to_ipv6: Ipv6Addr,
 }
 
+/// What a builder writes.
+fn frame_of(write: impl FnOnce(&mut Vec<u8>) -> Result<(), BuildWriteError>) -> Vec<u8> {
+    let mut frame = Vec::new();
+    write(&mut frame).expect("fits into a frame");
+    frame
+}
+
 impl Route {
+    fn over_ipv4(&self) -> PacketBuilderStep<IpHeaders> {
+        let (from, to) = (self.from_ipv4.octets(), self.to_ipv4.octets());
+        PacketBuilder::ethernet2(self.from, self.to).ipv4(from, to, 64)
+    }
+
+    fn over_ipv6(&self, hop_limit: u8) -> PacketBuilderStep<IpHeaders> {
+        let (from, to) = (self.from_ipv6.octets(), self.to_ipv6.octets());
+        PacketBuilder::ethernet2(self.from, self.to).ipv6(from, to, hop_limit)
+    }
+
     /// A UDP echo request over IPv4.
     pub fn udp4(&self, number: u16, payload: &[u8]) -> Vec<u8> {
-        let builder = PacketBuilder::ethernet2(self.from, self.to)
-            .ipv4(self.from_ipv4.octets(), self.to_ipv4.octets(), 64)
-            .udp(number, ECHO);
-        let mut frame = Vec::new();
-        builder
-            .write(&mut frame, payload)
-            .expect("fits into a frame");
-        frame
+        let builder = self.over_ipv4().udp(number, ECHO);
+        frame_of(|frame| builder.write(frame, payload))
     }
 
     /// A UDP echo request over IPv6.
     pub fn udp6(&self, number: u16, payload: &[u8]) -> Vec<u8> {
-        let builder = PacketBuilder::ethernet2(self.from, self.to)
-            .ipv6(self.from_ipv6.octets(), self.to_ipv6.octets(), 64)
-            .udp(number, ECHO);
-        let mut frame = Vec::new();
-        builder
-            .write(&mut frame, payload)
-            .expect("fits into a frame");
-        frame
+        let builder = self.over_ipv6(64).udp(number, ECHO);
+        frame_of(|frame| builder.write(frame, payload))
     }
 
     /// The first segment of a TCP connection to the echo service.
     pub fn syn(&self, number: u16) -> Vec<u8> {
-        let builder = PacketBuilder::ethernet2(self.from, self.to)
-            .ipv4(self.from_ipv4.octets(), self.to_ipv4.octets(), 64)
-            .tcp(number, ECHO, 0x1234_5678, 4096)
-            .syn();
-        let mut frame = Vec::new();
-        builder.write(&mut frame, &[]).expect("fits into a frame");
-        frame
+        let builder = self.over_ipv4().tcp(number, ECHO, 0x1234_5678, 4096).syn();
+        frame_of(|frame| builder.write(frame, &[]))
     }
 
     /// A ping.
     pub fn ping4(&self, number: u16, payload: &[u8]) -> Vec<u8> {
-        let builder = PacketBuilder::ethernet2(self.from, self.to)
-            .ipv4(self.from_ipv4.octets(), self.to_ipv4.octets(), 64)
-            .icmpv4_echo_request(number, 1);
-        let mut frame = Vec::new();
-        builder
-            .write(&mut frame, payload)
-            .expect("fits into a frame");
-        frame
+        let builder = self.over_ipv4().icmpv4_echo_request(number, 1);
+        frame_of(|frame| builder.write(frame, payload))
     }
 
     /// A ping over IPv6.
     pub fn ping6(&self, number: u16, payload: &[u8]) -> Vec<u8> {
-        let builder = PacketBuilder::ethernet2(self.from, self.to)
-            .ipv6(self.from_ipv6.octets(), self.to_ipv6.octets(), 64)
-            .icmpv6_echo_request(number, 1);
-        let mut frame = Vec::new();
-        builder
-            .write(&mut frame, payload)
-            .expect("fits into a frame");
-        frame
+        let builder = self.over_ipv6(64).icmpv6_echo_request(number, 1);
+        frame_of(|frame| builder.write(frame, payload))
     }
 
     /// An ARP message from the sender to the guest.
@@ -95,23 +85,15 @@ impl Route {
             &self.to_ipv4.octets(),
         )
         .expect("addresses of the right lengths");
-        let mut frame = Vec::new();
         let builder = PacketBuilder::ethernet2(self.from, [0xff; 6]).arp(arp);
-        builder.write(&mut frame).expect("fits into a frame");
-        frame
+        frame_of(|frame| builder.write(frame))
     }
 
     /// An ICMPv6 message with any type and body.
     pub fn icmpv6(&self, hop_limit: u8, kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
         let (head, payload) = body.split_first_chunk::<4>().expect("at least four bytes");
-        let builder = PacketBuilder::ethernet2(self.from, self.to)
-            .ipv6(self.from_ipv6.octets(), self.to_ipv6.octets(), hop_limit)
-            .icmpv6_raw(kind, code, *head);
-        let mut frame = Vec::new();
-        builder
-            .write(&mut frame, payload)
-            .expect("fits into a frame");
-        frame
+        let builder = self.over_ipv6(hop_limit).icmpv6_raw(kind, code, *head);
+        frame_of(|frame| builder.write(frame, payload))
     }
 
     /// An IPv6 packet with any payload.
@@ -130,11 +112,7 @@ impl Route {
             .single_vlan(VlanId::try_new(5).expect("12 bits"))
             .ipv4(self.from_ipv4.octets(), self.to_ipv4.octets(), 64)
             .udp(number, ECHO);
-        let mut frame = Vec::new();
-        builder
-            .write(&mut frame, b"tagged")
-            .expect("fits into a frame");
-        frame
+        frame_of(|frame| builder.write(frame, b"tagged"))
     }
 
     /// A neighbour solicitation for the guest (RFC 4861, 4.3).

@@ -13,7 +13,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -27,6 +27,7 @@ use kickpath::wire::{FarEnd, HostSockets};
 use kickpath_tests::{Spec, Suite, setup};
 use nix::libc;
 
+use crate::packet_socket::PacketSocket;
 use crate::site::{BOUND, LINK_LOCAL, Site, output};
 
 const VLAN: u16 = 5;
@@ -203,7 +204,7 @@ impl Relay {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            let made = packet_socket().and_then(|cable| Ok((cable, tap()?)));
+            let made = PacketSocket::bind(c"v1").and_then(|cable| Ok((cable, tap()?)));
             let (cable, tap) = match made {
                 Ok(made) => made,
                 Err(error) => {
@@ -213,7 +214,7 @@ impl Relay {
             };
             let _ = ready.send(Ok(()));
             while !stopped.load(Ordering::Relaxed) {
-                relay(&cable, &tap, vlan)?;
+                relay(cable.as_fd(), tap.as_fd(), vlan)?;
             }
             Ok(())
         });
@@ -233,29 +234,6 @@ impl Drop for Relay {
         {
             eprintln!("checksums: the relay failed: {error}");
         }
-    }
-}
-
-/// Frames of `v1`, whole.
-fn packet_socket() -> io::Result<OwnedFd> {
-    let protocol = (libc::ETH_P_ALL as u16).to_be();
-    // SAFETY: the calls get a name that ends with 0, and an address that is as
-    // long as said; the descriptor is new.
-    unsafe {
-        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, protocol.into());
-        if socket < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let socket = OwnedFd::from_raw_fd(socket);
-        let mut address: libc::sockaddr_ll = std::mem::zeroed();
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = protocol;
-        address.sll_ifindex = libc::if_nametoindex(c"v1".as_ptr()).cast_signed();
-        let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        if libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(socket)
     }
 }
 
@@ -283,8 +261,8 @@ fn tap() -> io::Result<OwnedFd> {
 }
 
 /// Waits for frames, for a short time, and carries one each way.
-fn relay(cable: &OwnedFd, tap: &OwnedFd, vlan: Option<u16>) -> io::Result<()> {
-    let poll = |fd: &OwnedFd| libc::pollfd {
+fn relay(cable: BorrowedFd<'_>, tap: BorrowedFd<'_>, vlan: Option<u16>) -> io::Result<()> {
+    let poll = |fd: BorrowedFd<'_>| libc::pollfd {
         fd: fd.as_raw_fd(),
         events: libc::POLLIN,
         revents: 0,

@@ -5,6 +5,7 @@ use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
+use kickpath_abi::status::Counters;
 
 use crate::site::{Site, output};
 
@@ -104,6 +105,44 @@ impl Drop for Capture {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What went over the tap in one direction.
+pub struct Seen {
+    /// Bytes a frame, by the kernel's count.
+    pub average: u64,
+    /// Bytes of each frame that passed the filter.
+    pub lengths: Vec<u32>,
+}
+
+impl Seen {
+    /// While `work` is done inside of the tap's namespace; `direction` as in
+    /// [`Count::now`].
+    pub fn during<T: Send>(
+        site: &Site,
+        filter: &str,
+        direction: &str,
+        work: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<Self> {
+        let capture = Capture::begin(site, filter)?;
+        let count = Count::now(site, direction)?;
+        site.inside(work)?;
+        Ok(Self {
+            average: count.average(site, direction)?,
+            lengths: capture.end()?,
+        })
+    }
+}
+
+/// Fails when the guest lost a frame or the device gave it nonsense; returns
+/// what it has counted.
+pub fn no_errors(site: &Site) -> Result<Counters> {
+    let counters = site.status()?.counters;
+    ensure!(
+        counters.rx_dropped + counters.rx_errors + counters.tx_errors == 0,
+        "{counters:?}"
+    );
+    Ok(counters)
 }
 
 /// What `ethtool -k` says of the tap: its device features are what the guest

@@ -29,6 +29,7 @@ mod multiqueue;
 mod netconsole;
 mod offloads;
 mod other_drivers;
+mod packet_socket;
 mod queues;
 mod receive_filter;
 mod reopen;

@@ -6,10 +6,9 @@ use std::net::{Shutdown, TcpStream};
 
 use anyhow::{Result, ensure};
 use kickpath::install::{ETHTOOL, TCPDUMP};
-use kickpath_abi::status::Counters;
 use kickpath_tests::{Spec, Suite, Way, setup};
 
-use crate::evidence::{Capture, Count, LARGEST_FRAME, ethtool, large_among};
+use crate::evidence::{Capture, LARGEST_FRAME, Seen, ethtool, large_among, no_errors};
 use crate::site::{BOUND, LINK_LOCAL, Site, pull};
 
 const MIB: usize = 1 << 20;
@@ -42,10 +41,8 @@ fn leave_the_guest(site: &Site) -> Result<()> {
         "the tap does not segment TCP over IPv6"
     );
     let chargen = site.over_ipv6(19)?;
-    let (capture, count) = (Capture::begin(site, FROM_GUEST)?, Count::now(site, "rx")?);
-    site.inside(|| pull(chargen, 16 * MIB))?;
-    let average = count.average(site, "rx")?;
-    let lengths = capture.end()?;
+    let Seen { average, lengths } =
+        Seen::during(site, FROM_GUEST, "rx", || pull(chargen, 16 * MIB))?;
     let large = large_among(&lengths);
     eprintln!(
         "super_frames: {average} bytes a frame; of {} captured {large} were large, the largest \
@@ -64,7 +61,7 @@ fn leave_the_guest(site: &Site) -> Result<()> {
     ensure!(large_among(&lengths) > 0, "no large frame: {lengths:?}");
 
     echo(site, 4 * MIB)?;
-    no_errors(site, |counters| counters.tx_coalesced > 500)
+    coalesced_more_than(site, 500)
 }
 
 /// Sends bytes and gets them back, all compared.
@@ -95,18 +92,10 @@ fn echo(site: &Site, length: usize) -> Result<()> {
     })
 }
 
-fn no_errors(site: &Site, is_seen: fn(&Counters) -> bool) -> Result<()> {
-    let counters = site.status()?.counters;
-    let Counters {
-        rx_dropped,
-        rx_errors,
-        tx_errors,
-        ..
-    } = counters;
-    ensure!(
-        rx_dropped + rx_errors + tx_errors == 0 && is_seen(&counters),
-        "{counters:?}"
-    );
+/// So many super-frames were put together, and nothing was lost.
+fn coalesced_more_than(site: &Site, least: u64) -> Result<()> {
+    let counters = no_errors(site)?;
+    ensure!(counters.tx_coalesced > least, "{counters:?}");
     Ok(())
 }
 
@@ -145,5 +134,5 @@ fn several_connections(site: &Site) -> Result<()> {
         "{} large frames of {average} bytes",
         large.len()
     );
-    no_errors(site, |counters| counters.tx_coalesced > 100)
+    coalesced_more_than(site, 100)
 }

@@ -4,9 +4,8 @@ use anyhow::{Result, ensure};
 use kickpath::compare::html::page;
 use kickpath::compare::{Handler, Report, Row, Way};
 use kickpath_tests::Suite;
-use kickpath_tests::browser::View;
 
-use crate::support::{Page, WIDTHS, desk};
+use crate::support::{Page, desk, picture_name, views};
 
 pub fn add(suite: &mut Suite) {
     suite.test("compare::every_figure_at_every_width", every_figure);
@@ -49,23 +48,15 @@ fn every_figure() -> Result<()> {
     let mut page = Page::open(&page(&report())?)?;
     let buttons = page.count("button")?;
     ensure!(buttons >= 5, "{buttons} buttons");
-    for width in WIDTHS {
-        for dark in [false, true] {
-            let view = View {
-                width,
-                height: 900,
-                dark,
-            };
-            page.view(view)?;
-            for button in 0..buttons {
-                page.evaluate(&format!(
-                    "document.querySelectorAll('button')[{button}].click()"
-                ))?;
-                page.check()?;
-            }
-            let name = format!("compare-{width}-{}", if dark { "dark" } else { "light" });
-            page.picture(&name, view, false)?;
+    for view in views() {
+        page.view(view)?;
+        for button in 0..buttons {
+            page.evaluate(&format!(
+                "document.querySelectorAll('button')[{button}].click()"
+            ))?;
+            page.check()?;
         }
+        page.picture(&picture_name("compare", view), view, false)?;
     }
     Ok(())
 }

@@ -6,10 +6,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use kickpath_abi::status::{CpuLoad, Pair, Queue, Status};
 use kickpath_tests::Suite;
-use kickpath_tests::browser::View;
 use kickpath_tests::program::{Running, loopback_address};
 
-use crate::support::{Page, WIDTHS, desk};
+use crate::support::{Page, picture_name, views};
 
 pub fn add(suite: &mut Suite) {
     suite.test("status::a_live_guest", a_live_guest);
@@ -70,16 +69,10 @@ fn a_live_guest() -> Result<()> {
     page.eventually("document.getElementById('state').textContent === 'Live'")?;
 
     page.check()?;
-    for width in WIDTHS {
-        for dark in [false, true] {
-            let view = View {
-                width,
-                ..desk(dark)
-            };
-            page.view(view)?;
-            page.check()?;
-            page.picture(&format!("status-{width}-{dark}"), view, true)?;
-        }
+    for view in views() {
+        page.view(view)?;
+        page.check()?;
+        page.picture(&picture_name("status", view), view, true)?;
     }
     Ok(())
 }
@@ -170,16 +163,10 @@ fn several_pairs() -> Result<()> {
     let total = page.text("#traffic tr")?;
     ensure!(total.contains("1,0"), "the total is not a million: {total}");
     // Nothing is beside the page, also where the table is wider.
-    for width in WIDTHS {
-        for dark in [false, true] {
-            let view = View {
-                width,
-                ..desk(dark)
-            };
-            page.view(view)?;
-            page.check()?;
-            page.picture(&format!("pairs-{width}-{dark}"), view, true)?;
-        }
+    for view in views() {
+        page.view(view)?;
+        page.check()?;
+        page.picture(&picture_name("pairs", view), view, true)?;
     }
     Ok(())
 }

@@ -170,3 +170,19 @@ pub fn desk(dark: bool) -> View {
         dark,
     }
 }
+
+/// Every width, by daylight and in the dark.
+pub fn views() -> impl Iterator<Item = View> {
+    WIDTHS.into_iter().flat_map(|width| {
+        [false, true].map(|dark| View {
+            width,
+            ..desk(dark)
+        })
+    })
+}
+
+/// What the picture of a page in one of [`views`] is called.
+pub fn picture_name(page: &str, view: View) -> String {
+    let light = if view.dark { "dark" } else { "light" };
+    format!("{page}-{}-{light}", view.width)
+}

@@ -6,7 +6,7 @@ use kickpath::trace::{Timeline, html};
 use kickpath_tests::browser::View;
 use kickpath_tests::{Suite, program};
 
-use crate::support::{Page, WIDTHS, desk};
+use crate::support::{Page, WIDTHS, desk, picture_name, views};
 
 pub fn add(suite: &mut Suite) {
     let mut add = |name: &str, body: fn() -> Result<()>| {
@@ -250,24 +250,19 @@ fn lanes_are_to_scale() -> Result<()> {
 fn light_and_dark_at_every_width() -> Result<()> {
     let timeline = sample()?;
     let mut page = open(&timeline)?;
-    for width in WIDTHS {
-        for dark in [false, true] {
-            let view = View {
-                width,
-                height: 900,
-                dark,
-            };
-            page.view(view)?;
-            let wide = page.evaluate(
-                "steps.filter(step => { go(step.number); \
-                 return document.documentElement.scrollWidth > innerWidth; }).map(nameOf)",
-            )?;
-            ensure!(wide == serde_json::json!([]), "too wide at {width}: {wide}");
-            page.reopen("")?;
-            page.check()?;
-            let name = format!("trace-{width}-{}", if dark { "dark" } else { "light" });
-            page.picture(&name, view, true)?;
-        }
+    for view in views() {
+        page.view(view)?;
+        let wide = page.evaluate(
+            "steps.filter(step => { go(step.number); \
+             return document.documentElement.scrollWidth > innerWidth; }).map(nameOf)",
+        )?;
+        ensure!(
+            wide == serde_json::json!([]),
+            "too wide in {view:?}: {wide}"
+        );
+        page.reopen("")?;
+        page.check()?;
+        page.picture(&picture_name("trace", view), view, true)?;
     }
     page.view(desk(false))?;
     page.picture("trace-first-screen", desk(false), false)

@@ -25,20 +25,9 @@ pub const GSO_ECN: u8 = 0x80;
 ///
 /// Their byte order is little endian; the legacy interface has the guest's
 /// (specification 5.1.6.1), which is the same on x86.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct Header {
     /// `VIRTIO_NET_HDR_F_*`.
     pub flags: u8,
@@ -57,20 +46,9 @@ pub struct Header {
 }
 
 /// The header with `VIRTIO_NET_F_MRG_RXBUF` or `VIRTIO_F_VERSION_1`.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct MergeableHeader {
     /// The common fields.
     pub header: Header,
@@ -79,20 +57,9 @@ pub struct MergeableHeader {
 }
 
 /// The header with `VIRTIO_NET_F_HASH_REPORT`.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-    Unaligned,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct HashHeader {
     /// The common fields.
     pub mergeable: MergeableHeader,
