@@ -5,6 +5,12 @@
 //! file [`FW_CFG_FILE`], else takes [`Config::default`]. A word that cannot be
 //! understood is reported and leaves the default in place.
 
+mod address;
+mod words;
+
+pub use address::{Ipv4Cidr, Ipv4Config, parse_ipv4, parse_mac};
+pub use words::{Bench, GuestOffload, Irq, LogLevel, RxMode, SelfTest, SelfTestAt, Transport};
+
 use core::fmt;
 use core::net::{Ipv4Addr, SocketAddrV4};
 use core::str::FromStr;
@@ -13,235 +19,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::steps::Steps;
+use address::{Mac, Macs};
 
 /// Name of the fw_cfg file that holds the configuration when there is no
 /// command line (`-fw_cfg name=opt/kickpath/config,string=...`).
 pub const FW_CFG_FILE: &str = "opt/kickpath/config";
-
-/// An IPv4 address with its prefix length, 0 to 32 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ipv4Cidr {
-    /// The address of the interface.
-    pub address: Ipv4Addr,
-    /// Length of the network prefix in bits, 0 to 32.
-    pub prefix: u8,
-}
-
-/// Where the guest's IPv4 address comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ipv4Config {
-    /// DHCP, with [`Ipv4Config::FALLBACK`] when no server answers.
-    Dhcp,
-    /// This address; the gateway is the key `gateway`.
-    Static(Ipv4Cidr),
-}
-
-impl Ipv4Config {
-    /// The address taken when DHCP gets no answer: what QEMU's user network
-    /// would have given.
-    pub const FALLBACK: Ipv4Cidr = Ipv4Cidr {
-        address: Ipv4Addr::new(10, 0, 2, 15),
-        prefix: 24,
-    };
-}
-
-/// Generates an enumeration whose variants have one word each, with `FromStr`
-/// and `Display` that agree.
-macro_rules! words {
-    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $word:literal,)+ }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($(#[$vmeta])* $variant,)+ }
-
-        impl $name {
-            /// Every value, in the order of preference.
-            pub const ALL: &[Self] = &[$(Self::$variant,)+];
-
-            /// The word that stands for this value.
-            pub const fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word,)+ }
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = ();
-            fn from_str(word: &str) -> Result<Self, ()> {
-                match word { $($word => Ok(Self::$variant),)+ _ => Err(()) }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.word())
-            }
-        }
-    };
-}
-
-words! {
-    /// How the guest reaches the device's registers.
-    Transport {
-        /// Legacy port I/O where the device offers it, else what it has.
-        Auto = "auto",
-        /// virtio-pci, legacy interface (specification 4.1.4.10): port I/O.
-        Legacy = "legacy",
-        /// virtio-pci, modern interface (specification 4.1).
-        Modern = "modern",
-        /// virtio-mmio (specification 4.2).
-        Mmio = "mmio",
-    }
-}
-
-words! {
-    /// Which rung of the interrupt ladder to take (Linux `vp_find_vqs`).
-    Irq {
-        /// The first rung that works, from the top.
-        Auto = "auto",
-        /// MSI-X, a vector a queue.
-        Msix = "msix",
-        /// MSI-X, one vector for all queues.
-        MsixShared = "msix-shared",
-        /// The INTx line.
-        Intx = "intx",
-        /// No interrupt: the guest polls.
-        Poll = "poll",
-    }
-}
-
-words! {
-    /// What the device is to let through beside what is addressed to the guest,
-    /// or not to (specification 5.1.6.5.1).
-    RxMode {
-        /// Every frame.
-        Promiscuous = "promisc",
-        /// Every multicast frame.
-        AllMulticast = "allmulti",
-        /// Every unicast frame.
-        AllUnicast = "alluni",
-        /// No multicast frame.
-        NoMulticast = "nomulti",
-        /// No unicast frame.
-        NoUnicast = "nouni",
-        /// No broadcast frame.
-        NoBroadcast = "nobcast",
-    }
-}
-
-words! {
-    /// Receive offloads that can be turned off and on (specification
-    /// 5.1.6.5.6).
-    GuestOffload {
-        /// Frames with a partial checksum.
-        Csum = "guest_csum",
-        /// TCP over IPv4 in large pieces.
-        Tso4 = "guest_tso4",
-        /// TCP over IPv6 in large pieces.
-        Tso6 = "guest_tso6",
-    }
-}
-
-words! {
-    /// How much the guest prints.
-    LogLevel {
-        /// Nothing.
-        Off = "off",
-        /// What failed.
-        Error = "error",
-        /// What is likely to be wrong.
-        Warn = "warn",
-        /// The story of the boot.
-        Info = "info",
-        /// Every decision.
-        Debug = "debug",
-        /// Every packet.
-        Trace = "trace",
-    }
-}
-
-words! {
-    /// A measurement that the guest makes alone, instead of serving.
-    Bench {
-        /// None: serve the network.
-        Off = "off",
-        /// The driver's transmit path alone: prebuilt frames, 64 outstanding.
-        Tx = "tx",
-        /// Datagrams of 64 and of 1400 bytes from a socket.
-        Udp = "udp",
-        /// The kick itself, after one frame and after a burst.
-        Kick = "kick",
-        /// A tracepoint, while tracing is off and while it is on.
-        Trace = "trace",
-    }
-}
-
-words! {
-    /// A deliberate fault (or another driver over our transport), so that a
-    /// test can see how the guest reports it.
-    SelfTest {
-        /// None.
-        Off = "off",
-        /// `panic!`.
-        Panic = "panic",
-        /// A read of an address that is not mapped.
-        PageFault = "page-fault",
-        /// Recursion until the guard page under the stack is hit.
-        StackOverflow = "stack-overflow",
-        /// A write to the kernel's code.
-        WriteCode = "write-code",
-        /// A write to that code's address in the mapping of all memory.
-        WriteCodeAlias = "write-code-alias",
-        /// A write to the kernel's constants.
-        WriteConstant = "write-constant",
-        /// A jump into the kernel's data.
-        ExecuteData = "execute-data",
-        /// A jump into the heap.
-        ExecuteHeap = "execute-heap",
-        /// A jump into the stack.
-        ExecuteStack = "execute-stack",
-        /// An undefined instruction (`ud2`).
-        InvalidOpcode = "invalid-opcode",
-        /// A segment selector that the table does not have.
-        GeneralProtection = "general-protection",
-        /// A division by zero.
-        DivideError = "divide-error",
-        /// Recursion on the stack for non-maskable interrupts.
-        NmiStackOverflow = "nmi-stack-overflow",
-        /// Recursion on the stack for double faults.
-        DoubleFaultStackOverflow = "double-fault-stack-overflow",
-        /// `panic!` on a CPU that did not boot (needs `-smp 2`).
-        PanicOther = "panic-other-cpu",
-        /// A page fault there.
-        PageFaultOther = "page-fault-other-cpu",
-        /// A stack overflow there.
-        StackOverflowOther = "stack-overflow-other-cpu",
-        /// `panic!` between two frames that are being sent, in a full queue
-        /// (at `up` only).
-        PanicInTransmit = "panic-in-transmit",
-        /// `panic!` with the heap locked, as in the middle of an allocation.
-        PanicInAllocator = "panic-in-allocator",
-        /// A reset of one queue for which there is no memory (at `up` only,
-        /// needs `RING_RESET`): the device must be opened again.
-        QueueReset = "queue-reset",
-        /// An endless loop with interrupts off: the runner must notice.
-        Hang = "hang",
-        /// `virtio-drivers`' entropy driver over our transports.
-        Entropy = "entropy",
-        /// `virtio-drivers`' block driver over our transports.
-        Block = "block",
-        /// Our network driver over `virtio-drivers`' transports.
-        Adapter = "adapter",
-    }
-}
-
-words! {
-    /// When the self-test is made.
-    SelfTestAt {
-        /// While the guest boots.
-        Boot = "boot",
-        /// Once it serves the network and, with `netconsole`, has sent its log.
-        Up = "up",
-    }
-}
 
 /// The whole configuration, one field a key. The doc comment of a field starts
 /// with its key.
@@ -498,56 +280,6 @@ impl FromStr for VlanId {
         let id = word.parse().ok().filter(|id| *id < 4096);
         id.map(Self).ok_or(())
     }
-}
-
-/// Shows a hardware address with colons.
-struct Mac([u8; 6]);
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-/// Shows hardware addresses with commas between.
-struct Macs<'a>(&'a [[u8; 6]]);
-
-impl fmt::Display for Macs<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
-        for mac in self.0 {
-            write!(f, "{separator}{}", Mac(*mac))?;
-            separator = ",";
-        }
-        Ok(())
-    }
-}
-
-/// Reads six bytes in hexadecimal with colons between.
-pub fn parse_mac(value: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = value.split(':');
-    for byte in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2)?;
-        *byte = u8::from_str_radix(part, 16).ok()?;
-    }
-    parts.next().is_none().then_some(mac)
-}
-
-/// Reads `dhcp` or `ADDRESS/PREFIX`.
-pub fn parse_ipv4(value: &str) -> Option<Ipv4Config> {
-    if value == "dhcp" {
-        return Some(Ipv4Config::Dhcp);
-    }
-    let (address, prefix) = value.split_once('/')?;
-    let address: Ipv4Addr = address.parse().ok()?;
-    let prefix: u8 = prefix.parse().ok()?;
-    let usable = prefix <= 32
-        && !address.is_unspecified()
-        && !address.is_multicast()
-        && !address.is_broadcast();
-    usable.then_some(Ipv4Config::Static(Ipv4Cidr { address, prefix }))
 }
 
 /// Writes the words that [`Config::parse`] reads back to the same value;

@@ -6,6 +6,7 @@
 //! not read.
 
 mod metrics;
+mod prometheus;
 mod request;
 mod response;
 
