@@ -14,6 +14,7 @@ mod support;
 mod find_vqs;
 mod legacy_pci;
 mod mmio;
+mod modern_ladder;
 mod modern_pci;
 mod modern_structures;
 mod msix;
@@ -32,6 +33,7 @@ mod ring_events;
 mod ring_in_order;
 mod ring_malicious;
 mod ring_packed;
+mod ring_packed_malicious;
 mod ring_threads;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod x86_ports;

@@ -22,6 +22,14 @@ fn assert_alive(machine: &Machine, net: &mut Net) {
     net.kick();
 }
 
+/// Opened again it works, and it can be opened once more.
+fn assert_opens_again(machine: &mut Machine, net: &mut Net) {
+    let top = Rung::MsixPerQueue;
+    net.open(&mut machine.controller, top).unwrap();
+    assert_alive(machine, net);
+    net.open(&mut machine.controller, top).unwrap();
+}
+
 fn jumped(queue: u16, outstanding: u16) -> NetError {
     NetError::Queue(QueueError::Broken {
         queue,
@@ -48,11 +56,7 @@ fn a_broken_receive_queue_is_reported_and_opened_again() {
         }
         assert_eq!(net.stats().rx_errors, life);
         assert_eq!(net.stats().tx_errors, 0);
-        net.open(&mut machine.controller, Rung::MsixPerQueue)
-            .unwrap();
-        assert_alive(&machine, &mut net);
-        net.open(&mut machine.controller, Rung::MsixPerQueue)
-            .unwrap();
+        assert_opens_again(&mut machine, &mut net);
     }
     machine.assert_no_violation();
 }
@@ -88,11 +92,7 @@ fn a_broken_transmit_queue_is_reported_and_opened_again() {
         assert_eq!(net.poll(), Err(error));
         assert_eq!(net.stats().tx_errors, life);
         assert_eq!(net.stats().rx_errors, 0);
-        net.open(&mut machine.controller, Rung::MsixPerQueue)
-            .unwrap();
-        assert_alive(&machine, &mut net);
-        net.open(&mut machine.controller, Rung::MsixPerQueue)
-            .unwrap();
+        assert_opens_again(&mut machine, &mut net);
     }
     machine.assert_no_violation();
 }

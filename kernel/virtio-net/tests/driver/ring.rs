@@ -10,7 +10,7 @@ use virtio_net::queue::{
 
 use crate::support::faults;
 use crate::support::memory::{self, GuestHal};
-use crate::support::ring::{Ends, readable, shapes, writable};
+use crate::support::ring::{Ends, chain_shapes, readable, shapes, writable};
 
 /// Every size that a split queue can have.
 fn sizes() -> impl Iterator<Item = u16> {
@@ -25,21 +25,6 @@ fn sizes_of(layout: RingLayout) -> impl Iterator<Item = u16> {
         RingLayout::Packed => &[3, 5, 6, 7, 9, 100, 255, 1000, 32767],
     };
     sizes().chain(more.iter().copied())
-}
-
-/// Rings for chains of up to `chain` buffers, in all layouts and with and
-/// without indirect descriptors.
-fn chain_shapes(chain: u16) -> Vec<RingShape> {
-    shapes()
-        .into_iter()
-        .flat_map(|shape| {
-            [false, true].map(|indirect| RingShape {
-                chain,
-                indirect,
-                ..shape
-            })
-        })
-        .collect()
 }
 
 /// `length` buffers, the last `writable` of them for the device to write, all

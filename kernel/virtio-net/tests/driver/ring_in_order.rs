@@ -7,21 +7,15 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 use virtio_net::queue::{BrokenReason, QueueError, RingLayout, RingShape, Used};
 
-use crate::support::ring::{Ends, shapes, writable};
+use crate::support::ring::{Ends, chain_shapes, writable};
 
-/// Every layout, chains of up to `chain` buffers, used in order.
+/// [`chain_shapes`], used in order.
 fn in_order_shapes(chain: u16) -> Vec<RingShape> {
-    shapes()
-        .into_iter()
-        .flat_map(|shape| {
-            [false, true].map(|indirect| RingShape {
-                chain,
-                indirect,
-                in_order: true,
-                ..shape
-            })
-        })
-        .collect()
+    let in_order = |shape| RingShape {
+        in_order: true,
+        ..shape
+    };
+    chain_shapes(chain).into_iter().map(in_order).collect()
 }
 
 /// Uses chains as a device may that has promised to keep the order: one used

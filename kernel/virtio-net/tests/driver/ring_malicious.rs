@@ -1,13 +1,14 @@
-//! A device that lies: nothing panics, no token comes back that is not
+//! A device that lies on a split ring: nothing panics, no token comes back that is not
 //! outstanding, and a ring that was lied to says why, once and for ever.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use virtio_net::queue::split::Layout;
 use virtio_net::queue::{BrokenReason, EventMode, QueueError, Used};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::support::book::Book;
 use crate::support::memory;
 use crate::support::ring::{DeviceEnd, Ends, readable, writable};
 
@@ -281,52 +282,18 @@ proptest! {
         let mode = if event_idx { EventMode::EventIdx } else { EventMode::Flags };
         let mut ends = Ends::with_chains(size, size.min(2), mode);
         let layout = Layout::new(size);
-        // Writable bytes of every outstanding token.
-        let mut outstanding: BTreeMap<u16, u32> = BTreeMap::new();
-        let mut broken = None;
-        let mut token = 0u16;
+        let mut book = Book::default();
         for step in steps {
             match step {
-                Step::Add(length) => {
-                    token += 1;
-                    let buffers = vec![writable(0x1000, 16); usize::from(length)];
-                    match ends.add(&buffers, token) {
-                        Ok(()) => {
-                            prop_assert_eq!(broken, None);
-                            outstanding.insert(token, 16 * u32::from(length));
-                        }
-                        Err(QueueError::Full { .. } | QueueError::ChainLength { .. }) => prop_assert_eq!(broken, None),
-                        Err(error) => prop_assert_eq!(Some(error), broken),
-                    }
-                }
+                Step::Add(buffers) => book.add(&mut ends, buffers)?,
                 Step::Publish => {
                     ends.driver.publish();
                 }
-                Step::Pop => match ends.driver.pop_used() {
-                    Ok(Some(used)) => {
-                        prop_assert_eq!(broken, None);
-                        let known = outstanding.remove(&used.token);
-                        prop_assert!(known.is_some(), "token {} is not outstanding", used.token);
-                        prop_assert!(used.length <= known.unwrap());
-                    }
-                    Ok(None) => prop_assert_eq!(broken, None),
-                    Err(error) => {
-                        prop_assert!(broken.is_none() || broken == Some(error));
-                        broken = Some(error);
-                    }
-                },
+                Step::Pop => {
+                    book.pop(&mut ends)?;
+                }
                 Step::Discard => {
-                    let before = ends.driver.outstanding();
-                    let result = ends.driver.discard_used();
-                    prop_assert!(ends.driver.outstanding() <= before);
-                    if let Err(error) = result {
-                        prop_assert!(broken.is_none() || broken == Some(error));
-                        broken = Some(error);
-                    } else {
-                        prop_assert_eq!(broken, None);
-                    }
-                    // Which ones went cannot be known but by their slots.
-                    if ends.driver.outstanding() != before {
+                    if book.discard(&mut ends)? {
                         break;
                     }
                 }
@@ -369,15 +336,7 @@ proptest! {
                         .unwrap();
                 }
             }
-            if broken.is_none() {
-                let free = usize::from(ends.driver.capacity()) - outstanding.len();
-                prop_assert_eq!(usize::from(ends.driver.free()), free);
-            }
-            prop_assert_eq!(usize::from(ends.driver.outstanding()), outstanding.len());
-            prop_assert_eq!(
-                ends.driver.broken().map(|reason| QueueError::Broken { queue: 7, reason }),
-                broken
-            );
+            book.check(&ends)?;
         }
     }
 }

@@ -86,3 +86,19 @@ pub fn strikes(step: Step) -> bool {
     }
     fails
 }
+
+/// Runs a test with no fault, then with one at every step, and with one at every
+/// two steps. It plans the faults that it is given, and returns how many of
+/// them happened. Returns how many steps there are.
+pub fn at_every_step(mut run: impl FnMut(&[usize]) -> usize) -> usize {
+    assert_eq!(run(&[]), 0);
+    let mut first = 0;
+    while run(&[first]) == 1 {
+        let mut second = first + 1;
+        while run(&[first, second]) == 2 {
+            second += 1;
+        }
+        first += 1;
+    }
+    first
+}

@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub mod book;
 pub mod control;
 pub mod controller;
 pub mod device;

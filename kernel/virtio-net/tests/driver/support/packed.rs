@@ -9,15 +9,17 @@ use std::sync::atomic::{Ordering, fence};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-const AVAIL: u16 = 1 << 7;
-const USED: u16 = 1 << 15;
+/// Flags of a descriptor.
+pub const NEXT: u16 = 1;
+pub const WRITE: u16 = 2;
+pub const INDIRECT: u16 = 4;
+pub const AVAIL: u16 = 1 << 7;
+pub const USED: u16 = 1 << 15;
 
+/// Flags of an event structure.
 const ENABLE: u16 = 0;
-const DISABLE: u16 = 1;
-const DESC: u16 = 2;
+pub const DISABLE: u16 = 1;
+pub const DESC: u16 = 2;
 
 /// Length of a descriptor in bytes.
 const DESCRIPTOR: u64 = 16;

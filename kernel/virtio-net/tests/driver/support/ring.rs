@@ -20,6 +20,21 @@ pub fn shapes() -> [RingShape; 4] {
     ]
 }
 
+/// Rings for chains of up to `chain` buffers, in all layouts and with and
+/// without indirect descriptors.
+pub fn chain_shapes(chain: u16) -> Vec<RingShape> {
+    shapes()
+        .into_iter()
+        .flat_map(|shape| {
+            [false, true].map(|indirect| RingShape {
+                chain,
+                indirect,
+                ..shape
+            })
+        })
+        .collect()
+}
+
 /// The device's end, in either layout.
 pub enum DeviceEnd {
     Split {
