@@ -498,3 +498,12 @@ fn counters_survive_stop_and_open() {
         net.transport().register_accesses()
     );
 }
+
+/// Speed and duplex are beyond a legacy device's features, so nothing is
+/// said of them.
+#[test]
+fn a_legacy_device_has_no_speed() {
+    let machine = Machine::new(!0, 16);
+    let net = machine.probe().unwrap();
+    assert_eq!((net.info().speed, net.info().duplex), (None, None));
+}

@@ -9,7 +9,7 @@ use virtio_net::net::rss::{FlowHash, HashKind, HashLimits, HashTypes, Rss};
 use virtio_net::net::{Features, NetError};
 use virtio_net::vectors::Rung;
 
-use crate::support::control::{Behaviour, Hashing, Received};
+use crate::support::control::{Behaviour, Hashing, Received, numbers, received};
 use crate::support::net::{self, HEADER, Machine, Net, feature, high, pattern, send};
 
 const BOTH: u32 = high::RSS | high::HASH_REPORT;
@@ -34,14 +34,6 @@ fn receive_all(net: &mut Net) -> Vec<Vec<u8>> {
     let frames = net::receive_all(net);
     net.kick();
     frames
-}
-
-fn received(machine: &Machine) -> Vec<Received> {
-    std::mem::take(&mut machine.device().control.received)
-}
-
-fn numbers(machine: &Machine) -> Vec<[u8; 2]> {
-    received(machine).iter().map(|one| one.numbers).collect()
 }
 
 fn hashing(machine: &Machine) -> Option<Hashing> {

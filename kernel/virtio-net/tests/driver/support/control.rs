@@ -6,7 +6,12 @@ use vm_memory::Bytes;
 
 use super::device::LegacyDevice;
 use super::memory;
-use super::net::{feature, high};
+use super::net::{Machine, feature, high};
+
+/// Addresses to tell the device of.
+pub const UNICAST: [u8; 6] = [0x02, 1, 2, 3, 4, 5];
+pub const MULTICAST: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+pub const OTHER_MULTICAST: [u8; 6] = [0x01, 0x00, 0x5e, 0, 0, 1];
 
 /// What the device does with a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,4 +318,20 @@ fn read_command(descriptors: &[Descriptor]) -> Received {
         data,
         descriptors: descriptors.iter().map(Descriptor::len).collect(),
     }
+}
+
+/// The commands that came since the last call.
+pub fn received(machine: &Machine) -> Vec<Received> {
+    std::mem::take(&mut machine.device().control.received)
+}
+
+/// The classes and numbers of those.
+pub fn numbers(machine: &Machine) -> Vec<[u8; 2]> {
+    let commands = received(machine);
+    commands.iter().map(|command| command.numbers).collect()
+}
+
+/// What the device lets through now.
+pub fn filter(machine: &Machine) -> Filter {
+    machine.device().control.filter.clone()
 }
