@@ -129,8 +129,9 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     if args.machine.dry_run {
+        settings.check_with(trace::NET)?;
         let mut prepared = settings.prepare(true, &mut sink)?;
-        let net = run::dry_run_net(&prepared, Default::default())?;
+        let net = run::dry_run_net(&prepared, trace::NET)?;
         return Ok(print_command_line(&mut prepared, net));
     }
     let (prepared, recording) = trace::record(&settings, &mut sink)?;

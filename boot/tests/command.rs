@@ -311,6 +311,28 @@ fn what_is_not_possible_is_said_at_once() {
             &["--qemu", "/no/qemu"],
             "--qemu /no/qemu: there is no such file",
         ),
+        (
+            &["trace", "--transport", "modern", "--rss"],
+            "--net tap has both",
+        ),
+        (
+            &["bench", "--machine", "microvm", "--rss"],
+            "--net tap has both",
+        ),
+        (&["bench", "--accel", "kvm"], "which TCG alone can"),
+        (&["bench", "--ioeventfd", "on"], "without an ioeventfd"),
+        (&["compare", "--rss"], "--net tap has both"),
+        (&["compare", "--pio-notify"], "tries every way to kick"),
+        (&["compare", "--transport", "modern"], "tries every way"),
+        (&["compare", "--ioeventfd", "off"], "tries every way"),
+        (
+            &["compare", "--features=-mac,-event_idx"],
+            "--features=-event_idx: compare tries every way",
+        ),
+        (
+            &["compare", "--image", "/no/image"],
+            "--image with --machine microvm",
+        ),
     ] {
         let mut command = kickpath(&directory);
         command.args(arguments).arg("--no-install");

@@ -20,7 +20,7 @@ use crate::accel::AccelChoice;
 use crate::command::{Progress, Sink};
 use crate::guest::{Cause, Exit, Guest};
 use crate::qemu::Machine;
-use crate::session::{Prepared, SessionError, Settings, fetch_status};
+use crate::session::{Mismatch, NetChoice, Prepared, SessionError, Settings, fetch_status};
 use crate::terminal::Story;
 use crate::wire::peer::{Flood, FloodReport};
 
@@ -263,6 +263,7 @@ pub fn prepare(
     dry_run: bool,
     sink: &mut Sink<'_>,
 ) -> Result<Prepared, SessionError> {
+    check(settings)?;
     // Instructions can be counted under TCG only, and the guest's own results
     // come by its log.
     let settings = Settings {
@@ -273,6 +274,22 @@ pub fn prepare(
     let mut prepared = settings.prepare(dry_run, sink)?;
     prepared.machine.icount = Some(0);
     Ok(prepared)
+}
+
+/// Whether the options leave what is measured as it is.
+fn check(settings: &Settings) -> Result<(), Mismatch> {
+    let decided = |option, why| Err(Mismatch::Decided { option, why });
+    if settings.accel == AccelChoice::Kvm {
+        return decided(
+            "--accel kvm",
+            "bench counts instructions, which TCG alone can",
+        );
+    }
+    if settings.ioeventfd == Some(true) {
+        let why = "bench counts every kick where it is made, without an ioeventfd";
+        return decided("--ioeventfd on", why);
+    }
+    settings.check_with(NetChoice::Dgram)
 }
 
 /// Makes kicks count, see the module.

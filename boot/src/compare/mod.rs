@@ -159,6 +159,7 @@ pub struct Report {
 /// # Errors
 /// As [`Settings::prepare`].
 pub fn dry_run(settings: &Settings, sink: &mut Sink<'_>) -> Result<Vec<String>, SessionError> {
+    check(settings)?;
     let mut lines = Vec::new();
     for way in possible(settings) {
         let prepared = settings_for(settings, way).prepare(true, sink)?;
@@ -168,13 +169,36 @@ pub fn dry_run(settings: &Settings, sink: &mut Sink<'_>) -> Result<Vec<String>, 
     Ok(lines)
 }
 
+/// Whether the options leave to the comparison what it compares.
+fn check(settings: &Settings) -> Result<(), Mismatch> {
+    let refused = settings.features.iter().flat_map(|list| list.split(','));
+    let decided = [
+        ("--transport", settings.transport != Transport::Auto),
+        ("--mmio-legacy", settings.mmio_legacy),
+        ("--pio-notify", settings.pio_notify),
+        ("--ioeventfd", settings.ioeventfd.is_some()),
+        (
+            "--features=-event_idx",
+            { refused }.any(|name| name == "-event_idx"),
+        ),
+    ];
+    if let Some((option, _)) = decided.into_iter().find(|(_, asked_for)| *asked_for) {
+        let why = "compare tries every way to kick, with and without ioeventfd and EVENT_IDX";
+        return Err(Mismatch::Decided { option, why });
+    }
+    if settings.image.is_some() {
+        return Err(Mismatch::Image);
+    }
+    if settings.rss {
+        return Err(Mismatch::RssFarEnd);
+    }
+    Ok(())
+}
+
 /// Why there is no such way with these settings, if so.
 fn impossible(settings: &Settings, way: Way) -> Option<String> {
     let error = settings_for(settings, way).check().err()?;
-    let asked_for = matches!(
-        error,
-        Mismatch::Packed { .. } | Mismatch::QueueSize | Mismatch::Rss
-    );
+    let asked_for = matches!(error, Mismatch::Packed { .. } | Mismatch::QueueSize);
     asked_for.then(|| format!("{}: {error}", way.title()))
 }
 
@@ -206,6 +230,7 @@ pub fn compare<W: Write>(
     mut story: Option<&mut Story<W>>,
     sink: &mut Sink<'_>,
 ) -> Result<Report, SessionError> {
+    check(settings)?;
     let mut report = Report::default();
     // The cost of the first row of each burst length.
     let mut base: Vec<Option<f64>> = Vec::new();

@@ -220,6 +220,14 @@ pub enum Mismatch {
     /// Receive-side scaling at a far end with one queue.
     #[error("--rss: this far end has one queue and no hashes (--net tap has both)")]
     RssFarEnd,
+    /// An option for what a measurement decides by itself.
+    #[error("{option}: {why}")]
+    Decided {
+        /// The option.
+        option: &'static str,
+        /// Why it is not the user's.
+        why: &'static str,
+    },
     /// A VLAN at a far end that knows none.
     #[error("--vlan: this far end knows no VLANs (--net dgram of `run` does, `trace` too)")]
     Vlan,

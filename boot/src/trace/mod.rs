@@ -31,9 +31,12 @@ pub mod timeline;
 pub use timeline::Timeline;
 
 use crate::command::{Progress, Sink};
-use crate::session::{Prepared, SessionError, Settings, fetch_status};
+use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status};
 use capture::{TraceError, Tracer};
 use recording::Recording;
+
+/// The far end of a trace: its frames are recorded there.
+pub const NET: NetChoice = NetChoice::Dgram;
 
 /// Boots the guest and records one datagram in and one out.
 ///
@@ -44,6 +47,7 @@ pub fn record(
     settings: &Settings,
     sink: &mut Sink<'_>,
 ) -> Result<(Prepared, Recording), SessionError> {
+    settings.check_with(NET)?;
     let mut prepared = settings.prepare(false, sink)?;
     let tracer = Tracer::new(&mut prepared.machine)?;
     let peer = prepared.connect_peer()?;
