@@ -3,7 +3,7 @@
 mod cli;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -134,6 +134,8 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
         let net = run::dry_run_net(&prepared, trace::NET)?;
         return Ok(print_command_line(&mut prepared, net));
     }
+    let outputs = [&args.json, &args.html, &args.perfetto, &args.recording];
+    check_places(outputs.into_iter().flatten())?;
     let (prepared, recording) = trace::record(&settings, &mut sink)?;
     if let Some(file) = &args.recording {
         write_output(file, &serde_json::to_string(&recording)?)?;
@@ -177,17 +179,48 @@ fn compare_command(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    check_places(&args.html)?;
     let story = &mut Story::stdout();
     let story = (!args.json).then_some(story);
     let result = compare::compare(&settings, args.echoes, story, &mut sink);
-    if let (Ok(report), Some(file)) = (&result, &args.html) {
-        write_output(file, &compare::html::page(report)?)?;
+    let page = match (&result, &args.html) {
+        (Ok(report), Some(_)) => Some(compare::html::page(report)?),
+        _ => None,
+    };
+    let code = if args.json {
+        print_json(result, |report| !report.rows.is_empty())?
+    } else {
+        result?;
+        ExitCode::SUCCESS
+    };
+    // Last: a file that cannot be written takes nothing else along.
+    if let (Some(page), Some(file)) = (page, &args.html) {
+        write_output(file, &page)?;
     }
-    if args.json {
-        return print_json(result, |report| !report.rows.is_empty());
+    Ok(code)
+}
+
+/// Whether these files can be where they are wanted. Said before the work
+/// whose result they are to hold.
+fn check_places<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), SessionError> {
+    for file in files {
+        let directory = match file.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let problem = if file.is_dir() {
+            io::ErrorKind::IsADirectory
+        } else if !directory.is_dir() {
+            io::ErrorKind::NotADirectory
+        } else {
+            continue;
+        };
+        return Err(SessionError::System {
+            what: format!("write {}", file.display()),
+            source: problem.into(),
+        });
     }
-    result?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Writes a file, or the standard output for `-`.
@@ -207,9 +240,14 @@ fn write_output(file: &Path, text: &str) -> Result<(), SessionError> {
 fn image_command(args: &ImageArgs) -> anyhow::Result<ExitCode> {
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
+    check_places([&args.bios, &args.uefi].into_iter().flatten())?;
     let options = BuildOptions::from_env(args.policy())?;
     let kernel = match &args.kernel {
-        Some(kernel) => kernel.clone(),
+        Some(kernel) if kernel.is_file() => kernel.clone(),
+        Some(kernel) => {
+            let (option, file) = ("--kernel", kernel.clone());
+            return Err(SessionError::NoFile { option, file }.into());
+        }
         None => toolchain::build_kernel(&options, &mut sink)?,
     };
     let images = ImageOptions {

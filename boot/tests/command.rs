@@ -319,6 +319,22 @@ fn what_is_not_possible_is_said_at_once() {
             &["bench", "--machine", "microvm", "--rss"],
             "--net tap has both",
         ),
+        (
+            &["trace", "--qemu", "/no/qemu", "--html", "/no/page.html"],
+            "cannot write /no/page.html",
+        ),
+        (
+            &["compare", "--qemu", "/no/qemu", "--html", "/no/page.html"],
+            "cannot write /no/page.html",
+        ),
+        (
+            &["image", "--kernel", "/no/kernel", "--bios", "/no/image"],
+            "cannot write /no/image",
+        ),
+        (
+            &["image", "--kernel", "/no/kernel", "--bios", "x.img"],
+            "--kernel /no/kernel: there is no such file",
+        ),
         (&["bench", "--accel", "kvm"], "which TCG alone can"),
         (&["bench", "--ioeventfd", "on"], "without an ioeventfd"),
         (&["compare", "--rss"], "--net tap has both"),
