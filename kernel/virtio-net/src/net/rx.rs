@@ -11,6 +11,7 @@
 extern crate alloc;
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use kickpath_trace::{Event, tracepoint};
 use virtio_drivers::{BufferDirection, Hal};
@@ -31,6 +32,8 @@ use crate::queue::{BrokenReason, Buffer, QueueError, Used, Virtqueue};
 /// A receive virtqueue with its buffers.
 pub struct RxQueue<H: Hal> {
     pub(super) queue: Virtqueue<H>,
+    /// Tells this queue from all others, for [`RxFrame`].
+    id: u32,
     buffers: FrameBuffers<H>,
     /// Number of buffers; the one of this number is the memory behind them.
     count: u16,
@@ -67,9 +70,13 @@ pub struct RxQueue<H: Hal> {
     pub(super) error: Option<QueueError>,
 }
 
-/// A received frame that the device has given to the driver.
+/// A received frame that the device has given to the driver. It belongs to the
+/// queue that it was taken from, until the device is stopped or that queue reset;
+/// who gives it to another has made a mistake, and panics.
 #[derive(Debug)]
 pub struct RxFrame {
+    /// [`RxQueue::id`].
+    queue: u32,
     /// Where it begins.
     buffer: u16,
     /// Buffers from there on that are to be posted again; behind the last one
@@ -115,8 +122,11 @@ impl<H: Hal> RxQueue<H> {
         let guest_csum = negotiated.contains(Features::GUEST_CSUM);
         let hashes = Hashes::new(negotiated);
         let if_negotiated = |feature, gso_type| negotiated.contains(feature).then_some(gso_type);
+        // No frame is kept over 2^32 queues.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         Ok(Self {
             queue,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
             buffers,
             count,
             any_layout: negotiated.any_layout(),
@@ -179,6 +189,7 @@ impl<H: Hal> RxQueue<H> {
             self.packets += 1;
             self.bytes += u64::from(length);
             return Some(RxFrame {
+                queue: self.id,
                 buffer: used.token,
                 buffers: 1,
                 length,
@@ -209,6 +220,7 @@ impl<H: Hal> RxQueue<H> {
                 continue;
             };
             let mut frame = RxFrame {
+                queue: self.id,
                 buffer: used.token,
                 buffers: 1,
                 // `pop_used` made sure that it is at most what was posted.
@@ -247,8 +259,13 @@ impl<H: Hal> RxQueue<H> {
     /// The hash that the device reports for a frame
     /// (`VIRTIO_NET_F_HASH_REPORT`, specification 5.1.6.4.4); `None` when it
     /// reports none.
+    ///
+    /// # Panics
+    ///
+    /// If the frame is another queue's.
     #[doc(alias = "virtio_skb_set_hash")]
     pub fn hash(&self, frame: &RxFrame) -> Option<FlowHash> {
+        self.check(frame);
         if !self.hashes.are_reported() {
             return None;
         }
@@ -384,6 +401,7 @@ impl<H: Hal> RxQueue<H> {
         }
         let before_end = self.count - first;
         let mut frame = RxFrame {
+            queue: self.id,
             buffer: first,
             buffers,
             length,
@@ -476,12 +494,18 @@ impl<H: Hal> RxQueue<H> {
 
     /// The bytes of a received frame, where the device wrote them, without the
     /// `virtio_net_hdr` before it (specification 5.1.6.4).
+    ///
+    /// # Panics
+    ///
+    /// If the frame is another queue's.
     #[inline]
     pub fn frame(&self, frame: &RxFrame) -> &[u8] {
-        // SAFETY: the device has given the buffers back, `recycle` consumes
-        // the `RxFrame`, and `receive` checked the length against what was
-        // posted, so that these are initialised bytes of buffers that
-        // nobody writes; those of several buffers have no gap between them.
+        self.check(frame);
+        // SAFETY: the frame is this queue's. The device has given its buffers
+        // back, `recycle` consumes the `RxFrame`, and `receive` checked the
+        // length against what was posted, so that these are initialised bytes of
+        // buffers that nobody writes; those of several buffers have no gap
+        // between them.
         unsafe {
             core::slice::from_raw_parts(
                 self.buffers.frame(frame.buffer).as_ptr(),
@@ -491,8 +515,13 @@ impl<H: Hal> RxQueue<H> {
     }
 
     /// The same, to change in place, such as to take a tag out.
+    ///
+    /// # Panics
+    ///
+    /// If the frame is another queue's.
     #[inline]
     pub fn frame_mut(&mut self, frame: &mut RxFrame) -> &mut [u8] {
+        self.check(frame);
         // SAFETY: as in `frame`; both the queue and the frame are borrowed
         // for as long as the bytes are.
         unsafe {
@@ -503,10 +532,25 @@ impl<H: Hal> RxQueue<H> {
         }
     }
 
+    /// Panics if the frame is not this queue's.
+    // It does not return a frame without bytes instead, which costs the way of
+    // every other frame more.
+    #[inline(always)]
+    fn check(&self, frame: &RxFrame) {
+        if frame.queue != self.id {
+            foreign(self.queue.ring().queue());
+        }
+    }
+
     /// Gives the buffers of a frame back to the device; it sees them at the
     /// next kick (specification 5.1.6.3; Linux `try_fill_recv`).
+    ///
+    /// # Panics
+    ///
+    /// If it is another queue's.
     #[inline]
     pub fn recycle(&mut self, frame: RxFrame) {
+        self.check(&frame);
         if frame.buffers == 1 {
             self.repost(frame.buffer);
         } else {
@@ -581,4 +625,10 @@ impl<H: Hal> RxQueue<H> {
     pub(super) fn into_parts(self) -> (Virtqueue<H>, FrameBuffers<H>) {
         (self.queue, self.buffers)
     }
+}
+
+#[cold]
+#[inline(never)]
+fn foreign(queue: u16) -> ! {
+    panic!("queue {queue}: the frame is another queue's, or of one that had this place before")
 }

@@ -1,12 +1,15 @@
 //! Frames through the whole driver, out and in.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use proptest::prelude::*;
 use virtio_net::net::buffers::MAX_FRAME;
+use virtio_net::net::rx::{RxFrame, RxQueue};
 use virtio_net::net::{Changes, Features, Stats};
 use virtio_net::vectors::Rung;
 
+use crate::support::memory::GuestHal;
 use crate::support::net::{HEADER, Machine, Net, RX, TX, feature, pattern, receive_all, send};
 
 /// What a device can offer that changes how frames travel.
@@ -170,6 +173,46 @@ fn runts_are_dropped_and_their_buffers_are_not() {
 
 /// A reply is written while the request is still being read, where the device
 /// put it.
+/// A frame that was taken from one queue is none of another's, nor of the one
+/// that has its place after the device was opened again: there its buffer is at
+/// the device, or is not at all. Whoever mixes them up is told before any memory
+/// is touched.
+#[test]
+fn a_frame_is_only_its_own_queues() {
+    type Rx = RxQueue<GuestHal>;
+    let refuses = |attempt: &mut dyn FnMut()| catch_unwind(AssertUnwindSafe(attempt)).is_err();
+    let refused = |rx: &mut Rx, mut kept: RxFrame| {
+        assert!(refuses(&mut || assert!(rx.frame(&kept).is_empty())));
+        assert!(refuses(&mut || assert!(rx.frame_mut(&mut kept).is_empty())));
+        assert!(refuses(&mut || assert_eq!(rx.hash(&kept), None)));
+        let mut kept = Some(kept);
+        assert!(refuses(&mut || rx.recycle(kept.take().unwrap())));
+    };
+    let mut machine = Machine::multiqueue(feature::ALL, 16);
+    let mut net = machine.probe().unwrap();
+    net.set_queue_pairs(2);
+    net.open(&mut machine.controller, Rung::Polling).unwrap();
+    for number in 0..2 {
+        assert!(machine.receive(&pattern(number, 1514)));
+    }
+    let (rx, _) = net.queues().unwrap();
+    let [mut first, kept] = [(); 2].map(|()| rx.receive().unwrap());
+    assert!(rx.frame(&first) == pattern(0, 1514));
+    assert!(rx.frame_mut(&mut first) == pattern(0, 1514));
+    refused(net.pairs().nth(1).unwrap().queues().0, first);
+    net.open(&mut machine.controller, Rung::Polling).unwrap();
+    // A buffer comes back, so that there would be room for the other.
+    assert!(machine.receive(&pattern(2, 100)));
+    let (rx, _) = net.queues().unwrap();
+    let frame = rx.receive().unwrap();
+    refused(rx, kept);
+    assert!(rx.frame(&frame) == pattern(2, 100));
+    rx.recycle(frame);
+    assert!(net.poll().is_ok());
+    let posted: Vec<_> = net.snapshots().map(|queue| queue.avail_idx).collect();
+    assert_eq!(posted[..3], [17, 0, 16]);
+}
+
 #[test]
 fn a_reply_is_written_from_the_request() {
     let mut machine = Machine::new(feature::ALL, 4);
