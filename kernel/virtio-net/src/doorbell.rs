@@ -10,11 +10,20 @@ use kickpath_trace::{Event, tracepoint};
 /// VM exit.
 ///
 /// Linux: `vq->notify`, which `setup_vq` points at `vp_notify`.
+///
+/// Those that name a register are made by [`Self::port`], [`Self::mmio16`] and
+/// [`Self::mmio32`], whose callers answer for what is there:
+///
+/// ```compile_fail,E0639
+/// # use virtio_net::doorbell::Doorbell;
+/// let anywhere = Doorbell::Port { port: 0x70, queue: 1 };
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[doc(alias = "vp_notify")]
 pub enum Doorbell {
     /// A 16-bit port write of the queue's index: the legacy interface's
     /// QUEUE_NOTIFY register (specification 4.1.4.10).
+    #[non_exhaustive]
     Port {
         /// Port address of the register.
         port: u16,
@@ -23,6 +32,7 @@ pub enum Doorbell {
     },
     /// A 16-bit memory write of the queue's index: virtio-pci's notification
     /// structure (specification 4.1.4.4).
+    #[non_exhaustive]
     Mmio16 {
         /// Mapped address of the register, 2-byte aligned.
         register: NonNull<u16>,
@@ -31,6 +41,7 @@ pub enum Doorbell {
     },
     /// A 32-bit memory write of the queue's index: virtio-mmio's QueueNotify
     /// (specification 4.2.2).
+    #[non_exhaustive]
     Mmio32 {
         /// Mapped address of the register, 4-byte aligned.
         register: NonNull<u32>,
@@ -51,6 +62,37 @@ pub enum Doorbell {
 unsafe impl Send for Doorbell {}
 
 impl Doorbell {
+    /// The doorbell at a port.
+    ///
+    /// # Safety
+    ///
+    /// The port must be the notification register of a device that the driver
+    /// owns, with 16 bits, or with 32 where they are written
+    /// (`VIRTIO_F_NOTIFICATION_DATA`); on a CPU that may access it.
+    pub const unsafe fn port(port: u16, queue: u16) -> Self {
+        Self::Port { port, queue }
+    }
+
+    /// The doorbell at a mapped address.
+    ///
+    /// # Safety
+    ///
+    /// It must be the notification register of a device that the driver owns,
+    /// mapped for as long as the program runs, with 16 bits, or with 32 where
+    /// they are written (`VIRTIO_F_NOTIFICATION_DATA`); aligned to 2 bytes.
+    pub const unsafe fn mmio16(register: NonNull<u16>, queue: u16) -> Self {
+        Self::Mmio16 { register, queue }
+    }
+
+    /// As [`Self::mmio16`], of 32 bits always.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::mmio16`]; aligned to 4 bytes.
+    pub const unsafe fn mmio32(register: NonNull<u32>, queue: u16) -> Self {
+        Self::Mmio32 { register, queue }
+    }
+
     /// Tells the device (Linux `vp_notify`; specification 4.1.5.2, 4.1.4.10 for
     /// the legacy interface, 4.2.3.3 for virtio-mmio). This is the instruction on
     /// which the VM exits.
@@ -61,14 +103,12 @@ impl Doorbell {
         let (queue, [kind, target]) = (self.queue(), self.trace_arguments());
         tracepoint!(Event::DoorbellRing, queue, kind, target);
         match self {
-            // SAFETY: whoever built this doorbell knows `port` for the
-            // QUEUE_NOTIFY register of a device that the driver owns; writing
-            // it makes the device read the queue, nothing else.
+            // SAFETY: the caller of `Self::port` answers for the register;
+            // writing it makes the device read the queue, nothing else.
             Self::Port { port, queue } => unsafe { vp_notify_port(queue, port) },
-            // SAFETY: whoever built this doorbell mapped the register of a
-            // device that the driver owns.
+            // SAFETY: the same of `Self::mmio16`.
             Self::Mmio16 { register, queue } => unsafe { vp_notify_mmio(queue, register) },
-            // SAFETY: as above.
+            // SAFETY: the same of `Self::mmio32`.
             Self::Mmio32 { register, queue } => unsafe { vm_notify(queue, register) },
             Self::Call { function, queue } => function(queue),
         }
@@ -77,20 +117,24 @@ impl Doorbell {
 
     /// Tells the device how far the driver has come as well
     /// (`VIRTIO_F_NOTIFICATION_DATA`, specification 4.1.5.2 and 4.2.3.3): 32
-    /// bits, made by [`Ring::notification_data`], where [`Self::takes_data`].
+    /// bits, made by [`Ring::notification_data`]. Without [`Self::takes_data`]
+    /// as [`Self::ring`].
     ///
     /// [`Ring::notification_data`]: crate::queue::Ring::notification_data
     pub fn ring_with(self, data: u32) {
+        if !self.takes_data() {
+            return self.ring();
+        }
         let (queue, [kind, target]) = (self.queue(), self.trace_arguments());
         tracepoint!(Event::DoorbellRing, queue, kind, target);
         match self {
             // SAFETY: as in `ring`; with this feature the register has 32
             // bits (specification 4.1.4.4), and is aligned for them, as
-            // `takes_data` made sure.
+            // `takes_data` says.
             Self::Mmio16 { register, .. } => unsafe { notify_with_data(data, register.cast()) },
             // SAFETY: as in `ring`.
             Self::Mmio32 { register, .. } => unsafe { notify_with_data(data, register) },
-            // SAFETY: as in `ring`; the ports of a notification structure.
+            // SAFETY: as in `ring`; the four ports are the register's.
             Self::Port { port, .. } => unsafe { notify_port_with_data(data, port) },
             Self::Call { function, queue } => function(queue),
         }

@@ -15,15 +15,20 @@ const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
 
 /// The register that tells why INTx was raised, and lowers it when read
-/// (specification 4.1.4.5, the legacy interface's 4.1.4.10).
+/// (specification 4.1.4.5, the legacy interface's 4.1.4.10). It is made by
+/// [`Self::port`], [`Self::mmio`] and [`Self::virtio_mmio`], whose callers answer
+/// for what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IsrRegister {
     /// A byte at this port (legacy virtio-pci).
+    #[non_exhaustive]
     Port(u16),
     /// A byte at this mapped address (modern virtio-pci).
+    #[non_exhaustive]
     Mmio(NonNull<u8>),
     /// The two registers of virtio-mmio, which keeps its line up until it is
     /// told what was seen.
+    #[non_exhaustive]
     VirtioMmio(MmioInterrupt),
 }
 
@@ -42,6 +47,36 @@ unsafe impl Send for IsrRegister {}
 unsafe impl Sync for IsrRegister {}
 
 impl IsrRegister {
+    /// The register at a port.
+    ///
+    /// # Safety
+    ///
+    /// The port must be the ISR status of a device that the driver owns, on a
+    /// CPU that may access it.
+    pub const unsafe fn port(port: u16) -> Self {
+        Self::Port(port)
+    }
+
+    /// The register at a mapped address.
+    ///
+    /// # Safety
+    ///
+    /// It must be the ISR status of a device that the driver owns, mapped for as
+    /// long as the program runs.
+    pub const unsafe fn mmio(register: NonNull<u8>) -> Self {
+        Self::Mmio(register)
+    }
+
+    /// The registers of virtio-mmio.
+    ///
+    /// # Safety
+    ///
+    /// They must be those of a device that the driver owns, mapped for as long
+    /// as the program runs.
+    pub const unsafe fn virtio_mmio(registers: MmioInterrupt) -> Self {
+        Self::VirtioMmio(registers)
+    }
+
     /// Reads, and so acknowledges, the interrupt status.
     #[inline]
     fn read(self) -> u8 {
@@ -49,8 +84,8 @@ impl IsrRegister {
             #[cfg(target_arch = "x86_64")]
             Self::Port(port) => {
                 let value: u8;
-                // SAFETY: the transport made this for the ISR register of a
-                // device that the driver owns; reading only acknowledges.
+                // SAFETY: the caller of `Self::port` answers for the register;
+                // reading only acknowledges.
                 unsafe {
                     core::arch::asm!(
                         "in al, dx",
@@ -63,11 +98,11 @@ impl IsrRegister {
             }
             #[cfg(not(target_arch = "x86_64"))]
             Self::Port(_) => 0,
-            // SAFETY: the transport mapped the register of a device that the
-            // driver owns.
+            // SAFETY: the same of `Self::mmio`.
             Self::Mmio(register) => unsafe { register.read_volatile() },
             Self::VirtioMmio(registers) => {
-                // SAFETY: as above. The upper bits are reserved.
+                // SAFETY: the same of `Self::virtio_mmio`. The upper bits are
+                // reserved.
                 let status = u32::from_le(unsafe { registers.status.read_volatile() });
                 if status != 0 {
                     // SAFETY: as above.

@@ -50,7 +50,10 @@ fn it_takes_the_device_and_lets_it_decode() {
     assert_eq!(transport.port_base(), IO_BASE);
     assert_eq!(BusName(&transport).to_string(), "PCI 00:02.0");
     assert!(transport.requires_legacy_layout());
-    assert_eq!(transport.isr(), Some(IsrRegister::Port(IO_BASE + 0x13)));
+    assert!(matches!(
+        transport.isr(),
+        Some(IsrRegister::Port { 0: port, .. }) if port == IO_BASE + 0x13
+    ));
     let enabled = command::IO_SPACE | command::MEMORY_SPACE | command::BUS_MASTER;
     assert!(machine.device().pci.command(enabled | 0x140));
     assert_eq!(machine.device().accesses, 0, "nothing needs a register yet");
@@ -256,7 +259,7 @@ fn a_queue_is_set_up_and_taken_back() {
     let doorbell = transport.setup_queue(1, rings(0x1234_5000)).unwrap();
     assert!(matches!(
         doorbell,
-        Doorbell::Port { port, queue: 1 } if port == IO_BASE + 0x10
+        Doorbell::Port { port, queue: 1, .. } if port == IO_BASE + 0x10
     ));
     assert_eq!(machine.device().queues[0].pfn, 0);
     assert_eq!(machine.device().queues[1].pfn, 0x1_2345);

@@ -382,7 +382,8 @@ fn an_interrupt_is_acknowledged_with_what_was_seen() {
         acknowledge: NonNull::from(&mut acknowledge),
     };
     let state = InterruptState::new();
-    let isr = IsrRegister::VirtioMmio(registers);
+    // SAFETY: both are alive for as long as the handler is called.
+    let isr = unsafe { IsrRegister::virtio_mmio(registers) };
     let interrupt = |seen: u32| {
         // SAFETY: both are alive, and nobody else uses them.
         unsafe {

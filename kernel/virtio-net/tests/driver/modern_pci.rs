@@ -58,7 +58,7 @@ fn it_takes_the_device_and_lets_it_decode() {
     assert_eq!(transport.device_type(), DeviceType::Network);
     assert_eq!(BusName(&transport).to_string(), "PCI 00:02.0");
     assert!(!transport.requires_legacy_layout());
-    assert!(matches!(transport.isr(), Some(IsrRegister::Mmio(_))));
+    assert!(matches!(transport.isr(), Some(IsrRegister::Mmio { .. })));
     let enabled = command::IO_SPACE | command::MEMORY_SPACE | command::BUS_MASTER;
     assert!(machine.device().pci.command(enabled | 0x140));
     assert_eq!(machine.device().accesses, 0, "nothing needs a register yet");

@@ -531,15 +531,9 @@ fn a_notification_carries_the_next_position() {
     for shape in shapes() {
         let mut register = Box::new(0xffff_ffffu32);
         let at = NonNull::from(&mut *register);
-        let wide = Doorbell::Mmio32 {
-            register: at,
-            queue: 7,
-        };
         // The upper half of a 16-bit register counts too then.
-        let narrow = Doorbell::Mmio16 {
-            register: at.cast(),
-            queue: 7,
-        };
+        // SAFETY: the register is a variable of this test, of 32 bits.
+        let (wide, narrow) = unsafe { (Doorbell::mmio32(at, 7), Doorbell::mmio16(at.cast(), 7)) };
         for doorbell in [wide, narrow] {
             assert!(doorbell.takes_data());
             let shape = RingShape {
@@ -574,11 +568,14 @@ fn a_notification_carries_the_next_position() {
                 queue.discard_used().unwrap();
             }
         }
-        let misaligned = Doorbell::Mmio16 {
-            // SAFETY: within the register; it is never written.
-            register: unsafe { at.cast::<u16>().add(1) },
-            queue: 7,
-        };
+        // SAFETY: within the register, its upper half.
+        let misaligned = unsafe { Doorbell::mmio16(at.cast::<u16>().add(1), 7) };
         assert!(!misaligned.takes_data());
+        // It is told all the same, and nothing but its 16 bits is written.
+        // SAFETY: the register is a variable of this test.
+        unsafe { at.write_volatile(0xffff_1234) };
+        misaligned.ring_with(0x0009_0007);
+        // SAFETY: as above.
+        assert_eq!(unsafe { at.read_volatile() }, 7 << 16 | 0x1234);
     }
 }

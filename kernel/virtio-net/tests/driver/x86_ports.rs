@@ -125,10 +125,8 @@ fn every_width_has_its_instruction() {
 #[test]
 fn a_kick_is_one_instruction() {
     for shape in shapes() {
-        let doorbell = Doorbell::Port {
-            port: 0xc050,
-            queue: 7,
-        };
+        // SAFETY: the process may access no port; the accesses are caught.
+        let doorbell = unsafe { Doorbell::port(0xc050, 7) };
         let Ends {
             driver, mut device, ..
         } = Ends::shaped(8, shape);
@@ -154,10 +152,8 @@ fn a_kick_is_one_instruction() {
 /// the driver has come (specification 4.1.5.2).
 #[test]
 fn a_kick_with_data_is_one_instruction_of_32_bits() {
-    let doorbell = Doorbell::Port {
-        port: 0xc050,
-        queue: 7,
-    };
+    // SAFETY: the process may access no port; the accesses are caught.
+    let doorbell = unsafe { Doorbell::port(0xc050, 7) };
     assert!(doorbell.takes_data());
     for shape in shapes() {
         let shape = RingShape {
@@ -180,10 +176,8 @@ fn a_kick_with_data_is_one_instruction_of_32_bits() {
         };
         assert_eq!(accesses, [Access::Out(0xc050, 4, wrap | 5 << 16 | 7)]);
     }
-    let misaligned = Doorbell::Port {
-        port: 0xc052,
-        queue: 7,
-    };
+    // SAFETY: as above.
+    let misaligned = unsafe { Doorbell::port(0xc052, 7) };
     assert!(!misaligned.takes_data());
 }
 
@@ -191,7 +185,9 @@ fn a_kick_with_data_is_one_instruction_of_32_bits() {
 #[test]
 fn an_interrupt_reads_the_status_once() {
     let state = InterruptState::new();
-    let (accesses, ()) = accesses_of(|| state.vp_interrupt(IsrRegister::Port(0xc053)));
+    // SAFETY: the process may access no port; the accesses are caught.
+    let isr = unsafe { IsrRegister::port(0xc053) };
+    let (accesses, ()) = accesses_of(|| state.vp_interrupt(isr));
     assert_eq!(accesses, [Access::In(0xc053, 1)]);
     // The lowest bits of INPUT are 01: a queue, no change of configuration.
     assert_eq!((state.interrupts(), state.isr_reads()), (1, 1));

@@ -117,7 +117,7 @@ impl ConfigOps for Wired {
         rings: RingAddresses,
     ) -> Result<Doorbell, TransportError> {
         match self.0.setup_queue(queue, rings)? {
-            Doorbell::Port { port, queue } => {
+            Doorbell::Port { port, queue, .. } => {
                 assert_eq!(port, IO_BASE + 0x10, "that is not QUEUE_NOTIFY");
                 Ok(Doorbell::Call {
                     function: device::ring_doorbell,
@@ -150,8 +150,12 @@ impl ConfigOps for Wired {
         self.0.intx_enable(enable);
     }
     fn isr(&self) -> Option<IsrRegister> {
-        assert_eq!(self.0.isr(), Some(IsrRegister::Port(IO_BASE + 0x13)));
-        Some(IsrRegister::Mmio(ISR.with(|isr| *isr)))
+        assert!(matches!(
+            self.0.isr(),
+            Some(IsrRegister::Port { 0: port, .. }) if port == IO_BASE + 0x13
+        ));
+        // SAFETY: the byte is the thread's and stays for ever.
+        Some(unsafe { IsrRegister::mmio(ISR.with(|isr| *isr)) })
     }
     fn register_accesses(&self) -> u64 {
         self.0.register_accesses()
