@@ -4,6 +4,7 @@
 mod bench;
 mod cores;
 mod device;
+mod idle;
 mod interrupts;
 mod netconsole;
 mod probe;

@@ -1,64 +1,40 @@
 //! The loop that drives device and network stack.
 
+mod extras;
+
 use alloc::boxed::Box;
-use core::ops::RangeInclusive;
 
 use kickpath_abi::config::{Config, SelfTest};
 use kickpath_services::Stack;
-use kickpath_trace::{Event, NO_QUEUE, tracepoint_unless_repeated};
 use smoltcp::time::Instant;
 use virtio_net::moderation::{HOLD_US, Moderation};
 use virtio_net::net::control::ControlError;
 use virtio_net::net::{Changes, Features, NetError};
-use virtio_net::transport::TransportError;
 use virtio_net::vectors::Rung;
-use x86_64::instructions::interrupts as interrupts_at_cpu;
 
 use super::cores::{Cores, Mail};
 use super::device::{Nic, PhyDevice};
+use super::idle;
 use super::interrupts::Controller;
 use super::netconsole::Sender;
 use super::report::{self, Fixed};
 use super::vlan::VlanDevice;
 use super::wishes::Wishes;
-use crate::arch::{self, time};
-use crate::memory::{dma_pages, heap};
-use crate::{backlog, selftest, stages};
+use crate::arch::time;
+use crate::{backlog, stages};
+use extras::Reopenings;
 
 /// A device that broke is opened again at most this often, in microseconds:
 /// one that breaks at once must not keep the CPU busy.
 const REOPEN_INTERVAL_US: u64 = 1_000_000;
 
-/// Without interrupts, how long the loop looks for work before it sleeps, in
-/// microseconds.
-const POLL_SPIN_US: u64 = 200;
-/// Without interrupts, how long it then sleeps, in microseconds: an eighth of
-/// the time since there was work, within these bounds. Who talks waits for
-/// little, and a guest that nobody talks to costs little.
-const POLL_SLEEP_US: RangeInclusive<u64> = 1_000..=10_000;
-
-/// Until when, in microseconds since boot, a loop without interrupts may sleep
-/// if it last had work at `last_work`; `None` while it is better not to.
-pub fn poll_sleep_until(now: u64, last_work: u64) -> Option<u64> {
-    let idle = now.saturating_sub(last_work);
-    let sleep = (idle / 8).clamp(*POLL_SLEEP_US.start(), *POLL_SLEEP_US.end());
-    (idle >= POLL_SPIN_US).then(|| now.saturating_add(sleep))
-}
-
 /// Without interrupts, how often the loop asks the device whether its
 /// configuration has changed, in microseconds. Each time costs exits.
 const CONFIG_INTERVAL_US: u64 = 100_000;
 
-/// Frames that come between two reopenings of `reopen=COUNT`.
-const FRAMES_TO_REOPEN: u64 = 4;
-
 /// How soon a line is sent that was logged after the turn's lines were, in
 /// microseconds.
 const LOG_INTERVAL_US: u64 = 20_000;
-
-/// Frames that the self-test `panic-in-transmit` leaves in the queue: all but
-/// one of what QEMU's holds by default.
-const FRAMES_IN_TRANSMIT: u16 = 255;
 
 /// The device together with what it takes to open it again.
 pub struct Host {
@@ -83,17 +59,6 @@ pub struct Host {
     reopenings: Reopenings,
 }
 
-/// What `reopen=COUNT` or `reset-queues=COUNT` has still to do.
-#[derive(Default)]
-struct Reopenings {
-    left: u32,
-    done: u32,
-    /// One queue alone, the others go on.
-    queues: bool,
-    /// Pages for DMA and bytes of heap in use before the first one.
-    before: Option<(usize, u64)>,
-}
-
 /// Lends the device to the network stack: with a VLAN's tag, if the host is one
 /// of a VLAN.
 macro_rules! on_device {
@@ -112,6 +77,8 @@ macro_rules! on_device {
         }
     }};
 }
+
+use on_device;
 
 /// Serves the network for ever.
 pub fn serve(config: &Config, host: Host) -> ! {
@@ -166,9 +133,7 @@ pub fn serve(config: &Config, host: Host) -> ! {
         if busy {
             continue;
         }
-        let mut deadline = stack
-            .poll_at(time)
-            .map(|at| u64::try_from(at.total_micros()).unwrap_or(0));
+        let mut deadline = idle::deadline(&mut stack, time);
         if extras && netconsole.is_some() && backlog::is_waiting() {
             let soon = time::now() + LOG_INTERVAL_US;
             deadline = Some(deadline.map_or(soon, |deadline| deadline.min(soon)));
@@ -333,67 +298,6 @@ impl Host {
         }
     }
 
-    /// What only some configurations want: the log is sent; once the network is
-    /// up, a fault is committed or the device opened again.
-    #[cold]
-    fn serve_extras(&mut self, stack: &mut Stack, netconsole: &mut Option<Sender>, is_up: bool) {
-        if let Some(netconsole) = netconsole
-            && netconsole.is_waiting()
-        {
-            on_device!(self, device => netconsole.send(now(), stack, device));
-        }
-        if !is_up {
-            return;
-        }
-        if self.wishes.is_due() {
-            let flags = self.wishes.take_step(self.nic);
-            if let Some(flags) = flags {
-                self.filter(stack);
-                log::info!("receive mode: {flags:?}");
-            }
-        }
-        if self.selftest != SelfTest::Off && netconsole.as_ref().is_none_or(Sender::is_ready) {
-            self.selftest();
-        }
-        if self.reopenings.left > 0 {
-            self.nic.kick();
-            self.reopen_under_traffic();
-        }
-    }
-
-    /// Commits a fault while the network is in use.
-    #[cold]
-    fn selftest(&mut self) {
-        let test = core::mem::replace(&mut self.selftest, SelfTest::Off);
-        if test == SelfTest::QueueReset {
-            let all = heap::take_all();
-            let result = self.nic.reset_queue(0);
-            drop(all);
-            match result {
-                Ok(()) => log::error!("self-test {test}: there was memory"),
-                Err(error) => self.reset_failed(&error),
-            }
-            return;
-        }
-        if test == SelfTest::PanicInTransmit
-            && let Ok((_, tx)) = self.nic.queues()
-        {
-            // What the device is told of and what it is not; and a frame that
-            // is half written.
-            for _ in 0..FRAMES_IN_TRANSMIT {
-                if let Some(mut slot) = tx.reserve() {
-                    slot.frame_mut(60).fill(0xff);
-                    slot.start_xmit(60);
-                }
-            }
-            if let Some(mut slot) = tx.reserve() {
-                slot.frame_mut(60).fill(0xff);
-                selftest::run(test);
-            }
-        }
-        selftest::run(test);
-    }
-
     /// The device, and what the status report says beside.
     pub fn parts(&mut self) -> (&mut Nic, &Fixed) {
         (self.nic, &self.fixed)
@@ -469,66 +373,6 @@ impl Host {
         self.wishes.advance();
     }
 
-    /// Stops the device and opens it again in the midst of its work, once some
-    /// frames have come since the last time, and reports what was leaked after
-    /// the last time.
-    #[cold]
-    fn reopen_under_traffic(&mut self) {
-        if self.nic.received() < FRAMES_TO_REOPEN {
-            return;
-        }
-        // QEMU 7.2 aborts when a queue is reset while a frame waits for the
-        // cable (`flush_or_purge_queued_packets`): when all are sent, none can.
-        if self.reopenings.queues
-            && let Ok((_, tx)) = self.nic.queues()
-        {
-            tx.kick();
-            if !tx.all_used() {
-                return;
-            }
-        }
-        let in_use = || (dma_pages(), heap::stats().used);
-        let before = *self.reopenings.before.get_or_insert_with(in_use);
-        let result = if self.reopenings.queues {
-            // Receive and transmit queue in turn.
-            let queue = self.reopenings.done as u16 % 2;
-            self.nic.reset_queue(queue)
-        } else {
-            self.open()
-        };
-        if let Err(error) = result {
-            log::error!("reopening {}: {error}", self.reopenings.done);
-            if self.reopenings.queues {
-                self.reset_failed(&error);
-            }
-            self.reopenings.left = 0;
-            return;
-        }
-        self.reopenings.done += 1;
-        self.reopenings.left -= 1;
-        if self.reopenings.left == 0 {
-            let after = in_use();
-            log::info!(
-                "kickpath: reopened {} times; before: {} DMA pages, {} bytes of heap; \
-                 after: {} DMA pages, {} bytes of heap",
-                self.reopenings.done,
-                before.0,
-                before.1,
-                after.0,
-                after.1
-            );
-        }
-    }
-
-    /// After a reset of one queue that failed on the way the queue is dead.
-    #[cold]
-    fn reset_failed(&mut self, error: &NetError) {
-        match error {
-            NetError::NotOpen | NetError::Transport(TransportError::NoQueueReset { .. }) => {}
-            error => self.reopen(error),
-        }
-    }
-
     #[cold]
     fn reopen(&mut self, error: &NetError) {
         log::error!("{error}");
@@ -555,7 +399,7 @@ impl Host {
         let leave = self.moderation.frames_to_leave(now, self.nic.received());
         let mut deadline = deadline.unwrap_or(u64::MAX);
         match self.nic.rung() {
-            Some(Rung::Polling) => match poll_sleep_until(now, last_work) {
+            Some(Rung::Polling) => match idle::poll_sleep_until(now, last_work) {
                 Some(until) => deadline = deadline.min(until),
                 None => {
                     core::hint::spin_loop();
@@ -570,28 +414,12 @@ impl Host {
             let (first, rest) = self.nic.parts();
             cores.publish(first, &rest);
         }
-        interrupts_at_cpu::disable();
-        let mut now = now;
-        loop {
-            // From here an interrupt waits until the CPU sleeps, and wakes it.
+        idle::sleep(&mut self.moderation, now, deadline, leave, || {
             let work = match self.nic.rung() {
                 Some(Rung::Polling) | None => self.nic.has_work(),
                 Some(_) => self.nic.enable_interrupts_after(leave),
             };
-            let mail = self.cores.as_ref().is_some_and(Cores::has_mail);
-            if work || mail || deadline <= now {
-                break;
-            }
-            tracepoint_unless_repeated!(Event::Idle, NO_QUEUE);
-            self.moderation.sleep();
-            arch::idle_until((deadline != u64::MAX).then_some(deadline));
-            if leave == 0 {
-                break;
-            }
-            // The timer may have been set to an earlier time. What else there
-            // is to do can wait until the deadline, which is near.
-            now = time::now();
-        }
-        interrupts_at_cpu::enable();
+            work || self.cores.as_ref().is_some_and(Cores::has_mail)
+        });
     }
 }
