@@ -302,6 +302,30 @@ fn a_request_may_come_byte_by_byte_but_not_for_ever() {
     assert!(world.take(socket).is_empty());
 }
 
+/// Every place is taken by a client that has its answer and does not stop
+/// sending.
+#[test]
+fn clients_that_go_on_sending_after_the_last_answer_lose_their_places() {
+    let mut world = World::new();
+    let request = b"GET /nothing HTTP/1.1\r\nHost: guest\r\nConnection: close\r\n\r\n";
+    let clients: Vec<_> = (0..12).map(|_| world.connect((GUEST, 80))).collect();
+    for socket in &clients {
+        world.tcp_socket(*socket).send_slice(request).unwrap();
+    }
+    for _ in 0..60 {
+        for socket in &clients {
+            world.take(*socket);
+            // Refused once the guest has had enough.
+            let _ = world.tcp_socket(*socket).send_slice(b"x");
+        }
+        world.run(100);
+    }
+    assert_eq!(get(&mut world, "/").status, 200);
+    for socket in &clients {
+        assert!(!world.tcp_socket(*socket).is_active());
+    }
+}
+
 #[test]
 fn a_client_that_closes_its_half_is_answered() {
     let mut world = World::new();

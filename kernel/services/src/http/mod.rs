@@ -28,6 +28,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection is kept open between requests.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// How long a client that has all of the last answer may go on sending.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// The service; `report` is asked for every answer that needs it.
 pub(crate) struct Server<'a> {
     report: &'a dyn Fn() -> Status,
@@ -47,7 +50,8 @@ pub(crate) struct Connection {
     input: Vec<u8>,
     /// Whether `input` begins with what was behind the last request, unread.
     leftover: bool,
-    /// Until when the request must be complete, or must have begun.
+    /// Until when the request must be complete, or must have begun, or the
+    /// client must have closed its half.
     deadline: Option<Instant>,
 }
 
@@ -84,6 +88,7 @@ impl Service for Server<'_> {
                     if response.closes() {
                         socket.close();
                         connection.state = State::Closing;
+                        connection.deadline = None;
                     } else {
                         connection.state = State::Receiving;
                         connection.deadline = Some(now + KEEP_ALIVE);
@@ -91,8 +96,15 @@ impl Service for Server<'_> {
                 }
                 State::Closing => {
                     connection.input = Vec::new();
-                    connection.deadline = None;
                     discard(socket);
+                    // Not before: what was sent last may still be on its way.
+                    if socket.state() == tcp::State::FinWait2 {
+                        let end = *connection.deadline.get_or_insert(now + LINGER);
+                        if now >= end {
+                            connection.deadline = None;
+                            socket.abort();
+                        }
+                    }
                     return;
                 }
             }
@@ -155,6 +167,7 @@ impl Connection {
         if !socket.may_recv() || (now >= deadline && self.input.is_empty()) {
             // The client has closed, or has kept us waiting between requests.
             socket.close();
+            self.deadline = None;
             return Some(State::Closing);
         }
         if now >= deadline {
