@@ -53,6 +53,8 @@ pub struct Report {
     pub command_line: String,
     /// From the start of QEMU until the guest served, in milliseconds.
     pub up_after_ms: f64,
+    /// What the guest's log warned of until then, and its errors.
+    pub warnings: Vec<String>,
     /// The guest's address with prefix.
     pub address: String,
     /// The pings; `None` where the far end cannot ping.
@@ -200,6 +202,7 @@ pub fn run<W: Write>(
         qemu: qemu_version(&guest)?,
         command_line: guest.command_line().to_owned(),
         up_after_ms: up.after.as_secs_f64() * 1e3,
+        warnings: warnings(&guest),
         address: format!("{}/{}", up.address.address, up.address.prefix),
         ping: None,
         udp: Vec::new(),
@@ -212,6 +215,7 @@ pub fn run<W: Write>(
         Ok(status) => {
             if let Some(story) = &mut story {
                 report::boot(story, &status, &report)?;
+                report::warnings(story, &report.warnings)?;
                 report::device(story, &status)?;
             }
         }
@@ -387,6 +391,20 @@ fn problem_of_page(page: &Response) -> Option<&'static str> {
     }
 }
 
+/// The lines of the guest's log that tell of something wrong, without their
+/// time.
+fn warnings(guest: &Guest) -> Vec<String> {
+    let lines = guest.console_since(0).into_iter();
+    lines.filter_map(|line| warning(&line.text)).collect()
+}
+
+/// The rest of a line such as `[    0.054321] warning: what is wrong`.
+fn warning(line: &str) -> Option<String> {
+    let (_, text) = line.strip_prefix('[')?.split_once("] ")?;
+    let is_one = text.starts_with("warning: ") || text.starts_with("error: ");
+    is_one.then(|| text.to_owned())
+}
+
 fn qemu_version(guest: &Guest) -> Result<String, SessionError> {
     let version = guest.qmp("query-version", serde_json::Value::Null)?;
     let part = |name: &str| version["qemu"][name].as_u64().unwrap_or_default();
@@ -401,6 +419,16 @@ fn qemu_version(guest: &Guest) -> Result<String, SessionError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn warnings_are_told_from_other_lines() {
+        let told = |line| warning(line).unwrap_or_default();
+        assert_eq!(told("[    0.054321] warning: x] y"), "warning: x] y");
+        assert_eq!(told("[   12.000000] error: mtu"), "error: mtu");
+        for line in ["[    0.1] no warning: x", "warning: x", "[", ""] {
+            assert_eq!(warning(line), None, "{line}");
+        }
+    }
 
     const PAGE: &str = include_str!("../../../kernel/services/src/http/status.html");
 

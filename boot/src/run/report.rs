@@ -85,6 +85,16 @@ pub(super) fn boot<W: Write>(
     )
 }
 
+/// What the guest found wrong, if anything.
+pub(super) fn warnings<W: Write>(story: &mut Story<W>, warnings: &[String]) -> io::Result<()> {
+    let mut label = "Guest says";
+    for warning in warnings {
+        story.verdict(label, false, warning)?;
+        label = "";
+    }
+    Ok(())
+}
+
 pub(super) fn device<W: Write>(story: &mut Story<W>, status: &Status) -> io::Result<()> {
     let device = &status.device;
     story.section("Device")?;

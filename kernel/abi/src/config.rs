@@ -199,7 +199,8 @@ impl Config {
                 if !value.split(',').all(|f| f.len() > 1 && f.starts_with('-')) {
                     return Err(bad("-NAME,-NAME,..."));
                 }
-                self.features_off = value.replace('-', "");
+                let names: Vec<&str> = value.split(',').filter_map(|f| f.get(1..)).collect();
+                self.features_off = names.join(",");
             }
             "bench" => {
                 self.bench = value
@@ -395,6 +396,13 @@ mod tests {
         assert_eq!(config.to_string(), text);
         assert_eq!(parse(&config.to_string()).0, config);
         assert_eq!(Config::default().to_string(), "");
+    }
+
+    #[test]
+    fn a_feature_that_is_spelt_wrong_keeps_its_name() {
+        let (config, errors) = parse("features=-event-idx,-mac");
+        assert_eq!((&*config.features_off, errors.len()), ("event-idx,mac", 0));
+        assert_eq!(config.to_string(), "features=-event-idx,-mac");
     }
 
     #[test]

@@ -55,6 +55,19 @@ pub fn add(suite: &mut Suite) {
         ensure!(status.network.ipv4_source == "dhcp", "{status:?}");
         Ok(())
     });
+    suite.test("runner::run_tells_what_the_guest_warns_of", || {
+        let wrong = "there is no feature 'event-idx'";
+        let story = run(&["run", "--features=-event-idx"])?;
+        ensure!(story.contains(wrong), "{story}");
+        let text = run(&["run", "--json", "--features=-event-idx"])?;
+        let report: serde_json::Value = serde_json::from_str(&text).context(text.clone())?;
+        let warnings = &report["warnings"];
+        let said = warnings[0].as_str().is_some_and(|w| w.contains(wrong));
+        ensure!(said && report["ok"] == true, "{warnings}");
+        let report: serde_json::Value = serde_json::from_str(&run(&["run", "--json"])?)?;
+        ensure!(report["warnings"] == serde_json::json!([]), "{report}");
+        Ok(())
+    });
     // A user network cannot ping.
     suite.test("runner::run_over_the_user_network_records_it", || {
         run_recorded(&["--net", "user", "--features=-event_idx"], &[])
