@@ -172,7 +172,8 @@ impl Features {
     ];
 
     /// Without the features that need others that are not there (Linux
-    /// `virtnet_validate_features`).
+    /// `virtnet_validate_features`), and without `IN_ORDER` where this driver
+    /// would not keep to it.
     #[doc(alias = "virtnet_validate_features")]
     pub fn without_dangling(mut self) -> Self {
         // In the order of the table, so that what is removed is missed by
@@ -181,6 +182,13 @@ impl Features {
             if !self.intersects(needed) {
                 self.remove(feature);
             }
+        }
+        // Descriptors of a split ring are used in its order then (specification
+        // 2.7.9). A frame has one, but a command has two to four in a slot of
+        // four, and would leave gaps.
+        if self.contains(Self::CTRL_VQ) && !self.intersects(Self::INDIRECT_DESC | Self::RING_PACKED)
+        {
+            self.remove(Self::IN_ORDER);
         }
         self
     }

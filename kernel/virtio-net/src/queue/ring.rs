@@ -40,7 +40,9 @@ pub struct RingShape {
     /// (`VIRTIO_F_INDIRECT_DESC`).
     pub indirect: bool,
     /// Whether the device uses buffers in the order in which it got them
-    /// (`VIRTIO_F_IN_ORDER`).
+    /// (`VIRTIO_F_IN_ORDER`). A split ring for chains of several buffers needs
+    /// `indirect` too: without, its slots leave gaps where the device may expect
+    /// the next chain (specification 2.7.9).
     pub in_order: bool,
     /// Whether a notification says how far the driver has come
     /// (`VIRTIO_F_NOTIFICATION_DATA`).

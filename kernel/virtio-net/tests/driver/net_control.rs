@@ -12,7 +12,7 @@ use crate::support::control::{
     Behaviour, MULTICAST, OTHER_MULTICAST, Received, UNICAST, filter, received,
 };
 use crate::support::memory::pages_in_use;
-use crate::support::net::{Machine, Net, feature, pattern, receive_all, send};
+use crate::support::net::{CONTROL_SIZE, Machine, Net, feature, high, pattern, receive_all, send};
 
 fn machine() -> Machine {
     Machine::new(feature::IMPLEMENTED, 16)
@@ -334,5 +334,47 @@ fn offloads_are_those_that_were_negotiated() {
                 feature: wrong
             }))
         );
+    }
+}
+
+/// A driver that agrees to `IN_ORDER` uses a split ring's descriptors in the
+/// order of the ring (specification 2.7.9). Commands have two to four of them: a
+/// device that goes on behind the last one must find the next command there.
+#[test]
+fn commands_follow_each_other_in_the_ring_where_order_was_agreed_on() {
+    for without in [
+        0,
+        feature::INDIRECT_DESC,
+        feature::CTRL_VQ,
+        feature::CTRL_VQ | feature::INDIRECT_DESC,
+    ] {
+        let mut machine = Machine::new(feature::IMPLEMENTED & !without, 16);
+        machine.device().offered_high = high::VERSION_1 | high::IN_ORDER;
+        let mut net = machine.open();
+        let agreed = net.info().negotiated;
+        if !agreed.contains(Features::CTRL_VQ) {
+            // Frames have one descriptor each.
+            assert!(agreed.contains(Features::IN_ORDER));
+            continue;
+        }
+        let mut next = 0;
+        for round in 0..100 {
+            let (command, length) = match round % 3 {
+                0 => (Command::AnnounceAck, 2),
+                1 => (Command::Promiscuous(true), 3),
+                _ => {
+                    let (unicast, multicast) = (&[][..], &[][..]);
+                    (Command::MacTables { unicast, multicast }, 4)
+                }
+            };
+            assert_eq!(net.command(&command), Ok(()));
+            let head = machine.device().heads.pop().unwrap();
+            if agreed.contains(Features::IN_ORDER) {
+                assert_eq!(head, next, "{agreed}");
+            }
+            let taken = if without == 0 { 1 } else { length };
+            next = (head + taken) % CONTROL_SIZE;
+        }
+        assert_eq!(agreed.contains(Features::IN_ORDER), without == 0);
     }
 }

@@ -136,6 +136,7 @@ impl LegacyDevice {
         let received = read_command(descriptors);
         let answer = descriptors.last().unwrap();
         self.control.received.push(received.clone());
+        self.heads.push(head);
         let ack = match self.control.behaviour {
             Behaviour::Refuses(numbers) if numbers == received.numbers => Some(1),
             Behaviour::Answers(ack) => Some(ack),

@@ -82,6 +82,8 @@ pub struct LegacyDevice {
     pub queues: Vec<ModelQueue>,
     /// What the control queue decides about.
     pub control: Control,
+    /// The first descriptor of each command.
+    pub heads: Vec<u16>,
     /// Whether frames are sent while the driver rings, into `sent_at_once`.
     pub sends_at_once: bool,
     pub sent_at_once: Vec<Sent>,
@@ -178,6 +180,7 @@ impl LegacyDevice {
             isr: 0,
             queues: sizes.iter().map(|&size| ModelQueue::new(size)).collect(),
             control: Control::new(),
+            heads: Vec::new(),
             sends_at_once: false,
             sent_at_once: Vec::new(),
             config: config.to_vec(),

@@ -77,6 +77,7 @@ pub mod feature {
 /// Feature bits from 32 on, less 32.
 pub mod high {
     pub const VERSION_1: u32 = 1;
+    pub const IN_ORDER: u32 = 1 << (35 - 32);
     pub const RING_RESET: u32 = 1 << (40 - 32);
     pub const HASH_REPORT: u32 = 1 << (57 - 32);
     pub const RSS: u32 = 1 << (60 - 32);
