@@ -132,9 +132,11 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             top,
             |transport| {
                 (info.offered, info.negotiated) = negotiate(transport, refused)?;
-                if info.negotiated.intersects(Features::SEVERAL_PAIRS) {
-                    pairs = wanted_pairs;
-                }
+                pairs = if info.negotiated.intersects(Features::SEVERAL_PAIRS) {
+                    wanted_pairs
+                } else {
+                    1
+                };
                 Ok(wanted_queues(info, pairs, queue_size))
             },
             &mut self.attempts,

@@ -96,6 +96,29 @@ fn a_device_that_refuses_several_pairs_is_used_with_one() {
     assert_eq!(net.snapshots().count(), 2);
 }
 
+/// Each rung is agreed on anew: a device that no longer has several pairs then
+/// is opened with one.
+#[test]
+fn a_device_that_takes_its_pairs_back_is_used_with_one() {
+    let mut machine = Machine::multiqueue(feature::IMPLEMENTED, 16);
+    let mut net = machine.probe().unwrap();
+    net.set_queue_pairs(2);
+    // Too few for a vector a queue. The device is reset before and after that.
+    machine.controller.limit = 2;
+    let offers = [
+        feature::IMPLEMENTED | feature::MQ,
+        feature::IMPLEMENTED,
+        feature::IMPLEMENTED,
+    ];
+    machine.device().later_offers.extend(offers);
+    net.open(&mut machine.controller, Rung::MsixPerQueue)
+        .unwrap();
+    assert_eq!(net.rung(), Some(Rung::MsixShared));
+    assert_eq!(net.queue_pairs(), 1);
+    assert_eq!(net.snapshots().count(), 3);
+    assert_alive(&machine, &mut net);
+}
+
 /// Nonsense in the configuration.
 #[test]
 fn an_impossible_number_of_pairs_is_one() {

@@ -4,6 +4,7 @@
 //! panics.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 
@@ -84,6 +85,8 @@ pub struct LegacyDevice {
     pub control: Control,
     /// The first descriptor of each command.
     pub heads: Vec<u16>,
+    /// What is offered from the next reset on, and from those after it.
+    pub later_offers: VecDeque<u32>,
     /// Whether frames are sent while the driver rings, into `sent_at_once`.
     pub sends_at_once: bool,
     pub sent_at_once: Vec<Sent>,
@@ -181,6 +184,7 @@ impl LegacyDevice {
             queues: sizes.iter().map(|&size| ModelQueue::new(size)).collect(),
             control: Control::new(),
             heads: Vec::new(),
+            later_offers: VecDeque::new(),
             sends_at_once: false,
             sent_at_once: Vec::new(),
             config: config.to_vec(),
@@ -427,6 +431,9 @@ impl LegacyDevice {
     }
 
     fn reset(&mut self) {
+        if let Some(offered) = self.later_offers.pop_front() {
+            self.offered = offered;
+        }
         self.status = 0;
         self.resetting = 0;
         self.isr = 0;
