@@ -273,23 +273,27 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     }
 
     /// Reads a field in one piece: again, if the configuration changed
-    /// meanwhile (specification 2.5.1).
-    fn read<V: zerocopy::FromBytes + zerocopy::IntoBytes>(
-        &self,
-        offset: usize,
-    ) -> Result<V, NetError> {
+    /// meanwhile (specification 2.5.1). The legacy interface does not tell;
+    /// there, a field that takes several accesses is read until it comes twice
+    /// the same (specification 2.5.4).
+    fn read<V>(&self, offset: usize) -> Result<V, NetError>
+    where
+        V: zerocopy::FromBytes + zerocopy::IntoBytes + PartialEq,
+    {
         let error = NetError::Config { offset };
+        let is_twice = size_of::<V>() > size_of::<u32>() && self.transport.requires_legacy_layout();
+        let mut last = None;
         let mut before = self.transport.read_config_generation();
         for _ in 0..GENERATION_RETRIES {
-            let value = self
+            let value: V = self
                 .transport
                 .read_config_space(offset)
                 .map_err(|_| error)?;
             let after = self.transport.read_config_generation();
-            if after == before {
+            if after == before && (!is_twice || last.as_ref() == Some(&value)) {
                 return Ok(value);
             }
-            before = after;
+            (before, last) = (after, Some(value));
         }
         Err(error)
     }

@@ -104,6 +104,22 @@ fn an_address_that_cannot_be_one_is_replaced() {
     assert_eq!(machine.probe().unwrap().info().mac, FALLBACK_MAC);
 }
 
+/// The legacy interface cannot say that its configuration changed while a field
+/// was read byte by byte (specification 2.5.4).
+#[test]
+fn an_address_that_changes_is_read_in_one_piece() {
+    const NEW: [u8; 6] = [0x02, 0xf0, 0xe1, 0xd2, 0xc3, 0xb4];
+    for reads in 0..20 {
+        let machine = Machine::new(feature::ALL, 256);
+        let mut config = machine.device().config.clone();
+        config[..6].copy_from_slice(&NEW);
+        machine.device().later_config = Some((reads, config));
+        let mac = machine.probe().unwrap().info().mac;
+        assert!(mac == MAC || mac == NEW, "{mac:02x?} after {reads} reads");
+        assert_eq!(mac == NEW, reads < 12, "{reads}");
+    }
+}
+
 #[test]
 fn the_mtu_is_the_devices() {
     for (mtu, expected) in [

@@ -92,6 +92,8 @@ pub struct LegacyDevice {
     pub sent_at_once: Vec<Sent>,
     /// The configuration (specification 5.1.4).
     pub config: Vec<u8>,
+    /// What the configuration becomes after so many more reads of it.
+    pub later_config: Option<(u32, Vec<u8>)>,
     /// CONFIG_VECTOR.
     pub config_vector: u16,
     /// Status reads that a reset takes.
@@ -188,6 +190,7 @@ impl LegacyDevice {
             sends_at_once: false,
             sent_at_once: Vec::new(),
             config: config.to_vec(),
+            later_config: None,
             config_vector: NO_VECTOR,
             reset_reads: 0,
             pfn_mask: !0,
@@ -293,6 +296,11 @@ impl LegacyDevice {
                 self.queue().map_or(NO_VECTOR, |queue| queue.vector).into()
             }
             (offset, width) if offset >= self.config_offset() => {
+                match self.later_config.take() {
+                    Some((0, config)) => self.config = config,
+                    Some((reads, config)) => self.later_config = Some((reads - 1, config)),
+                    None => {}
+                }
                 let start = usize::from(offset - self.config_offset());
                 let mut bytes = [0; 4];
                 for (byte, at) in bytes.iter_mut().zip(start..start + usize::from(width)) {
