@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::ring::RingLayout;
+use super::ring::{MAX_SIZE, RingLayout};
 
 /// Why a virtqueue operation did not do what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,14 +107,18 @@ impl fmt::Display for QueueError {
                 size,
                 layout,
             } => {
-                let power = match layout {
-                    RingLayout::Split => "a power of two ",
-                    RingLayout::Packed => "",
+                let (power, fits) = match layout {
+                    RingLayout::Split => ("a power of two ", size.is_power_of_two()),
+                    RingLayout::Packed => ("", true),
                 };
-                write!(
-                    f,
-                    "queue {queue}: size {size} is not {power}from 1 to 32768"
-                )
+                if fits && (1..=u32::from(MAX_SIZE)).contains(&size) {
+                    write!(f, "queue {queue}: size {size} does not hold a single chain")
+                } else {
+                    write!(
+                        f,
+                        "queue {queue}: size {size} is not {power}from 1 to 32768"
+                    )
+                }
             }
             Self::NoMemory { queue, pages } => {
                 write!(f, "queue {queue}: no memory for a ring of {pages} pages")

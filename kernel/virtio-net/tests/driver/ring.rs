@@ -126,6 +126,36 @@ fn sizes_that_no_packed_queue_has_are_refused() {
     assert_eq!(memory::pages_in_use(), 0);
 }
 
+/// The message says what is wrong with a size.
+#[test]
+fn a_refused_size_is_told_with_the_reason() {
+    let message = |size, shape| {
+        Ring::<GuestHal>::new(3, size, shape)
+            .err()
+            .map(|e| e.to_string())
+    };
+    let split = RingShape::split(2, EventMode::Flags);
+    let packed = RingShape::packed(2, EventMode::Flags);
+    for (size, shape, expected) in [
+        (0, split, "size 0 is not a power of two from 1 to 32768"),
+        (100, split, "size 100 is not a power of two from 1 to 32768"),
+        (
+            65_536,
+            split,
+            "size 65536 is not a power of two from 1 to 32768",
+        ),
+        (0, packed, "size 0 is not from 1 to 32768"),
+        (1, split, "size 1 does not hold a single chain"),
+        (1, packed, "size 1 does not hold a single chain"),
+    ] {
+        assert_eq!(
+            message(size, shape).unwrap(),
+            format!("queue 3: {expected}")
+        );
+    }
+    assert_eq!(message(100, packed), None);
+}
+
 #[test]
 fn a_ring_holds_as_many_chains_as_fit() {
     for (size, chain, capacity) in [
