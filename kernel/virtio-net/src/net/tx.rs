@@ -66,7 +66,7 @@ pub struct LargeTxSlot<'q, H: Hal> {
 
 impl<H: Hal> TxQueue<H> {
     pub(super) fn new(
-        queue: Virtqueue<H>,
+        mut queue: Virtqueue<H>,
         negotiated: Features,
         mtu: u16,
     ) -> Result<Self, NetError> {
@@ -93,12 +93,13 @@ impl<H: Hal> TxQueue<H> {
         };
         let any_layout = negotiated.any_layout();
         let writes_headers = negotiated.contains(Features::CSUM);
+        let mut plain_capacity = 0;
+        if any_layout && !writes_headers && large.is_none() {
+            plain_capacity = buffers.capacity();
+            queue.prepare(|head| Buffer::new(buffers.header(head.descriptor()), 0, false));
+        }
         Ok(Self {
-            plain_capacity: if any_layout && !writes_headers {
-                buffers.capacity()
-            } else {
-                0
-            },
+            plain_capacity,
             queue,
             buffers,
             large,
@@ -395,11 +396,13 @@ impl<H: Hal> TxSlot<'_, H> {
         let header = tx.buffers.header_length();
         // SAFETY: the buffer is part of `buffers`, which outlives the
         // device's use of it (`del_vqs` resets first). It belongs to the
-        // slot, so nobody writes it until that is free again. The head is the
-        // next one still, because the queue was borrowed since it was asked.
+        // slot, so nobody writes it until that is free again; `new` has
+        // prepared the slot for it, and where frames go this way the slot never
+        // holds anything else. The head is the next one still, because the
+        // queue was borrowed since it was asked.
         unsafe {
             let frame = Buffer::new(address, header + length, false);
-            tx.queue.add_untraced(head, frame, buffer);
+            tx.queue.add_prepared(head, frame, buffer);
         }
         tx.bytes += u64::from(length);
     }

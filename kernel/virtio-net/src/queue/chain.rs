@@ -49,7 +49,7 @@ pub struct Used {
 
 /// The number of a free slot, which the next chain will take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head(pub(super) u32);
+pub struct Head(pub(super) usize);
 
 impl Head {
     /// The number, 0 to size - 1, a multiple of the slot's length. A caller

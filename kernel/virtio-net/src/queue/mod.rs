@@ -122,6 +122,22 @@ impl<H: Hal> Virtqueue<H> {
         unsafe { self.ring.add_untraced(head, buffer, token) }
     }
 
+    /// Says which buffer each slot will hold; see [`Ring::prepare`].
+    pub fn prepare(&mut self, buffer: impl Fn(Head) -> Buffer) {
+        self.ring.prepare(buffer);
+    }
+
+    /// Adds the buffer that a slot was prepared for; see [`Ring::add_prepared`].
+    ///
+    /// # Safety
+    ///
+    /// As for [`Ring::add_prepared`].
+    #[inline(always)]
+    pub unsafe fn add_prepared(&mut self, head: Head, buffer: Buffer, token: u16) {
+        // SAFETY: the caller keeps the promise of `Ring::add_prepared`.
+        unsafe { self.ring.add_prepared(head, buffer, token) }
+    }
+
     /// Takes the next used buffer; see [`Ring::pop_used`].
     ///
     /// # Errors

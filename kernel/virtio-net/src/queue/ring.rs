@@ -447,6 +447,34 @@ impl<H: Hal> Ring<H> {
         }
     }
 
+    /// Says which buffer, for the device to read, each slot will hold whenever
+    /// it is taken: a split ring's descriptors then keep all but the length.
+    /// Nothing is added.
+    pub fn prepare(&mut self, buffer: impl Fn(Head) -> Buffer) {
+        if let Format::Split(ring) = &self.format {
+            ring.prepare(&self.slots, buffer);
+        }
+    }
+
+    /// As [`Self::add_untraced`], for the buffer that [`Self::prepare`] was told
+    /// of, in any length.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::add_at`]; and `buffer` must lie where that one does, and
+    /// so must all that was added at this slot since.
+    #[inline(always)]
+    pub unsafe fn add_prepared(&mut self, head: Head, buffer: Buffer, token: u16) {
+        match &self.format {
+            // SAFETY: the caller's promise.
+            Format::Split(ring) => unsafe {
+                ring.add_prepared(&mut self.slots, head, buffer.length, token);
+            },
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.add_elsewhere(head, buffer.address, buffer.length, false, token) },
+        }
+    }
+
     /// As [`Self::add_untraced`], out of the way of the split layout's code. Its
     /// arguments go by registers, as a [`Buffer`] does not.
     ///

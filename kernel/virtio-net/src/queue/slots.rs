@@ -7,6 +7,7 @@
 extern crate alloc;
 
 use alloc::boxed::Box;
+use core::ops::Range;
 
 use super::chain::Head;
 use super::error::{BrokenReason, QueueError};
@@ -24,7 +25,7 @@ pub(super) struct ChainState(u64);
 const OUTSTANDING: u64 = 1 << 16;
 
 /// No slot. Slots have numbers below 2^15.
-const NONE: u32 = 0xffff;
+const NONE: usize = 0xffff;
 
 impl ChainState {
     /// The state of a chain at the device that takes one descriptor of the
@@ -60,6 +61,12 @@ impl ChainState {
         (self.0 as u32 >> 17) as u16 + 1
     }
 
+    /// The state of a slot that is free; `next` is the next one.
+    #[inline]
+    fn free(next: usize) -> Self {
+        Self(next as u64)
+    }
+
     #[inline]
     fn is_outstanding(self) -> bool {
         self.0 & OUTSTANDING != 0
@@ -81,8 +88,8 @@ pub(super) struct Slots {
     slot_length: u16,
     capacity: u16,
     /// The slot that is taken next; [`NONE`] also when the queue is broken.
-    // In 32 bits, as an index into `chains` that needs no cutting to 16.
-    first_free: u32,
+    // As wide as an index into `chains`, so that it needs no widening.
+    first_free: usize,
     /// With `VIRTIO_F_IN_ORDER`: the slot that became free last, and the one
     /// whose chain is at the device for longest.
     last_free: u16,
@@ -107,7 +114,7 @@ impl Slots {
             .map(|number| {
                 let next = number.checked_add(slot_length);
                 let next = next.filter(|next| next / slot_length < capacity);
-                ChainState(next.map_or(NONE, u32::from).into())
+                ChainState::free(next.map_or(NONE, usize::from))
             })
             .collect();
         Self {
@@ -185,9 +192,7 @@ impl Slots {
     /// The slot that the next chain will take, if there is room for one.
     #[inline]
     pub(super) fn next_head(&self) -> Option<Head> {
-        // Cut to 16 bits once, here: the compiler does not know that it fits.
-        let head = Head(u32::from(self.first_free as u16));
-        (self.first_free != NONE).then_some(head)
+        (self.first_free != NONE).then_some(Head(self.first_free))
     }
 
     /// Why [`Self::next_head`] has none.
@@ -235,7 +240,7 @@ impl Slots {
                 size: self.size,
             });
         }
-        let state = self.chain(id);
+        let state = self.chain(id as usize);
         // Below `size`, so it fits.
         let head = id as u16;
         if !state.is_outstanding() {
@@ -247,37 +252,39 @@ impl Slots {
     /// A chain came back: its slot is free.
     #[inline]
     pub(super) fn release(&mut self, head: u16) {
-        let head = u32::from(head);
-        *self.chain_mut(head) = ChainState(u64::from(self.first_free));
+        let head = usize::from(head);
+        *self.chain_mut(head) = ChainState::free(self.first_free);
         self.first_free = head;
         self.last_used_idx = self.last_used_idx.wrapping_add(1);
     }
 
-    /// Every chain up to `seen_used_idx` came back; `id` reads the id that the
-    /// device gave for an index. What is checked as in
+    /// The chains of these used entries, at most 2^15, came back; `id` reads the
+    /// id that the device gave in one. What is checked as in
     /// [`Self::outstanding_chain`] is counted until a check fails.
     #[inline(always)]
-    pub(super) fn release_seen(
+    pub(super) fn release_all(
         &mut self,
-        mut id: impl FnMut(u16) -> u32,
+        entries: Range<usize>,
+        id: impl Fn(usize) -> u32,
     ) -> Result<(), QueueError> {
         // In variables, because the device's memory is read in between.
-        let (mut index, mut first_free) = (self.last_used_idx, u64::from(self.first_free));
+        let (mut entry, mut first_free) = (entries.start, self.first_free);
         let refused = loop {
-            if index == self.seen_used_idx {
+            if entry == entries.end {
                 break None;
             }
-            let id = id(index);
-            if id >= u32::from(self.size) || !self.chain(id).is_outstanding() {
+            let id = id(entry);
+            let head = id as usize;
+            if id >= u32::from(self.size) || !self.chain(head).is_outstanding() {
                 break Some(id);
             }
-            *self.chain_mut(id) = ChainState(first_free);
-            first_free = id.into();
-            index = index.wrapping_add(1);
+            *self.chain_mut(head) = ChainState::free(first_free);
+            first_free = head;
+            entry += 1;
         };
-        self.last_used_idx = index;
-        // It came from a number of 32 bits.
-        self.first_free = first_free as u32;
+        let released = (entry - entries.start) as u16;
+        self.last_used_idx = self.last_used_idx.wrapping_add(released);
+        self.first_free = first_free;
         match refused.map(|id| self.outstanding_chain(id)) {
             Some(Err(reason)) => Err(self.break_down(reason)),
             _ => Ok(()),
@@ -306,12 +313,12 @@ impl Slots {
     pub(super) fn release_oldest(&mut self) {
         let head = self.oldest;
         self.oldest = self.after(head).0;
-        *self.chain_mut(head.into()) = ChainState(u64::from(NONE));
+        *self.chain_mut(head.into()) = ChainState::free(NONE);
         if self.first_free == NONE {
             self.first_free = head.into();
         } else {
             let last = self.last_free;
-            *self.chain_mut(last.into()) = ChainState(u64::from(head));
+            *self.chain_mut(last.into()) = ChainState::free(head.into());
         }
         self.last_free = head;
         self.last_used_idx = self.last_used_idx.wrapping_add(1);
@@ -332,18 +339,18 @@ impl Slots {
     }
 
     #[inline]
-    fn chain(&self, number: u32) -> ChainState {
-        debug_assert!(number < u32::from(self.size));
+    fn chain(&self, number: usize) -> ChainState {
+        debug_assert!(number < usize::from(self.size));
         // SAFETY: numbers come from `chains` itself, which names slots below
         // `size`, from `after`, or were compared with `size`, the length of
         // `chains`.
-        unsafe { *self.chains.get_unchecked(number as usize) }
+        unsafe { *self.chains.get_unchecked(number) }
     }
 
     #[inline]
-    fn chain_mut(&mut self, number: u32) -> &mut ChainState {
-        debug_assert!(number < u32::from(self.size));
+    fn chain_mut(&mut self, number: usize) -> &mut ChainState {
+        debug_assert!(number < usize::from(self.size));
         // SAFETY: as in `chain`.
-        unsafe { self.chains.get_unchecked_mut(number as usize) }
+        unsafe { self.chains.get_unchecked_mut(number) }
     }
 }

@@ -248,6 +248,35 @@ impl<H: Hal> SplitRing<H> {
         );
     }
 
+    /// See [`Ring::prepare`](super::Ring::prepare).
+    pub(super) fn prepare(&self, slots: &Slots, buffer: impl Fn(Head) -> Buffer) {
+        for id in (0..slots.size()).step_by(slots.slot_length().into()) {
+            let head = Head(id.into());
+            self.write_descriptor(self.descriptor(head.0), &buffer(head), 0, 0);
+        }
+    }
+
+    /// As [`Self::add_untraced`], for the first `length` bytes of what the slot
+    /// was prepared for, which are not written.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Ring::add_prepared`](super::Ring::add_prepared).
+    #[inline(always)]
+    pub(super) unsafe fn add_prepared(
+        &self,
+        slots: &mut Slots,
+        head: Head,
+        length: u32,
+        token: u16,
+    ) {
+        let descriptor = self.descriptor(head.0).as_ptr();
+        // SAFETY: it is a descriptor of the ring. Volatile, because the device
+        // reads it.
+        unsafe { (&raw mut (*descriptor).length).write_volatile(length.to_le()) };
+        self.offer(slots, head, ChainState::single(token, 0));
+    }
+
     /// Step 2 (specification 2.7.13): the head of the chain goes into the next
     /// entry of the available ring.
     #[inline(always)]
@@ -299,11 +328,11 @@ impl<H: Hal> SplitRing<H> {
 
     /// Descriptor `id` of the ring.
     #[inline]
-    fn descriptor(&self, id: u32) -> NonNull<Descriptor> {
-        debug_assert!(id <= self.mask);
+    fn descriptor(&self, id: usize) -> NonNull<Descriptor> {
+        debug_assert!(id <= self.mask as usize);
         // SAFETY: `id` lies in a slot of the ring and so is below its size;
         // the table of `size` descriptors starts the memory.
-        unsafe { self.memory.pointer().cast().add(id as usize) }
+        unsafe { self.memory.pointer().cast().add(id) }
     }
 
     #[inline]
@@ -413,7 +442,7 @@ impl<H: Hal> RingFormat for SplitRing<H> {
         tracepoint!(
             Event::Add,
             slots.queue,
-            u64::from(head.0) | u64::from(entry) << 16 | u64::from(last.length) << 32,
+            u64::from(head.descriptor()) | u64::from(entry) << 16 | u64::from(last.length) << 32,
             last.trace_address()
         );
         self.offer(slots, head, ChainState::single(token, writable));
@@ -498,8 +527,11 @@ impl<H: Hal> RingFormat for SplitRing<H> {
             return Ok(());
         }
         while slots.last_used_idx != slots.seen_used_idx || self.look_for_used(slots)? {
-            slots.release_seen(|index| {
-                let entry = (u32::from(index) & self.mask) as usize;
+            let start = (u32::from(slots.last_used_idx) & self.mask) as usize;
+            let news = slots.seen_used_idx.wrapping_sub(slots.last_used_idx);
+            // What is at the ring's start again is for the next round.
+            let end = (start + usize::from(news)).min(1 + self.mask as usize);
+            slots.release_all(start..end, |entry| {
                 // Read after the index: `look_for_used` loaded it with Acquire.
                 u32::from_le(self.used_element(entry, 0).load(Ordering::Relaxed))
             })?;
