@@ -375,6 +375,46 @@ fn discarding_frees_every_used_slot() {
     }
 }
 
+/// Slots that always hold the same buffer are taken and come back in any order,
+/// each time with another length.
+#[test]
+fn a_prepared_slot_shows_its_own_buffer() {
+    for shape in shapes() {
+        let mut ends = Ends::shaped(8, shape);
+        let buffer = |slot: u16, length| {
+            let address = 0x10_0000 + 0x800 * u64::from(slot);
+            Buffer::new(address, length, false)
+        };
+        let driver = &mut ends.driver;
+        driver.prepare(|head| buffer(head.descriptor(), 0));
+        assert_eq!(driver.free(), 8);
+        assert!(!driver.has_unpublished());
+        for round in 1..40 {
+            let mut expected = Vec::new();
+            while let Some(head) = ends.driver.next_head() {
+                let slot = head.descriptor();
+                let buffer = buffer(slot, 100 * round + u32::from(slot));
+                // SAFETY: the device of this test does not look behind the
+                // address, and the slot never holds another buffer.
+                unsafe { ends.driver.add_prepared(head, buffer, slot) };
+                expected.push(buffer);
+            }
+            ends.driver.publish();
+            let mut heads: Vec<_> = expected
+                .iter()
+                .map(|buffer| expect_chain(&mut ends, &[*buffer]))
+                .collect();
+            heads.rotate_left(round as usize % 8);
+            heads.swap(1, 6);
+            for head in heads {
+                ends.give_back(head, 0);
+            }
+            assert_eq!(ends.driver.discard_used(), Ok(()));
+            assert_eq!(ends.driver.free(), 8);
+        }
+    }
+}
+
 #[test]
 fn publish_shows_everything_that_was_added_and_only_that() {
     let mut ends = Ends::new(8, EventMode::EventIdx);
