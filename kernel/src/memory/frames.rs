@@ -28,7 +28,9 @@ impl FreeMemory {
         let mut free = Self { pieces: Vec::new() };
         for region in map.regions() {
             if region.kind == RegionKind::Usable {
-                let start = region.range.start.max(FIRST_USED).next_multiple_of(PAGE);
+                // What begins beyond the limit must not wrap to the lowest memory.
+                let start = region.range.start.clamp(FIRST_USED, MEMORY_LIMIT);
+                let start = start.next_multiple_of(PAGE);
                 let end = region.range.end.min(MEMORY_LIMIT) / PAGE * PAGE;
                 free.push(start..end);
             }

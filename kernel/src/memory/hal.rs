@@ -89,7 +89,7 @@ unsafe impl Hal for KernelHal {
 
     /// # Panics
     ///
-    /// When the registers cannot be mapped. `pci::VirtioNic` maps every BAR
+    /// When the registers cannot be mapped. `pci::find_virtio` maps every BAR
     /// before a driver can ask for it, so that this does not happen.
     unsafe fn mmio_phys_to_virt(paddr: PhysAddr, size: usize) -> NonNull<u8> {
         match paging::map_mmio(paddr, size as u64) {
