@@ -150,11 +150,16 @@ impl Machine {
         }
     }
 
-    /// This machine as a person can start it: without the monitor, and with
-    /// sockets and devices that do not belong to a run of ours.
+    /// This machine as a person can start it: without the monitor, not waiting
+    /// for it, and with sockets, devices and files that do not belong to a run
+    /// of ours.
     pub fn to_paste(&self) -> Self {
         let mut machine = self.clone();
         machine.qmp = None;
+        machine.paused = false;
+        if let Some(trace) = &mut machine.trace {
+            trace.file = std::env::temp_dir().join("kickpath-qemu.log");
+        }
         if let Some(nic) = &mut machine.nic {
             match &nic.net {
                 Net::Dgram { .. } => nic.net = Net::dgram_to_paste(),
@@ -485,7 +490,13 @@ mod tests {
     fn what_is_pasted_needs_nothing_of_a_run() {
         let mut machine = machine(Kind::Pc, Accel::Tcg);
         machine.qmp = Some("/t/qmp.sock".into());
+        machine.paused = true;
+        machine.trace = Some(Trace {
+            events: vec!["virtio_*".into()],
+            file: "/t/qemu.log".into(),
+        });
         machine.nic = Some(Nic::new(dgram()));
+        assert!(!machine.to_paste().command_line().contains("-S"));
         assert!(!machine.to_paste().command_line().contains("/t/"));
         machine.nic = Some(Nic::new(Net::TapFds(vec![9])));
         let line = machine.to_paste().command_line();
