@@ -22,7 +22,8 @@ use kickpath_trace::{Event, tracepoint};
 #[doc(alias = "vp_notify")]
 pub enum Doorbell {
     /// A 16-bit port write of the queue's index: the legacy interface's
-    /// QUEUE_NOTIFY register (specification 4.1.4.10).
+    /// QUEUE_NOTIFY register (specification 4.1.4.10), or a notification
+    /// structure that a modern device has in ports (4.1.4.4).
     #[non_exhaustive]
     Port {
         /// Port address of the register.

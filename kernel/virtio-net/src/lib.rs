@@ -119,10 +119,20 @@
 //! - `GSO`: `HOST_TSO4` and `HOST_TSO6` say the same exactly.
 //! - `GUEST_ECN`, `HOST_ECN`: smoltcp, for which this was written, has no ECN.
 //! - `GUEST_UFO`, `HOST_UFO`: UDP in large pieces, which Linux gave up.
+//! - `GUEST_USO4`, `GUEST_USO6`, `HOST_USO`: UDP in large pieces of datagrams;
+//!   smoltcp's sockets have a datagram for each.
+//! - `RSC_EXT`: what a device has put together is taken as it is.
+//! - `NOTF_COAL`, `VQ_NOTF_COAL`: the driver leaves frames waiting by itself
+//!   ([`moderation`]), with a device of any kind.
+//! - `HASH_TUNNEL`: nobody here has a tunnel.
+//! - `DEVICE_STATS`: the driver counts for itself ([`net::Stats`]).
 //! - `NOTIFY_ON_EMPTY`: one more interrupt; `EVENT_IDX` is better.
 //! - `BAD_FEATURE`: a mark for drivers that acknowledge what they do not know.
 //! - `ORDER_PLATFORM`: barriers for devices that are real hardware.
-//! - `SR_IOV`: a device's virtual functions are a matter of the PCI code.
+//! - `NOTIF_CONFIG_DATA`: for hardware that finds a queue faster by a number of
+//!   its own.
+//! - `SR_IOV`, `ADMIN_VQ`: a device's virtual functions are a matter of the PCI code.
+//! - `SUSPEND`: a machine that sleeps is a matter of the kernel.
 //! - `GUEST_HDRLEN`: header lengths in the driver's requests are exact anyway.
 //! - `STANDBY`: failover between two devices is a matter of the network stack.
 //!

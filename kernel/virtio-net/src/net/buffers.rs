@@ -129,7 +129,7 @@ pub fn largest_received(negotiated: Features, mtu: u16) -> usize {
 }
 
 /// Equal buffers in one piece of memory, which go by their number.
-pub struct FrameBuffers<H: Hal> {
+pub(super) struct FrameBuffers<H: Hal> {
     memory: DmaRegion<H>,
     /// Address of the first buffer's header as the device sees it.
     first_header: PhysAddr,
@@ -212,8 +212,8 @@ impl<H: Hal> FrameBuffers<H> {
         let offset = u32::from(number) * self.step;
         debug_assert!((offset as usize) < self.memory.size());
         // SAFETY: a buffer of that number, or the tail, begins at `offset`
-        // from the first; the callers in this crate have the number from the
-        // ring.
+        // from the first; the callers, all in this module's parent, have the
+        // number from the ring or from a count of buffers.
         unsafe { self.first_frame.add(offset as usize) }
     }
 

@@ -212,7 +212,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         Ok(())
     }
 
-    /// Writes the address of a legacy device (specification 5.1.4.1).
+    /// Writes the address of a legacy device (specification 5.1.4.3).
     pub(super) fn write_mac(&mut self, mac: MacAddress) -> Result<(), NetError> {
         let offset = offset::MAC;
         self.transport

@@ -3,7 +3,8 @@
 use core::fmt;
 
 bitflags::bitflags! {
-    /// Feature bits (specification 5.1.3 and 6).
+    /// Feature bits (specification 5.1.3 and 6; those that are not in version 1.2,
+    /// of 1.4). Some are here only to be called by their name.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Features: u64 {
         /// Device checksums what the driver sends.
@@ -77,14 +78,36 @@ bitflags::bitflags! {
         const SR_IOV = 1 << 37;
         /// Notifications carry data.
         const NOTIFICATION_DATA = 1 << 38;
+        /// Notifications carry a number that the device chooses.
+        const NOTIF_CONFIG_DATA = 1 << 39;
         /// A queue can be reset alone.
         const RING_RESET = 1 << 40;
+        /// There are queues to administer a group of devices by.
+        const ADMIN_VQ = 1 << 41;
+        /// Device can be suspended.
+        const SUSPEND = 1 << 43;
+        /// Device gives its statistics.
+        const DEVICE_STATS = 1 << 50;
+        /// Device hashes what is in a tunnel.
+        const HASH_TUNNEL = 1 << 51;
+        /// Device delays interrupts, each queue's by a time of its own.
+        const VQ_NOTF_COAL = 1 << 52;
+        /// Device delays interrupts.
+        const NOTF_COAL = 1 << 53;
+        /// Driver takes UDP over IPv4 in large pieces of equal segments.
+        const GUEST_USO4 = 1 << 54;
+        /// Driver takes UDP over IPv6 in large pieces of equal segments.
+        const GUEST_USO6 = 1 << 55;
+        /// Device segments UDP into datagrams.
+        const HOST_USO = 1 << 56;
         /// Device reports hashes.
         const HASH_REPORT = 1 << 57;
-        /// Device knows the exact header length.
+        /// Driver gives the exact length of a segmented frame's header.
         const GUEST_HDRLEN = 1 << 59;
         /// Receive-side scaling.
         const RSS = 1 << 60;
+        /// Device tells how many segments it has put together.
+        const RSC_EXT = 1 << 61;
         /// Standby for another device.
         const STANDBY = 1 << 62;
         /// Device tells speed and duplex.

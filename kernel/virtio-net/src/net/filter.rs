@@ -211,7 +211,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             }
             self.command(&Command::MacAddress(mac))?;
         } else if negotiated.contains(Features::MAC) && !negotiated.contains(Features::VERSION_1) {
-            // Specification 5.1.4.1.
+            // Specification 5.1.4.3.
             self.write_mac(mac)?;
         } else {
             return Ok(());

@@ -13,7 +13,8 @@
 
 use core::net::IpAddr;
 
-/// Length of the key of [`toeplitz`] in bytes (specification 5.1.6.4.2).
+/// Length of the key of [`toeplitz`] in bytes: every device that hashes takes
+/// one as long (specification 5.1.4.1).
 pub const KEY_LENGTH: usize = 40;
 
 /// The key that RSS was first described with, and that its test values are
@@ -33,7 +34,7 @@ pub fn select_queue(hash: u32, pairs: u16) -> u16 {
     ((u64::from(hash) * u64::from(pairs)) >> 32) as u16
 }
 
-/// The Toeplitz hash of `data` (specification 5.1.6.4.2): for every bit that
+/// The Toeplitz hash of `data` (specification 5.1.6.4.3): for every bit that
 /// is set, the 32 bits of the key that begin at the bit's position are added
 /// without carry. Data for which the key is too short is cut.
 #[doc(alias = "toeplitz_hash")]

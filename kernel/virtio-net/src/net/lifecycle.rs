@@ -29,7 +29,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// # Errors
     ///
     /// [`NetError::NotNetwork`], [`NetError::Transport`],
-    /// [`NetError::Config`].
+    /// [`NetError::Config`]; [`NetError::FindVqs`] when a queue cannot be set up
+    /// to try its reset with.
     #[doc(alias = "virtnet_probe")]
     pub fn probe(
         transport: T,
@@ -179,9 +180,10 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         rung: Rung,
     ) -> Result<Open<H>, NetError> {
         let mut queues = queues.into_iter();
-        // On an error the rings are gone by the end of this function. The
-        // device was not told DRIVER_OK, before which it may not look at them
-        // (specification 3.1.2); the caller resets it all the same.
+        // On an error the rings are gone by the end of this function, before
+        // the caller resets the device. It finds nothing in them: the buffers
+        // are published when it is live, and before DRIVER_OK it may use none
+        // (specification 2.1.2).
         let first = self.attach_pair(&mut queues)?;
         let others = (1..pairs)
             .map(|_| self.attach_pair(&mut queues).map(Some))
@@ -335,7 +337,7 @@ fn wanted_queues(info: &DeviceInfo, pairs: u16, queue_size: u16) -> Vec<WantedQu
 
 /// The form of a receive or transmit queue's ring.
 pub(super) fn data_queue_shape(negotiated: Features, largest: u16) -> RingShape {
-    // Specification 2.7.4.3 and 5.1.6.1: without ANY_LAYOUT the header has a
+    // Specification 2.7.4.3 and 5.1.6.6: without ANY_LAYOUT the header has a
     // descriptor of its own.
     let chain = if negotiated.any_layout() { 1 } else { 2 };
     RingShape {

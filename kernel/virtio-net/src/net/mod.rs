@@ -229,7 +229,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     ///
     /// [`NetError::Queue`] when a queue was found broken and
     /// [`NetError::NeedsReset`] when the device says so: then it must be
-    /// opened again. [`NetError::NotOpen`].
+    /// opened again. [`NetError::Config`] when its configuration could not be
+    /// read. [`NetError::NotOpen`].
     #[doc(alias = "virtnet_poll")]
     #[inline]
     pub fn poll(&mut self) -> Result<Changes, NetError> {

@@ -52,8 +52,9 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     ///
     /// # Errors
     ///
-    /// [`NetError::Queue`] and [`NetError::NoBuffers`], when there is no
-    /// memory.
+    /// [`NetError::Queue`] when the device's transmit queue cannot hold a frame
+    /// in two descriptors, or there is no memory for it, and
+    /// [`NetError::NoBuffers`] when there is none for the frame.
     #[doc(alias = "netpoll_setup")]
     pub fn netpoll(&mut self) -> Result<Netpoll<H>, NetError> {
         let size = self.transport.max_queue_size(TRANSMIT_QUEUE);
@@ -83,7 +84,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// Takes the device away from its driver (Linux `ndo_poll_controller`): it
     /// is reset, and has no queue but the one in reserve. Allocates nothing,
     /// needs no interrupt, waits in bounded time and does not look at the
-    /// driver's queues, whose memory is leaked.
+    /// driver's queues, whose memory is leaked. (Over an
+    /// [`Adapter`](crate::transport::adapter::Adapter) it may wait for ever.)
     ///
     /// For the end of a kernel only: nothing may use the device, not even
     /// through references that exist, after this.

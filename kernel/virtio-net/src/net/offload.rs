@@ -64,8 +64,9 @@ struct Segmentation {
 }
 
 impl Offload {
-    /// Prepares `frame`, which begins with its Ethernet header and may have VLAN
-    /// tags: puts the checksum of the pseudo-header where that of the UDP
+    /// Prepares `frame`, which begins with its Ethernet header, may have VLAN
+    /// tags, and ends with its IP packet: the checksum covers all up to the end,
+    /// so there must be no padding. Puts the checksum of the pseudo-header where that of the UDP
     /// datagram or TCP segment goes (Linux `skb_partial_csum_set`,
     /// `__tcp_v4_send_check`). With a `segment_size`, a TCP segment with more
     /// payload is to be cut into pieces of that many bytes.

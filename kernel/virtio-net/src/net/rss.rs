@@ -1,7 +1,7 @@
 //! Receive-side scaling: the device hashes the addresses and ports of what it
 //! receives, and a table that the driver has given it says which pair each hash
 //! leads to (`VIRTIO_NET_F_RSS`, specification 5.1.6.5.7). It may report the
-//! hashes, too (`VIRTIO_NET_F_HASH_REPORT`, 5.1.6.5.6).
+//! hashes, too (`VIRTIO_NET_F_HASH_REPORT`, 5.1.6.5.6.4).
 //!
 //! By the table the driver knows where a flow's packets arrive before the first
 //! one does, which it cannot with automatic receive steering (see

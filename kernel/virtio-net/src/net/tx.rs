@@ -380,7 +380,8 @@ impl<H: Hal> TxSlot<'_, H> {
     /// `start_xmit`). The device sees it at the next kick, so that many frames
     /// cost one.
     ///
-    /// A broken queue drops the frame; [`super::VirtioNet::poll`] reports it.
+    /// `length` is at least 1; what is beyond [`TxQueue::capacity`] is cut off. A
+    /// broken queue drops the frame; [`super::VirtioNet::poll`] reports it.
     #[doc(alias = "ndo_start_xmit")]
     #[inline(always)]
     pub fn start_xmit(self, length: usize) {
@@ -437,7 +438,7 @@ impl<H: Hal> LargeTxSlot<'_, H> {
         unsafe { large.frame_mut(self.number, length) }
     }
 
-    /// As [`TxSlot::start_xmit_offloaded`].
+    /// As [`TxSlot::start_xmit_offloaded`], up to [`TxQueue::large_capacity`].
     pub fn start_xmit_offloaded(self, length: usize, offload: Option<Offload>) {
         let Self {
             queue: tx,

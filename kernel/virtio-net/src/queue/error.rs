@@ -60,7 +60,7 @@ pub enum BrokenReason {
         used_idx: u16,
         /// How far the driver had consumed.
         last_used_idx: u16,
-        /// Chains that were outstanding.
+        /// Chains that the device had been shown and had not given back.
         outstanding: u16,
     },
     /// The used id is not a descriptor of this queue.

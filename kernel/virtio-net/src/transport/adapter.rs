@@ -29,7 +29,10 @@ const RESET_READS: u32 = 100_000;
 /// by which it kicks.
 ///
 /// The lock is taken for every access. Interrupt handlers must keep away from
-/// it.
+/// it, and so must [`VirtioNet::poll_controller`] in a panic: it may interrupt
+/// who holds the lock, and would wait for ever.
+///
+/// [`VirtioNet::poll_controller`]: crate::net::VirtioNet::poll_controller
 pub struct Adapter<T: Transport + 'static> {
     transport: &'static Mutex<T>,
     notify: fn(u16),

@@ -223,11 +223,12 @@ pub trait ConfigOps: Transport {
 pub struct RingAddresses {
     /// Number of descriptors, 1 to 32768 (specification 2.7 and 2.8.10.1).
     pub size: u16,
-    /// The descriptor table.
+    /// The descriptor table; of a packed queue the descriptor ring.
     pub descriptors: PhysAddr,
-    /// The available ring.
+    /// The available ring; of a packed queue the driver event suppression
+    /// structure.
     pub driver: PhysAddr,
-    /// The used ring.
+    /// The used ring; of a packed queue the device event suppression structure.
     pub device: PhysAddr,
 }
 

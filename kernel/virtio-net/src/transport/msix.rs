@@ -184,7 +184,7 @@ impl<H: Hal> Msix<H> {
                 available: self.entries,
             });
         }
-        // Masked meanwhile: half a message must not be sent (PCI 6.8.3.1).
+        // Masked meanwhile: half a message must not be sent (PCI 6.8.3).
         self.write(entry, 3, ENTRY_MASKED);
         self.write_message(entry, message);
         self.write(entry, 3, 0);

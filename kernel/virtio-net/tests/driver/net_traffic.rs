@@ -41,7 +41,7 @@ fn frames_go_out_intact_behind_a_zero_header() {
                 };
                 assert_eq!(sent.frame, frame);
                 assert_eq!(sent.header, [0; HEADER]);
-                // Specification 5.1.6.1: a descriptor of its own for the
+                // Specification 5.1.6.6: a descriptor of its own for the
                 // header, unless any layout goes.
                 let (header, length) = (HEADER as u32, length as u32);
                 if offered & feature::ANY_LAYOUT != 0 {

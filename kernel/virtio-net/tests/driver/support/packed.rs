@@ -197,7 +197,7 @@ impl PackedDevice {
     }
 
     /// Uses chains in the order in which they came, and writes one used
-    /// descriptor for all (specification 2.8.11).
+    /// descriptor for all (specification 2.8.8).
     pub fn give_back_batch(&mut self, ids: &[u16], length_of_last: u32) {
         let skip: u64 = ids
             .iter()
