@@ -2,10 +2,9 @@
 
 mod kick;
 mod report;
+mod traffic;
 
 use std::io::Write;
-use std::net::IpAddr;
-use std::time::Duration;
 
 use kickpath_abi::status::Status;
 use serde::Serialize;
@@ -18,18 +17,8 @@ use crate::qemu::Net;
 use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status, require};
 use crate::terminal::Story;
 use crate::trace::capture::Tracer;
-use crate::wire::http::Response;
-use crate::wire::{Echo, FarEnd, HostSockets, Peer, PingReport, Tap, WireError};
-
-/// Pings of a run.
-const PINGS: u32 = 10;
-
-/// Content bytes of a ping, as of Linux's `ping`.
-const PING_SIZE: usize = 56;
-
-/// Content bytes of the UDP echoes: the smallest, a usual one, one in the
-/// middle, and the largest that fits into an Ethernet frame.
-const UDP_SIZES: [usize; 4] = [1, 64, 512, 1472];
+use crate::wire::{Echo, FarEnd, HostSockets, Peer, PingReport, Tap};
+use traffic::Traffic;
 
 /// Where a guest's services are looked for on the loopback interface.
 pub(crate) const FIRST_PORTS: (u16, u16) = (8080, 7007);
@@ -224,33 +213,18 @@ pub fn run<W: Write>(
     if let Some(story) = &mut story {
         story.section("Traffic")?;
     }
-    // Once something is missing the outcome is decided, and haste is kind.
-    let patience = |report: &Report| match report.failures.is_empty() {
-        true => bound,
-        false => bound / 10,
+    let mut traffic = Traffic {
+        far,
+        ip,
+        bound,
+        report: &mut report,
+        story: story.as_deref_mut(),
     };
-    ping(
-        far,
-        ip,
-        patience(&report),
-        &mut report,
-        story.as_deref_mut(),
-    )?;
-    udp(
-        far,
-        ip,
-        patience(&report),
-        &mut report,
-        story.as_deref_mut(),
-    )?;
-    http(
-        far,
-        ip,
-        patience(&report),
-        &mut report,
-        story.as_deref_mut(),
-    )?;
-    match fetch_status(far, ip, patience(&report)) {
+    traffic.ping()?;
+    traffic.udp()?;
+    traffic.http()?;
+    let patience = traffic.patience();
+    match fetch_status(far, ip, patience) {
         Ok(status) => {
             if let Some(story) = &mut story {
                 report::counters(story, &status.counters)?;
@@ -284,111 +258,6 @@ pub fn run<W: Write>(
         return Err(guest.failure(cause).into());
     }
     Ok(report)
-}
-
-fn ping<W: Write>(
-    far: &dyn FarEnd,
-    ip: IpAddr,
-    bound: Duration,
-    report: &mut Report,
-    story: Option<&mut Story<W>>,
-) -> Result<(), SessionError> {
-    let result = far.ping(ip, PINGS, PING_SIZE, bound / 5);
-    let (good, text) = match &result {
-        Ok(ping) => {
-            let good = ping.received == ping.sent && ping.corrupted == 0;
-            (good, report::ping(ping))
-        }
-        // Not a failure: nobody promised it.
-        Err(WireError::NotPossible(why)) => (true, format!("left out: {why}")),
-        Err(error) => (false, error.to_string()),
-    };
-    if let Some(story) = story {
-        story.verdict("Ping", good, &text)?;
-    }
-    if !good {
-        report.failures.push(format!("ping: {text}"));
-    }
-    report.ping = result.ok();
-    Ok(())
-}
-
-fn udp<W: Write>(
-    far: &dyn FarEnd,
-    ip: IpAddr,
-    bound: Duration,
-    report: &mut Report,
-    story: Option<&mut Story<W>>,
-) -> Result<(), SessionError> {
-    for bytes in UDP_SIZES {
-        let result = far.udp_echo(ip, bytes, bound);
-        let error = result.as_ref().err().map(ToString::to_string);
-        report.failures.extend(error.clone());
-        report.udp.push(UdpResult {
-            bytes,
-            echo: result.ok(),
-            error,
-        });
-    }
-    if let Some(story) = story {
-        let good = report.udp.iter().all(|result| result.error.is_none());
-        story.verdict("UDP echo", good, &report::udp(&report.udp))?;
-    }
-    Ok(())
-}
-
-fn http<W: Write>(
-    far: &dyn FarEnd,
-    ip: IpAddr,
-    bound: Duration,
-    report: &mut Report,
-    story: Option<&mut Story<W>>,
-) -> Result<(), SessionError> {
-    let (good, text) = match far.http_get(ip, "/", bound) {
-        Ok(page) => {
-            let content_type = page.field("content-type").unwrap_or("no type").to_owned();
-            let bytes = page.body.len();
-            let mut text = report::http(ip, page.status, bytes, &content_type);
-            let problem = problem_of_page(&page);
-            if let Some(problem) = problem {
-                text = format!("{text}: {problem}");
-            }
-            report.http = Some(HttpResult {
-                status: page.status,
-                bytes,
-                content_type,
-            });
-            (problem.is_none(), text)
-        }
-        Err(error) => (false, error.to_string()),
-    };
-    if let Some(story) = story {
-        story.verdict("HTTP", good, &text)?;
-    }
-    if !good {
-        report.failures.push(text);
-    }
-    Ok(())
-}
-
-/// What is wrong with the guest's status page, if anything. That it is as long
-/// as its header says has been seen already.
-fn problem_of_page(page: &Response) -> Option<&'static str> {
-    let text = String::from_utf8_lossy(&page.body);
-    let media_type = page.field("content-type").unwrap_or_default();
-    if page.status != 200 {
-        Some("the status should be 200")
-    } else if page.field("content-length").is_none() {
-        Some("it does not say its length")
-    } else if !media_type.starts_with("text/html") {
-        Some("it should be HTML")
-    } else if !text.starts_with("<!doctype html>") || !text.trim_end().ends_with("</html>") {
-        Some("its beginning or its end is missing")
-    } else if !text.contains("<title>Kickpath</title>") || !text.contains("/stats.json") {
-        Some("it is not the status page")
-    } else {
-        None
-    }
 }
 
 /// The lines of the guest's log that tell of something wrong, without their
@@ -427,42 +296,6 @@ mod tests {
         assert_eq!(told("[   12.000000] error: mtu"), "error: mtu");
         for line in ["[    0.1] no warning: x", "warning: x", "[", ""] {
             assert_eq!(warning(line), None, "{line}");
-        }
-    }
-
-    const PAGE: &str = include_str!("../../../kernel/services/src/http/status.html");
-
-    fn page(status: u16, media_type: &str, body: &str) -> Response {
-        Response {
-            status,
-            fields: vec![
-                ("Content-Type".into(), media_type.into()),
-                ("Content-Length".into(), body.len().to_string()),
-            ],
-            body: body.into(),
-        }
-    }
-
-    #[test]
-    fn only_the_whole_status_page_is_intact() {
-        let html = "text/html; charset=utf-8";
-        assert_eq!(problem_of_page(&page(200, html, PAGE)), None);
-        let half = &PAGE[..PAGE.len() / 2];
-        let tail = &PAGE[100..];
-        let other = "<!doctype html><title>It works!</title></html>";
-        for page in [
-            page(500, html, PAGE),
-            page(200, "text/plain", PAGE),
-            page(200, html, ""),
-            page(200, html, half),
-            page(200, html, tail),
-            page(200, html, other),
-            Response {
-                fields: vec![("content-type".into(), html.into())],
-                ..page(200, html, PAGE)
-            },
-        ] {
-            assert!(problem_of_page(&page).is_some(), "{}", page.status);
         }
     }
 }

@@ -319,25 +319,9 @@ fn http_get(to: SocketAddr, path: &str, bound: Duration) -> Result<Response, Wir
             stream.write(&request[sent..]).map(Some)
         })?;
     }
-    let mut bytes = Vec::new();
-    let mut buffer = vec![0; 16 * 1024];
-    loop {
-        let more = patiently(&what, bound, deadline, || {
-            stream.read(&mut buffer).map(Some)
-        })?;
-        bytes.extend_from_slice(&buffer[..more]);
-        match http::parse(&bytes, more == 0) {
-            Ok(Some(response)) => return Ok(response),
-            Ok(None) => {}
-            Err(source) => {
-                return Err(WireError::Http {
-                    host: to.ip(),
-                    path: path.to_owned(),
-                    source,
-                });
-            }
-        }
-    }
+    http::receive(to.ip(), path, |buffer| {
+        patiently(&what, bound, deadline, || stream.read(buffer).map(Some))
+    })
 }
 
 fn ping(guest: IpAddr, count: u32, size: usize, bound: Duration) -> Result<PingReport, WireError> {

@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use super::WireError;
+
 /// Longest answer that is read, in bytes.
 pub const MAX_RESPONSE: usize = 16 << 20;
 
@@ -64,6 +66,35 @@ pub fn request(host: IpAddr, path: &str) -> Vec<u8> {
     };
     format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAccept: */*\r\n\r\n")
         .into_bytes()
+}
+
+/// Reads the answer to the request for a path. `read` is given room for bytes
+/// that have come; it returns how many it put there, 0 at the end.
+///
+/// # Errors
+/// [`WireError::Http`], or what `read` says.
+pub fn receive(
+    host: IpAddr,
+    path: &str,
+    mut read: impl FnMut(&mut [u8]) -> Result<usize, WireError>,
+) -> Result<Response, WireError> {
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let more = read(&mut buffer)?;
+        bytes.extend_from_slice(&buffer[..more]);
+        match parse(&bytes, more == 0) {
+            Ok(Some(response)) => return Ok(response),
+            Ok(None) => {}
+            Err(source) => {
+                return Err(WireError::Http {
+                    host,
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        }
+    }
 }
 
 /// Looks whether `bytes` are a complete answer; `ended` says that the other

@@ -11,15 +11,15 @@
 use alloc::vec::Vec;
 
 use smoltcp::iface::{Interface, Route};
-use smoltcp::phy::{ChecksumCapabilities, Device, TxToken};
+use smoltcp::phy::{Device, TxToken};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress, Icmpv6Message,
-    Icmpv6Packet, Icmpv6Repr, IpCidr, IpProtocol, Ipv6Address, Ipv6Cidr, Ipv6Packet, Ipv6Repr,
-    NdiscOption, NdiscOptionRepr, NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr,
-    RawHardwareAddress,
+    EthernetAddress, EthernetFrame, HardwareAddress, Icmpv6Message, Icmpv6Packet, Icmpv6Repr,
+    IpCidr, IpProtocol, Ipv6Address, Ipv6Cidr, Ipv6Packet, NdiscOption, NdiscOptionRepr,
+    NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr, RawHardwareAddress,
 };
 
+use crate::announce;
 use crate::pool::earlier;
 
 /// RFC 4861, 10: MAX_RTR_SOLICITATIONS and RTR_SOLICITATION_INTERVAL.
@@ -35,12 +35,10 @@ const TWO_HOURS: Duration = Duration::from_secs(2 * 60 * 60);
 
 const LINK_LOCAL_PREFIX: Ipv6Address = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
 const ALL_ROUTERS: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
-/// The multicast address of [`ALL_ROUTERS`] on Ethernet (RFC 2464, 7).
-const ALL_ROUTERS_ETHERNET: EthernetAddress = EthernetAddress([0x33, 0x33, 0, 0, 0, 2]);
 /// RFC 4861, 4.1: the hop limit that shows that a packet is from this link.
 const HOP_LIMIT: u8 = 255;
 /// RFC 4861, 4.1 with a source link-layer address option.
-const SOLICITATION_LENGTH: usize = 14 + 40 + 16;
+const SOLICITATION_LENGTH: usize = announce::HEADERS_V6 + 16;
 
 /// Something that ends.
 #[derive(Clone, Copy)]
@@ -279,28 +277,8 @@ impl Slaac {
                 self.mac,
             ))),
         });
-        let ip = Ipv6Repr {
-            src_addr: self.link_local.address(),
-            dst_addr: ALL_ROUTERS,
-            next_header: IpProtocol::Icmpv6,
-            payload_len: icmp.buffer_len(),
-            hop_limit: HOP_LIMIT,
-        };
-        let ethernet = EthernetRepr {
-            src_addr: self.mac,
-            dst_addr: ALL_ROUTERS_ETHERNET,
-            ethertype: EthernetProtocol::Ipv6,
-        };
-        let mut frame = EthernetFrame::new_unchecked(frame);
-        ethernet.emit(&mut frame);
-        let mut packet = Ipv6Packet::new_unchecked(frame.payload_mut());
-        ip.emit(&mut packet);
-        icmp.emit(
-            &ip.src_addr,
-            &ip.dst_addr,
-            &mut Icmpv6Packet::new_unchecked(packet.payload_mut()),
-            &ChecksumCapabilities::default(),
-        );
+        let source = self.link_local.address();
+        announce::write_icmpv6(frame, self.mac, source, ALL_ROUTERS, &icmp);
     }
 }
 

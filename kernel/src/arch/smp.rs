@@ -129,29 +129,23 @@ fn start(trampoline: &Trampoline, cpu: &'static PerCpu) -> Result<(), StartError
     }
     if !wait_until(PATIENCE_US, awake) {
         // From here the trampoline turns it away, should it come after all.
-        let late = cpu.state.compare_exchange(
-            STATE_ASLEEP,
-            STATE_GIVEN_UP,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
-        if late.is_ok() {
+        if give_up(cpu, STATE_ASLEEP) {
             return Err(StartError::Silent);
         }
     }
     let ready = || cpu.state.load(Ordering::Acquire) == STATE_READY;
-    if !wait_until(PATIENCE_US, ready) {
-        let stuck = cpu.state.compare_exchange(
-            STATE_STARTED,
-            STATE_GIVEN_UP,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
-        if stuck.is_ok() {
-            return Err(StartError::Stuck);
-        }
+    if !wait_until(PATIENCE_US, ready) && give_up(cpu, STATE_STARTED) {
+        return Err(StartError::Stuck);
     }
     Ok(())
+}
+
+/// Marks a CPU as given up if it still is where it was; returns whether it was.
+fn give_up(cpu: &PerCpu, at: u32) -> bool {
+    let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+    cpu.state
+        .compare_exchange(at, STATE_GIVEN_UP, success, failure)
+        .is_ok()
 }
 
 /// Waits until `done`, at most `micros`; returns whether it is.

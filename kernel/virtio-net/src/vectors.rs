@@ -394,19 +394,21 @@ pub(crate) fn setup_queue_untraced<H: Hal, T: ConfigOps>(
         shape.size(size)
     };
     let ring = Ring::<H>::new(index, size, shape)?;
-    let doorbell: Doorbell = transport.setup_queue(
-        index,
-        RingAddresses {
-            size: ring.size(),
-            descriptors: ring.descriptor_area(),
-            driver: ring.driver_area(),
-            device: ring.device_area(),
-        },
-    )?;
+    let doorbell: Doorbell = transport.setup_queue(index, addresses(&ring))?;
     if shape.notification_data && !doorbell.takes_data() {
         return Err(TransportError::NoNotificationData { queue: index }.into());
     }
     Ok(Virtqueue::new(ring, doorbell))
+}
+
+/// Where the parts of a ring are.
+pub(crate) fn addresses<H: Hal>(ring: &Ring<H>) -> RingAddresses {
+    RingAddresses {
+        size: ring.size(),
+        descriptors: ring.descriptor_area(),
+        driver: ring.driver_area(),
+        device: ring.device_area(),
+    }
 }
 
 /// Routes a queue that was set up to its MSI-X entry, if it has one, and

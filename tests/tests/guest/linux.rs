@@ -3,7 +3,7 @@
 
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, ensure};
 use kickpath::wire::FarEnd;
 use kickpath_abi::status::Status;
 use kickpath_tests::{Spec, Suite, setup};
@@ -12,23 +12,22 @@ use crate::site::{BOUND, GUEST, LINK_LOCAL, Site, pull, push};
 
 pub fn add(suite: &mut Suite) {
     suite.needs(setup::lacks_tap(), |suite| {
-        let way = suite.way();
-        let mut add = |name: &str, body: fn(&Site) -> Result<()>| {
-            suite.test(&format!("linux::{name}"), move || {
-                Site::new(Spec::pc().over(way))?.run(body)
-            });
-        };
-        add("ping_flood", |site| {
+        Site::test(suite, "linux::ping_flood", Spec::pc(), |site| {
             site.ping(&["-f", "-c", "2000", GUEST])?;
             site.ping(&["-f", "-c", "2000", "-s", "1472", GUEST])
         });
-        add("ping_of_every_kind_of_size", |site| {
-            for size in ["0", "1", "56", "1472", "1473", "4000", "8000"] {
-                site.ping(&["-c", "3", "-i", "0.002", "-s", size, GUEST])?;
-            }
-            Ok(())
-        });
-        add("ping_over_ipv6", |site| {
+        Site::test(
+            suite,
+            "linux::ping_of_every_kind_of_size",
+            Spec::pc(),
+            |site| {
+                for size in ["0", "1", "56", "1472", "1473", "4000", "8000"] {
+                    site.ping(&["-c", "3", "-i", "0.002", "-s", size, GUEST])?;
+                }
+                Ok(())
+            },
+        );
+        Site::test(suite, "linux::ping_over_ipv6", Spec::pc(), |site| {
             site.ping(&["-6", "-f", "-c", "500", &format!("{LINK_LOCAL}%tap0")])?;
             site.ping(&[
                 "-6",
@@ -41,7 +40,7 @@ pub fn add(suite: &mut Suite) {
                 &format!("{LINK_LOCAL}%tap0"),
             ])
         });
-        add("curl", |site| {
+        Site::test(suite, "linux::curl", Spec::pc(), |site| {
             let page = site.curl(&format!("http://{GUEST}/"))?;
             ensure!(page.contains("</html>"), "{page}");
             let report = site.curl(&format!("http://{GUEST}/stats.json"))?;
@@ -53,17 +52,17 @@ pub fn add(suite: &mut Suite) {
             serde_json::from_str::<Status>(&report)?;
             Ok(())
         });
-        add("tcp_echo_of_8_mib", |site| {
+        Site::test(suite, "linux::tcp_echo_of_8_mib", Spec::pc(), |site| {
             site.sockets.tcp_echo(site.address(), 8 << 20, BOUND)?;
             Ok(())
         });
-        add("tcp_sink_and_source", |site| {
+        Site::test(suite, "linux::tcp_sink_and_source", Spec::pc(), |site| {
             let sent = site.inside(|| push(SocketAddr::new(site.address(), 9), 32 << 20))?;
             let received = site.inside(|| pull(SocketAddr::new(site.address(), 19), 16 << 20))?;
             eprintln!("linux: {sent:.0} Mbit/s into the guest, {received:.0} out of it");
             Ok(())
         });
-        add("udp_echo_of_many_sizes", |site| {
+        Site::test(suite, "linux::udp_echo_of_many_sizes", Spec::pc(), |site| {
             let address = site.address();
             site.inside(|| {
                 let socket = UdpSocket::bind(("0.0.0.0", 0))?;
@@ -84,7 +83,7 @@ pub fn add(suite: &mut Suite) {
                 Ok(())
             })
         });
-        add("200_idle_connections", |site| {
+        Site::test(suite, "linux::200_idle_connections", Spec::pc(), |site| {
             let address = site.address();
             let held = site.inside(|| {
                 let mut held = Vec::new();

@@ -34,23 +34,19 @@ const ALL: [&str; 7] = [
 const MIB: usize = 1 << 20;
 
 pub fn add(suite: &mut Suite) {
-    let way = suite.way();
-    let pc = move || Spec::pc().over(way);
     suite.needs(setup::lacks_tap(), |suite| {
         let mut add = |name: &str, spec: Spec, body: fn(&Site) -> Result<()>| {
-            suite.test(&format!("offloads::{name}"), move || {
-                Site::new(spec)?.run(body)
-            });
+            Site::test(suite, &format!("offloads::{name}"), spec, body);
         };
-        add("large_frames_both_ways", pc(), large_frames_both_ways);
-        add("small_guest", small(pc()), small_guest);
-        let spec = pc().property("mrg_rxbuf", "off");
+        add("large_frames_both_ways", Spec::pc(), large_frames_both_ways);
+        add("small_guest", small(Spec::pc()), small_guest);
+        let spec = Spec::pc().property("mrg_rxbuf", "off");
         add("large_buffers", small(spec), large_buffers);
-        add("wrong_checksums", pc(), wrong_checksums);
-        let spec = pc().config(|config| config.features_off = "guest_csum".into());
+        add("wrong_checksums", Spec::pc(), wrong_checksums);
+        let spec = Spec::pc().config(|config| config.features_off = "guest_csum".into());
         add("wrong_checksums_without_offload", spec, wrong_checksums);
 
-        let spec = pc().config(|config| {
+        let spec = Spec::pc().config(|config| {
             config.guest_offloads = Steps::parse::<GuestOffload>(OFFLOADS).unwrap_or_default();
         });
         add("turned_off_and_on_again", spec, turned_off_and_on);
@@ -66,17 +62,18 @@ pub fn add(suite: &mut Suite) {
             ("guest_tso6", &[]),
             ("mrg_rxbuf", &[]),
         ] {
-            let refused = pc().config(move |config| config.features_off = feature.into());
-            let withheld = pc().property(feature, "off");
+            let refused = Spec::pc().config(move |config| config.features_off = feature.into());
+            let withheld = Spec::pc().property(feature, "off");
             for (how, spec) in [("refused", refused), ("withheld", withheld)] {
-                suite.test(&format!("offloads::{feature}_{how}"), move || {
-                    Site::new(spec)?.run(|site| without(site, feature, dependent))
+                let name = format!("offloads::{feature}_{how}");
+                Site::test(suite, &name, spec, move |site| {
+                    without(site, feature, dependent)
                 });
             }
         }
-        let spec = pc().config(|config| config.features_off = ALL.join(","));
-        suite.test("offloads::none_at_all", move || {
-            Site::new(spec)?.run(|site| without(site, "csum", &ALL))
+        let spec = Spec::pc().config(|config| config.features_off = ALL.join(","));
+        Site::test(suite, "offloads::none_at_all", spec, |site| {
+            without(site, "csum", &ALL)
         });
     });
 }

@@ -52,12 +52,10 @@ pub fn add(suite: &mut Suite) {
         let all = packed.config(|config| config.features_off = "ctrl_rx".into());
         suite.launch("reopen::counters_are_the_far_ends_packed", all, counters);
     }
-    let way = suite.way();
     suite.needs(setup::lacks_tap(), |suite| {
-        let spec = Spec::pc().over(way).config(|config| config.reopen = 10);
-        suite.test("reopen::with_large_frames_under_way", move || {
-            Site::new(spec)?.run(large_frames)
-        });
+        let spec = Spec::pc().config(|config| config.reopen = 10);
+        let name = "reopen::with_large_frames_under_way";
+        Site::test(suite, name, spec, large_frames);
     });
 }
 

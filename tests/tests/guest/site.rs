@@ -12,7 +12,7 @@ use kickpath::install::{CURL, IPROUTE2, PING};
 use kickpath::wire::{HostSockets, Plan, Tap};
 use kickpath_abi::config::Ipv4Config;
 use kickpath_abi::status::Status;
-use kickpath_tests::{Spec, UP, ping, setup};
+use kickpath_tests::{Spec, Suite, UP, ping, setup};
 
 /// The bound for what takes seconds at most.
 pub const BOUND: Duration = Duration::from_secs(30);
@@ -32,6 +32,17 @@ pub struct Site {
 }
 
 impl Site {
+    /// Adds a test with a guest that is up, as [`Suite::guest`] does.
+    pub fn test(
+        suite: &mut Suite,
+        name: &str,
+        spec: Spec,
+        body: impl FnOnce(&Self) -> Result<()> + Send + 'static,
+    ) {
+        let spec = spec.over(suite.way());
+        suite.test(name, move || Self::new(spec)?.run(body));
+    }
+
     /// Starts the machine.
     pub fn new(spec: Spec) -> Result<Self> {
         Self::with_queues(spec, 1)

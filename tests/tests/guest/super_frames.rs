@@ -14,19 +14,15 @@ use crate::site::{BOUND, LINK_LOCAL, Site, pull};
 const MIB: usize = 1 << 20;
 
 pub fn add(suite: &mut Suite) {
-    let way = suite.way();
-    let pc = move || Spec::pc().over(way);
     suite.needs(setup::lacks_tap(), |suite| {
-        let mut add = |name: &str, spec: Spec, body: fn(&Site) -> Result<()>| {
-            suite.test(&format!("super_frames::{name}"), move || {
-                Site::new(spec)?.run(body)
-            });
-        };
-        add("leave_the_guest", pc(), leave_the_guest);
-        add("of_several_connections", pc(), several_connections);
-        if way == Way::Modern {
-            let spec = pc().property("packed", "on");
-            add("leave_a_packed_queue", spec, leave_the_guest);
+        let name = "super_frames::leave_the_guest";
+        Site::test(suite, name, Spec::pc(), leave_the_guest);
+        let name = "super_frames::of_several_connections";
+        Site::test(suite, name, Spec::pc(), several_connections);
+        if suite.way() == Way::Modern {
+            let spec = Spec::pc().property("packed", "on");
+            let name = "super_frames::leave_a_packed_queue";
+            Site::test(suite, name, spec, leave_the_guest);
         }
     });
 }

@@ -216,22 +216,8 @@ impl Stack {
         deadline: Instant,
     ) -> Result<Response, WireError> {
         self.tcp_send(connection, &http::request(host, path), left(deadline))?;
-        let mut bytes = Vec::new();
-        let mut buffer = vec![0; 16 * 1024];
-        loop {
-            let more = self.tcp_recv(connection, &mut buffer, left(deadline))?;
-            bytes.extend_from_slice(&buffer[..more]);
-            match http::parse(&bytes, more == 0) {
-                Ok(Some(response)) => return Ok(response),
-                Ok(None) => {}
-                Err(source) => {
-                    return Err(WireError::Http {
-                        host,
-                        path: path.to_owned(),
-                        source,
-                    });
-                }
-            }
-        }
+        http::receive(host, path, |buffer| {
+            self.tcp_recv(connection, buffer, left(deadline))
+        })
     }
 }

@@ -15,7 +15,8 @@ use super::header::header_length;
 use super::{Features, NetError, VirtioNet};
 use crate::patience::Patience;
 use crate::queue::{Buffer, DmaRegion, EventMode, Ring, RingShape, Virtqueue};
-use crate::transport::{ConfigOps, RingAddresses};
+use crate::transport::ConfigOps;
+use crate::vectors;
 
 /// Index of transmitq1 (specification 5.1.2).
 const TRANSMIT_QUEUE: u16 = 1;
@@ -109,15 +110,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         transport.set_status(DeviceStatus::ACKNOWLEDGE);
         transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
         transport.finalize_features(features.bits())?;
-        let doorbell = transport.setup_queue(
-            TRANSMIT_QUEUE,
-            RingAddresses {
-                size: ring.size(),
-                descriptors: ring.descriptor_area(),
-                driver: ring.driver_area(),
-                device: ring.device_area(),
-            },
-        )?;
+        let doorbell = transport.setup_queue(TRANSMIT_QUEUE, vectors::addresses(&ring))?;
         transport.enable_queue(TRANSMIT_QUEUE)?;
         transport.set_status(
             DeviceStatus::ACKNOWLEDGE

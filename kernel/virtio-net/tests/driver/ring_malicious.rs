@@ -19,13 +19,7 @@ const USED_IDX: u64 = 2;
 /// the device. The n-th chain has token 100 + n and head 4 n.
 fn ends_with(chains: &[u16]) -> Ends {
     let mut ends = Ends::with_chains(32, 4, EventMode::Flags);
-    for (token, &length) in (100..).zip(chains) {
-        let buffers: Vec<_> = (0..length)
-            .map(|index| writable(0x1000 * u64::from(index), 10))
-            .collect();
-        ends.add(&buffers, token).unwrap();
-    }
-    ends.driver.publish();
+    ends.add_chains(chains);
     while ends.take().is_some() {}
     ends
 }

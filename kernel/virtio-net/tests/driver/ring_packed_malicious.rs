@@ -18,13 +18,7 @@ use crate::support::ring::{Ends, readable, writable};
 /// 100 + n.
 fn ends_with(chains: &[u16]) -> (Ends, Vec<u16>) {
     let mut ends = Ends::shaped(32, RingShape::packed(4, EventMode::Flags));
-    for (token, &length) in (100..).zip(chains) {
-        let buffers: Vec<_> = (0..length)
-            .map(|index| writable(0x1000 * u64::from(index), 10))
-            .collect();
-        ends.add(&buffers, token).unwrap();
-    }
-    ends.driver.publish();
+    ends.add_chains(chains);
     let ids = std::iter::from_fn(|| Some(ends.take()?.0)).collect();
     (ends, ids)
 }

@@ -179,6 +179,18 @@ impl Ends {
         unsafe { self.driver.add(buffers, token) }
     }
 
+    /// Adds chains of so many buffers of ten bytes for the device to write, and
+    /// publishes them. The n-th has token 100 + n.
+    pub fn add_chains(&mut self, lengths: &[u16]) {
+        for (token, &length) in (100..).zip(lengths) {
+            let buffers: Vec<_> = (0..length)
+                .map(|index| writable(0x1000 * u64::from(index), 10))
+                .collect();
+            self.add(&buffers, token).unwrap();
+        }
+        self.driver.publish();
+    }
+
     /// Takes the next available chain at the device: its head or id, and its
     /// buffers.
     pub fn take(&mut self) -> Option<(u16, Vec<Piece>)> {
