@@ -45,14 +45,18 @@ impl Services {
     /// There are none.
     pub fn find(http: u16, echo: u16) -> Result<Self, SessionError> {
         let http = free_port(http, &[Protocol::Tcp])?;
-        let mut first = echo;
-        loop {
-            let echo = free_port(first, &[Protocol::Tcp, Protocol::Udp])?;
-            if echo != http {
-                return Ok(Self { http, echo });
+        let both = [Protocol::Tcp, Protocol::Udp];
+        let echo = match free_port(echo, &both)? {
+            taken if taken == http => {
+                let none = SessionError::NoPort {
+                    first: echo,
+                    last: taken,
+                };
+                free_port(taken.checked_add(1).ok_or(none)?, &both)?
             }
-            first = echo.saturating_add(1);
-        }
+            free => free,
+        };
+        Ok(Self { http, echo })
     }
 
     /// The rules for QEMU.
@@ -85,6 +89,15 @@ mod tests {
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = udp.local_addr().unwrap().port();
         assert!(!is_free(port, Protocol::Udp));
+    }
+
+    #[test]
+    fn there_is_none_behind_the_last() {
+        // Whoever has it, it is not free for two.
+        assert!(matches!(
+            Services::find(u16::MAX, u16::MAX),
+            Err(SessionError::NoPort { .. })
+        ));
     }
 
     #[test]
