@@ -35,6 +35,7 @@ Examples:
   cargo run -- trace                        one packet, step by step, through every layer
   cargo run -- bench                        what a packet costs, in instructions and kicks
   cargo run -- compare                      the ways to kick, in one table
+  cargo run -- image --bios kickpath.img    a disk image (--image kickpath.img boots it)
   cargo run -- doctor                       what this machine has, and what it lacks";
 
 /// See one packet leave a virtual machine.
