@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use etherparse::{SlicedPacket, TransportSlice};
-use kickpath::qemu::GUEST_MAC;
+use kickpath::qemu::{GUEST_MAC, NicTransport};
 use kickpath::wire::peer::PEER_MAC;
 use kickpath_abi::config::{SelfTest, SelfTestAt};
 use kickpath_tests::{Lab, Spec, Suite};
@@ -79,6 +79,16 @@ pub fn add(suite: &mut Suite) {
         suite.launch("netconsole::last_words_with_a_packed_ring", packed, |lab| {
             last_words(lab, &["panicked at"])
         });
+        // QEMU does not go on without what it demands.
+        let demanding = Spec::pc()
+            .property("iommu_platform", "on")
+            .nic(|nic| nic.transport = NicTransport::Modern);
+        let demanding = fault(demanding, SelfTest::PanicInTransmit);
+        suite.launch(
+            "netconsole::last_words_with_access_platform",
+            demanding,
+            |lab| last_words(lab, &["panicked at"]),
+        );
     }
     // A network that is not there takes nothing but the words.
     let dead = fault(Spec::pc(), SelfTest::Panic).config(|config| {
