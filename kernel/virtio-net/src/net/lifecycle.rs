@@ -141,7 +141,15 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
                 Ok(wanted_queues(info, pairs, queue_size))
             },
             &mut self.attempts,
-        )?;
+        );
+        let vqs = match vqs {
+            Ok(vqs) => vqs,
+            Err(error) => {
+                // What the network stack has been told still counts.
+                self.info.negotiated = agreed;
+                return Err(error.into());
+            }
+        };
         let rung = vqs.rung;
         self.epoch += 1;
         let changed = (agreed ^ self.info.negotiated) & Features::OFFLOADS;

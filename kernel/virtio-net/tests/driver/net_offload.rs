@@ -10,6 +10,7 @@ use virtio_net::net::offload::Offload;
 use virtio_net::net::{Changes, Features, NetError};
 use virtio_net::vectors::Rung;
 
+use crate::support::faults::{self, Step};
 use crate::support::net::{HEADER, Machine, Net, Sent, feature, pattern, send};
 
 const V4: ([u8; 4], [u8; 4]) = ([10, 0, 2, 15], [192, 168, 200, 254]);
@@ -482,6 +483,12 @@ fn a_device_that_changes_its_offloads_is_not_opened() {
                     panic!("{error:?}");
                 };
                 assert!(!features.is_empty());
+                assert_eq!(net.rung(), None);
+                // Nor after an open that came no further than to agree.
+                faults::plan_every(Step::Memory);
+                let error = net.open(&mut machine.controller, Rung::MsixPerQueue);
+                faults::take_strikes();
+                assert!(matches!(error, Err(NetError::FindVqs(_))), "{error:?}");
                 assert_eq!(net.rung(), None);
             }
             machine.device().offered = first;
