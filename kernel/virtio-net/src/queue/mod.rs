@@ -230,24 +230,23 @@ impl<H: Hal> Virtqueue<H> {
     }
 
     /// As [`Self::enable_interrupts`], but, where the device has EVENT_IDX,
-    /// only after `more` further buffers; fewer than the device has, or no
-    /// interrupt comes.
+    /// only after `more` further buffers, or at the last that it has.
     #[inline]
     pub fn enable_interrupts_after(&mut self, more: u16) -> bool {
-        let most = self.ring.outstanding().saturating_sub(1);
+        let most = self.ring.published().saturating_sub(1);
         self.ring.enable_interrupts_after(more.min(most))
     }
 
     /// As [`Self::enable_interrupts`], but, where the device has EVENT_IDX,
-    /// only once three quarters of the outstanding buffers are used (Linux
+    /// only once three quarters of the buffers that it has are used (Linux
     /// `virtqueue_enable_cb_delayed`).
     #[doc(alias = "virtqueue_enable_cb_delayed")]
     #[inline]
     pub fn enable_interrupts_delayed(&mut self) -> bool {
-        let outstanding = self.ring.outstanding();
-        // Rounded so that it is at least one less than what is outstanding,
-        // or the device would run dry without an interrupt.
+        let published = self.ring.published();
+        // Rounded so that it is at least one less than what the device has, or
+        // it would run dry without an interrupt.
         self.ring
-            .enable_interrupts_after(outstanding - outstanding.div_ceil(4))
+            .enable_interrupts_after(published - published.div_ceil(4))
     }
 }

@@ -687,10 +687,11 @@ impl<H: Hal> RingFormat for PackedRing<H> {
     fn enable_interrupts_after(&mut self, slots: &Slots, more: u16) -> bool {
         // Chains used so far out of those that the driver waits for, in
         // descriptors: exact where all chains are of one length, else a part
-        // of what is outstanding, and never all of it.
-        let distance = match (self.mode, slots.outstanding()) {
+        // of what the device has, and never all of it.
+        let distance = match (self.mode, slots.published()) {
             (EventMode::EventIdx, chains @ 1..) => {
-                (u32::from(self.outstanding) * u32::from(more) / u32::from(chains)) as u16
+                let published = self.outstanding.saturating_sub(self.unpublished);
+                (u32::from(published) * u32::from(more) / u32::from(chains)) as u16
             }
             _ => 0,
         };

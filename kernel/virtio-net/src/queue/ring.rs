@@ -313,6 +313,13 @@ impl<H: Hal> Ring<H> {
         self.slots.outstanding()
     }
 
+    /// Number of chains that the device was shown and that were not popped yet,
+    /// 0 to [`Self::outstanding`].
+    #[inline]
+    pub fn published(&self) -> u16 {
+        self.slots.published()
+    }
+
     /// Count of chains added, modulo 65536, including what is not published
     /// yet; in the split layout the driver's index of the available ring.
     pub fn avail_idx(&self) -> u16 {
@@ -571,9 +578,10 @@ impl<H: Hal> Ring<H> {
 
     /// Asks for an interrupt once `more` further chains are used (with flags:
     /// at the next one), and returns whether enough are used already; then no
-    /// interrupt may come and the caller must poll. `more` is less than the
-    /// number of outstanding chains, or 0 (Linux `virtqueue_enable_cb` and
-    /// `virtqueue_enable_cb_delayed`; specification 2.7.7 and 2.8.10).
+    /// interrupt may come and the caller must poll. `more` is less than
+    /// [`Self::published`], or 0; with more no interrupt comes (Linux
+    /// `virtqueue_enable_cb` and `virtqueue_enable_cb_delayed`; specification
+    /// 2.7.7 and 2.8.10).
     #[inline]
     pub fn enable_interrupts_after(&mut self, more: u16) -> bool {
         by_format!(&mut self.format, ring => ring.enable_interrupts_after(&self.slots, more))

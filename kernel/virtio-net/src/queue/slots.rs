@@ -333,7 +333,7 @@ impl Slots {
             self.broken = Some(reason);
         }
         self.first_free = NONE;
-        // From here every look at the device's end asks `broken` first.
+        // From here every attempt to take a chain back asks `broken` first.
         self.seen_used_idx = self.last_used_idx;
         self.refusal()
     }

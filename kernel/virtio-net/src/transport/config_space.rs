@@ -33,7 +33,7 @@ fn place<R: Registers>(
 
 /// Width of the access at `offset` when `left` bytes are to come: a field is
 /// accessed at its own width (specification 4.1.3.1, 4.2.2.2), which for one
-/// of 64 bits is twice 32. An array of bytes is accessed by bytes.
+/// of 64 bits is twice 32. Anything longer is an array, accessed by bytes.
 fn width(offset: usize, length: usize) -> usize {
     match length {
         2 if offset.is_multiple_of(2) => 2,

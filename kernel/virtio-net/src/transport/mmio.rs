@@ -206,7 +206,8 @@ impl<H: Hal, R: Registers> MmioTransport<H, R> {
             DeviceType::try_from(id).map_err(|_| TransportError::UnknownDeviceType { id })?;
         let notify = registers
             .pointer(register::QUEUE_NOTIFY)
-            // Only an address that is no multiple of 4 leads here.
+            // Not reached: at an address that is no multiple of 4 the magic
+            // value reads as all ones.
             .ok_or(TransportError::NoMagic { read })?;
         Ok(Self {
             registers,

@@ -474,6 +474,49 @@ fn a_delayed_interrupt_comes_before_the_device_runs_dry() {
     }
 }
 
+/// What the device was not shown yet does not count: it will not use it, and an
+/// interrupt that waits for it never comes.
+#[test]
+fn a_delayed_interrupt_does_not_wait_for_what_was_not_published() {
+    use virtio_net::doorbell::Doorbell;
+    use virtio_net::queue::Virtqueue;
+
+    let by_event = shapes()
+        .into_iter()
+        .filter(|shape| shape.mode == EventMode::EventIdx);
+    for (shape, delayed) in by_event.flat_map(|shape| [(shape, false), (shape, true)]) {
+        let Ends {
+            driver, mut device, ..
+        } = Ends::shaped(64, shape);
+        let doorbell = Doorbell::Call {
+            function: |_| (),
+            queue: 7,
+        };
+        let mut queue = Virtqueue::new(driver, doorbell);
+        for token in 0..40 {
+            if token == 4 {
+                queue.kick();
+            }
+            // SAFETY: nothing accesses the buffer, which is only a number.
+            unsafe { queue.add(&[writable(0x1000, 64)], token) }.unwrap();
+        }
+        let has_used = if delayed {
+            queue.enable_interrupts_delayed()
+        } else {
+            queue.enable_interrupts_after(16)
+        };
+        assert!(!has_used);
+        let mut interrupts = 0;
+        for _ in 0..4 {
+            let (head, _) = device.take().expect("published");
+            device.give_back(head, 0);
+            interrupts += u32::from(device.must_interrupt());
+        }
+        assert!(device.take().is_none());
+        assert_eq!(interrupts, 1, "{shape:?}");
+    }
+}
+
 #[test]
 fn a_new_ring_asks_for_no_interrupts() {
     let ends = Ends::new(4, EventMode::Flags);

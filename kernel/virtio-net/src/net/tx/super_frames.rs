@@ -200,7 +200,8 @@ impl<H: Hal> TxQueue<H> {
     /// other may become one frame, which it cuts again.
     ///
     /// The device sees the frame at the next [`Self::kick`]. Frames that are
-    /// sent without this function may overtake it until then.
+    /// sent without this function may overtake it until then, and one that takes
+    /// the last slot may cost it the room that was kept for it: it is lost then.
     ///
     /// The device must have agreed to `VIRTIO_NET_F_CSUM`
     /// ([`Self::fills_checksums`]), and for a segment size to
