@@ -191,21 +191,30 @@ fn own_interrupts(site: &Site, pairs: u8) -> Result<()> {
     };
     for mut talk in conversations(site, pairs)? {
         let before = interrupts()?;
-        talk.exchange(TIMES as usize)?;
-        let after = interrupts()?;
-        for (pair, (after, before)) in (0u16..).zip(after.iter().zip(&before)) {
-            let taken = after - before;
-            // Each answer is waited for, so nearly each request wakes the CPU.
+        let deadline = Instant::now() + BOUND;
+        for round in 1.. {
+            talk.exchange(TIMES as usize)?;
+            let after = interrupts()?;
+            let taken: Vec<u64> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
             // Asking for the report has a flow of its own, of some frames.
-            if pair == talk.pair {
-                ensure!(taken >= TIMES / 2, "{taken} interrupts on CPU {pair}");
-            } else {
+            for (pair, taken) in (0u16..).zip(&taken) {
                 ensure!(
-                    taken <= TIMES / 8,
+                    pair == talk.pair || *taken <= round * TIMES / 8,
                     "{taken} interrupts on CPU {pair} while pair {} talks",
                     talk.pair
                 );
             }
+            // Each answer is waited for, so nearly each request wakes the CPU.
+            // On a busy host the next one can be there before the CPU sleeps.
+            let own = taken[usize::from(talk.pair)];
+            if own >= TIMES / 2 {
+                break;
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{own} interrupts on CPU {} for {round} times {TIMES} requests",
+                talk.pair
+            );
         }
     }
     Ok(())
