@@ -9,6 +9,7 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::mem;
 
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
@@ -128,7 +129,30 @@ impl<C: Default> Pool<C> {
         // A closed socket listens at any port but 0.
         let listening = socket.listen(self.limits.port);
         debug_assert_eq!(listening, Ok(()));
-        self.listener = Some(sockets.add(socket));
+        let listener = sockets.add(socket);
+        self.listener = Some(self.put_behind_connections(listener, sockets));
+    }
+
+    /// smoltcp offers a segment to the sockets in the order of their set, and one
+    /// that listens takes any SYN: also that of a connection behind it, sent
+    /// again by a client that waited for the answer in vain. Returns where the
+    /// listener is, having changed places with the last connection if need be.
+    fn put_behind_connections(
+        &mut self,
+        listener: SocketHandle,
+        sockets: &mut SocketSet<'static>,
+    ) -> SocketHandle {
+        let last = self.connections.iter_mut().max_by_key(|c| c.socket);
+        let Some(last) = last.filter(|last| last.socket > listener) else {
+            return listener;
+        };
+        let mut both = sockets
+            .iter_mut()
+            .filter(|(handle, _)| [listener, last.socket].contains(handle));
+        if let (Some((_, first)), Some((_, second))) = (both.next(), both.next()) {
+            mem::swap(first, second);
+        }
+        mem::replace(&mut last.socket, listener)
     }
 
     /// Takes a socket back from a connection that is over, or else ends the one

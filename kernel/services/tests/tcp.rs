@@ -37,6 +37,42 @@ fn the_echo_of_8_mib_is_intact_and_closes_with_the_client() {
     echo(&mut world, GUEST_V6, &pattern(100_000));
 }
 
+/// A client whose SYN is not answered in time sends it again. Wherever the
+/// sockets of the service lie by then, it stays one connection.
+#[test]
+fn a_syn_that_comes_again_is_no_other_connection() {
+    for closed in 0..4 {
+        let mut world = World::new();
+        let others: Vec<_> = (0..4).map(|_| world.connect((GUEST, 7))).collect();
+        world.tcp_socket(others[closed]).close();
+        world.until(5, |w| {
+            (w.tcp_socket(others[closed]).state() == tcp::State::TimeWait).then_some(())
+        });
+        let socket = world.tcp((GUEST, 7));
+        world
+            .interface
+            .poll(world.now, &mut world.host, &mut world.sockets);
+        let syn = world.guest.inbox.borrow().back().unwrap().clone();
+        // Each is answered before the next one comes.
+        for _ in 0..3 {
+            world.turn_guest();
+            world.inject(syn.clone());
+        }
+        world.until(5, |w| w.tcp_socket(socket).may_send().then_some(()));
+        for &talking in others.iter().chain([&socket]) {
+            if talking == others[closed] {
+                continue;
+            }
+            world.tcp_socket(talking).send_slice(b"one").unwrap();
+            let echoed = world.until(5, |w| {
+                assert!(w.tcp_socket(talking).may_send(), "reset, {closed}");
+                (w.tcp_socket(talking).recv_queue() == 3).then(|| w.take(talking))
+            });
+            assert_eq!(echoed, b"one");
+        }
+    }
+}
+
 #[test]
 fn discard_reads_everything() {
     let mut world = World::new();
