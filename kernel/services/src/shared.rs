@@ -1,22 +1,29 @@
 //! Several stacks with one address, each behind a queue of the same device: what
-//! one of them hears and all must know.
+//! one of them hears and all must know, or another one must.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use smoltcp::phy;
+use smoltcp::wire::{
+    EthernetFrame, EthernetProtocol, IpEndpoint, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
+};
 
 /// Frames that are kept between two looks at them.
 const MAX_FRAMES: usize = 16;
 /// Longest frame that is kept, in bytes: no message of address resolution or
 /// configuration is longer than what every Ethernet carries.
 const MAX_LENGTH: usize = 1514;
+/// Longest stray segment that is kept, in bytes: an Ethernet header and an IP
+/// packet as large as segmentation offloads make it.
+const MAX_STRAY_LENGTH: usize = 14 + 65_535;
 
 /// The frames that a stack keeps for others.
 #[derive(Default)]
 pub(crate) struct Shared {
     on: bool,
     frames: Vec<Box<[u8]>>,
+    strays: Vec<Box<[u8]>>,
 }
 
 impl Shared {
@@ -33,10 +40,63 @@ impl Shared {
         }
     }
 
-    /// Takes what was kept.
+    /// Takes what was kept for all.
     pub(crate) fn take(&mut self) -> impl Iterator<Item = Box<[u8]>> + use<> {
         core::mem::take(&mut self.frames).into_iter()
     }
+
+    /// Whether there are other stacks.
+    #[inline]
+    pub(crate) fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// Keeps a segment of a connection that this stack does not have. Without
+    /// room or memory it is lost, and its sender will send it again.
+    #[cold]
+    pub(crate) fn keep_stray(&mut self, frame: &[u8]) {
+        let mut copy = Vec::new();
+        if self.strays.len() < MAX_FRAMES
+            && frame.len() <= MAX_STRAY_LENGTH
+            && copy.try_reserve_exact(frame.len()).is_ok()
+        {
+            copy.extend_from_slice(frame);
+            self.strays.push(copy.into_boxed_slice());
+        }
+    }
+
+    /// Takes the segments that were kept.
+    pub(crate) fn take_strays(&mut self) -> impl Iterator<Item = Box<[u8]>> + use<> {
+        core::mem::take(&mut self.strays).into_iter()
+    }
+}
+
+/// The sender's end and ours of a TCP segment, but for one that is to open a
+/// connection.
+pub(crate) fn ends_of_segment(frame: &[u8]) -> Option<(IpEndpoint, IpEndpoint)> {
+    let frame = EthernetFrame::new_checked(frame).ok()?;
+    let (from, to, protocol, payload) = match frame.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
+            let (from, to) = (packet.src_addr().into(), packet.dst_addr().into());
+            (from, to, packet.next_header(), packet.payload())
+        }
+        EthernetProtocol::Ipv6 => {
+            let packet = Ipv6Packet::new_checked(frame.payload()).ok()?;
+            let (from, to) = (packet.src_addr().into(), packet.dst_addr().into());
+            (from, to, packet.next_header(), packet.payload())
+        }
+        _ => return None,
+    };
+    if protocol != IpProtocol::Tcp {
+        return None;
+    }
+    let segment = TcpPacket::new_checked(payload).ok()?;
+    let ends = (
+        IpEndpoint::new(from, segment.src_port()),
+        IpEndpoint::new(to, segment.dst_port()),
+    );
+    (!segment.syn()).then_some(ends)
 }
 
 /// Whether every stack must know of a frame: ARP; neighbour and router

@@ -8,6 +8,7 @@ use kickpath_abi::config::Config;
 use kickpath_abi::status;
 use smoltcp::iface::{self, Interface, PollResult, SocketSet};
 use smoltcp::phy::{Device, PacketMeta, RxToken, TxToken};
+use smoltcp::socket::Socket;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
@@ -176,7 +177,8 @@ impl Stack {
     /// As [`Self::new`], for a further queue of a device that has a stack
     /// already: the two have the same addresses. This one asks neither for an
     /// IPv4 address ([`Self::follow_ipv4`] tells it) nor for routers, and both
-    /// tell each other by [`Self::take_shared`] and [`Self::hear`].
+    /// tell each other by [`Self::take_shared`] and [`Self::hear`], by
+    /// [`Self::take_strays`] and [`Self::hear_stray`].
     ///
     /// # Panics
     /// When the device's medium is not Ethernet.
@@ -225,6 +227,54 @@ impl Stack {
         // Packets may have waited for what it says.
         self.waiting.hear();
         self.deadline = Some(now);
+    }
+
+    /// TCP segments that came since the last call and whose connection this
+    /// stack does not have; nothing without [`Self::share_frames`]. Another
+    /// stack must [`Self::hear_stray`] each: a device may move a flow to
+    /// another queue at any time. More than 16 between two calls are lost.
+    pub fn take_strays(&mut self) -> impl Iterator<Item = Box<[u8]>> + use<> {
+        self.shared.take_strays()
+    }
+
+    /// Takes in a TCP segment that another stack of the device has received,
+    /// found intact, and does not know; returns whether this one knows it. The
+    /// last one that is asked answers what nobody knows, with RST.
+    #[cold]
+    pub fn hear_stray<D: Device>(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        is_last: bool,
+        device: &mut D,
+    ) -> bool {
+        let is_known = !self.is_stray(frame);
+        if is_known || is_last {
+            let device = &mut Checked::new(device, self.duties);
+            // Where there is no room to answer, the sender will ask again.
+            if let Some(answer) = device.transmit(now) {
+                self.meet(now, frame);
+                let mut device = OneFrame::new(frame, PacketMeta::default(), answer);
+                self.interface
+                    .poll_ingress_single(now, &mut device, &mut self.sockets);
+                self.listen(now);
+                self.deadline = Some(now);
+            }
+        }
+        is_known
+    }
+
+    /// Whether a frame is a TCP segment to this host of a connection that is
+    /// not here.
+    fn is_stray(&self, frame: &[u8]) -> bool {
+        let Some((from, to)) = shared::ends_of_segment(frame) else {
+            return false;
+        };
+        self.interface.has_ip_addr(to.addr)
+            && !self.sockets.iter().any(|(_, socket)| {
+                matches!(socket, Socket::Tcp(socket)
+                    if socket.remote_endpoint() == Some(from) && socket.local_endpoint() == Some(to))
+            })
     }
 
     /// The IPv4 address and where it comes from, for
@@ -396,7 +446,12 @@ impl Stack {
             }
             return class;
         }
-        interface.poll_ingress_single(now, &mut device, &mut self.sockets);
+        if self.shared.is_on() && class == Class::Other && self.is_stray(frame) {
+            self.shared.keep_stray(frame);
+            return class;
+        }
+        self.interface
+            .poll_ingress_single(now, &mut device, &mut self.sockets);
         self.listen(now);
         class
     }

@@ -5,7 +5,6 @@ mod common;
 
 use common::*;
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilder};
-use kickpath_services::Stack;
 use smoltcp::time::Duration;
 
 /// An ARP message of a host to the guest.
@@ -205,20 +204,6 @@ fn ipv6_strangers_are_answered_too() {
     let reply = world.guest.outbox.borrow_mut().pop_front().unwrap();
     assert_eq!((&reply[..6], reply[54]), (&mac[..], 129));
     assert_eq!(reply[38..54], sender);
-}
-
-/// A second stack of the same device, behind a queue of its own.
-fn second(world: &World) -> (Port, Stack) {
-    let mut port = Port {
-        inbox: Default::default(),
-        outbox: Default::default(),
-        room: 256,
-    };
-    let mut stack = Stack::following(GUEST_MAC, &mut port, world.now, 2);
-    stack.follow_ipv4(world.now, world.stack.ipv4());
-    while stack.poll(world.now, &mut port) {}
-    sent(&port);
-    (port, stack)
 }
 
 #[test]

@@ -13,6 +13,11 @@
 //! core's DHCP client got. When a box is full, a frame is lost, as on any cable.
 //! Mail takes its time, and may be lost: a core to which a packet comes before it
 //! has heard who the sender is keeps the answer back, and asks itself.
+//!
+//! A device may move a flow: it forgets, and it is told of the pairs anew when
+//! it is opened again. A TCP segment whose connection is on another core goes
+//! from core to core by mail until one has it; its answer leads the next one
+//! there. Only what none has is answered by RST. Other services do not care.
 
 mod shared;
 mod worker;
@@ -26,6 +31,7 @@ use core::sync::atomic::Ordering;
 use kickpath_abi::config::Config;
 use kickpath_abi::status::Status;
 use kickpath_services::{Ipv4State, Stack};
+use smoltcp::phy::Device;
 use virtio_net::net::Stats;
 
 use super::device::Nic;
@@ -33,7 +39,7 @@ use super::interrupts;
 use super::report::{NicRest, Pair};
 use crate::arch::{self, percpu, smp, time};
 use crate::memory::heap;
-use shared::{Assignment, Core, Shared};
+use shared::{Assignment, Core, Shared, Stray};
 
 /// Heap that a core with its pair takes, in bytes: sockets, rings and frame
 /// buffers.
@@ -155,6 +161,18 @@ impl Cores {
     /// The next mail of the first core.
     pub fn next_mail(&self) -> Option<Mail> {
         self.shared.cores.first()?.next_mail()
+    }
+
+    /// Has the first core look for the connection of a segment that came to
+    /// another one.
+    pub fn look_up<D: Device>(&self, stray: Stray, stack: &mut Stack, device: &mut D) {
+        self.shared.look_up(0, stray, stack, device);
+    }
+
+    /// The same for those that came to the first core.
+    #[inline]
+    pub fn look_up_strays<D: Device>(&self, stack: &mut Stack, device: &mut D) {
+        self.shared.look_up_strays(0, stack, device);
     }
 
     /// Tells the others what the first core's stack has learnt.

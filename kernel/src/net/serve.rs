@@ -261,6 +261,9 @@ impl Host {
         if cores.has_mail() {
             self.read_mail(time, stack);
         }
+        if let Some(cores) = &self.cores {
+            on_device!(self, device => cores.look_up_strays(stack, device));
+        }
     }
 
     #[cold]
@@ -268,6 +271,11 @@ impl Host {
         while let Some(mail) = self.cores.as_ref().and_then(Cores::next_mail) {
             match mail {
                 Mail::Frame(frame) => stack.hear(time, &frame),
+                Mail::Stray(stray) => {
+                    if let Some(cores) = &self.cores {
+                        on_device!(self, device => cores.look_up(stray, stack, device));
+                    }
+                }
                 Mail::Broken(error) => self.reopen(&error.into()),
                 Mail::Ipv4(_) => (),
             }

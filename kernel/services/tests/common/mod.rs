@@ -328,3 +328,17 @@ impl World {
         answer
     }
 }
+
+/// A second stack of the guest's device, behind a queue of its own.
+pub fn second(world: &World) -> (Port, Stack) {
+    let mut port = Port {
+        inbox: Frames::default(),
+        outbox: Frames::default(),
+        room: 256,
+    };
+    let mut stack = Stack::following(GUEST_MAC, &mut port, world.now, 2);
+    stack.follow_ipv4(world.now, world.stack.ipv4());
+    while stack.poll(world.now, &mut port) {}
+    port.outbox.borrow_mut().clear();
+    (port, stack)
+}

@@ -6,7 +6,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use heapless::Deque;
 use kickpath_abi::status::{self, CpuLoad, Status};
-use kickpath_services::Ipv4State;
+use kickpath_services::{Ipv4State, Stack};
+use smoltcp::phy::Device;
 use spin::Mutex;
 use virtio_net::net::{DeviceInfo, QueueSnapshot, Stats, TakenPair};
 use virtio_net::queue::QueueError;
@@ -17,9 +18,12 @@ use crate::arch::percpu::{self, PerCpu};
 use crate::memory::KernelHal;
 use crate::memory::layout::MAX_CPUS;
 use crate::net::report;
+use crate::net::serve::now;
 
 /// Frames that fit a core's box.
 const FRAMES: usize = 32;
+/// Stray segments, which anybody can send, leave room for the other frames.
+const STRAYS: usize = FRAMES / 2;
 /// What fits a core's box: frames leave room for what must not be lost. That is
 /// one word of each core, and addresses.
 const MAIL: usize = FRAMES + MAX_CPUS + 16;
@@ -27,10 +31,19 @@ const MAIL: usize = FRAMES + MAX_CPUS + 16;
 pub enum Mail {
     /// A frame that concerns every core.
     Frame(Box<[u8]>),
+    /// To be looked up.
+    Stray(Stray),
     /// The IPv4 address of all.
     Ipv4(Ipv4State),
     /// A core's pair broke by this, and was given back.
     Broken(QueueError),
+}
+
+/// A TCP segment that came to a core which does not have its connection.
+pub struct Stray {
+    frame: Box<[u8]>,
+    /// Cores that have not looked for it yet, but for the one that has it now.
+    others: usize,
 }
 
 /// What a core works with.
@@ -92,8 +105,12 @@ impl Core {
 
     pub(super) fn post(&self, mail: Mail) {
         let mut queue = self.mail.lock();
-        let has_room = queue.len() < FRAMES || !matches!(mail, Mail::Frame(_));
-        if !has_room || queue.push_back(mail).is_err() {
+        let room = match mail {
+            Mail::Stray(_) => STRAYS,
+            Mail::Frame(_) => FRAMES,
+            Mail::Ipv4(_) | Mail::Broken(_) => MAIL,
+        };
+        if queue.len() >= room || queue.push_back(mail).is_err() {
             self.mail_lost.fetch_add(1, Ordering::Relaxed);
         }
         drop(queue);
@@ -101,6 +118,12 @@ impl Core {
         if !self.has_mail.swap(true, Ordering::AcqRel) {
             arch::interrupts::wake(self.cpu);
         }
+    }
+
+    /// Whether it has a pair, as far as the first core knows; of the first core
+    /// itself nothing is said.
+    fn has_pair(&self) -> bool {
+        self.is_out.load(Ordering::Relaxed)
     }
 
     #[inline]
@@ -167,6 +190,46 @@ impl Shared {
             if number != from {
                 core.post(Mail::Frame(frame.into()));
             }
+        }
+    }
+
+    /// Has a core look for the connections of the segments that came to it and
+    /// are strays there.
+    #[inline]
+    pub(super) fn look_up_strays<D: Device>(
+        &self,
+        number: usize,
+        stack: &mut Stack,
+        device: &mut D,
+    ) {
+        for frame in stack.take_strays() {
+            let others = self.cores.iter().skip(1).filter(|core| core.has_pair());
+            let others = others.count();
+            self.look_up(number, Stray { frame, others }, stack, device);
+        }
+    }
+
+    /// Has a core look for the connection of a stray. Where it is not, the next
+    /// core that has a pair is to look, and the last one answers.
+    #[cold]
+    pub(super) fn look_up<D: Device>(
+        &self,
+        number: usize,
+        stray: Stray,
+        stack: &mut Stack,
+        device: &mut D,
+    ) {
+        let Stray { frame, others } = stray;
+        if stack.hear_stray(now(), &frame, others == 0, device) {
+            return;
+        }
+        let Some(others) = others.checked_sub(1) else {
+            return;
+        };
+        let mut after = self.cores.iter().skip(number + 1);
+        let next = after.find(|core| core.has_pair());
+        if let Some(next) = next.or(self.cores.first()) {
+            next.post(Mail::Stray(Stray { frame, others }));
         }
     }
 

@@ -97,7 +97,7 @@ pub(super) fn serve(shared: &'static Shared, core: &'static Core, number: usize)
             }
             let time = now();
             if core.has_mail() {
-                read_mail(core, stack, time);
+                worker.read_mail(number, stack, time);
             }
             let link_up = shared.link_up.get();
             if !link_up && !worker.assignment.pair.has_work() {
@@ -111,6 +111,7 @@ pub(super) fn serve(shared: &'static Shared, core: &'static Core, number: usize)
             for frame in stack.take_shared() {
                 shared.spread(number, &frame);
             }
+            shared.look_up_strays(number, stack, &mut worker.device());
             worker.assignment.pair.kick();
             if busy
                 || worker
@@ -145,21 +146,24 @@ pub(super) fn serve(shared: &'static Shared, core: &'static Core, number: usize)
     }
 }
 
-fn read_mail(core: &Core, stack: &mut Stack, time: Instant) {
-    while let Some(mail) = core.next_mail() {
-        match mail {
-            Mail::Frame(frame) => stack.hear(time, &frame),
-            Mail::Ipv4(state) => stack.follow_ipv4(time, state),
-            Mail::Broken(_) => (),
-        }
-    }
-}
-
 impl Worker<'_> {
     /// The device as this core's network stack sees it.
     fn device(&mut self) -> PhyDevice<'_> {
         let Assignment { pair, info, .. } = &mut *self.assignment;
         PhyDevice::own(pair, info, self.own)
+    }
+
+    #[cold]
+    fn read_mail(&mut self, number: usize, stack: &mut Stack, time: Instant) {
+        let Own { shared, core, .. } = self.own;
+        while let Some(mail) = core.next_mail() {
+            match mail {
+                Mail::Frame(frame) => stack.hear(time, &frame),
+                Mail::Stray(stray) => shared.look_up(number, stray, stack, &mut self.device()),
+                Mail::Ipv4(state) => stack.follow_ipv4(time, state),
+                Mail::Broken(_) => (),
+            }
+        }
     }
 
     /// Sleeps until there may be something to do: an interrupt, or `deadline`
