@@ -16,14 +16,9 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Trans
 use virtio_drivers::{Error, PAGE_SIZE, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{
-    ConfigOps, MsiMessage, NOTIFICATION_DATA, RING_RESET, RingAddresses, TransportError, VERSION_1,
-};
+use super::{ConfigOps, NOTIFICATION_DATA, RING_RESET, RingAddresses, TransportError, steps};
 use crate::doorbell::Doorbell;
 use crate::interrupt::IsrRegister;
-
-/// Status reads until a reset counts as failed.
-const RESET_READS: u32 = 100_000;
 
 /// A transport of `virtio-drivers`, shared between the driver and the function
 /// by which it kicks.
@@ -139,35 +134,18 @@ impl<T: Transport> ConfigOps for Adapter<T> {
     }
 
     fn reset(&mut self) -> Result<(), TransportError> {
-        self.set_status(DeviceStatus::empty());
-        let mut status = self.get_status();
-        for _ in 0..RESET_READS {
-            if status.is_empty() {
-                // Legacy virtio-mmio forgets it at a reset.
-                self.set_guest_page_size(PAGE_SIZE as u32);
-                return Ok(());
-            }
-            core::hint::spin_loop();
-            status = self.get_status();
-        }
-        Err(TransportError::ResetTimeout {
-            status: status.bits(),
-        })
+        steps::reset(self, steps::RESET_READS)?;
+        // Legacy virtio-mmio forgets it at a reset.
+        self.set_guest_page_size(PAGE_SIZE as u32);
+        Ok(())
     }
 
     fn finalize_features(&mut self, features: u64) -> Result<(), TransportError> {
         if self.requires_legacy_layout() {
-            if features > u64::from(u32::MAX) {
-                return Err(TransportError::FeaturesRefused { features });
-            }
-            self.write_driver_features(features);
-            return Ok(());
+            steps::finalize_legacy_features(self, features)
+        } else {
+            steps::finalize_features(self, features)
         }
-        if features & VERSION_1 == 0 {
-            return Err(TransportError::NoVersion1);
-        }
-        self.write_driver_features(features);
-        super::features_ok(self, features)
     }
 
     /// Enables the queue as well: `Transport::queue_set` knows no other way.
@@ -176,27 +154,18 @@ impl<T: Transport> ConfigOps for Adapter<T> {
         queue: u16,
         rings: RingAddresses,
     ) -> Result<Doorbell, TransportError> {
-        let max = self.max_queue_size(queue);
-        if max == 0 {
-            return Err(TransportError::NoSuchQueue { queue });
-        }
-        let size = rings.size;
-        if size == 0 || u32::from(size) > max {
-            return Err(TransportError::QueueSizeRefused { queue, size, max });
-        }
+        steps::check_size(queue, rings.size, self.max_queue_size(queue))?;
         if self.queue_used(queue) {
             return Err(TransportError::QueueInUse { queue });
         }
-        // The transports of that crate panic when a legacy device cannot
-        // address the ring.
-        let frames = rings.descriptors / PAGE_SIZE as u64;
-        if self.requires_legacy_layout() && frames > u64::from(u32::MAX) {
-            let address = rings.descriptors;
-            return Err(TransportError::AddressTooHigh { queue, address });
+        if self.requires_legacy_layout() {
+            // The transports of that crate panic when a legacy device cannot
+            // address the ring.
+            steps::page_frame(queue, rings.descriptors)?;
         }
         self.queue_set(
             queue,
-            u32::from(size),
+            u32::from(rings.size),
             rings.descriptors,
             rings.driver,
             rings.device,
@@ -221,32 +190,6 @@ impl<T: Transport> ConfigOps for Adapter<T> {
         NOTIFICATION_DATA | RING_RESET
     }
 
-    fn msix_entries(&self) -> u16 {
-        0
-    }
-
-    fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError> {
-        Err(TransportError::TooFewVectors {
-            needed: u16::try_from(messages.len()).unwrap_or(u16::MAX),
-            available: 0,
-        })
-    }
-
-    fn msix_disable(&mut self) {}
-
-    fn set_config_vector(&mut self, entry: u16) -> Result<(), TransportError> {
-        Err(TransportError::TooFewVectors {
-            needed: entry.saturating_add(1),
-            available: 0,
-        })
-    }
-
-    fn set_queue_vector(&mut self, _queue: u16, entry: u16) -> Result<(), TransportError> {
-        self.set_config_vector(entry)
-    }
-
-    fn intx_enable(&mut self, _enable: bool) {}
-
     fn isr(&self) -> Option<IsrRegister> {
         None
     }
@@ -259,9 +202,6 @@ impl<T: Transport> ConfigOps for Adapter<T> {
 
 impl<T: Transport> Drop for Adapter<T> {
     fn drop(&mut self) {
-        // The device must not touch memory that its driver gives back.
-        if let Err(error) = self.reset() {
-            log::error!("{error}");
-        }
+        steps::shut_down(self);
     }
 }

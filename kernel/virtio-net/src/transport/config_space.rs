@@ -1,12 +1,10 @@
 //! A device's own configuration where it lies in memory: virtio-pci's modern
 //! interface and virtio-mmio (specification 2.5).
 
-use core::cell::Cell;
-
 use virtio_drivers::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::registers::Registers;
+use super::registers::{Accesses, Registers};
 
 /// Times that a field is read anew because the device changed its
 /// configuration meanwhile. A device that changes it faster than it can be
@@ -54,7 +52,7 @@ pub(super) fn read<T: FromBytes + IntoBytes, R: Registers>(
     base: usize,
     offset: usize,
     generation: impl Fn() -> u32,
-    accesses: &Cell<u64>,
+    accesses: &Accesses,
 ) -> Result<T, Error> {
     let mut value = T::new_zeroed();
     let bytes = value.as_mut_bytes();
@@ -62,7 +60,7 @@ pub(super) fn read<T: FromBytes + IntoBytes, R: Registers>(
     let width = width(start, bytes.len());
     let mut read = || {
         for (at, piece) in (start..).step_by(width).zip(bytes.chunks_mut(width)) {
-            accesses.set(accesses.get() + 1);
+            accesses.count(1);
             let word = match width {
                 1 => u32::from(registers.read8(at)),
                 2 => u32::from(registers.read16(at)),
@@ -101,12 +99,12 @@ pub(super) fn write<R: Registers>(
     base: usize,
     offset: usize,
     value: &[u8],
-    accesses: &Cell<u64>,
+    accesses: &Accesses,
 ) -> Result<(), Error> {
     let start = place(registers, base, offset, value.len())?;
     let width = width(start, value.len());
     for (at, piece) in (start..).step_by(width).zip(value.chunks(width)) {
-        accesses.set(accesses.get() + 1);
+        accesses.count(1);
         match *piece {
             [a, b] => registers.write16(at, u16::from_le_bytes([a, b])),
             [a, b, c, d] => registers.write32(at, u32::from_le_bytes([a, b, c, d])),

@@ -176,6 +176,16 @@ pub enum TransportError {
     AccessPlatform,
 }
 
+impl TransportError {
+    /// `needed` vectors of a device that has no MSI-X, or has it turned off.
+    pub(super) fn no_msix(needed: usize) -> Self {
+        Self::TooFewVectors {
+            needed: u16::try_from(needed).unwrap_or(u16::MAX),
+            available: 0,
+        }
+    }
+}
+
 /// What is wrong with a BAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BarProblem {

@@ -16,19 +16,18 @@
 //! dictates each queue's size. It has no FEATURES_OK: what is written to
 //! GUEST_FEATURES is agreed.
 
-use core::cell::Cell;
 use core::fmt;
 
-use virtio_drivers::transport::pci::bus::{
-    BarInfo, Command, ConfigurationAccess, DeviceFunction, PciRoot,
-};
+use virtio_drivers::transport::pci::bus::{BarInfo, ConfigurationAccess, DeviceFunction};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
-use virtio_drivers::{Error, Hal, PAGE_SIZE, PhysAddr};
+use virtio_drivers::{Error, Hal, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::msix::{Msix, vector_taken};
+use super::msix::vector_taken;
+use super::pci_common::{PciFunction, TRANSITIONAL, VENDOR_VIRTIO};
 use super::ports::{Ports, X86Ports};
-use super::{BarProblem, ConfigOps, MsiMessage, RingAddresses, TransportError};
+use super::registers::Accesses;
+use super::{BarProblem, ConfigOps, MsiMessage, RingAddresses, TransportError, steps};
 use crate::doorbell::Doorbell;
 use crate::interrupt::IsrRegister;
 
@@ -50,25 +49,18 @@ mod register {
     pub const CONFIG_MSIX: u16 = 0x18;
 }
 
-/// PCI vendor id of virtio devices.
-const VENDOR_VIRTIO: u16 = 0x1af4;
-
 /// Status reads until a reset counts as failed. A legacy device resets within
 /// the write; each read is an exit of a microsecond or more.
 const RESET_READS: u32 = 1000;
 
 /// A legacy or transitional virtio-pci device, driven by port I/O.
 pub struct LegacyPciTransport<H: Hal, C: ConfigurationAccess, P: Ports = X86Ports> {
-    root: PciRoot<C>,
-    access: C,
-    function: DeviceFunction,
+    pci: PciFunction<H, C>,
     device_type: DeviceType,
     ports: P,
     base: u16,
     size: u16,
-    msix: Option<Msix<H>>,
-    msix_on: bool,
-    accesses: Cell<u64>,
+    accesses: Accesses,
 }
 
 impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
@@ -82,24 +74,19 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
     /// [`TransportError::NotThisTransport`] when it is no legacy or
     /// transitional virtio device (1af4:1000 to :103f, revision 0),
     /// [`TransportError::UnusableBar`], [`TransportError::UnknownDeviceType`].
-    pub fn new(mut access: C, ports: P, function: DeviceFunction) -> Result<Self, TransportError> {
-        let id = access.read_word(function, 0x00);
-        let (vendor, device) = (id as u16, (id >> 16) as u16);
+    pub fn new(access: C, ports: P, function: DeviceFunction) -> Result<Self, TransportError> {
+        let mut pci = PciFunction::new(access, function);
+        let (vendor, device) = pci.id();
         // Specification 4.1.2.3: a transitional device has revision 0.
-        let revision = access.read_word(function, 0x08) as u8;
-        if vendor != VENDOR_VIRTIO || !(0x1000..=0x103f).contains(&device) || revision != 0 {
+        if vendor != VENDOR_VIRTIO || !TRANSITIONAL.contains(&device) || pci.revision() != 0 {
             return Err(TransportError::NotThisTransport { vendor, device });
         }
-        // Specification 4.1.2.3: the subsystem id is the kind of device.
-        let subsystem = (access.read_word(function, 0x2c) >> 16) as u16;
-        let device_type = DeviceType::try_from(subsystem)
-            .map_err(|_| TransportError::UnknownDeviceType { id: subsystem })?;
+        let id = pci.subsystem();
+        let device_type =
+            DeviceType::try_from(id).map_err(|_| TransportError::UnknownDeviceType { id })?;
 
-        // SAFETY: this transport is the only user of the device; the clone
-        // only sizes its BARs and reads its capabilities.
-        let mut root = PciRoot::new(unsafe { access.unsafe_clone() });
         let unusable = |problem| TransportError::UnusableBar { bar: 0, problem };
-        let (address, size) = match root.bar_info(function, 0) {
+        let (address, size) = match pci.root.bar_info(function, 0) {
             // A device that decodes 16 bits of address has no upper half to
             // size (PCI Local Bus 3.0, 6.2.5.1).
             Ok(Some(BarInfo::IO { address, size })) => (address, size & 0xffff),
@@ -126,26 +113,14 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
                 address: u64::from(address),
             }));
         }
-        let msix = Msix::find(&mut root, &mut access, function).unwrap_or_else(|problem| {
-            log::warn!("{function}: {problem}; going on without MSI-X");
-            None
-        });
-        let (_, command) = root.get_status_command(function);
-        root.set_command(
-            function,
-            command | Command::IO_SPACE | Command::MEMORY_SPACE | Command::BUS_MASTER,
-        );
+        pci.enable();
         Ok(Self {
-            root,
-            access,
-            function,
+            pci,
             device_type,
             ports,
             base,
             size,
-            msix,
-            msix_on: false,
-            accesses: Cell::new(0),
+            accesses: Accesses::default(),
         })
     }
 
@@ -156,24 +131,23 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
 
     /// Place of the device on its bus.
     pub fn function(&self) -> DeviceFunction {
-        self.function
+        self.pci.place
     }
 
     /// Port of a register, and one more access counted.
     fn port(&self, offset: u16) -> u16 {
-        self.accesses.set(self.accesses.get() + 1);
+        self.accesses.count(1);
         self.base + offset
     }
 
     fn select(&mut self, queue: u16) {
-        let port = self.port(register::QUEUE_SEL);
-        self.ports.write16(port, queue);
+        self.ports.write16(self.port(register::QUEUE_SEL), queue);
     }
 
     /// Specification 4.1.4.10: the device's configuration moves behind the
     /// vector registers when MSI-X is turned on.
     fn config_base(&self) -> u16 {
-        if self.msix_on {
+        if self.pci.msix_on() {
             register::CONFIG_MSIX
         } else {
             register::CONFIG
@@ -199,38 +173,34 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> Transport for LegacyPciTransport<
     /// The legacy interface has 32 feature bits.
     #[doc(alias = "vp_get_features")]
     fn read_device_features(&mut self) -> u64 {
-        let port = self.port(register::HOST_FEATURES);
-        u64::from(self.ports.read32(port))
+        u64::from(self.ports.read32(self.port(register::HOST_FEATURES)))
     }
 
     fn write_driver_features(&mut self, driver_features: u64) {
-        let port = self.port(register::GUEST_FEATURES);
-        self.ports.write32(port, driver_features as u32);
+        self.ports
+            .write32(self.port(register::GUEST_FEATURES), driver_features as u32);
     }
 
     fn max_queue_size(&mut self, queue: u16) -> u32 {
         self.select(queue);
-        let port = self.port(register::QUEUE_NUM);
-        u32::from(self.ports.read16(port))
+        u32::from(self.ports.read16(self.port(register::QUEUE_NUM)))
     }
 
     fn notify(&mut self, queue: u16) {
-        let port = self.port(register::QUEUE_NOTIFY);
-        self.ports.write16(port, queue);
+        self.ports.write16(self.port(register::QUEUE_NOTIFY), queue);
     }
 
     #[doc(alias = "vp_get_status")]
     fn get_status(&self) -> DeviceStatus {
-        let port = self.port(register::STATUS);
-        DeviceStatus::from_bits_retain(u32::from(self.ports.read8(port)))
+        DeviceStatus::from_bits_retain(u32::from(self.ports.read8(self.port(register::STATUS))))
     }
 
     #[doc(alias = "vp_set_status")]
     fn set_status(&mut self, status: DeviceStatus) {
         // FEATURES_OK does not exist here (specification 3.1.2).
         let status = status - DeviceStatus::FEATURES_OK;
-        let port = self.port(register::STATUS);
-        self.ports.write8(port, status.bits() as u8);
+        self.ports
+            .write8(self.port(register::STATUS), status.bits() as u8);
     }
 
     fn set_guest_page_size(&mut self, _guest_page_size: u32) {
@@ -250,35 +220,24 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> Transport for LegacyPciTransport<
         driver_area: PhysAddr,
         device_area: PhysAddr,
     ) {
-        let rings = RingAddresses {
-            size: u16::try_from(size).unwrap_or(0),
-            descriptors,
-            driver: driver_area,
-            device: device_area,
-        };
-        if let Err(error) = self.setup_queue(queue, rings) {
-            log::error!("{}: {error}", self.function);
-        }
+        steps::queue_set(self, queue, size, [descriptors, driver_area, device_area]);
     }
 
     #[doc(alias = "vp_del_vq")]
     fn queue_unset(&mut self, queue: u16) {
         self.select(queue);
-        let port = self.port(register::QUEUE_PFN);
         // QEMU resets the whole device at this; the interface has no way to
         // take a single queue back.
-        self.ports.write32(port, 0);
+        self.ports.write32(self.port(register::QUEUE_PFN), 0);
     }
 
     fn queue_used(&mut self, queue: u16) -> bool {
         self.select(queue);
-        let port = self.port(register::QUEUE_PFN);
-        self.ports.read32(port) != 0
+        self.ports.read32(self.port(register::QUEUE_PFN)) != 0
     }
 
     fn ack_interrupt(&mut self) -> InterruptStatus {
-        let port = self.port(register::ISR);
-        InterruptStatus::from_bits_truncate(u32::from(self.ports.read8(port)))
+        InterruptStatus::from_bits_truncate(u32::from(self.ports.read8(self.port(register::ISR))))
     }
 
     fn read_config_generation(&self) -> u32 {
@@ -316,17 +275,16 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> Transport for LegacyPciTransport<
         let mut at = self.config_offset(offset, bytes.len())?;
         match *bytes {
             [a, b] => {
-                let port = self.port(at);
-                self.ports.write16(port, u16::from_le_bytes([a, b]));
+                self.ports
+                    .write16(self.port(at), u16::from_le_bytes([a, b]));
             }
             [a, b, c, d] => {
-                let port = self.port(at);
-                self.ports.write32(port, u32::from_le_bytes([a, b, c, d]));
+                self.ports
+                    .write32(self.port(at), u32::from_le_bytes([a, b, c, d]));
             }
             ref bytes => {
                 for &byte in bytes {
-                    let port = self.port(at);
-                    self.ports.write8(port, byte);
+                    self.ports.write8(self.port(at), byte);
                     at += 1;
                 }
             }
@@ -337,32 +295,15 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> Transport for LegacyPciTransport<
 
 impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<H, C, P> {
     fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PCI {}", self.function)
+        write!(f, "PCI {}", self.pci.place)
     }
 
     fn reset(&mut self) -> Result<(), TransportError> {
-        self.set_status(DeviceStatus::empty());
-        // Reading it back flushes the write out and waits for devices that
-        // take their time (Linux `vp_reset`).
-        let mut status = self.get_status();
-        for _ in 0..RESET_READS {
-            if status.is_empty() {
-                return Ok(());
-            }
-            core::hint::spin_loop();
-            status = self.get_status();
-        }
-        Err(TransportError::ResetTimeout {
-            status: status.bits(),
-        })
+        steps::reset(self, RESET_READS)
     }
 
     fn finalize_features(&mut self, features: u64) -> Result<(), TransportError> {
-        if features > u64::from(u32::MAX) {
-            return Err(TransportError::FeaturesRefused { features });
-        }
-        self.write_driver_features(features);
-        Ok(())
+        steps::finalize_legacy_features(self, features)
     }
 
     fn setup_queue(
@@ -371,31 +312,18 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<
         rings: RingAddresses,
     ) -> Result<Doorbell, TransportError> {
         self.select(queue);
-        let port = self.port(register::QUEUE_NUM);
-        let size = self.ports.read16(port);
+        let size = self.ports.read16(self.port(register::QUEUE_NUM));
         // The size is the device's to choose; a ring of another would be laid
         // out elsewhere than the device looks for it.
         if size == 0 || size != rings.size {
             return Err(TransportError::NoSuchQueue { queue });
         }
-        let port = self.port(register::QUEUE_PFN);
-        if self.ports.read32(port) != 0 {
+        if self.ports.read32(self.port(register::QUEUE_PFN)) != 0 {
             return Err(TransportError::QueueInUse { queue });
         }
-        let frame = rings.descriptors / PAGE_SIZE as u64;
-        let wrote = match u32::try_from(frame) {
-            Ok(frame) if rings.descriptors.is_multiple_of(PAGE_SIZE as u64) => frame,
-            _ => {
-                return Err(TransportError::AddressTooHigh {
-                    queue,
-                    address: rings.descriptors,
-                });
-            }
-        };
-        let port = self.port(register::QUEUE_PFN);
-        self.ports.write32(port, wrote);
-        let port = self.port(register::QUEUE_PFN);
-        let read = self.ports.read32(port);
+        let wrote = steps::page_frame(queue, rings.descriptors)?;
+        self.ports.write32(self.port(register::QUEUE_PFN), wrote);
+        let read = self.ports.read32(self.port(register::QUEUE_PFN));
         if read != wrote {
             return Err(TransportError::QueueNotTaken { queue, wrote, read });
         }
@@ -406,64 +334,40 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<
     }
 
     fn msix_entries(&self) -> u16 {
-        self.msix.as_ref().map_or(0, Msix::entries)
+        self.pci.msix_entries()
     }
 
     fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError> {
-        let Some(msix) = &mut self.msix else {
-            return Err(TransportError::TooFewVectors {
-                needed: u16::try_from(messages.len()).unwrap_or(u16::MAX),
-                available: 0,
-            });
-        };
-        let accesses = msix.enable(&mut self.access, messages)?;
-        self.accesses.set(self.accesses.get() + accesses);
-        self.msix_on = true;
+        self.accesses.count(self.pci.msix_enable(messages)?);
         Ok(())
     }
 
     fn msix_disable(&mut self) {
-        if let (true, Some(msix)) = (self.msix_on, &mut self.msix) {
-            msix.disable(&mut self.access);
-        }
-        self.msix_on = false;
+        self.pci.msix_disable();
     }
 
     fn set_config_vector(&mut self, entry: u16) -> Result<(), TransportError> {
-        let port = self.port(register::CONFIG_VECTOR);
-        self.ports.write16(port, entry);
-        let port = self.port(register::CONFIG_VECTOR);
-        let read = self.ports.read16(port);
+        self.ports
+            .write16(self.port(register::CONFIG_VECTOR), entry);
+        let read = self.ports.read16(self.port(register::CONFIG_VECTOR));
         vector_taken(None, entry, read)
     }
 
     fn set_queue_vector(&mut self, queue: u16, entry: u16) -> Result<(), TransportError> {
         self.select(queue);
-        let port = self.port(register::QUEUE_VECTOR);
-        self.ports.write16(port, entry);
-        let port = self.port(register::QUEUE_VECTOR);
-        let read = self.ports.read16(port);
+        self.ports.write16(self.port(register::QUEUE_VECTOR), entry);
+        let read = self.ports.read16(self.port(register::QUEUE_VECTOR));
         vector_taken(Some(queue), entry, read)
     }
 
     fn set_vq_affinity(&mut self, entry: u16, message: MsiMessage) -> Result<(), TransportError> {
-        match &mut self.msix {
-            Some(msix) if self.msix_on => {
-                let accesses = msix.set_message(entry, message)?;
-                self.accesses.set(self.accesses.get() + accesses);
-                Ok(())
-            }
-            _ => Err(TransportError::TooFewVectors {
-                needed: entry.saturating_add(1),
-                available: 0,
-            }),
-        }
+        self.accesses
+            .count(self.pci.set_vq_affinity(entry, message)?);
+        Ok(())
     }
 
     fn intx_enable(&mut self, enable: bool) {
-        let (_, mut command) = self.root.get_status_command(self.function);
-        command.set(Command::INTERRUPT_DISABLE, !enable);
-        self.root.set_command(self.function, command);
+        self.pci.intx_enable(enable);
     }
 
     fn isr(&self) -> Option<IsrRegister> {
@@ -471,16 +375,12 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<
     }
 
     fn register_accesses(&self) -> u64 {
-        self.accesses.get()
+        self.accesses.total()
     }
 }
 
 impl<H: Hal, C: ConfigurationAccess, P: Ports> Drop for LegacyPciTransport<H, C, P> {
     fn drop(&mut self) {
-        // The device must not touch memory that its driver gives back.
-        if let Err(error) = self.reset() {
-            log::error!("{}: {error}", self.function);
-        }
-        self.msix_disable();
+        steps::shut_down(self);
     }
 }

@@ -23,7 +23,6 @@
 //! Every register has 32 bits. The kick is one 32-bit write of the queue's
 //! index. There are no vectors, only one interrupt line.
 
-use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
@@ -33,9 +32,8 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Trans
 use virtio_drivers::{Error, Hal, PAGE_SIZE, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::config_space;
-use super::registers::{MappedRegisters, Registers};
-use super::{AccessPlatform, ConfigOps, MsiMessage, RingAddresses, TransportError, VERSION_1};
+use super::registers::{Accesses, MappedRegisters, Registers};
+use super::{AccessPlatform, ConfigOps, RingAddresses, TransportError, config_space, steps};
 use crate::doorbell::Doorbell;
 use crate::interrupt::{IsrRegister, MmioInterrupt};
 
@@ -70,8 +68,6 @@ mod register {
 /// "virt", little endian.
 const MAGIC: u32 = 0x7472_6976;
 
-/// Status reads until a reset counts as failed.
-const RESET_READS: u32 = 100_000;
 /// Reads of the queue's registers until its reset counts as failed.
 const QUEUE_RESET_READS: u32 = 100_000;
 
@@ -159,7 +155,7 @@ pub struct MmioTransport<H: Hal, R: Registers = MappedRegisters> {
     device_type: DeviceType,
     notify: NonNull<u32>,
     access_platform: bool,
-    accesses: Cell<u64>,
+    accesses: Accesses,
     hal: PhantomData<H>,
 }
 
@@ -209,6 +205,8 @@ impl<H: Hal, R: Registers> MmioTransport<H, R> {
             // Not reached: at an address that is no multiple of 4 the magic
             // value reads as all ones.
             .ok_or(TransportError::NoMagic { read })?;
+        let accesses = Accesses::default();
+        accesses.count(3); // the reads above
         Ok(Self {
             registers,
             address,
@@ -216,8 +214,7 @@ impl<H: Hal, R: Registers> MmioTransport<H, R> {
             device_type,
             notify,
             access_platform: false,
-            // The three reads above.
-            accesses: Cell::new(3),
+            accesses,
             hal: PhantomData,
         })
     }
@@ -245,12 +242,12 @@ impl<H: Hal, R: Registers> MmioTransport<H, R> {
     }
 
     fn read(&self, register: usize) -> u32 {
-        self.accesses.set(self.accesses.get() + 1);
+        self.accesses.count(1);
         self.registers.read32(register)
     }
 
     fn write(&mut self, register: usize, value: u32) {
-        self.accesses.set(self.accesses.get() + 1);
+        self.accesses.count(1);
         self.registers.write32(register, value);
     }
 
@@ -269,16 +266,7 @@ impl<H: Hal, R: Registers> MmioTransport<H, R> {
 
     /// Gives the address of the selected queue as version 1 wants it.
     fn set_queue_pfn(&mut self, queue: u16, rings: RingAddresses) -> Result<(), TransportError> {
-        let page = PAGE_SIZE as u64;
-        let wrote = match u32::try_from(rings.descriptors / page) {
-            Ok(frame) if rings.descriptors.is_multiple_of(page) => frame,
-            _ => {
-                return Err(TransportError::AddressTooHigh {
-                    queue,
-                    address: rings.descriptors,
-                });
-            }
-        };
+        let wrote = steps::page_frame(queue, rings.descriptors)?;
         self.write(register::QUEUE_NUM, u32::from(rings.size));
         self.write(register::QUEUE_ALIGN, PAGE_SIZE as u32);
         self.write(register::QUEUE_PFN, wrote);
@@ -363,18 +351,7 @@ impl<H: Hal, R: Registers> Transport for MmioTransport<H, R> {
         driver_area: PhysAddr,
         device_area: PhysAddr,
     ) {
-        let rings = RingAddresses {
-            size: u16::try_from(size).unwrap_or(0),
-            descriptors,
-            driver: driver_area,
-            device: device_area,
-        };
-        if let Err(error) = self
-            .setup_queue(queue, rings)
-            .and_then(|_| self.enable_queue(queue))
-        {
-            log::error!("virtio-mmio {:#x}: {error}", self.address);
-        }
+        steps::queue_set(self, queue, size, [descriptors, driver_area, device_area]);
     }
 
     #[doc(alias = "vm_del_vq")]
@@ -439,37 +416,17 @@ impl<H: Hal, R: Registers> ConfigOps for MmioTransport<H, R> {
 
     #[doc(alias = "vm_reset")]
     fn reset(&mut self) -> Result<(), TransportError> {
-        self.set_status(DeviceStatus::empty());
-        let mut status = self.get_status();
-        for _ in 0..RESET_READS {
-            if status.is_empty() {
-                // Version 1 forgets it at a reset.
-                self.set_guest_page_size(PAGE_SIZE as u32);
-                return Ok(());
-            }
-            core::hint::spin_loop();
-            status = self.get_status();
-        }
-        Err(TransportError::ResetTimeout {
-            status: status.bits(),
-        })
+        steps::reset(self, steps::RESET_READS)?;
+        // Version 1 forgets it at a reset.
+        self.set_guest_page_size(PAGE_SIZE as u32);
+        Ok(())
     }
 
     #[doc(alias = "vm_finalize_features")]
     fn finalize_features(&mut self, features: u64) -> Result<(), TransportError> {
         match self.version {
-            Version::Legacy if features > u64::from(u32::MAX) => {
-                Err(TransportError::FeaturesRefused { features })
-            }
-            Version::Legacy => {
-                self.write_driver_features(features);
-                Ok(())
-            }
-            Version::Modern if features & VERSION_1 == 0 => Err(TransportError::NoVersion1),
-            Version::Modern => {
-                self.write_driver_features(features);
-                super::features_ok(self, features)
-            }
+            Version::Legacy => steps::finalize_legacy_features(self, features),
+            Version::Modern => steps::finalize_features(self, features),
         }
     }
 
@@ -488,14 +445,7 @@ impl<H: Hal, R: Registers> ConfigOps for MmioTransport<H, R> {
         queue: u16,
         rings: RingAddresses,
     ) -> Result<Doorbell, TransportError> {
-        let max = self.max_queue_size(queue);
-        if max == 0 {
-            return Err(TransportError::NoSuchQueue { queue });
-        }
-        if rings.size == 0 || u32::from(rings.size) > max {
-            let size = rings.size;
-            return Err(TransportError::QueueSizeRefused { queue, size, max });
-        }
+        steps::check_size(queue, rings.size, self.max_queue_size(queue))?;
         if self.read(self.in_use_register()) != 0 {
             return Err(TransportError::QueueInUse { queue });
         }
@@ -551,33 +501,6 @@ impl<H: Hal, R: Registers> ConfigOps for MmioTransport<H, R> {
         Err(TransportError::QueueResetTimeout { queue })
     }
 
-    fn msix_entries(&self) -> u16 {
-        0
-    }
-
-    fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError> {
-        Err(TransportError::TooFewVectors {
-            needed: u16::try_from(messages.len()).unwrap_or(u16::MAX),
-            available: 0,
-        })
-    }
-
-    fn msix_disable(&mut self) {}
-
-    fn set_config_vector(&mut self, entry: u16) -> Result<(), TransportError> {
-        Err(TransportError::TooFewVectors {
-            needed: entry.saturating_add(1),
-            available: 0,
-        })
-    }
-
-    fn set_queue_vector(&mut self, _queue: u16, entry: u16) -> Result<(), TransportError> {
-        self.set_config_vector(entry)
-    }
-
-    /// The device cannot be told; the line is masked where it ends.
-    fn intx_enable(&mut self, _enable: bool) {}
-
     fn isr(&self) -> Option<IsrRegister> {
         Some(IsrRegister::VirtioMmio(MmioInterrupt {
             status: self.registers.pointer(register::INTERRUPT_STATUS)?,
@@ -586,15 +509,12 @@ impl<H: Hal, R: Registers> ConfigOps for MmioTransport<H, R> {
     }
 
     fn register_accesses(&self) -> u64 {
-        self.accesses.get()
+        self.accesses.total()
     }
 }
 
 impl<H: Hal, R: Registers> Drop for MmioTransport<H, R> {
     fn drop(&mut self) {
-        // The device must not touch memory that its driver gives back.
-        if let Err(error) = self.reset() {
-            log::error!("virtio-mmio {:#x}: {error}", self.address);
-        }
+        steps::shut_down(self);
     }
 }

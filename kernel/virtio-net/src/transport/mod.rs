@@ -13,8 +13,10 @@ pub mod legacy_pci;
 pub mod mmio;
 pub mod modern_pci;
 pub mod msix;
+mod pci_common;
 mod ports;
 mod registers;
+mod steps;
 pub mod structures;
 
 pub use error::{BarProblem, Structure, StructureProblem, TransportError};
@@ -23,7 +25,7 @@ pub use registers::{MappedRegisters, Registers};
 
 use core::fmt;
 
-use virtio_drivers::transport::{DeviceStatus, Transport};
+use virtio_drivers::transport::Transport;
 use virtio_drivers::{Hal, PhysAddr};
 
 use crate::doorbell::Doorbell;
@@ -160,8 +162,11 @@ pub trait ConfigOps: Transport {
         Err(TransportError::NoQueueReset { queue })
     }
 
-    /// Number of MSI-X entries, 0 when the device has no MSI-X.
-    fn msix_entries(&self) -> u16;
+    /// Number of MSI-X entries, 0 when the device has no MSI-X. A transport
+    /// without MSI-X leaves this and all that follows from it as it is here.
+    fn msix_entries(&self) -> u16 {
+        0
+    }
 
     /// Turns MSI-X on with these messages in the first entries and every
     /// other entry masked.
@@ -169,26 +174,34 @@ pub trait ConfigOps: Transport {
     /// # Errors
     ///
     /// [`TransportError::TooFewVectors`]; MSI-X is off then.
-    fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError>;
+    fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError> {
+        Err(TransportError::no_msix(messages.len()))
+    }
 
     /// Turns MSI-X off, if it is on.
-    fn msix_disable(&mut self);
+    fn msix_disable(&mut self) {}
 
     /// Routes configuration changes to an MSI-X entry.
     ///
     /// # Errors
     ///
-    /// [`TransportError::VectorNotTaken`].
+    /// [`TransportError::VectorNotTaken`]; [`TransportError::TooFewVectors`] of
+    /// a transport without MSI-X.
     #[doc(alias = "vp_config_vector")]
-    fn set_config_vector(&mut self, entry: u16) -> Result<(), TransportError>;
+    fn set_config_vector(&mut self, entry: u16) -> Result<(), TransportError> {
+        Err(TransportError::no_msix(usize::from(entry) + 1))
+    }
 
     /// Routes a queue's used buffers to an MSI-X entry.
     ///
     /// # Errors
     ///
-    /// [`TransportError::VectorNotTaken`].
+    /// As for [`Self::set_config_vector`].
     #[doc(alias = "vp_queue_vector")]
-    fn set_queue_vector(&mut self, queue: u16, entry: u16) -> Result<(), TransportError>;
+    fn set_queue_vector(&mut self, queue: u16, entry: u16) -> Result<(), TransportError> {
+        let _ = queue;
+        Err(TransportError::no_msix(usize::from(entry) + 1))
+    }
 
     /// Sends the interrupts of an MSI-X entry elsewhere, which is how the
     /// queues that use it move to another CPU.
@@ -200,14 +213,14 @@ pub trait ConfigOps: Transport {
     #[doc(alias = "vp_set_vq_affinity")]
     fn set_vq_affinity(&mut self, entry: u16, message: MsiMessage) -> Result<(), TransportError> {
         let _ = message;
-        Err(TransportError::TooFewVectors {
-            needed: entry.saturating_add(1),
-            available: 0,
-        })
+        Err(TransportError::no_msix(usize::from(entry) + 1))
     }
 
-    /// Lets the device raise its interrupt line (INTx), or not.
-    fn intx_enable(&mut self, enable: bool);
+    /// Lets the device raise its interrupt line (INTx), or not. Where the
+    /// device cannot be told, a line is masked where it ends.
+    fn intx_enable(&mut self, enable: bool) {
+        let _ = enable;
+    }
 
     /// The register by which a handler of the interrupt line (INTx)
     /// acknowledges, `None` where the transport has no such line.
@@ -238,18 +251,6 @@ pub struct BusName<'a, T: ConfigOps>(pub &'a T);
 impl<T: ConfigOps> fmt::Display for BusName<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.bus_name(f)
-    }
-}
-
-/// Sets FEATURES_OK and looks whether it stays (specification 3.1.1, steps 5
-/// and 6).
-fn features_ok<T: Transport>(transport: &mut T, features: u64) -> Result<(), TransportError> {
-    let status = transport.get_status() | DeviceStatus::FEATURES_OK;
-    transport.set_status(status);
-    if transport.get_status().contains(DeviceStatus::FEATURES_OK) {
-        Ok(())
-    } else {
-        Err(TransportError::FeaturesRefused { features })
     }
 }
 

@@ -21,21 +21,20 @@
 //! notify_off_multiplier` of the notification structure: in memory, or, where
 //! the device offers that, at a port.
 
-use core::cell::Cell;
 use core::fmt;
 
-use virtio_drivers::transport::pci::bus::{Command, ConfigurationAccess, DeviceFunction, PciRoot};
+use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{Error, Hal, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::config_space;
-use super::msix::{Msix, vector_taken};
-use super::registers::{MappedRegisters, Registers};
+use super::msix::vector_taken;
+use super::pci_common::{PciFunction, TRANSITIONAL, VENDOR_VIRTIO};
+use super::registers::{Accesses, MappedRegisters, Registers};
 use super::structures::{self, Location, Region, Structures};
 use super::{
     AccessPlatform, ConfigOps, MsiMessage, NOTIFICATION_DATA, RingAddresses, TransportError,
-    VERSION_1,
+    config_space, steps,
 };
 use crate::doorbell::Doorbell;
 use crate::interrupt::IsrRegister;
@@ -66,23 +65,16 @@ mod register {
 /// Bytes of the common configuration that every device has.
 pub(super) const COMMON_LENGTH: u32 = 0x38;
 
-/// PCI vendor id of virtio devices.
-const VENDOR_VIRTIO: u16 = 0x1af4;
 /// PCI device id of a modern device, less its type (specification 4.1.2.1).
 const DEVICE_MODERN: u16 = 0x1040;
 
-/// Status reads until a reset counts as failed. Each is an exit of a
-/// microsecond or more.
-const RESET_READS: u32 = 100_000;
 /// Reads of `queue_reset` and `queue_enable` until the reset of a queue counts
 /// as failed.
 const QUEUE_RESET_READS: u32 = 100_000;
 
 /// A virtio-pci device, driven by its modern interface.
 pub struct ModernPciTransport<H: Hal, C: ConfigurationAccess, R: Registers = MappedRegisters> {
-    root: PciRoot<C>,
-    access: C,
-    function: DeviceFunction,
+    pci: PciFunction<H, C>,
     device_type: DeviceType,
     structures: Structures,
     common: R,
@@ -90,12 +82,10 @@ pub struct ModernPciTransport<H: Hal, C: ConfigurationAccess, R: Registers = Map
     notify: Option<R>,
     isr: R,
     device: Option<R>,
-    msix: Option<Msix<H>>,
-    msix_on: bool,
     access_platform: bool,
     /// `VIRTIO_F_NOTIFICATION_DATA` was agreed on.
     notification_data: bool,
-    accesses: Cell<u64>,
+    accesses: Accesses,
 }
 
 impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
@@ -109,22 +99,12 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
     /// [`TransportError::NotThisTransport`] when it is no virtio device
     /// (1af4:1000 to :107f), [`TransportError::UnknownDeviceType`], and those
     /// of [`Structures::find`].
-    pub fn new(mut access: C, function: DeviceFunction) -> Result<Self, TransportError> {
-        let device_type = device_type(&access, function)?;
-        // SAFETY: this transport is the only user of the device; the clone
-        // only sizes its BARs and reads its capabilities.
-        let mut root = PciRoot::new(unsafe { access.unsafe_clone() });
-        let bars = structures::bars(&mut root, function);
-        let structures = Structures::find(&root, &access, function, &bars)?;
-        let msix = Msix::find(&mut root, &mut access, function).unwrap_or_else(|problem| {
-            log::warn!("{function}: {problem}; going on without MSI-X");
-            None
-        });
-        let (_, command) = root.get_status_command(function);
-        root.set_command(
-            function,
-            command | Command::IO_SPACE | Command::MEMORY_SPACE | Command::BUS_MASTER,
-        );
+    pub fn new(access: C, function: DeviceFunction) -> Result<Self, TransportError> {
+        let mut pci = PciFunction::new(access, function);
+        let device_type = device_type(&pci)?;
+        let bars = structures::bars(&mut pci.root, function);
+        let structures = Structures::find(&pci.root, &pci.access, function, &bars)?;
+        pci.enable();
         let map = |region: Region| match region.location {
             // SAFETY: the structure was checked to lie within a memory BAR of
             // this device that has an address.
@@ -139,16 +119,12 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
             notify: map(structures.notify),
             isr: map(structures.isr).ok_or(missing(super::Structure::Isr))?,
             device: structures.device.and_then(map),
-            root,
-            access,
-            function,
+            pci,
             device_type,
             structures,
-            msix,
-            msix_on: false,
             access_platform: false,
             notification_data: false,
-            accesses: Cell::new(0),
+            accesses: Accesses::default(),
         })
     }
 
@@ -165,7 +141,7 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
 
     /// Place of the device on its bus.
     pub fn function(&self) -> DeviceFunction {
-        self.function
+        self.pci.place
     }
 
     /// Where the device's structures are.
@@ -175,12 +151,12 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
 
     /// The common configuration, and one more access counted.
     fn common(&self) -> &R {
-        self.accesses.set(self.accesses.get() + 1);
+        self.accesses.count(1);
         &self.common
     }
 
     fn common_mut(&mut self) -> &mut R {
-        self.accesses.set(self.accesses.get() + 1);
+        self.accesses.count(1);
         &mut self.common
     }
 
@@ -227,15 +203,13 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
 
 /// Specification 4.1.2.1: the device id is 0x1040 and the type; that of a
 /// transitional device is in its subsystem id.
-fn device_type<C: ConfigurationAccess>(
-    access: &C,
-    function: DeviceFunction,
+fn device_type<H: Hal, C: ConfigurationAccess>(
+    pci: &PciFunction<H, C>,
 ) -> Result<DeviceType, TransportError> {
-    let id = access.read_word(function, 0x00);
-    let (vendor, device) = (id as u16, (id >> 16) as u16);
+    let (vendor, device) = pci.id();
     let id = match device {
         _ if vendor != VENDOR_VIRTIO => None,
-        0x1000..=0x103f => Some((access.read_word(function, 0x2c) >> 16) as u16),
+        _ if TRANSITIONAL.contains(&device) => Some(pci.subsystem()),
         DEVICE_MODERN..=0x107f => Some(device - DEVICE_MODERN),
         _ => None,
     };
@@ -277,7 +251,7 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> Transport for ModernPciTransp
         self.select(queue);
         match self.doorbell(queue) {
             Ok(doorbell) => doorbell.ring(),
-            Err(error) => log::error!("{}: {error}", self.function),
+            Err(error) => log::error!("{}: {error}", self.pci.place),
         }
     }
 
@@ -310,18 +284,7 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> Transport for ModernPciTransp
         driver_area: PhysAddr,
         device_area: PhysAddr,
     ) {
-        let rings = RingAddresses {
-            size: u16::try_from(size).unwrap_or(0),
-            descriptors,
-            driver: driver_area,
-            device: device_area,
-        };
-        if let Err(error) = self
-            .setup_queue(queue, rings)
-            .and_then(|_| self.enable_queue(queue))
-        {
-            log::error!("{}: {error}", self.function);
-        }
+        steps::queue_set(self, queue, size, [descriptors, driver_area, device_area]);
     }
 
     /// Does nothing without `VIRTIO_F_RING_RESET`, of which this method cannot
@@ -336,7 +299,7 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> Transport for ModernPciTransp
     }
 
     fn ack_interrupt(&mut self) -> InterruptStatus {
-        self.accesses.set(self.accesses.get() + 1);
+        self.accesses.count(1);
         InterruptStatus::from_bits_truncate(u32::from(self.isr.read8(0)))
     }
 
@@ -369,32 +332,17 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> Transport for ModernPciTransp
 
 impl<H: Hal, C: ConfigurationAccess, R: Registers> ConfigOps for ModernPciTransport<H, C, R> {
     fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PCI {}", self.function)
+        write!(f, "PCI {}", self.pci.place)
     }
 
     fn reset(&mut self) -> Result<(), TransportError> {
-        self.set_status(DeviceStatus::empty());
-        // Specification 4.1.4.3.2: the driver waits for a read of 0.
-        let mut status = self.get_status();
-        for _ in 0..RESET_READS {
-            if status.is_empty() {
-                return Ok(());
-            }
-            core::hint::spin_loop();
-            status = self.get_status();
-        }
-        Err(TransportError::ResetTimeout {
-            status: status.bits(),
-        })
+        steps::reset(self, steps::RESET_READS)
     }
 
     fn finalize_features(&mut self, features: u64) -> Result<(), TransportError> {
-        if features & VERSION_1 == 0 {
-            return Err(TransportError::NoVersion1);
-        }
-        self.write_driver_features(features);
+        steps::finalize_features(self, features)?;
         self.notification_data = features & NOTIFICATION_DATA != 0;
-        super::features_ok(self, features)
+        Ok(())
     }
 
     fn access_platform(&self) -> bool {
@@ -410,14 +358,7 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ConfigOps for ModernPciTransp
         queue: u16,
         rings: RingAddresses,
     ) -> Result<Doorbell, TransportError> {
-        let max = self.max_queue_size(queue);
-        if max == 0 {
-            return Err(TransportError::NoSuchQueue { queue });
-        }
-        if rings.size == 0 || u32::from(rings.size) > max {
-            let size = rings.size;
-            return Err(TransportError::QueueSizeRefused { queue, size, max });
-        }
+        steps::check_size(queue, rings.size, self.max_queue_size(queue))?;
         if self.common().read16(register::QUEUE_ENABLE) != 0 {
             return Err(TransportError::QueueInUse { queue });
         }
@@ -459,27 +400,16 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ConfigOps for ModernPciTransp
     }
 
     fn msix_entries(&self) -> u16 {
-        self.msix.as_ref().map_or(0, Msix::entries)
+        self.pci.msix_entries()
     }
 
     fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError> {
-        let Some(msix) = &mut self.msix else {
-            return Err(TransportError::TooFewVectors {
-                needed: u16::try_from(messages.len()).unwrap_or(u16::MAX),
-                available: 0,
-            });
-        };
-        let accesses = msix.enable(&mut self.access, messages)?;
-        self.accesses.set(self.accesses.get() + accesses);
-        self.msix_on = true;
+        self.accesses.count(self.pci.msix_enable(messages)?);
         Ok(())
     }
 
     fn msix_disable(&mut self) {
-        if let (true, Some(msix)) = (self.msix_on, &mut self.msix) {
-            msix.disable(&mut self.access);
-        }
-        self.msix_on = false;
+        self.pci.msix_disable();
     }
 
     fn set_config_vector(&mut self, entry: u16) -> Result<(), TransportError> {
@@ -496,23 +426,13 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ConfigOps for ModernPciTransp
     }
 
     fn set_vq_affinity(&mut self, entry: u16, message: MsiMessage) -> Result<(), TransportError> {
-        match &mut self.msix {
-            Some(msix) if self.msix_on => {
-                let accesses = msix.set_message(entry, message)?;
-                self.accesses.set(self.accesses.get() + accesses);
-                Ok(())
-            }
-            _ => Err(TransportError::TooFewVectors {
-                needed: entry.saturating_add(1),
-                available: 0,
-            }),
-        }
+        self.accesses
+            .count(self.pci.set_vq_affinity(entry, message)?);
+        Ok(())
     }
 
     fn intx_enable(&mut self, enable: bool) {
-        let (_, mut command) = self.root.get_status_command(self.function);
-        command.set(Command::INTERRUPT_DISABLE, !enable);
-        self.root.set_command(self.function, command);
+        self.pci.intx_enable(enable);
     }
 
     fn isr(&self) -> Option<IsrRegister> {
@@ -520,16 +440,12 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ConfigOps for ModernPciTransp
     }
 
     fn register_accesses(&self) -> u64 {
-        self.accesses.get()
+        self.accesses.total()
     }
 }
 
 impl<H: Hal, C: ConfigurationAccess, R: Registers> Drop for ModernPciTransport<H, C, R> {
     fn drop(&mut self) {
-        // The device must not touch memory that its driver gives back.
-        if let Err(error) = self.reset() {
-            log::error!("{}: {error}", self.function);
-        }
-        self.msix_disable();
+        steps::shut_down(self);
     }
 }

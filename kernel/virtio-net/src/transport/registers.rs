@@ -1,9 +1,27 @@
 //! A device's registers in memory, as a trait so that tests can put a device
-//! there.
+//! there, and the count of the accesses to them.
 
+use core::cell::Cell;
 use core::ptr::NonNull;
 
 use virtio_drivers::{Hal, PhysAddr};
+
+/// Counts the accesses to a device's registers.
+#[derive(Debug, Default)]
+pub(super) struct Accesses(Cell<u64>);
+
+impl Accesses {
+    /// Counts this many more.
+    #[inline]
+    pub(super) fn count(&self, more: u64) {
+        self.0.set(self.0.get() + more);
+    }
+
+    /// How many there were.
+    pub(super) fn total(&self) -> u64 {
+        self.0.get()
+    }
+}
 
 /// A region of device registers in memory, little endian.
 ///
