@@ -25,21 +25,29 @@
 //! could have changed: positions, wrap counters and the lengths of chains are
 //! kept in private. Of a descriptor it reads the flags, and once they say
 //! that it was used, id and length, which it checks.
+//!
+//! `memory` is what both sides see, `position` the going around with the wrap
+//! counters; how chains come and go is here.
 
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+mod memory;
+mod position;
+
+pub use memory::Layout;
+
+use core::sync::atomic::Ordering;
 
 use kickpath_trace::{Event, tracepoint};
-use virtio_drivers::{BufferDirection, Hal, PhysAddr};
+use virtio_drivers::{Hal, PhysAddr};
 
 use super::barrier;
 use super::chain::{Buffer, Head, Used};
-use super::dma::DmaRegion;
 use super::error::{BrokenReason, QueueError};
 use super::event::{EventMode, need_event};
-use super::indirect::IndirectTables;
+use super::indirect::{DESCRIPTOR_SIZE, IndirectTables};
 use super::ring::{RingFormat, UsedEntry};
 use super::slots::{ChainState, Slots};
+use memory::RingMemory;
+use position::{Position, WRAP_COUNTER};
 
 /// The chain goes on with the next descriptor of the ring.
 const DESC_F_NEXT: u16 = 1;
@@ -47,10 +55,6 @@ const DESC_F_NEXT: u16 = 1;
 const DESC_F_WRITE: u16 = 2;
 /// The buffer is a table of descriptors.
 const DESC_F_INDIRECT: u16 = 4;
-/// The driver's mark.
-const DESC_F_AVAIL: u16 = 1 << 7;
-/// The device's mark.
-const DESC_F_USED: u16 = 1 << 15;
 
 /// In an event suppression structure's flags: always.
 const EVENT_FLAGS_ENABLE: u16 = 0;
@@ -61,122 +65,6 @@ const EVENT_FLAGS_DISABLE: u16 = 1;
 const EVENT_FLAGS_DESC: u16 = 2;
 /// The bits of an event suppression structure's flags that mean something.
 const EVENT_FLAGS: u16 = 3;
-
-/// Where the wrap counter is beside a position in the ring: in an event
-/// suppression structure, a notification and a trace record.
-const WRAP_COUNTER: u16 = 1 << 15;
-
-/// The event suppression structures have cache lines of their own, because
-/// the one is written by the driver and the other by the device. In bytes.
-const EVENT_ALIGN: usize = 64;
-
-/// Bytes of a descriptor: address, length, id, flags.
-const DESCRIPTOR_SIZE: usize = 16;
-
-/// Where a ring's parts lie within its memory, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    /// Offset of the driver event suppression structure.
-    pub driver: usize,
-    /// Offset of the device event suppression structure.
-    pub device: usize,
-    /// Size of the whole.
-    pub total: usize,
-}
-
-impl Layout {
-    /// The layout for `size` descriptors.
-    pub const fn new(size: u16) -> Self {
-        let driver = (DESCRIPTOR_SIZE * size as usize).next_multiple_of(EVENT_ALIGN);
-        let device = driver + EVENT_ALIGN;
-        Self {
-            driver,
-            device,
-            total: device + size_of::<u32>(),
-        }
-    }
-}
-
-/// A place in the ring, and the lap in which it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Position {
-    /// 0 to size - 1.
-    index: u16,
-    /// The wrap counter: on at first, turned over at each lap.
-    wrap: bool,
-}
-
-impl Position {
-    /// Where both sides begin (specification 2.8.1).
-    const START: Self = Self {
-        index: 0,
-        wrap: true,
-    };
-
-    /// The position `distance` further on, in a ring of `size`; at most a lap.
-    #[inline]
-    fn after(self, distance: u16, size: u16) -> Self {
-        // In 32 bits: both may be 2^15.
-        let index = u32::from(self.index) + u32::from(distance);
-        match index.checked_sub(u32::from(size)) {
-            Some(index) => Self {
-                index: index as u16,
-                wrap: !self.wrap,
-            },
-            None => Self {
-                index: index as u16,
-                wrap: self.wrap,
-            },
-        }
-    }
-
-    /// The position `distance` before, at most a lap.
-    #[inline]
-    fn before(self, distance: u16, size: u16) -> Self {
-        match self.index.checked_sub(distance) {
-            Some(index) => Self {
-                index,
-                wrap: self.wrap,
-            },
-            // At most `size`, which is at most 2^15.
-            None => Self {
-                index: self.index + (size - distance),
-                wrap: !self.wrap,
-            },
-        }
-    }
-
-    /// How far this position is after `other`, 0 to two laps less one.
-    fn distance_from(self, other: Self, size: u16) -> u16 {
-        let same_lap = self.wrap == other.wrap;
-        match self.index.checked_sub(other.index) {
-            Some(distance) if same_lap => distance,
-            // At most `2 * size - 1`, which is below 2^16.
-            Some(distance) => distance + size,
-            None if same_lap => (size - other.index) + size + self.index,
-            None => (size - other.index) + self.index,
-        }
-    }
-
-    /// Both in one word, the wrap counter in bit 15.
-    #[inline]
-    fn word(self) -> u16 {
-        self.index | if self.wrap { WRAP_COUNTER } else { 0 }
-    }
-
-    /// Flags that make a descriptor here available (specification 2.8.1).
-    #[inline]
-    fn available(self) -> u16 {
-        if self.wrap { DESC_F_AVAIL } else { DESC_F_USED }
-    }
-
-    /// Whether these flags say that the descriptor here was used.
-    #[inline]
-    fn is_used_by(self, flags: u16) -> bool {
-        let both = DESC_F_AVAIL | DESC_F_USED;
-        flags & both == if self.wrap { both } else { 0 }
-    }
-}
 
 /// The first descriptor of what was added since the last publish. Its flags
 /// are written last: the device goes in order, so none of the others can be
@@ -189,8 +77,9 @@ struct Withheld {
 
 /// A packed virtqueue's memory, and how far either side is.
 pub(super) struct PackedRing<H: Hal> {
-    memory: DmaRegion<H>,
-    layout: Layout,
+    memory: RingMemory<H>,
+    /// Number of descriptors. (Within `memory` it would cost 4 instructions a
+    /// packet: the ring as a whole is laid out worse then.)
     size: u16,
     /// Buffers that the longest chain has.
     most: u16,
@@ -222,15 +111,8 @@ impl<H: Hal> PackedRing<H> {
         in_order: bool,
         tables: Option<IndirectTables<H>>,
     ) -> Result<Self, QueueError> {
-        let layout = Layout::new(slots.size());
-        let memory =
-            DmaRegion::new(layout.total, BufferDirection::Both).ok_or(QueueError::NoMemory {
-                queue: slots.queue,
-                pages: layout.total.div_ceil(virtio_drivers::PAGE_SIZE),
-            })?;
         Ok(Self {
-            memory,
-            layout,
+            memory: RingMemory::new(slots.queue, slots.size())?,
             size: slots.size(),
             most,
             mode,
@@ -253,18 +135,23 @@ impl<H: Hal> PackedRing<H> {
     fn push(&mut self, buffer: &Buffer, id: u16, flags: u16) {
         let position = self.next_avail;
         let flags = flags | position.available() | if buffer.writable { DESC_F_WRITE } else { 0 };
-        self.address(position.index)
+        self.memory
+            .address(position.index)
             .store(buffer.address.to_le(), Ordering::Relaxed);
-        self.length(position.index)
+        self.memory
+            .length(position.index)
             .store(buffer.length.to_le(), Ordering::Relaxed);
-        self.id(position.index).store(id.to_le(), Ordering::Relaxed);
+        self.memory
+            .id(position.index)
+            .store(id.to_le(), Ordering::Relaxed);
         if self.withheld.is_none() {
             self.withheld = Some(Withheld {
                 index: position.index,
                 flags,
             });
         } else {
-            self.flags(position.index)
+            self.memory
+                .flags(position.index)
                 .store(flags.to_le(), Ordering::Relaxed);
         }
         self.next_avail = position.after(1, self.size);
@@ -325,7 +212,7 @@ impl<H: Hal> PackedRing<H> {
     #[inline]
     fn is_used(&self, position: Position) -> bool {
         // Acquire: id and length are read after the flags that announce them.
-        let flags = u16::from_le(self.flags(position.index).load(Ordering::Acquire));
+        let flags = u16::from_le(self.memory.flags(position.index).load(Ordering::Acquire));
         position.is_used_by(flags)
     }
 
@@ -339,13 +226,9 @@ impl<H: Hal> PackedRing<H> {
     /// notified says so by a flag, so nothing is lost by telling this one.
     #[cold]
     fn has_passed(&self, event: u16) -> bool {
-        let event = Position {
-            index: event & !WRAP_COUNTER,
-            wrap: event & WRAP_COUNTER != 0,
-        };
-        if event.index >= self.size {
+        let Some(event) = Position::from_word(event, self.size) else {
             return false;
-        }
+        };
         let behind = self.next_avail.distance_from(event, self.size);
         if (1..=self.outstanding).contains(&behind) {
             return self.is_used(event);
@@ -427,12 +310,12 @@ impl<H: Hal> PackedRing<H> {
 
     #[inline]
     fn read_id(&self, index: u16) -> u32 {
-        u32::from(u16::from_le(self.id(index).load(Ordering::Relaxed)))
+        u32::from(u16::from_le(self.memory.id(index).load(Ordering::Relaxed)))
     }
 
     #[inline]
     fn read_length(&self, index: u16) -> u32 {
-        u32::from_le(self.length(index).load(Ordering::Relaxed))
+        u32::from_le(self.memory.length(index).load(Ordering::Relaxed))
     }
 
     /// Writes the driver event suppression structure, flags and position at
@@ -440,65 +323,15 @@ impl<H: Hal> PackedRing<H> {
     #[inline]
     fn write_driver_event(&mut self, position: u16, flags: u16) {
         self.driver_event = u32::from(flags) << 16 | u32::from(position);
-        self.event(self.layout.driver)
+        self.memory
+            .driver_event()
             .store(self.driver_event.to_le(), Ordering::Relaxed);
-    }
-
-    /// Byte `offset` of descriptor `index`.
-    #[inline]
-    fn descriptor(&self, index: u16, offset: usize) -> NonNull<u8> {
-        debug_assert!(index < self.size && offset < DESCRIPTOR_SIZE);
-        // SAFETY: positions are below `size`, and the memory starts with
-        // `size` descriptors.
-        unsafe {
-            self.memory
-                .pointer()
-                .add(DESCRIPTOR_SIZE * usize::from(index) + offset)
-        }
-    }
-
-    #[inline]
-    fn address(&self, index: u16) -> &AtomicU64 {
-        // SAFETY: within the ring, 8-byte aligned; every access is atomic.
-        unsafe { self.descriptor(index, 0).cast().as_ref() }
-    }
-
-    #[inline]
-    fn length(&self, index: u16) -> &AtomicU32 {
-        // SAFETY: within the ring, 4-byte aligned; every access is atomic.
-        unsafe { self.descriptor(index, 8).cast().as_ref() }
-    }
-
-    #[inline]
-    fn id(&self, index: u16) -> &AtomicU16 {
-        // SAFETY: within the ring, 2-byte aligned; every access is atomic.
-        unsafe { self.descriptor(index, 12).cast().as_ref() }
-    }
-
-    #[inline]
-    fn flags(&self, index: u16) -> &AtomicU16 {
-        // SAFETY: within the ring, 2-byte aligned; every access is atomic.
-        unsafe { self.descriptor(index, 14).cast().as_ref() }
-    }
-
-    /// An event suppression structure: position and wrap counter in bits 0 to
-    /// 15, flags in bits 16 to 31.
-    #[inline]
-    fn event(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: the layout has four bytes there, 4-byte aligned; every
-        // access is atomic.
-        unsafe { self.memory.pointer().add(offset).cast().as_ref() }
     }
 }
 
 impl<H: Hal> RingFormat for PackedRing<H> {
     fn areas(&self) -> [PhysAddr; 3] {
-        let start = self.memory.physical();
-        [
-            start,
-            start + self.layout.driver as u64,
-            start + self.layout.device as u64,
-        ]
+        self.memory.areas()
     }
 
     #[inline(never)]
@@ -559,7 +392,9 @@ impl<H: Hal> RingFormat for PackedRing<H> {
         // All the rest is visible before the flags that make the first
         // descriptor available (specification 2.8.21).
         if let Some(Withheld { index, flags }) = self.withheld.take() {
-            self.flags(index).store(flags.to_le(), Ordering::Release);
+            self.memory
+                .flags(index)
+                .store(flags.to_le(), Ordering::Release);
         }
         tracepoint!(
             Event::Publish,
@@ -572,7 +407,7 @@ impl<H: Hal> RingFormat for PackedRing<H> {
         // (specification 2.8.21.3.1).
         barrier::store_load();
         // Position and flags by one load, so that they belong together.
-        let event = u32::from_le(self.event(self.layout.device).load(Ordering::Relaxed));
+        let event = u32::from_le(self.memory.device_event().load(Ordering::Relaxed));
         let (position, flags) = (event as u16, (event >> 16) as u16 & EVENT_FLAGS);
         let by_event = flags == EVENT_FLAGS_DESC && self.mode == EventMode::EventIdx;
         let wanted = if by_event {
