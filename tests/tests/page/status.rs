@@ -168,5 +168,11 @@ fn several_pairs() -> Result<()> {
         page.check()?;
         page.picture(&picture_name("pairs", view), view, true)?;
     }
+    // An answer that was on its way does not end a pause.
+    let state = page.evaluate(
+        "(async () => { const answer = refresh(); document.getElementById('pause').click(); \
+         await answer; return document.getElementById('state').textContent; })()",
+    )?;
+    ensure!(state == "Paused", "while paused: {state}");
     Ok(())
 }
