@@ -2,7 +2,7 @@
 //! `TxToken` writes into the memory that the device reads, an `RxToken` reads
 //! where the device wrote.
 
-use alloc::vec;
+use alloc::vec::Vec;
 use core::num::{NonZeroU16, NonZeroUsize};
 
 use kickpath_abi::status::Status;
@@ -11,7 +11,7 @@ use kickpath_trace::{Event, NO_QUEUE, tracepoint};
 use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
 use virtio_net::net::rx::{RxFrame, RxQueue};
-use virtio_net::net::tx::TxQueue;
+use virtio_net::net::tx::{TxPlace, TxQueue, TxSlot};
 use virtio_net::net::{DeviceInfo, Features, QueuePair, Rest, VirtioNet};
 
 use super::cores::{Cores, Own};
@@ -197,14 +197,12 @@ pub struct RxToken<'a> {
 impl phy::RxToken for RxToken<'_> {
     #[inline]
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        match &self.frame {
-            Some(frame) => {
-                let bytes = self.rx.frame(frame);
-                tracepoint!(Event::RxTokenConsume, NO_QUEUE, bytes.len() as u64);
-                f(bytes)
-            }
-            None => f(&[]),
-        }
+        let bytes = match &self.frame {
+            Some(frame) => self.rx.frame(frame),
+            None => &[],
+        };
+        tracepoint!(Event::RxTokenConsume, NO_QUEUE, bytes.len() as u64);
+        f(bytes)
     }
 }
 
@@ -229,16 +227,25 @@ impl phy::TxToken for TxToken<'_> {
     #[inline]
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
         tracepoint!(Event::TxTokenConsume, NO_QUEUE, length as u64);
-        if self.tx.fills_checksums() {
-            let Self { tx, segment_size } = self;
-            let sent = tx.xmit_with(length, segment_size, f);
-            return sent.unwrap_or_else(|f| discard(length, f));
-        }
-        let Some(mut slot) = self.tx.reserve() else {
-            return discard(length, f);
+        let Self { tx, segment_size } = self;
+        let mut room = if tx.fills_checksums() {
+            tx.place(length, segment_size).map(Room::Place)
+        } else {
+            tx.reserve().map(Room::Slot)
         };
-        let result = f(slot.frame_mut(length));
-        slot.start_xmit(length);
+        let mut nowhere = Vec::new();
+        // One call for all of them: with several the compiler hands over by
+        // memory what `f` needs, for every packet.
+        let result = f(match &mut room {
+            Some(Room::Slot(slot)) => slot.frame_mut(length),
+            Some(Room::Place(place)) => place.frame_mut(),
+            None => discarded(&mut nowhere, length),
+        });
+        match room {
+            Some(Room::Slot(slot)) => slot.start_xmit(length),
+            Some(Room::Place(place)) => place.xmit(),
+            None => (),
+        }
         result
     }
 
@@ -248,9 +255,16 @@ impl phy::TxToken for TxToken<'_> {
     }
 }
 
-/// Builds a frame that goes nowhere. A token exists only where there was room,
-/// so this is reached only when the queue broke in between.
+/// Where a frame is built.
+enum Room<'a> {
+    Slot(TxSlot<'a, KernelHal>),
+    Place(TxPlace<'a, KernelHal>),
+}
+
+/// Memory for a frame that goes nowhere. A token exists only where there was
+/// room, so this is reached only when the queue broke in between.
 #[cold]
-fn discard<R, F: FnOnce(&mut [u8]) -> R>(length: usize, f: F) -> R {
-    f(&mut vec![0; length])
+fn discarded(nowhere: &mut Vec<u8>, length: usize) -> &mut [u8] {
+    nowhere.resize(length, 0);
+    nowhere
 }

@@ -19,6 +19,7 @@ use super::large::LargeBuffers;
 use super::offload::Offload;
 use crate::queue::{Buffer, Head, QueueError, Virtqueue};
 use super_frames::SuperFrames;
+pub use super_frames::TxPlace;
 
 /// A transmit virtqueue with its buffers, one a slot of the ring.
 pub struct TxQueue<H: Hal> {

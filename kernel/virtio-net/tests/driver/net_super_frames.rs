@@ -106,6 +106,26 @@ fn segments_of_a_connection_become_one_frame() {
     }
 }
 
+/// What was written where the next segment would go on leaves no trace.
+#[test]
+fn a_place_that_is_not_used_changes_nothing() {
+    let (machine, mut net) = machine(feature::HOST, 32);
+    let mut flow = Flow::new(1000);
+    let frames: Vec<_> = (0..6).map(|_| flow.segment(MSS).frame()).collect();
+    for frame in &frames {
+        let (_, tx) = net.queues().unwrap();
+        let mut place = tx.place(frame.len(), None).unwrap();
+        place.frame_mut().fill(0xff);
+        drop(place);
+        assert!(xmit(&mut net, frame));
+    }
+    net.kick();
+    let sent = machine.run_transmit();
+    assert_eq!(sent.len(), 1);
+    assert!(on_the_wire(&sent) == frames);
+    assert_eq!(net.stats().tx_packets, 1);
+}
+
 /// Whatever is not alike is a frame of its own, behind what came before it.
 #[test]
 fn what_is_not_the_next_segment_is_sent_apart() {

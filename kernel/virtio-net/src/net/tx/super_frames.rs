@@ -53,7 +53,19 @@ impl SuperFrame {
     }
 }
 
-/// Where [`TxQueue::xmit_with`] has a frame written.
+/// Room for one frame of a given length, of which what the device can do for it
+/// is left to the device; see [`TxQueue::place`]. Dropped, it sends nothing.
+pub struct TxPlace<'q, H: Hal> {
+    queue: &'q mut TxQueue<H>,
+    /// `None` once it is sent.
+    place: Option<Place>,
+    /// The first of `length` bytes of the queue's memory.
+    frame: NonNull<u8>,
+    length: usize,
+    segment_size: Option<NonZeroU16>,
+}
+
+/// Where [`TxQueue::place`] has a frame written.
 enum Place {
     /// In the slot's own buffer.
     Slot(Head),
@@ -135,11 +147,23 @@ impl SuperFrames {
         if appended.is_none() {
             slot.copy_from_slice(frame);
         }
-        if let (Some(place), Some(covered)) = (frame.get_mut(..header), self.covered.get(..header))
-        {
-            place.copy_from_slice(covered);
-        }
+        put_back(frame, &self.covered, header);
         appended
+    }
+
+    /// The frame that was placed there is not sent after all: what its header
+    /// covered is put back.
+    fn abandoned_behind<H: Hal>(
+        &mut self,
+        index: usize,
+        large: &mut LargeBuffers<H>,
+        length: usize,
+    ) {
+        if let Some(expected) = self.frames.get_mut(index)
+            && let Some(frame) = expected.behind(large, length)
+        {
+            put_back(frame, &self.covered, expected.growing.header_length());
+        }
     }
 
     /// Takes in the segment in `slot`, if it is the next of this super-frame.
@@ -191,10 +215,71 @@ impl SuperFrames {
     }
 }
 
+/// Puts back what a frame's header of that length covered.
+#[inline]
+fn put_back(frame: &mut [u8], covered: &[u8], header: usize) {
+    if let (Some(place), Some(covered)) = (frame.get_mut(..header), covered.get(..header)) {
+        place.copy_from_slice(covered);
+    }
+}
+
+impl<H: Hal> TxPlace<'_, H> {
+    /// The frame. It holds what an earlier frame left there.
+    #[inline]
+    pub fn frame_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `find_place` has found that many bytes there, which were zeroed
+        // when they were allocated. They are a part of the queue, which is
+        // borrowed, and the device does not have them: `xmit` takes this value.
+        unsafe { core::slice::from_raw_parts_mut(self.frame.as_ptr(), self.length) }
+    }
+
+    /// Sends the frame, or lets it grow.
+    #[doc(alias = "ndo_start_xmit")]
+    #[doc(alias = "tcp_gro_receive")]
+    pub fn xmit(mut self) {
+        if let Some(place) = self.place.take() {
+            self.queue.written(place, self.length, self.segment_size);
+        }
+    }
+}
+
+impl<H: Hal> Drop for TxPlace<'_, H> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(Place::Behind(index, _)) = self.place
+            && let (Some(super_frames), Some(large)) =
+                (&mut self.queue.super_frames, &mut self.queue.large)
+        {
+            super_frames.abandoned_behind(index, large, self.length);
+        }
+    }
+}
+
 impl<H: Hal> TxQueue<H> {
-    /// Has `write` write a frame of `length` bytes where the device will read
-    /// it, and sends it; what the device can do for it is left to the device.
-    /// It fills in the checksum of UDP or TCP. With a `segment_size` it cuts a
+    /// Has `write` write a frame into a [`Self::place`], and sends it.
+    ///
+    /// # Errors
+    ///
+    /// `write` comes back unused when there is none.
+    pub fn xmit_with<R, F>(
+        &mut self,
+        length: usize,
+        segment_size: Option<NonZeroU16>,
+        write: F,
+    ) -> Result<R, F>
+    where
+        F: FnOnce(&mut [u8]) -> R,
+    {
+        let Some(mut place) = self.place(length, segment_size) else {
+            return Err(write);
+        };
+        let result = write(place.frame_mut());
+        place.xmit();
+        Ok(result)
+    }
+
+    /// A place for a frame of `length` bytes where the device will read it; what
+    /// the device can do for it is left to the device. It fills in the checksum of UDP or TCP. With a `segment_size` it cuts a
     /// TCP segment into pieces with that much payload. With
     /// `VIRTIO_NET_F_HOST_TSO6`, segments over IPv6 that are sent one after the
     /// other may become one frame, which it cuts again.
@@ -207,35 +292,26 @@ impl<H: Hal> TxQueue<H> {
     /// ([`Self::fills_checksums`]), and for a segment size to
     /// `VIRTIO_NET_F_HOST_TSO4` or `_TSO6`.
     ///
-    /// # Errors
-    ///
-    /// `write` comes back unused when there is no room ([`Self::has_room`], for
-    /// more than [`Self::capacity`] bytes [`Self::has_large_room`]), or when no
-    /// buffer is as large.
-    #[doc(alias = "ndo_start_xmit")]
-    #[doc(alias = "tcp_gro_receive")]
-    pub fn xmit_with<R, F>(
+    /// `None` when there is no room ([`Self::has_room`], for more than
+    /// [`Self::capacity`] bytes [`Self::has_large_room`]), or when no buffer is
+    /// as large.
+    pub fn place(
         &mut self,
         length: usize,
         segment_size: Option<NonZeroU16>,
-        write: F,
-    ) -> Result<R, F>
-    where
-        F: FnOnce(&mut [u8]) -> R,
-    {
-        let Some((place, frame)) = self.place(length, segment_size) else {
-            return Err(write);
-        };
-        // SAFETY: `place` has found that many bytes there, which were zeroed
-        // when they were allocated. They are a part of this queue, which is
-        // borrowed, and the device does not have them.
-        let result = write(unsafe { core::slice::from_raw_parts_mut(frame.as_ptr(), length) });
-        self.written(place, length, segment_size);
-        Ok(result)
+    ) -> Option<TxPlace<'_, H>> {
+        let (place, frame) = self.find_place(length, segment_size)?;
+        Some(TxPlace {
+            queue: self,
+            place: Some(place),
+            frame,
+            length,
+            segment_size,
+        })
     }
 
     /// A place for a frame, and where its `length` bytes begin.
-    fn place(
+    fn find_place(
         &mut self,
         length: usize,
         segment_size: Option<NonZeroU16>,
