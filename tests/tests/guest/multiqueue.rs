@@ -573,8 +573,11 @@ fn trace(site: &Site, cpus: u8) -> Result<()> {
         for _ in 0..8 {
             site.sockets.udp_echo(site.address(), 64, BOUND)?;
         }
+        // In between no record may come.
+        site.guest.qmp("stop", json!({}))?;
         let header = Header::parse(&memory::read(&site.guest, address, HEADER_LENGTH)?)?;
         let bytes = memory::read(&site.guest, address, header.length())?;
+        site.guest.qmp("cont", json!({}))?;
         let ring = records::parse(&bytes, &image)?;
         ensure!(ring.unresolved == 0, "{:?}", ring.ring_use);
         for record in &ring.records {
