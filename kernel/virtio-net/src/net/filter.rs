@@ -284,25 +284,41 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         self.filter.flags_known = RxFlags::EXTRA;
         self.filter.device_mac = self.filter.first_mac;
         if let Err(error) = self.try_restore() {
-            log::error!("{error}; the device may receive more or less than it should");
+            log_not_restored(&error);
         }
     }
 
     fn try_restore(&mut self) -> Result<(), NetError> {
         if let Some(mac) = self.filter.mac {
-            self.apply_mac(mac)?;
+            unless_refused(self.apply_mac(mac))?;
         }
         for at in 0.. {
             let Some(&id) = self.filter.vlans.get(at) else {
                 break;
             };
-            self.command(&Command::VlanAdd(id))?;
+            unless_refused(self.command(&Command::VlanAdd(id)))?;
         }
         if let Some(offloads) = self.filter.offloads {
-            self.command(&Command::GuestOffloads(offloads))?;
+            unless_refused(self.command(&Command::GuestOffloads(offloads)))?;
         }
         self.set_rx_mode_again()
     }
+}
+
+/// A device that refuses one thing may do the next one; with one that does not
+/// answer there is no point in going on.
+fn unless_refused(result: Result<(), NetError>) -> Result<(), NetError> {
+    match result {
+        Err(error @ NetError::Control(ControlError::Refused { .. })) => {
+            log_not_restored(&error);
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+fn log_not_restored(error: &NetError) {
+    log::error!("{error}; the device may receive more or less than it should");
 }
 
 /// Whether this can be a station's address (Linux `is_valid_ether_addr`):

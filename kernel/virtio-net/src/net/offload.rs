@@ -66,10 +66,10 @@ struct Segmentation {
 impl Offload {
     /// Prepares `frame`, which begins with its Ethernet header, may have VLAN
     /// tags, and ends with its IP packet: the checksum covers all up to the end,
-    /// so there must be no padding. Puts the checksum of the pseudo-header where that of the UDP
-    /// datagram or TCP segment goes (Linux `skb_partial_csum_set`,
-    /// `__tcp_v4_send_check`). With a `segment_size`, a TCP segment with more
-    /// payload is to be cut into pieces of that many bytes.
+    /// so there must be no padding. Puts the checksum of the pseudo-header where
+    /// that of the UDP datagram or TCP segment goes (Linux
+    /// `skb_partial_csum_set`, `__tcp_v4_send_check`). With a `segment_size`, a
+    /// TCP segment with more payload is to be cut into pieces of that many bytes.
     ///
     /// `None`, and the frame stays as it is, when there is neither a whole
     /// datagram nor a whole segment in it: in a fragment, or behind an IPv6

@@ -151,6 +151,31 @@ fn a_refused_table_becomes_all() {
     );
 }
 
+/// What is refused when the device is opened again costs nothing else.
+#[test]
+fn all_but_what_is_refused_is_told_again() {
+    let mut machine = machine();
+    let mut net = machine.open();
+    net.set_mac_address(UNICAST).unwrap();
+    for id in [5, 6] {
+        net.vlan_add(id).unwrap();
+    }
+    net.set_rx_mode(RxMode {
+        flags: RxFlags::PROMISCUOUS,
+        ..RxMode::default()
+    })
+    .unwrap();
+    let before = filter(&machine);
+    // MAC_ADDR_SET and VLAN_ADD.
+    for (refused, vlans) in [([1, 1], vec![5, 6]), ([2, 0], vec![])] {
+        machine.device().control.behaviour = Behaviour::Refuses(refused);
+        net.open(&mut machine.controller, Rung::Polling).unwrap();
+        let after = filter(&machine);
+        assert_eq!(after.flags, before.flags, "{refused:?}");
+        assert_eq!(after.vlans, vlans, "{refused:?}");
+    }
+}
+
 #[test]
 fn an_address_that_cannot_be_one_is_refused() {
     let mut machine = machine();

@@ -279,10 +279,11 @@ impl<H: Hal> TxQueue<H> {
     }
 
     /// A place for a frame of `length` bytes where the device will read it; what
-    /// the device can do for it is left to the device. It fills in the checksum of UDP or TCP. With a `segment_size` it cuts a
-    /// TCP segment into pieces with that much payload. With
-    /// `VIRTIO_NET_F_HOST_TSO6`, segments over IPv6 that are sent one after the
-    /// other may become one frame, which it cuts again.
+    /// the device can do for it is left to the device. It fills in the checksum
+    /// of UDP or TCP. With a `segment_size` it cuts a TCP segment into pieces
+    /// with that much payload. With `VIRTIO_NET_F_HOST_TSO6`, segments over IPv6
+    /// that are sent one after the other may become one frame, which it cuts
+    /// again.
     ///
     /// The device sees the frame at the next [`Self::kick`]. Frames that are
     /// sent without this function may overtake it until then, and one that takes
