@@ -546,10 +546,13 @@ fn break_pair(site: &Site, queue: u16) -> Result<()> {
 fn needs_reset(site: &Site, pairs: u8) -> Result<()> {
     let mut talks = conversations(site, pairs)?;
     let receive = 2 * (u16::from(pairs) - 1);
+    // Until it is written, no frame may take the descriptor that is next.
+    site.guest.qmp("stop", json!({}))?;
     let status = queue_status(&site.guest, receive)?;
     let next = u64::from(status.last_avail_idx % status.vring_num);
     let address = status.vring_avail + 4 + 2 * next;
     memory::write(&site.guest, address, &0x7777u16.to_le_bytes())?;
+    site.guest.qmp("cont", json!({}))?;
     for talk in &mut talks {
         talk.send(1000)?;
     }
