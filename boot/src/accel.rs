@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::doctor::KvmState;
-use crate::qemu::Accel;
+use crate::doctor::{self, KvmState};
+use crate::qemu::{Accel, Vmm};
 
 /// What the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,6 +17,9 @@ pub enum AccelChoice {
     Kvm,
     /// QEMU's translator.
     Tcg,
+    /// A real KVM, in a Linux on a CPU with SVM that QEMU's translator emulates
+    /// ([`crate::nested`]).
+    Nested,
 }
 
 impl FromStr for AccelChoice {
@@ -26,7 +29,8 @@ impl FromStr for AccelChoice {
             "auto" => Ok(Self::Auto),
             "kvm" => Ok(Self::Kvm),
             "tcg" => Ok(Self::Tcg),
-            _ => Err("expected auto, kvm or tcg".into()),
+            "nested" => Ok(Self::Nested),
+            _ => Err("expected auto, kvm, tcg or nested".into()),
         }
     }
 }
@@ -42,9 +46,21 @@ pub struct Decision {
 
 /// KVM was asked for and is not there.
 #[derive(Debug, thiserror::Error)]
-#[error("--accel kvm: {reason}; --accel tcg works everywhere")]
-pub struct NoKvm {
-    reason: String,
+pub enum NoKvm {
+    /// By `--accel kvm`.
+    #[error("--accel kvm: {0}; --accel tcg works everywhere")]
+    Asked(String),
+    /// By a VMM that has nothing else.
+    #[error("--vmm {}: {vmm} needs KVM, and {reason}", vmm.word())]
+    Needed {
+        /// The VMM.
+        vmm: Vmm,
+        /// Why there is none.
+        reason: String,
+    },
+    /// A command that does not start the Linux that has it.
+    #[error("--accel nested is for `run` and `trace`; --accel tcg works everywhere")]
+    Nested,
 }
 
 impl Decision {
@@ -54,8 +70,15 @@ impl Decision {
     /// KVM was asked for and is not there.
     pub fn new(choice: AccelChoice, kvm: &KvmState) -> Result<Self, NoKvm> {
         let (accel, reason) = match (choice, kvm) {
+            (AccelChoice::Nested, _) => return Err(NoKvm::Nested),
             (AccelChoice::Tcg, _) => (Accel::Tcg, "asked for by --accel tcg".to_owned()),
-            (_, KvmState::Hardware) => (Accel::Kvm { emulated: false }, kvm.to_string()),
+            (_, KvmState::Hardware) => {
+                let mut reason = kvm.to_string();
+                if doctor::cpu_is_emulated() {
+                    reason += "; that CPU is emulated by QEMU's TCG";
+                }
+                (Accel::Kvm { emulated: false }, reason)
+            }
             (AccelChoice::Kvm, KvmState::Software) => (
                 Accel::Kvm { emulated: true },
                 format!("asked for by --accel kvm; {kvm}, so have patience"),
@@ -65,8 +88,7 @@ impl Decision {
                 format!("{kvm} (--accel kvm takes it all the same)"),
             ),
             (AccelChoice::Kvm, _) => {
-                let reason = kvm.to_string();
-                return Err(NoKvm { reason });
+                return Err(NoKvm::Asked(kvm.to_string()));
             }
             (AccelChoice::Auto, _) => (
                 Accel::Tcg,
@@ -74,6 +96,23 @@ impl Decision {
             ),
         };
         Ok(Self { accel, reason })
+    }
+
+    /// For a VMM that has nothing but KVM.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn for_vmm(vmm: Vmm, kvm: &KvmState) -> Result<Self, NoKvm> {
+        if !kvm.opens() {
+            let reason = kvm.to_string();
+            return Err(NoKvm::Needed { vmm, reason });
+        }
+        Ok(Self {
+            accel: Accel::Kvm {
+                emulated: !kvm.is_hardware(),
+            },
+            reason: format!("{vmm} has nothing else; {kvm}"),
+        })
     }
 }
 
@@ -89,15 +128,17 @@ impl Accel {
     pub fn boot_bound(self) -> Duration {
         Duration::from_secs(match self {
             Self::Kvm { emulated: true } => 300,
-            Self::Kvm { emulated: false } | Self::Tcg => 60,
+            // The CPU itself may be emulated (`--accel nested`).
+            Self::Kvm { emulated: false } => 180,
+            Self::Tcg => 60,
         })
     }
 
-    /// How long a guest may take for one answer.
+    /// How long a guest may take for one answer, on a host that is busy with other things.
     pub fn reply_bound(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Kvm { emulated: true } => 30,
-            Self::Kvm { emulated: false } | Self::Tcg => 5,
+            Self::Kvm { .. } => 30,
+            Self::Tcg => 20,
         })
     }
 }
@@ -122,6 +163,8 @@ mod tests {
         for kvm in others.iter().chain([&KvmState::Software]) {
             assert_eq!(decide(auto, kvm).unwrap(), Accel::Tcg);
             assert_eq!(decide(AccelChoice::Tcg, kvm).unwrap(), Accel::Tcg);
+            let error = decide(AccelChoice::Nested, kvm).unwrap_err();
+            assert!(matches!(error, NoKvm::Nested), "{error}");
         }
         let emulated = Accel::Kvm { emulated: true };
         assert_eq!(
@@ -131,6 +174,15 @@ mod tests {
         for kvm in &others {
             let error = decide(AccelChoice::Kvm, kvm).unwrap_err().to_string();
             assert!(error.contains("/dev/kvm"), "{error}");
+            let error = Decision::for_vmm(Vmm::Kvmtool, kvm)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.starts_with("--vmm kvmtool: kvmtool needs KVM"),
+                "{error}"
+            );
         }
+        let decision = Decision::for_vmm(Vmm::Kvmtool, &KvmState::Software);
+        assert_eq!(decision.unwrap().accel, emulated);
     }
 }

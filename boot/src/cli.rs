@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kickpath::accel::AccelChoice;
 use kickpath::bench::BenchOptions;
-use kickpath::install::Policy;
-use kickpath::qemu::{Kind, Memory};
+use kickpath::install::{Policy, QEMU_VARIABLE};
+use kickpath::qemu::{Kind, Memory, Vmm};
 use kickpath::serve::ServeOptions;
 use kickpath::session::{Layout, NetChoice, Settings};
-use kickpath_abi::config::{self, Ipv4Config, Irq, LogLevel, Transport, parse_ipv4};
+use kickpath::wire::Capture;
+use kickpath_abi::config::{self, Ipv4Config, Irq, LogLevel, Transport, UdpWay, parse_ipv4};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,18 +31,21 @@ Examples:
   cargo run -- --net tap --smp 2            two CPUs, a pair of queues each
   cargo run -- --net tap --smp 2 --transport modern --rss
                                             the guest says which flow comes to which
+  cargo run -- --vmm firecracker            another VMM (KVM and root)
   cargo run -- --dry-run                    print QEMU's command line, ready to paste
   cargo run -- --json | jq .status.counters numbers for a program
   cargo run -- trace                        one packet, step by step, through every layer
+  cargo run -- trace --accel nested         the same with KVM's exits, on any x86-64 machine
   cargo run -- bench                        what a packet costs, in instructions and kicks
   cargo run -- compare                      the ways to kick, in one table
+  cargo run -- soak --minutes 60            everything in turn for an hour, and a verdict
   cargo run -- image --bios kickpath.img    a disk image (--image kickpath.img boots it)
   cargo run -- doctor                       what this machine has, and what it lacks";
 
 /// See one packet leave a virtual machine.
 ///
-/// Builds a small bare-metal guest around a virtio-net driver, boots it in QEMU
-/// and is the other end of its network cable. Without a command it runs `run`.
+/// Builds a small bare-metal guest around a virtio-net driver, boots it in QEMU or
+/// another VMM and is the other end of its network cable. Without a command it runs `run`.
 #[derive(Debug, Parser)]
 #[command(
     name = "kickpath",
@@ -72,7 +76,9 @@ pub enum Command {
     Trace(TraceArgs),
     /// Measure the ways to kick beside each other, with and without ioeventfd and EVENT_IDX.
     Compare(CompareArgs),
-    /// Make disk images that boot by BIOS and by UEFI.
+    /// Do everything that a network and a host do, in turn and for long, and give a verdict.
+    Soak(SoakArgs),
+    /// Make images that boot by BIOS, by UEFI and by loaders of Linux (bzImage).
     Image(ImageArgs),
     /// Say what this machine has and lacks, and what each would give.
     Doctor(DoctorArgs),
@@ -81,8 +87,10 @@ pub enum Command {
 /// The machine and what the guest is told.
 #[derive(Args, Debug)]
 pub struct MachineArgs {
-    /// What executes the guest: auto takes KVM only where the CPU offers vmx or svm.
-    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
+    /// What executes the guest: auto takes KVM only where the CPU offers vmx or svm. For `run` and
+    /// `trace`, nested boots Debian's kernel (downloaded once) on an emulated CPU with SVM, and
+    /// runs the command there, on a real KVM.
+    #[arg(long, value_name = "auto|kvm|tcg|nested", default_value = "auto")]
     accel: AccelChoice,
     /// The machine type.
     #[arg(long, value_enum, default_value_t = KindArg::Pc)]
@@ -125,6 +133,10 @@ pub struct MachineArgs {
     /// Send the guest's log there by UDP, its last words too, such as 10.0.2.2:6666.
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = netconsole)]
     netconsole: Option<SocketAddrV4>,
+    /// How datagrams reach the guest's UDP services: sockets, or in-place, without a network stack.
+    #[arg(long, value_name = "sockets|in-place", default_value = "sockets",
+          value_parser = word::<UdpWay>)]
+    udp: UdpWay,
     /// The rung of the interrupt ladder: auto is the first that works, from the top.
     #[arg(long, value_name = "auto|msix|msix-shared|intx|poll", default_value = "auto",
           value_parser = word::<Irq>)]
@@ -150,9 +162,9 @@ pub struct MachineArgs {
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
     /// The QEMU program; the one on the path if not given.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = QEMU_VARIABLE)]
     qemu: Option<PathBuf>,
-    /// Boot this ELF file (by PVH) instead of building the guest.
+    /// Boot this ELF file (by PVH) or bzImage instead of building the guest.
     #[arg(
         long,
         value_name = "FILE",
@@ -166,27 +178,69 @@ pub struct MachineArgs {
     /// Install nothing; say what is missing instead.
     #[arg(long)]
     no_install: bool,
-    /// Print QEMU's command line, ready to paste, and do nothing.
+    /// Print the VMM's command line, ready to paste, and do nothing.
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// What runs the machine.
+#[derive(Args, Debug)]
+pub struct VmmArgs {
+    /// What runs the guest: QEMU, or another VMM, which needs KVM, and root for a tap.
+    #[arg(
+        long,
+        value_name = "qemu|firecracker|cloud-hypervisor|kvmtool",
+        default_value = "qemu"
+    )]
+    vmm: Vmm,
+    /// Its program; the one on the path if not given.
+    #[arg(long, value_name = "PATH")]
+    vmm_path: Option<PathBuf>,
+}
+
+impl VmmArgs {
+    /// The settings of this machine on this VMM.
+    pub fn settings(&self, machine: &MachineArgs) -> Settings {
+        Settings {
+            vmm: self.vmm,
+            vmm_path: self.vmm_path.clone(),
+            ..machine.settings()
+        }
+    }
 }
 
 /// Options of `run`.
 #[derive(Args, Debug)]
 pub struct RunArgs {
     #[command(flatten)]
+    pub vmm: VmmArgs,
+    #[command(flatten)]
     pub machine: MachineArgs,
-    /// The far end of the cable: a host of our own, QEMU's user network, or Linux (root).
-    #[arg(long, value_name = "dgram|user|tap", default_value = "dgram")]
-    pub net: NetChoice,
+    /// The far end of the cable: a host of our own (dgram, the default with QEMU), QEMU's user
+    /// network, or Linux (tap, the default with other VMMs; root).
+    #[arg(long, value_name = "dgram|user|tap")]
+    net: Option<NetChoice>,
     /// Print one JSON object instead of the story.
     #[arg(long)]
     pub json: bool,
 }
 
+impl RunArgs {
+    /// The far end.
+    pub fn net(&self) -> NetChoice {
+        let default = match self.vmm.vmm {
+            Vmm::Qemu => NetChoice::Dgram,
+            _ => NetChoice::Tap,
+        };
+        self.net.unwrap_or(default)
+    }
+}
+
 /// Options of `serve`.
 #[derive(Args, Debug)]
 pub struct ServeArgs {
+    #[command(flatten)]
+    pub vmm: VmmArgs,
     #[command(flatten)]
     pub machine: MachineArgs,
     /// TCP port of 127.0.0.1 for the status page; the next free one if it is taken.
@@ -225,6 +279,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 100_000,
           value_parser = clap::value_parser!(u64).range(1..))]
     echoes: u64,
+    /// Name the functions and layers in which the instructions of each measurement were executed.
+    #[arg(long)]
+    profile: bool,
     /// Print one JSON object instead of the tables.
     #[arg(long)]
     pub json: bool,
@@ -249,15 +306,35 @@ pub struct TraceArgs {
     pub recording: Option<PathBuf>,
 }
 
+/// Options of `soak`.
+#[derive(Args, Debug)]
+pub struct SoakArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// How long.
+    #[arg(long, value_name = "COUNT", default_value_t = 3,
+          value_parser = clap::value_parser!(u32).range(1..=60 * 24 * 7))]
+    pub minutes: u32,
+    /// Print one JSON object instead of the text.
+    #[arg(long)]
+    pub json: bool,
+    /// Write a page with plots into this file: it needs nothing else, and no network.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
 /// Options of `image`.
 #[derive(Args, Debug)]
 pub struct ImageArgs {
     /// Where to put the image that a BIOS boots.
-    #[arg(long, value_name = "FILE", required_unless_present = "uefi")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["uefi", "bzimage"])]
     pub bios: Option<PathBuf>,
     /// Where to put the image that UEFI firmware boots.
     #[arg(long, value_name = "FILE")]
     pub uefi: Option<PathBuf>,
+    /// Where to put the bzImage, for VMMs that load Linux.
+    #[arg(long, value_name = "FILE")]
+    pub bzimage: Option<PathBuf>,
     /// Use this ELF file instead of building the guest.
     #[arg(long, value_name = "FILE", env = "KICKPATH_KERNEL")]
     pub kernel: Option<PathBuf>,
@@ -270,7 +347,7 @@ pub struct ImageArgs {
 #[derive(Args, Debug)]
 pub struct DoctorArgs {
     /// The QEMU program to look at; the one on the path if not given.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = QEMU_VARIABLE)]
     pub qemu: Option<PathBuf>,
     /// Print one JSON object instead of the list.
     #[arg(long)]
@@ -317,7 +394,7 @@ macro_rules! words {
     };
 }
 
-words!(Transport Irq LogLevel);
+words!(Transport Irq LogLevel UdpWay);
 
 fn word<T: Words>(text: &str) -> Result<T, String> {
     let found = T::ALL.iter().find(|value| value.word() == text);
@@ -367,6 +444,8 @@ impl MachineArgs {
     /// As the library takes them.
     pub fn settings(&self) -> Settings {
         Settings {
+            vmm: Vmm::Qemu,
+            vmm_path: None,
             accel: self.accel,
             kind: match self.machine {
                 KindArg::Pc => Kind::Pc,
@@ -387,12 +466,13 @@ impl MachineArgs {
             vlan: self.vlan,
             mtu: self.mtu,
             netconsole: self.netconsole,
+            udp: self.udp,
             irq: self.irq,
             memory: self.memory,
             cpus: self.smp,
             qemu: self.qemu.clone(),
             ipv4: self.ip.0,
-            pcap: self.pcap.clone(),
+            pcap: self.pcap.as_deref().map(Capture::at),
             log: self.log,
             features: self.features.clone(),
             kernel: self.kernel.clone(),
@@ -414,6 +494,7 @@ impl ServeArgs {
 impl BenchArgs {
     pub fn options(&self) -> BenchOptions {
         BenchOptions {
+            profile: self.profile,
             echoes: self.echoes,
             ..BenchOptions::default()
         }
@@ -448,7 +529,7 @@ mod tests {
         let settings = cli.run.machine.settings();
         assert_eq!(settings.irq, Irq::Intx);
         assert_eq!(settings.features.as_deref(), Some("-event_idx,-mac"));
-        assert_eq!(cli.run.net, NetChoice::Tap);
+        assert_eq!(cli.run.net(), NetChoice::Tap);
         assert!(cli.run.json);
         let Some(Command::Run(run)) = parse("run --machine q35").unwrap().command else {
             panic!("run is a command");
@@ -521,6 +602,41 @@ mod tests {
     }
 
     #[test]
+    fn other_vmms_say_what_they_cannot_do() {
+        let check = |line: &str| {
+            let run = parse(line).unwrap().run;
+            let settings = run.vmm.settings(&run.machine);
+            settings.check_with(run.net())
+        };
+        for line in [
+            "--vmm firecracker",
+            "--vmm firecracker --transport modern --smp 2",
+            "--vmm cloud-hypervisor --transport modern --queue-size 64",
+            "--vmm kvmtool --transport legacy --accel kvm",
+        ] {
+            assert_eq!(check(line), Ok(()), "{line}");
+        }
+        for (line, expected) in [
+            ("--vmm firecracker --net user", "--net tap"),
+            ("--vmm firecracker --transport legacy", "virtio-mmio and"),
+            ("--vmm cloud-hypervisor --transport mmio", "virtio-pci only"),
+            ("--vmm kvmtool --transport mmio", "modern and legacy"),
+            (
+                "--vmm kvmtool --transport legacy --queue-size 64",
+                "dictates",
+            ),
+            ("--vmm kvmtool --image x", "--kernel"),
+            ("--vmm kvmtool --accel tcg", "KVM only"),
+            ("--vmm kvmtool --machine q35", "one type"),
+            ("--vmm kvmtool --rss", "QEMU's device"),
+            ("--vmm firecracker --pcap x", "tcpdump"),
+        ] {
+            let error = check(line).unwrap_err().to_string();
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
+
+    #[test]
     fn rss_is_for_a_tap() {
         for line in ["--transport modern --rss", "--machine microvm --rss"] {
             let settings = parse(line).unwrap().run.machine.settings();
@@ -540,7 +656,8 @@ mod tests {
             ("--memory 1X", "64M"),
             ("--smp 0", "1.."),
             ("--net vpn", "dgram, user or tap"),
-            ("--accel hvf", "auto, kvm or tcg"),
+            ("--accel hvf", "auto, kvm, tcg or nested"),
+            ("--vmm bhyve", "cloud-hypervisor, kvmtool"),
             ("--layout ring", "split, packed"),
             ("--queue-size 0", "1.."),
             ("--queue-size 32769", "32768"),

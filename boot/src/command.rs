@@ -3,13 +3,15 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::prctl;
 use nix::sys::signal::{self, Signal};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid, getppid};
 use thiserror::Error;
 
 use crate::interrupt;
@@ -97,13 +99,56 @@ pub fn command_line(command: &Command) -> String {
 ///
 /// # Errors
 /// [`CommandError`] when it cannot be started, fails, or is still running after
-/// `limit` (it is killed then). When we are asked to end, it gets `SIGTERM` and
-/// is waited for: a package manager must not stop halfway. After that nothing
-/// is started any more.
+/// `limit` (it is killed then). When we are asked to end, it and all that it has
+/// started get `SIGTERM`, and it is waited for. After that nothing is started
+/// any more.
 pub fn run(
     command: &mut Command,
     limit: Option<Duration>,
     sink: &mut Sink<'_>,
+) -> Result<(), CommandError> {
+    run_whole(command, limit, sink, true)
+}
+
+/// As [`run`], for a package manager: it alone gets `SIGTERM`, and what it has
+/// started does not stop halfway.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_unbroken(
+    command: &mut Command,
+    limit: Option<Duration>,
+    sink: &mut Sink<'_>,
+) -> Result<(), CommandError> {
+    run_whole(command, limit, sink, false)
+}
+
+/// Has a program that is about to be started end with us, by this signal, if we
+/// are killed. The thread that starts it must live as long as it does: it is
+/// that thread's death which the kernel tells of.
+pub(crate) fn end_with_us(command: &mut Command, signal: Signal) {
+    let parent = getpid();
+    // SAFETY: the closure runs in the forked child and makes system calls that
+    // are async-signal-safe; it neither allocates nor takes a lock (`io::Error`
+    // from an `Errno` or a number holds that only).
+    unsafe {
+        command.pre_exec(move || {
+            prctl::set_pdeathsig(signal)?;
+            // The parent may have died before that line.
+            match getppid() == parent {
+                true => Ok(()),
+                false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            }
+        });
+    }
+}
+
+/// With `breakable`, what the program has started ends with it, and it with us.
+fn run_whole(
+    command: &mut Command,
+    limit: Option<Duration>,
+    sink: &mut Sink<'_>,
+    breakable: bool,
 ) -> Result<(), CommandError> {
     let line = command_line(command);
     let start = |cause| CommandError::Start {
@@ -114,7 +159,12 @@ pub fn run(
         return Err(CommandError::Interrupted { command: line });
     }
     let (reader, writer) = io::pipe().map_err(start)?;
+    if breakable {
+        end_with_us(command, Signal::SIGTERM);
+    }
     let mut child = command
+        // A terminal's Ctrl-C reaches us alone, and we pass it on in our order.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(writer.try_clone().map_err(start)?)
         .stderr(writer)
@@ -163,7 +213,10 @@ pub fn run(
                 && let Ok(pid) = i32::try_from(child.id())
             {
                 // Fails only if the program has just ended, which is as good.
-                let _ = signal::kill(Pid::from_raw(pid), Signal::SIGTERM);
+                let _ = match breakable {
+                    true => signal::killpg(Pid::from_raw(pid), Signal::SIGTERM),
+                    false => signal::kill(Pid::from_raw(pid), Signal::SIGTERM),
+                };
             }
         }
         // A grandchild may go on printing; what it says is no longer ours.

@@ -2,6 +2,7 @@
 //! give, and how to get it. Looks only; changes nothing.
 
 mod probe;
+mod vmms;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use serde::Serialize;
 use crate::install::{self, Host, Requirement};
 use crate::toolchain::{self, Choice, Survey};
 
-pub use probe::{KvmState, QemuVersion};
+pub use probe::{KvmState, QemuVersion, cpu_is_emulated, qemu_version};
 
 /// The oldest QEMU with `-netdev dgram`, which the runner's own network needs.
 pub const OLDEST_QEMU: QemuVersion = QemuVersion {
@@ -125,6 +126,7 @@ fn examine_host(host: &Host, qemu: Option<&Path>, survey: Option<Survey>) -> Rep
     for (name, requirement, gives) in programs {
         findings.push(program_finding(host, name, &requirement, gives));
     }
+    findings.push(vmms::vmms(host));
     Report {
         ready: findings
             .iter()

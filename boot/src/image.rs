@@ -1,4 +1,4 @@
-//! Disk images of the guest for BIOS and UEFI, by the crate `bootloader`.
+//! Images of the guest: for BIOS and UEFI by the crate `bootloader`, and a bzImage.
 //!
 //! That crate compiles its stages, for targets of their own, in its build
 //! script. It expects a compiler that may use unstable options, the sources of
@@ -7,7 +7,9 @@
 //! sysroot of links with all of that, and keep it out of every other build: the
 //! package `boot/image` is a workspace of its own.
 //!
-//! An image holds no configuration: the guest takes it from QEMU's fw_cfg.
+//! A disk image holds no configuration: the guest takes it from QEMU's fw_cfg.
+
+mod bzimage;
 
 use std::env;
 use std::fs;
@@ -18,31 +20,47 @@ use std::process::Command;
 
 use thiserror::Error;
 
+pub use bzimage::{BzImageError, make as make_bzimage};
+
 use crate::command::{self, CommandError, Progress, Sink};
+use crate::output::{Output, OutputError};
 use crate::toolchain::{self, BuildOptions, Toolchain, ToolchainError};
 
 /// What to make.
-#[derive(Clone, Debug, Default)]
-pub struct ImageOptions {
+#[derive(Debug, Default)]
+pub struct Images {
     /// Where to put the image that SeaBIOS and other BIOSes boot.
-    pub bios: Option<PathBuf>,
+    pub bios: Option<Output>,
     /// Where to put the image that UEFI firmware boots.
-    pub uefi: Option<PathBuf>,
+    pub uefi: Option<Output>,
+    /// Where to put the image that loaders of Linux's boot protocol boot.
+    pub bzimage: Option<Output>,
 }
 
 /// Why there is no image.
 #[derive(Debug, Error)]
 pub enum ImageError {
-    /// Neither a BIOS nor a UEFI image was asked for.
-    #[error("name at least one image to make: --bios FILE or --uefi FILE")]
+    /// No image was asked for.
+    #[error("name at least one image to make: --bios FILE, --uefi FILE or --bzimage FILE")]
     Nothing,
+    /// The ELF file does not become a bzImage.
+    #[error("{}: {cause}", path.display())]
+    BzImage {
+        /// The ELF file.
+        path: PathBuf,
+        /// Why.
+        cause: BzImageError,
+    },
     /// The toolchain for the boot loader.
     #[error(transparent)]
     Toolchain(#[from] ToolchainError),
     /// The boot loader could not be built, or the image not be made.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// A file could not be written.
+    /// An image cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// A file could not be read or written.
     #[error("{}: {cause}", path.display())]
     File {
         /// The file.
@@ -54,7 +72,7 @@ pub enum ImageError {
 
 /// Makes the images of `kernel`, an ELF executable, that `images` asks for.
 ///
-/// The first time the boot loader is built, which takes minutes; what that
+/// For a disk image, the first time the boot loader is built, which takes minutes; what that
 /// build says goes to `sink`.
 ///
 /// # Errors
@@ -62,16 +80,22 @@ pub enum ImageError {
 /// loader, or a file cannot be written.
 pub fn build_images(
     kernel: &Path,
-    images: &ImageOptions,
+    images: Images,
     options: &BuildOptions,
     sink: &mut Sink<'_>,
 ) -> Result<(), ImageError> {
-    let wanted: Vec<_> = [("bios", &images.bios), ("uefi", &images.uefi)]
+    let wanted: Vec<_> = [("bios", images.bios), ("uefi", images.uefi)]
         .into_iter()
-        .filter_map(|(kind, file)| Some((kind, file.as_ref()?)))
+        .filter_map(|(kind, file)| Some((kind, file?)))
         .collect();
-    if wanted.is_empty() {
+    if wanted.is_empty() && images.bzimage.is_none() {
         return Err(ImageError::Nothing);
+    }
+    if let Some(file) = images.bzimage {
+        file.write(&bzimage::make(kernel)?)?;
+    }
+    if wanted.is_empty() {
+        return Ok(());
     }
     let workspace = toolchain::workspace()?;
     let directory = toolchain::target_directory(&workspace).join("image");
@@ -116,10 +140,13 @@ pub fn build_images(
     let mut make = Command::new(build.join("debug/kickpath-image"));
     make.arg(&stripped);
     for (kind, file) in &wanted {
-        make.arg(format!("--{kind}")).arg(file);
+        make.arg(format!("--{kind}")).arg(file.path());
     }
     sink(Progress::Step("Writing the images"));
     command::run(&mut make, None, sink)?;
+    for (_, file) in wanted {
+        file.keep()?;
+    }
     Ok(())
 }
 
@@ -334,7 +361,7 @@ mod tests {
     fn nothing_asked_for_is_refused() {
         let result = build_images(
             Path::new("/nonexistent"),
-            &ImageOptions::default(),
+            Images::default(),
             &BuildOptions::default(),
             &mut |_| {},
         );

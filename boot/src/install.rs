@@ -77,6 +77,12 @@ requirements! {
     /// The emulator.
     QEMU = Check::Program("qemu-system-x86_64"), "boot the guest",
         "qemu-system-x86" "qemu-system-x86-core" "qemu-system-x86" "qemu-x86" "qemu";
+    /// The emulator of 64-bit ARM.
+    QEMU_AARCH64 = Check::Program("qemu-system-aarch64"), "boot the example for aarch64",
+        "qemu-system-arm" "qemu-system-aarch64-core" "qemu-system-aarch64" "qemu-arm" "qemu";
+    /// The emulator of 64-bit RISC-V.
+    QEMU_RISCV64 = Check::Program("qemu-system-riscv64"), "boot the example for riscv64",
+        "qemu-system-misc" "qemu-system-riscv-core" "qemu-system-riscv" "qemu-extra" "qemu";
     /// UEFI firmware for QEMU.
     OVMF = Check::AnyFile(OVMF_FILES), "boot a UEFI image in QEMU",
         "ovmf" "edk2-ovmf" "edk2-ovmf" "qemu-ovmf-x86_64" "qemu";
@@ -86,6 +92,18 @@ requirements! {
     /// An HTTP client.
     CURL = Check::Program("curl"), "fetch the guest's pages from Linux",
         "curl" "curl" "curl" "curl" "curl";
+    /// A load generator for HTTP.
+    AB = Check::Program("ab"), "ask the guest for pages over many connections",
+        "apache2-utils" "httpd-tools" "apache" "apache2-utils" "httpd";
+    /// A load generator for HTTP that keeps connections open.
+    WRK = Check::Program("wrk"), "ask the guest for pages over many open connections",
+        "wrk" "wrk" "wrk" "wrk" "wrk";
+    /// A DHCP server.
+    DNSMASQ = Check::Program("dnsmasq"), "lease the guest an address",
+        "dnsmasq-base" "dnsmasq" "dnsmasq" "dnsmasq" "";
+    /// Advertises routers of IPv6.
+    RADVD = Check::Program("radvd"), "advertise a router to the guest",
+        "radvd" "radvd" "radvd" "radvd" "";
     /// Linux's network configuration.
     IPROUTE2 = Check::Program("ip"), "make a network namespace with a tap device",
         "iproute2" "iproute" "iproute2" "iproute2" "";
@@ -95,6 +113,12 @@ requirements! {
     /// Offload settings of a network device.
     ETHTOOL = Check::Program("ethtool"), "set the offloads of a tap device",
         "ethtool" "ethtool" "ethtool" "ethtool" "";
+    /// QEMU's network without QEMU: sockets of an ordinary user.
+    PASST = Check::Program("passt"), "be the far end of the guest's cable",
+        "passt" "passt" "passt" "passt" "";
+    /// DPDK's test application.
+    TESTPMD = Check::Program("dpdk-testpmd"), "be a device by vhost-user",
+        "dpdk-dev" "dpdk-tools" "dpdk" "dpdk-tools" "";
     /// A browser that can be driven without a screen.
     CHROMIUM = Check::AnyProgram(&["chromium", "chromium-browser", "google-chrome"]),
         "look at the page of a trace as a reader does",
@@ -233,6 +257,20 @@ pub enum InstallError {
         /// What is missing.
         missing: String,
     },
+    /// A package cannot be downloaded.
+    #[error("cannot download {package}: {cause}")]
+    Download {
+        /// The package.
+        package: String,
+        /// What the package manager said.
+        cause: CommandError,
+    },
+    /// The package manager says that it did, and there is no package.
+    #[error("{0} was downloaded without an error, but there is no file of it")]
+    NotDownloaded(String),
+    /// Only apt downloads a package without installing it.
+    #[error("{0} is a package of Debian, and this machine has no apt-get to download it")]
+    NoApt(String),
     /// Another Kickpath has been installing for too long.
     #[error("another process has been installing for {} s (lock {})", waited.as_secs(), path.display())]
     Busy {
@@ -241,6 +279,9 @@ pub enum InstallError {
         /// How long we waited.
         waited: Duration,
     },
+    /// [`QEMU_VARIABLE`] names nothing.
+    #[error("{QEMU_VARIABLE} is {}: there is no such file", .0.display())]
+    NoSuchQemu(PathBuf),
     /// Somebody asked us to end (see [`interrupt`]) before anything was done.
     #[error("interrupted; nothing was installed")]
     Interrupted,
@@ -252,6 +293,28 @@ pub enum InstallError {
         /// What the operating system said.
         cause: io::Error,
     },
+}
+
+/// Environment variable that names the QEMU program to use instead of the one on the path; the
+/// commands and all tests know it.
+pub const QEMU_VARIABLE: &str = "KICKPATH_QEMU";
+
+/// The QEMU program: the one that [`QEMU_VARIABLE`] names, else the one on the path, installed
+/// where that is missing.
+///
+/// # Errors
+/// There is none.
+pub fn qemu(policy: Policy, sink: &mut Sink<'_>) -> Result<PathBuf, InstallError> {
+    let host = Host::detect();
+    if let Some(named) = env::var_os(QEMU_VARIABLE).filter(|named| !named.is_empty()) {
+        let named = PathBuf::from(named);
+        let found = host.find_named(&named);
+        return found.ok_or(InstallError::NoSuchQemu(named));
+    }
+    host.ensure(&[QEMU], policy, sink)?;
+    Ok(host
+        .find(&QEMU)
+        .unwrap_or_else(|| "qemu-system-x86_64".into()))
 }
 
 /// The machine as the installer sees it: everything that a test replaces.
@@ -450,6 +513,30 @@ impl Host {
         )));
         apt::Apt::new(&program, self).install(&packages, apt::Lists::New, sink)?;
         Ok(true)
+    }
+
+    /// Downloads a package of Debian into the empty `directory`, and installs
+    /// nothing; returns its file. Where `package` only depends on the one that is
+    /// meant, that one's name begins with `stem`.
+    ///
+    /// # Errors
+    /// There is no apt, or it cannot.
+    pub fn download(
+        &self,
+        package: &str,
+        stem: &str,
+        directory: &Path,
+        sink: &mut Sink<'_>,
+    ) -> Result<PathBuf, InstallError> {
+        if interrupt::requested() {
+            return Err(InstallError::Interrupted);
+        }
+        let Some((Manager::Apt, program)) = self.manager() else {
+            return Err(InstallError::NoApt(package.to_owned()));
+        };
+        // Lists are brought up to date by root alone.
+        let _lock = self.root.then(|| self.lock(sink)).transpose()?;
+        apt::Apt::new(&program, self).download(package, stem, directory, sink)
     }
 
     /// The requirements that are not met.

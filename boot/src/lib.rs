@@ -1,13 +1,15 @@
-//! Builds the guest, boots it in QEMU and is the other end of its cable.
+//! Builds the guest, boots it in QEMU or another VMM and is the other end of its cable.
 //!
 //! From the top to the bottom:
 //!
-//! - [`run`], [`serve`], [`bench`], [`compare`]: what the command does;
+//! - [`run`], [`serve`], [`bench`], [`compare`], [`soak`]: what the command does;
+//! - [`nested`]: the same commands on a KVM of an emulated CPU;
 //! - [`trace`]: one packet seen at every layer;
 //! - [`session`]: from what the user asked for to a running guest;
 //! - [`toolchain`], [`install`], [`image`], [`command`], [`accel`], [`ports`]:
 //!   what this machine has, and what completes it;
-//! - [`qemu`]: one typed description of a machine, one command line;
+//! - [`vmm`]: what the VMMs take for a machine, a back end each;
+//! - [`qemu`]: one typed description of a machine, and QEMU's command line;
 //! - [`guest`]: a running guest, its console and QEMU's monitor;
 //! - [`wire`]: the host's ends of the cable;
 //! - [`terminal`], [`interrupt`]: the person in front of it.
@@ -22,12 +24,18 @@ pub mod guest;
 pub mod image;
 pub mod install;
 pub mod interrupt;
+mod leftover;
+pub mod nested;
+pub mod output;
 pub mod ports;
 pub mod qemu;
 pub mod run;
+pub mod scratch;
 pub mod serve;
 pub mod session;
+pub mod soak;
 pub mod terminal;
 pub mod toolchain;
 pub mod trace;
+pub mod vmm;
 pub mod wire;

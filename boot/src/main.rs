@@ -2,26 +2,32 @@
 
 mod cli;
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
+use kickpath::accel::AccelChoice;
 use kickpath::bench;
 use kickpath::command::Progress;
 use kickpath::compare;
 use kickpath::doctor;
 use kickpath::guest::Cause;
-use kickpath::image::{self, ImageOptions};
+use kickpath::image::{self, Images};
 use kickpath::interrupt;
+use kickpath::nested::{self, NestedError};
+use kickpath::output::Output;
 use kickpath::qemu::{self, Boot, Net};
 use kickpath::session::{Prepared, SessionError};
 use kickpath::terminal::{Story, Ticker};
 use kickpath::toolchain::{self, BuildOptions};
-use kickpath::{run, serve, trace};
+use kickpath::{run, serve, soak, trace, vmm};
 
 use cli::{
-    BenchArgs, Cli, Command, CompareArgs, DoctorArgs, ImageArgs, RunArgs, ServeArgs, TraceArgs,
+    BenchArgs, Cli, Command, CompareArgs, DoctorArgs, ImageArgs, RunArgs, ServeArgs, SoakArgs,
+    TraceArgs,
 };
 
 fn main() -> ExitCode {
@@ -36,6 +42,7 @@ fn main() -> ExitCode {
             Command::Bench(args) => bench_command(&args),
             Command::Trace(args) => trace_command(&args),
             Command::Compare(args) => compare_command(&args),
+            Command::Soak(args) => soak_command(&args),
             Command::Image(args) => image_command(&args),
             Command::Doctor(args) => doctor_command(&args),
         });
@@ -53,7 +60,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
             return ExitCode::FAILURE;
         }
         Some(SessionError::Guest(failure)) if matches!(failure.cause, Cause::Interrupted) => {
-            anstream::eprintln!("\nInterrupted. QEMU has ended.");
+            anstream::eprintln!("\nInterrupted. {} has ended.", failure.vmm);
             return ExitCode::from(interrupt::EXIT_STATUS);
         }
         _ if interrupt::requested() => return ExitCode::from(interrupt::EXIT_STATUS),
@@ -65,18 +72,26 @@ fn report(error: &anyhow::Error) -> ExitCode {
 }
 
 fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let settings = args.machine.settings();
+    let settings = args.vmm.settings(&args.machine);
+    let choice = args.net();
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
+    if settings.accel == AccelChoice::Nested {
+        let words = words_for_nested(args.machine.dry_run)?;
+        let status = nested::run(&settings, args.net(), args.json, &words, &mut sink)?;
+        settings.keep_pcap(Ok(()))?;
+        return Ok(ExitCode::from(status));
+    }
     if args.machine.dry_run {
-        settings.check_with(args.net)?;
+        settings.check_with(choice)?;
         let mut prepared = settings.prepare(true, &mut sink)?;
-        let net = run::dry_run_net(&prepared, args.net)?;
-        return Ok(print_command_line(&mut prepared, net));
+        let net = run::dry_run_net(&prepared, choice)?;
+        return print_command_line(&mut prepared, net);
     }
     let story = &mut Story::stdout();
     let story = (!args.json).then_some(story);
-    let result = run::run(&settings, args.net, story, &mut sink);
+    let result = run::run(&settings, choice, story, &mut sink);
+    let result = settings.keep_pcap(result);
     if args.json {
         return print_json(result, |report| report.ok);
     }
@@ -85,16 +100,17 @@ fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn serve_command(args: &ServeArgs) -> anyhow::Result<ExitCode> {
-    let settings = args.machine.settings();
+    let settings = args.vmm.settings(&args.machine);
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     if args.machine.dry_run {
-        settings.check_with(serve::NET)?;
+        settings.check_with(serve::net(settings.vmm))?;
         let mut prepared = settings.prepare(true, &mut sink)?;
         let net = serve::dry_run_net(&prepared, args.options())?;
-        return Ok(print_command_line(&mut prepared, net));
+        return print_command_line(&mut prepared, net);
     }
-    serve::serve(&settings, args.options(), &mut Story::stdout(), &mut sink)?;
+    let result = serve::serve(&settings, args.options(), &mut Story::stdout(), &mut sink);
+    settings.keep_pcap(result)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -107,12 +123,13 @@ fn bench_command(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         let net = run::dry_run_net(&prepared, Default::default())?;
         prepared.attach(net.clone());
         bench::without_ioeventfd(&mut prepared.machine);
-        anstream::println!("{}", prepared.machine.command_line());
+        print(&(prepared.machine.command_line() + "\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
     let story = &mut Story::stdout();
     let story = (!args.json).then_some(story);
     let result = bench::bench(&settings, args.options(), story, &mut sink);
+    let result = settings.keep_pcap(result);
     if args.json {
         return print_json(result, |report| report.ok);
     }
@@ -128,37 +145,43 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let settings = args.machine.settings();
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
-    if args.machine.dry_run {
+    let is_nested = settings.accel == AccelChoice::Nested;
+    if args.machine.dry_run && !is_nested {
         settings.check_with(trace::NET)?;
         let mut prepared = settings.prepare(true, &mut sink)?;
         let net = run::dry_run_net(&prepared, trace::NET)?;
-        return Ok(print_command_line(&mut prepared, net));
+        return print_command_line(&mut prepared, net);
     }
-    let outputs = [&args.json, &args.html, &args.perfetto, &args.recording];
-    check_places(outputs.into_iter().flatten())?;
-    let (prepared, recording) = trace::record(&settings, &mut sink)?;
-    if let Some(file) = &args.recording {
-        write_output(file, &serde_json::to_string(&recording)?)?;
-    }
-    let timeline = trace::timeline(&prepared, &recording).map_err(SessionError::from)?;
+    // Before the work whose result they are to hold.
+    let json = Written::begin(args.json.as_deref())?;
+    let html = Written::begin(args.html.as_deref())?;
+    let perfetto = Written::begin(args.perfetto.as_deref())?;
+    let recorded = Written::begin(args.recording.as_deref())?;
+    let (boot, recording) = if is_nested {
+        let words = words_for_nested(args.machine.dry_run)?;
+        let recorded = nested::record(&settings, &words, &mut sink)?;
+        settings.keep_pcap(Ok(()))?;
+        recorded
+    } else {
+        let result = trace::record(&settings, &mut sink);
+        let (prepared, recording) = settings.keep_pcap(result)?;
+        (prepared.machine.boot, recording)
+    };
+    recorded.end(|| Ok(serde_json::to_string(&recording)?))?;
+    let timeline = trace::timeline(&boot, &recording).map_err(SessionError::from)?;
     drop(ticker);
-    let to_stdout = args.json.as_deref() == Some(Path::new("-"));
-    if let Some(file) = &args.json {
-        let json = serde_json::to_string_pretty(&timeline)?;
-        write_output(file, &json)?;
-    }
-    if let Some(file) = &args.html {
+    let to_stdout = matches!(json, Written::StandardOutput);
+    json.end(|| Ok(serde_json::to_string_pretty(&timeline)?))?;
+    html.end(|| {
         // What made it is told as a person would type it.
         let words: Vec<String> = std::env::args_os()
             .skip(1)
             .map(|word| qemu::quote(&word))
             .collect();
         let command = format!("cargo run -- {}", words.join(" "));
-        write_output(file, &trace::html::render(&timeline, &command)?)?;
-    }
-    if let Some(file) = &args.perfetto {
-        write_output(file, &trace::perfetto::render(&timeline).to_string())?;
-    }
+        Ok(trace::html::render(&timeline, &command)?)
+    })?;
+    perfetto.end(|| Ok(trace::perfetto::render(&timeline).to_string()))?;
     if !to_stdout {
         trace::text::print(&mut Story::stdout(), &timeline).map_err(SessionError::Output)?;
     }
@@ -175,18 +198,16 @@ fn compare_command(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     if args.machine.dry_run {
         for line in compare::dry_run(&settings, &mut sink)? {
-            anstream::println!("{line}");
+            print(&(line + "\n"))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
-    check_places(&args.html)?;
+    let html = Written::begin(args.html.as_deref())?;
     let story = &mut Story::stdout();
     let story = (!args.json).then_some(story);
     let result = compare::compare(&settings, args.echoes, story, &mut sink);
-    let page = match (&result, &args.html) {
-        (Ok(report), Some(_)) => Some(compare::html::page(report)?),
-        _ => None,
-    };
+    let result = settings.keep_pcap(result);
+    let page = result.as_ref().ok().map(compare::html::page);
     let code = if args.json {
         print_json(result, |report| !report.rows.is_empty())?
     } else {
@@ -194,71 +215,126 @@ fn compare_command(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         ExitCode::SUCCESS
     };
     // Last: a file that cannot be written takes nothing else along.
-    if let (Some(page), Some(file)) = (page, &args.html) {
-        write_output(file, &page)?;
+    if let Some(page) = page {
+        html.end(|| Ok(page?))?;
     }
     Ok(code)
 }
 
-/// Whether these files can be where they are wanted. Said before the work
-/// whose result they are to hold.
-fn check_places<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), SessionError> {
-    for file in files {
-        let directory = match file.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        let problem = if file.is_dir() {
-            io::ErrorKind::IsADirectory
-        } else if !directory.is_dir() {
-            io::ErrorKind::NotADirectory
-        } else {
-            continue;
-        };
-        return Err(SessionError::System {
-            what: format!("write {}", file.display()),
-            source: problem.into(),
-        });
+/// The arguments of this program, for the same command inside.
+fn words_for_nested(dry_run: bool) -> anyhow::Result<Vec<OsString>> {
+    if dry_run {
+        return Err(NestedError::DryRun.into());
     }
-    Ok(())
+    Ok(std::env::args_os().skip(1).collect())
 }
 
-/// Writes a file, or the standard output for `-`.
-fn write_output(file: &Path, text: &str) -> Result<(), SessionError> {
-    if file == Path::new("-") {
-        let mut out = anstream::stdout();
-        return io::Write::write_all(&mut out, text.as_bytes())
-            .and_then(|()| io::Write::write_all(&mut out, b"\n"))
-            .map_err(SessionError::Output);
+/// Succeeds where nothing deviated.
+fn soak_command(args: &SoakArgs) -> anyhow::Result<ExitCode> {
+    let settings = args.machine.settings();
+    let mut ticker = Ticker::new();
+    let mut sink = |progress: Progress<'_>| ticker.show(progress);
+    if args.machine.dry_run {
+        settings.check_with(soak::NET)?;
+        let mut prepared = settings.prepare(true, &mut sink)?;
+        let net = run::dry_run_net(&prepared, soak::NET)?;
+        return print_command_line(&mut prepared, net);
     }
-    std::fs::write(file, text).map_err(|source| SessionError::System {
-        what: format!("write {}", file.display()),
-        source,
-    })
+    let html = Written::begin(args.html.as_deref())?;
+    let length = Duration::from_secs(60 * u64::from(args.minutes));
+    let story = &mut Story::stdout();
+    let story = (!args.json).then_some(story);
+    let result = soak::soak(&settings, length, story, &mut sink);
+    let result = settings.keep_pcap(result);
+    let page = result.as_ref().ok().map(soak::html::page);
+    let code = if args.json {
+        print_json(result, |report| report.ok)?
+    } else {
+        match result?.ok {
+            true => ExitCode::SUCCESS,
+            // What was found until then has been told.
+            false if interrupt::requested() => ExitCode::from(interrupt::EXIT_STATUS),
+            false => ExitCode::FAILURE,
+        }
+    };
+    if let Some(page) = page {
+        html.end(|| Ok(page))?;
+    }
+    Ok(code)
+}
+
+/// Where a result goes that was asked for.
+enum Written {
+    Nowhere,
+    StandardOutput,
+    File(Output),
+}
+
+impl Written {
+    /// For a file that a command line names, or the standard output for `-`.
+    fn begin(file: Option<&Path>) -> Result<Self, SessionError> {
+        Ok(match file {
+            None => Self::Nowhere,
+            Some(file) if file == Path::new("-") => Self::StandardOutput,
+            Some(file) => Self::File(Output::create(file)?),
+        })
+    }
+
+    /// Makes the text where it is wanted, and writes it.
+    fn end(self, text: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<()> {
+        match self {
+            Self::Nowhere => {}
+            Self::StandardOutput => print(&(text()? + "\n"))?,
+            Self::File(output) => output
+                .write(text()?.as_bytes())
+                .map_err(SessionError::from)?,
+        }
+        Ok(())
+    }
+}
+
+/// Writes to the standard output, which may be closed or full.
+fn print(text: &str) -> Result<(), SessionError> {
+    let mut out = anstream::stdout();
+    let printed = io::Write::write_all(&mut out, text.as_bytes());
+    printed
+        .and_then(|()| io::Write::flush(&mut out))
+        .map_err(SessionError::Output)
 }
 
 fn image_command(args: &ImageArgs) -> anyhow::Result<ExitCode> {
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
-    check_places([&args.bios, &args.uefi].into_iter().flatten())?;
+    // Before the work whose result they are to hold.
+    let begin = |file: &Option<PathBuf>| -> Result<_, SessionError> {
+        Ok(file.as_deref().map(Output::create).transpose()?)
+    };
+    let images = Images {
+        bios: begin(&args.bios)?,
+        uefi: begin(&args.uefi)?,
+        bzimage: begin(&args.bzimage)?,
+    };
     let options = BuildOptions::from_env(args.policy())?;
     let kernel = match &args.kernel {
-        Some(kernel) if kernel.is_file() => kernel.clone(),
         Some(kernel) => {
-            let (option, file) = ("--kernel", kernel.clone());
-            return Err(SessionError::NoFile { option, file }.into());
+            SessionError::check_file("--kernel", kernel)?;
+            kernel.clone()
         }
         None => toolchain::build_kernel(&options, &mut sink)?,
     };
-    let images = ImageOptions {
-        bios: args.bios.clone(),
-        uefi: args.uefi.clone(),
-    };
-    image::build_images(&kernel, &images, &options, &mut sink)?;
+    image::build_images(&kernel, images, &options, &mut sink)?;
     drop(ticker);
     for file in [&args.bios, &args.uefi].into_iter().flatten() {
         let file = file.display();
-        anstream::println!("Made {file}; boot it with: cargo run -- --image {file}");
+        print(&format!(
+            "Made {file}; boot it with: cargo run -- --image {file}\n"
+        ))?;
+    }
+    if let Some(file) = &args.bzimage {
+        let file = file.display();
+        print(&format!(
+            "Made {file}; boot it with: cargo run -- --kernel {file}\n"
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -267,9 +343,9 @@ fn image_command(args: &ImageArgs) -> anyhow::Result<ExitCode> {
 fn doctor_command(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let report = doctor::examine(args.qemu.as_deref());
     if args.json {
-        anstream::println!("{}", serde_json::to_string_pretty(&report)?);
+        print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
     } else {
-        anstream::print!("{report}");
+        print(&report.to_string())?;
     }
     Ok(if report.ready {
         ExitCode::SUCCESS
@@ -278,7 +354,7 @@ fn doctor_command(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn print_command_line(prepared: &mut Prepared, net: Net) -> ExitCode {
+fn print_command_line(prepared: &mut Prepared, net: Net) -> anyhow::Result<ExitCode> {
     let hint = match &net {
         Net::Dgram { .. } => {
             "Nobody is at the far end of this cable when the line is pasted; \
@@ -288,7 +364,7 @@ fn print_command_line(prepared: &mut Prepared, net: Net) -> ExitCode {
         Net::User { .. } | Net::TapFds(_) => "",
     };
     prepared.attach(net);
-    anstream::println!("{}", prepared.machine.command_line());
+    print(&(vmm::command_line(&prepared.machine) + "\n"))?;
     if let Boot::Kernel(kernel) = &prepared.machine.boot
         && !kernel.is_file()
     {
@@ -297,7 +373,7 @@ fn print_command_line(prepared: &mut Prepared, net: Net) -> ExitCode {
     if !hint.is_empty() {
         anstream::eprintln!("# {hint}");
     }
-    ExitCode::SUCCESS
+    Ok(ExitCode::SUCCESS)
 }
 
 /// One JSON object, whatever happened.
@@ -312,10 +388,7 @@ fn print_json<T: serde::Serialize>(
             (false, serde_json::to_string_pretty(&object)?)
         }
     };
-    let mut out = anstream::stdout();
-    io::Write::write_all(&mut out, json.as_bytes())
-        .and_then(|()| io::Write::write_all(&mut out, b"\n"))
-        .map_err(SessionError::Output)?;
+    print(&(json + "\n"))?;
     let interrupted = interrupt::requested();
     Ok(match (good, interrupted) {
         (true, _) => ExitCode::SUCCESS,

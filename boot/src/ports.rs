@@ -3,22 +3,31 @@
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use crate::qemu::{Forward, Protocol};
-use crate::session::SessionError;
 use crate::wire::{ECHO_PORT, HTTP_PORT};
 
 /// How many ports are tried from the preferred one on.
 const TRIES: u16 = 200;
+
+/// No port of the loopback interface is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no port of 127.0.0.1 from {first} to {last} is free")]
+pub struct NoPort {
+    /// The first that was tried.
+    pub first: u16,
+    /// The last that was tried.
+    pub last: u16,
+}
 
 /// The first port from `first` on that is free for all of `protocols`. Another
 /// program may take it before QEMU does; QEMU then says so and ends.
 ///
 /// # Errors
 /// None of [`TRIES`] is free.
-fn free_port(first: u16, protocols: &[Protocol]) -> Result<u16, SessionError> {
+fn free_port(first: u16, protocols: &[Protocol]) -> Result<u16, NoPort> {
     let last = first.saturating_add(TRIES - 1);
     (first..=last)
         .find(|&port| protocols.iter().all(|protocol| is_free(port, *protocol)))
-        .ok_or(SessionError::NoPort { first, last })
+        .ok_or(NoPort { first, last })
 }
 
 fn is_free(port: u16, protocol: Protocol) -> bool {
@@ -43,12 +52,12 @@ impl Services {
     ///
     /// # Errors
     /// There are none.
-    pub fn find(http: u16, echo: u16) -> Result<Self, SessionError> {
+    pub fn find(http: u16, echo: u16) -> Result<Self, NoPort> {
         let http = free_port(http, &[Protocol::Tcp])?;
         let both = [Protocol::Tcp, Protocol::Udp];
         let echo = match free_port(echo, &both)? {
             taken if taken == http => {
-                let none = SessionError::NoPort {
+                let none = NoPort {
                     first: echo,
                     last: taken,
                 };
@@ -94,10 +103,13 @@ mod tests {
     #[test]
     fn there_is_none_behind_the_last() {
         // Whoever has it, it is not free for two.
-        assert!(matches!(
+        assert_eq!(
             Services::find(u16::MAX, u16::MAX),
-            Err(SessionError::NoPort { .. })
-        ));
+            Err(NoPort {
+                first: u16::MAX,
+                last: u16::MAX
+            })
+        );
     }
 
     #[test]

@@ -1,19 +1,27 @@
 //! `kickpath serve`: keeps the guest up until Ctrl-C.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::command::Sink;
 use crate::guest::{Cause, Guest};
+use crate::install::IPROUTE2;
 use crate::interrupt;
 use crate::ports::Services;
-use crate::qemu::Net;
-use crate::session::{NetChoice, Prepared, SessionError, Settings};
+use crate::qemu::{Net, Vmm};
+use crate::run;
+use crate::session::{NetChoice, Prepared, SessionError, Settings, Up, require};
 use crate::terminal::Story;
-use crate::wire::HostSockets;
+use crate::wire::{FarEnd, HostSockets, Tap};
 
-/// The far end of `serve`: its forwards need QEMU's own network.
-pub const NET: NetChoice = NetChoice::User;
+/// The far end of `serve`: forwards by QEMU's own network; of other VMMs, a tap.
+pub fn net(vmm: Vmm) -> NetChoice {
+    match vmm {
+        Vmm::Qemu => NetChoice::User,
+        _ => NetChoice::Tap,
+    }
+}
 
 /// The preferred ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +37,9 @@ pub struct ServeOptions {
 /// # Errors
 /// No port is free.
 pub fn dry_run_net(prepared: &Prepared, options: ServeOptions) -> Result<Net, SessionError> {
+    if prepared.machine.vmm != Vmm::Qemu {
+        return run::dry_run_net(prepared, NetChoice::Tap);
+    }
     let services = Services::find(options.http, options.echo)?;
     Ok(prepared.user_net(services))
 }
@@ -44,33 +55,50 @@ pub fn serve<W: Write>(
     story: &mut Story<W>,
     sink: &mut Sink<'_>,
 ) -> Result<(), SessionError> {
-    settings.check_with(NET)?;
+    let net = net(settings.vmm);
+    settings.check_with(net)?;
+    if net == NetChoice::Tap {
+        Tap::check_rights()?;
+        require(&[IPROUTE2], settings.policy, sink)?;
+    }
     let mut prepared = settings.prepare(false, sink)?;
     story.section("Machine")?;
     story.row("Accelerator", &prepared.decision.to_string())?;
-    let (guest, services) = prepared.launch_forwarded((options.http, options.echo))?;
-    let far = HostSockets::forwarded(services.forwards());
-    let served = until_up(&prepared, &guest, &far, story).and_then(|seen| {
-        addresses(story, services)?;
-        stream(&guest, seen, story)
-    });
+    let served = if net == NetChoice::Tap {
+        let tap = prepared.connect_tap()?;
+        let guest = prepared.launch()?;
+        until_up(&prepared, &guest, &tap.sockets(), story).and_then(|up| {
+            addresses_inside(story, &tap, up.ip())?;
+            stream(&guest, up.next_line, story)
+        })
+    } else {
+        let (guest, services) = prepared.launch_forwarded((options.http, options.echo))?;
+        let far = HostSockets::forwarded(services.forwards());
+        until_up(&prepared, &guest, &far, story).and_then(|up| {
+            addresses(story, services)?;
+            stream(&guest, up.next_line, story)
+        })
+    };
     match served {
         Err(SessionError::Guest(failure)) if matches!(failure.cause, Cause::Interrupted) => {
             story.line("")?;
-            story.line("Stopped. QEMU has ended, and nothing is left behind.")?;
+            let vmm = settings.vmm;
+            story.line(&format!(
+                "Stopped. {vmm} has ended, and nothing is left behind."
+            ))?;
             Ok(())
         }
         other => other,
     }
 }
 
-/// Shows the boot; returns the number of the first line not shown.
+/// Shows the boot.
 fn until_up<W: Write>(
     prepared: &Prepared,
     guest: &Guest,
-    far: &HostSockets,
+    far: &dyn FarEnd,
     story: &mut Story<W>,
-) -> Result<u64, SessionError> {
+) -> Result<Up, SessionError> {
     let up = prepared.wait_until_up(guest, far)?;
     story.section("Guest")?;
     for line in guest.console_since(0) {
@@ -78,7 +106,27 @@ fn until_up<W: Write>(
             story.faint(&format!("  {}", line.text))?;
         }
     }
-    Ok(up.next_line)
+    Ok(up)
+}
+
+/// Where the services are of a guest at a tap.
+fn addresses_inside<W: Write>(
+    story: &mut Story<W>,
+    tap: &Tap,
+    ip: IpAddr,
+) -> Result<(), SessionError> {
+    let inside = format!("ip netns exec {}", tap.namespace());
+    story.section("Open, in a network namespace of its own")?;
+    story.row("Namespace", tap.namespace())?;
+    story.row("Status page", &format!("http://{ip}/"))?;
+    story.row("JSON", &format!("http://{ip}/stats.json"))?;
+    story.row("Prometheus", &format!("http://{ip}/metrics"))?;
+    story.row("Echo", &format!("{ip} port 7, UDP and TCP"))?;
+    story.section("Try, in another terminal")?;
+    story.line(&format!("  {inside} curl http://{ip}/stats.json"))?;
+    story.line(&format!("  {inside} ping {ip}"))?;
+    story.section("The guest's log follows; Ctrl-C ends it all")?;
+    Ok(())
 }
 
 fn addresses<W: Write>(story: &mut Story<W>, services: Services) -> Result<(), SessionError> {

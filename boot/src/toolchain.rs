@@ -151,7 +151,7 @@ pub enum ToolchainError {
         built_in: PathBuf,
     },
     /// No toolchain can build the guest; what was tried is in the text.
-    #[error("no toolchain can build the guest for {TARGET}:\n{}", tried.join("\n"))]
+    #[error("no toolchain can build for a bare machine:\n{}", tried.join("\n"))]
     NoToolchain {
         /// One line for each that was looked at.
         tried: Vec<String>,
@@ -219,18 +219,11 @@ pub fn build_kernel(
     )));
 
     let target_directory = target_directory(&workspace).join("kernel");
-    let mut command = toolchain.cargo(&workspace);
+    let mut command = toolchain.cargo_for(TARGET, &workspace);
     command
-        .args(["build", "--package", KERNEL])
-        .args(["--target", TARGET, "--profile", PROFILE])
+        .args(["build", "--package", KERNEL, "--profile", PROFILE])
         .arg("--target-dir")
         .arg(&target_directory);
-    if toolchain.source == Source::BuildStd {
-        command.args([
-            "-Zbuild-std=core,alloc,compiler_builtins",
-            "-Zbuild-std-features=compiler-builtins-mem",
-        ]);
-    }
     command::run(&mut command, None, sink).map_err(|cause| ToolchainError::Build { cause })?;
 
     let path = target_directory.join(TARGET).join(PROFILE).join(KERNEL);
@@ -239,6 +232,34 @@ pub fn build_kernel(
     } else {
         Err(ToolchainError::NoKernel { path })
     }
+}
+
+/// Has cargo build for a bare machine of any CPU: `target` is a triple that the
+/// compiler knows. Runs in `directory` of the workspace, with `arguments` such as
+/// `["build", "--release"]` and these flags of the compiler; returns the directory
+/// of what was built.
+///
+/// # Errors
+/// As [`build_kernel`].
+pub fn build_for(
+    target: &str,
+    directory: &str,
+    arguments: &[&str],
+    flags: &str,
+    options: &BuildOptions,
+    sink: &mut Sink<'_>,
+) -> Result<PathBuf, ToolchainError> {
+    let (host, workspace) = (Host::detect(), workspace()?);
+    let finder = find::Finder::new(&host, &workspace).for_target(target);
+    let toolchain = finder.complete(Source::Prebuilt, options, sink)?;
+    let built = target_directory(&workspace).join("bare");
+    let mut command = toolchain.cargo_for(target, &workspace.join(directory));
+    command.args(arguments).arg("--target-dir").arg(&built);
+    if !flags.is_empty() {
+        command.env("RUSTFLAGS", flags);
+    }
+    command::run(&mut command, None, sink).map_err(|cause| ToolchainError::Build { cause })?;
+    Ok(built.join(target))
 }
 
 /// What went wrong in a build, without the packages that compiled before.
@@ -319,6 +340,22 @@ impl Toolchain {
             .env("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", &self.linker);
         if self.source == Source::BuildStd {
             command.env("RUSTC_BOOTSTRAP", "1");
+        }
+        command
+    }
+
+    /// The same for a target without an operating system; the subcommand is the
+    /// caller's.
+    fn cargo_for(&self, target: &str, directory: &Path) -> Command {
+        let mut command = self.cargo(directory);
+        let name = target.to_uppercase().replace('-', "_");
+        command.env(format!("CARGO_TARGET_{name}_LINKER"), &self.linker);
+        command.env("CARGO_BUILD_TARGET", target);
+        if self.source == Source::BuildStd {
+            command.args([
+                "-Zbuild-std=core,alloc,compiler_builtins",
+                "-Zbuild-std-features=compiler-builtins-mem",
+            ]);
         }
         command
     }

@@ -2,178 +2,18 @@
 
 mod common;
 
-use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::thread;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{HANG, exit_with, kernel, print, qemu, runs};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
+use common::{
+    HANG, children, exit_with, kernel, kickpath, leftovers, print, qemu, run, runs, send,
+    wait_for_end,
+};
+use nix::sys::signal::Signal;
 
-const BOUND: Duration = Duration::from_secs(30);
-
-/// The command with a directory of its own for temporary files.
-fn kickpath(directory: &TempDir) -> Command {
-    let temporary = directory.path().join("tmp");
-    fs::create_dir_all(&temporary).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kickpath"));
-    command
-        .env("TMPDIR", temporary)
-        .env("NO_COLOR", "1")
-        .env_remove("KICKPATH_KERNEL")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
-fn run(mut command: Command) -> (Output, String) {
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    (output, text)
-}
-
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + BOUND;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}: not within {BOUND:?}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn send(child: &Child, signal: Signal) {
-    kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
-}
-
-/// The processes whose parent is this one.
-fn children(pid: u32) -> Vec<u32> {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
-        return Vec::new();
-    };
-    tasks
-        .flatten()
-        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
-        .flat_map(|text| {
-            text.split_ascii_whitespace()
-                .filter_map(|pid| pid.parse().ok())
-                .collect::<Vec<u32>>()
-        })
-        .collect()
-}
-
-/// Starts a command whose guest never comes up, and waits for its QEMU.
-fn start_hanging(directory: &TempDir, arguments: &[&str]) -> (Child, u32) {
-    qemu();
-    let hang = kernel(directory, "hang", &[HANG]);
-    let mut command = kickpath(directory);
-    let child = command
-        .args(arguments)
-        .arg("--kernel")
-        .arg(hang)
-        .spawn()
-        .unwrap();
-    let mut pid = None;
-    wait_until("QEMU starts", || {
-        pid = children(child.id()).into_iter().find(|&pid| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.windows(11).any(|w| w == b"-nodefaults")
-        });
-        pid.is_some()
-    });
-    (child, pid.unwrap_or_default())
-}
-
-fn wait_for_end(child: &mut Child) -> std::process::ExitStatus {
-    let mut status = None;
-    wait_until("the command ends", || {
-        status = child.try_wait().unwrap();
-        status.is_some()
-    });
-    status.unwrap_or_default()
-}
-
-fn leftovers(directory: &TempDir) -> Vec<String> {
-    let entries = fs::read_dir(directory.path().join("tmp")).unwrap();
-    entries
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .collect()
-}
-
-#[test]
-fn ctrl_c_ends_everything() {
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let directory = tempfile::tempdir().unwrap();
-        let (mut child, pid) = start_hanging(&directory, &["run"]);
-        thread::sleep(Duration::from_millis(300));
-        send(&child, signal);
-        // As `timeout` does, which means the same.
-        send(&child, signal);
-        let status = wait_for_end(&mut child);
-        assert_eq!(status.code(), Some(130));
-        assert!(!runs(pid));
-        assert_eq!(leftovers(&directory), Vec::<String>::new());
-        let mut stderr = String::new();
-        child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut stderr)
-            .unwrap();
-        assert_eq!(stderr.trim(), "Interrupted. QEMU has ended.");
-    }
-}
-
-/// What was interrupted has not said that anything is missing.
-#[test]
-fn ctrl_c_while_a_toolchain_is_looked_for_installs_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let programs = directory.path().join("bin");
-    let calls = directory.path().join("calls");
-    fs::create_dir(&programs).unwrap();
-    for (program, ending) in [("rustc", "exec sleep 60"), ("rustup", ""), ("apt-get", "")] {
-        let script = format!(
-            "#!/bin/sh\necho {program} >> '{}'\n{ending}\n",
-            calls.display()
-        );
-        let file = programs.join(program);
-        fs::write(&file, script).unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let path = std::env::var_os("PATH").unwrap();
-    let path = std::iter::once(programs).chain(std::env::split_paths(&path));
-    let mut command = kickpath(&directory);
-    let mut child = command
-        .args(["--qemu", "/bin/sh"])
-        .env("PATH", std::env::join_paths(path).unwrap())
-        .env_remove("KICKPATH_TOOLCHAIN")
-        .env_remove("RUSTUP_AUTO_INSTALL")
-        .spawn()
-        .unwrap();
-    wait_until("the compiler is asked", || calls.exists());
-    send(&child, Signal::SIGINT);
-    assert_eq!(wait_for_end(&mut child).code(), Some(130));
-    let mut stderr = String::new();
-    let mut pipe = child.stderr.take().unwrap();
-    pipe.read_to_string(&mut stderr).unwrap();
-    assert_eq!(stderr, "");
-    assert_eq!(fs::read_to_string(calls).unwrap(), "rustc\n");
-}
-
-#[test]
-fn a_killed_command_takes_its_qemu_along() {
-    let directory = tempfile::tempdir().unwrap();
-    let (mut child, pid) = start_hanging(&directory, &[]);
-    assert!(runs(pid));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    wait_until("QEMU ends", || !runs(pid));
-}
+const BOUND: Duration = Duration::from_secs(180);
 
 #[test]
 fn serve_streams_the_log_and_ends_well_by_ctrl_c() {
@@ -302,6 +142,19 @@ fn what_is_not_possible_is_said_at_once() {
         (
             &["--kernel", "/no/kernel"],
             "--kernel /no/kernel: there is no such file",
+        ),
+        (
+            &["--kernel", "/dev/null"],
+            "--kernel /dev/null: it is no regular file",
+        ),
+        (
+            &["image", "--kernel", "/", "--bios", "x.img"],
+            "--kernel /: it is a directory",
+        ),
+        (&["--qemu", "/usr"], "--qemu /usr: it is a directory"),
+        (
+            &["--pcap", "/no/run.pcap", "--qemu", "/no/qemu"],
+            "cannot write /no/run.pcap: No such",
         ),
         (
             &["--image", "/no/image"],

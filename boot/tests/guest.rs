@@ -79,7 +79,7 @@ fn console_lines_are_found_in_order() {
         .wait_for_line(up.number + 1, "one", bound)
         .unwrap_err();
     assert!(matches!(failure.cause, Cause::Timeout { .. }), "{failure}");
-    assert!(start.elapsed() >= bound && start.elapsed() < bound * 10);
+    assert!(start.elapsed() >= bound && start.elapsed() < BOUND);
     let report = failure.to_string();
     for part in [
         "waited 0.3 s in vain for 'one'",
@@ -122,7 +122,7 @@ fn a_guest_may_be_quicker_than_its_monitor() {
     let directory = directory();
     let program = directory.path().join("qemu");
     let mut machine = machine(kernel(&directory, "exit", &[HANG]));
-    machine.qemu = program.clone();
+    machine.program = program.clone();
     let pretend = |script: &str| {
         // By another process: no fork of ours may hold it open for writing.
         let make = r#"printf '#!/bin/sh\n%s\n' "$1" >"$2" && chmod 755 "$2""#;
@@ -170,7 +170,7 @@ fn a_guest_that_qemu_pauses_is_reported_not_waited_for() {
         panic!("{failure}");
     };
     assert_eq!(reason, "guest-panicked");
-    assert!(start.elapsed() < BOUND / 2);
+    assert!(start.elapsed() < BOUND);
     // The monitor still answers.
     let status = guest.qmp("query-status", Value::Null).unwrap();
     assert_eq!(status["status"], "guest-panicked");
@@ -215,7 +215,7 @@ fn what_qemu_says_is_in_the_report() {
         "{report}"
     );
 
-    machine.qemu = "/does/not/exist".into();
+    machine.program = "/does/not/exist".into();
     let failure = Guest::launch(&machine).unwrap_err();
     assert!(
         failure.to_string().contains("cannot start /does/not/exist"),
@@ -229,7 +229,7 @@ fn a_trace_file_ends_the_report() {
     let mut machine = machine(kernel(&directory, "hang", &[&print("x\n"), HANG]));
     machine.trace = Some(kickpath::qemu::Trace {
         events: vec!["serial_write".into()],
-        file: directory.path().join("trace.log"),
+        directory: directory.path().to_owned(),
     });
     let guest = Guest::launch(&machine).unwrap();
     guest.wait_for_console("x", BOUND).unwrap();

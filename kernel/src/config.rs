@@ -4,7 +4,7 @@
 use alloc::string::{String, ToString};
 use core::fmt;
 
-use kickpath_abi::config::{Config, FW_CFG_FILE, LogLevel};
+use kickpath_abi::config::{Config, ConfigError, FW_CFG_FILE, LogLevel};
 use log::LevelFilter;
 
 use crate::entry::Platform;
@@ -19,7 +19,7 @@ const VIRTIO_MMIO: &str = "virtio_mmio.device=";
 /// Where the configuration came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The PVH command line.
+    /// The command line.
     CommandLine,
     /// The fw_cfg file.
     FwCfg,
@@ -53,7 +53,18 @@ pub fn load(platform: &Platform) -> (Config, Source) {
             }
         }
     };
-    let config = Config::parse(&text, |error| log::warn!("{error}; the default is used"));
+    let mut foreign = String::new();
+    let config = Config::parse(&text, |error| match error {
+        ConfigError::UnknownKey(word) => {
+            foreign.push(' ');
+            foreign.push_str(word);
+        }
+        ConfigError::BadValue { .. } => log::warn!("{error}; the default is used"),
+    });
+    if !foreign.is_empty() {
+        // Firecracker adds Linux's words, for instance.
+        log::warn!("unknown configuration keys in:{foreign}");
+    }
     log::set_max_level(level(config.log));
     (config, source)
 }

@@ -1,8 +1,9 @@
-//! The serial console: where the log goes, and where a panic's or exception's
-//! last words go whatever state the kernel is in.
+//! The console: where the log goes, and where a panic's or exception's last words
+//! go whatever state the kernel is in. It is the serial port, or on a machine
+//! without one the debug port of Bochs, QEMU and Cloud Hypervisor.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::{Mutex, Once};
@@ -10,6 +11,7 @@ use uart_16550::backend::PioBackend;
 use uart_16550::{BaudRate, Config, Uart16550};
 use virtio_net::net::NetError;
 use x86_64::instructions::interrupts::without_interrupts;
+use x86_64::instructions::port::Port;
 
 use crate::arch::{percpu, time};
 use crate::backlog;
@@ -29,21 +31,43 @@ const PATIENCE: u64 = 10_000_000_000;
 /// The UART; `None` before [`init`] and where there is none.
 static UART: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
 
+/// A port that prints each byte, and reads as its own number where it is.
+const DEBUG_PORT: u16 = 0xe9;
+static HAS_DEBUG_PORT: AtomicBool = AtomicBool::new(false);
+
+/// Prints by the debug port, where that is the console.
+struct DebugPort;
+
+impl Write for DebugPort {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if HAS_DEBUG_PORT.load(Ordering::Relaxed) {
+            for byte in text.bytes() {
+                // SAFETY: `init` found the port.
+                unsafe { Port::new(DEBUG_PORT).write(byte) };
+            }
+        }
+        Ok(())
+    }
+}
+
 struct Console;
 
 static CONSOLE: Console = Console;
 
-/// Starts the console at level "info". Where no UART answers, the log goes
+/// Starts the console at level "info". Where neither port answers, the log goes
 /// nowhere.
 pub fn init() {
-    if let Some(mut uart) = open() {
-        let config = Config {
-            baud_rate: BaudRate::Baud115200,
-            ..Config::DEFAULT
-        };
-        if uart.init(config).is_ok() {
-            *UART.lock() = Some(uart);
-        }
+    let config = Config {
+        baud_rate: BaudRate::Baud115200,
+        ..Config::DEFAULT
+    };
+    let uart = open().and_then(|mut uart| uart.init(config).is_ok().then_some(uart));
+    if uart.is_some() {
+        *UART.lock() = uart;
+    } else {
+        // SAFETY: reading has no effect; the port says its own number.
+        let is_there = unsafe { Port::<u8>::new(DEBUG_PORT).read() } == DEBUG_PORT as u8;
+        HAS_DEBUG_PORT.store(is_there, Ordering::Relaxed);
     }
     // Fails only if a logger is set already, and this is the only place.
     let _ = log::set_logger(&CONSOLE);
@@ -124,9 +148,12 @@ impl fmt::Display for Stamp {
 }
 
 /// Writes one line.
-fn write_line(uart: &mut Uart16550<PioBackend>, line: fmt::Arguments<'_>) {
-    // The writer takes everything.
-    let _ = writeln!(Writer::new(uart), "{line}");
+fn write_line(uart: Option<&mut Uart16550<PioBackend>>, line: fmt::Arguments<'_>) {
+    // The writers take everything.
+    let _ = match uart {
+        Some(uart) => writeln!(Writer::new(uart), "{line}"),
+        None => writeln!(DebugPort, "{line}"),
+    };
 }
 
 /// What sends last words to elsewhere.
@@ -163,12 +190,10 @@ impl Log for Console {
         // An interrupt handler that logs finds the lock free, or with another
         // CPU.
         without_interrupts(|| {
-            if let Some(mut guard) = lock()
-                && let Some(uart) = guard.as_mut()
-            {
+            if let Some(mut guard) = lock() {
                 let me = percpu::this().number();
                 WRITER.store(me, Ordering::Relaxed);
-                write_line(uart, format_args!("[{stamp}] {level}{message}"));
+                write_line(guard.as_mut(), format_args!("[{stamp}] {level}{message}"));
                 WRITER.store(NOBODY, Ordering::Relaxed);
             }
         });
@@ -210,19 +235,20 @@ pub fn emergency(message: fmt::Arguments<'_>) {
     }
 }
 
+/// Prints how the guest ended, its last line.
+pub fn print_verdict(verdict: &str) {
+    let stamp = Stamp(time::now());
+    print_last_words(format_args!("[{stamp}] verdict: {verdict}"));
+}
+
 fn print_last_words(line: fmt::Arguments<'_>) {
     match UART.try_lock() {
-        Some(mut guard) => {
-            if let Some(uart) = guard.as_mut() {
-                write_line(uart, line);
-            }
-        }
+        Some(mut guard) => write_line(guard.as_mut(), line),
         // Interrupted in the middle of a line: end it and start over.
         None => {
-            if let Some(mut uart) = open() {
-                let _ = Writer::new(&mut uart).write_str("\n");
-                write_line(&mut uart, line);
-            }
+            let mut uart = open();
+            write_line(uart.as_mut(), format_args!(""));
+            write_line(uart.as_mut(), line);
         }
     }
 }

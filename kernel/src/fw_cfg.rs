@@ -3,7 +3,6 @@
 
 use alloc::vec::Vec;
 use core::arch::asm;
-use core::fmt;
 
 use x86_64::instructions::port::Port;
 
@@ -19,13 +18,16 @@ const NAME: usize = 8;
 const MAX_ENTRIES: u32 = 1024;
 
 /// Why a file could not be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FwCfgError {
     /// No device answers with QEMU's signature.
+    #[error("no fw_cfg device")]
     NoDevice,
     /// The device has no such file.
+    #[error("no such fw_cfg file")]
     NoFile,
     /// The file is longer than the reader allows.
+    #[error("the fw_cfg file has {size} bytes, more than {limit}")]
     TooLong {
         /// Length of the file in bytes.
         size: u32,
@@ -33,20 +35,6 @@ pub enum FwCfgError {
         limit: usize,
     },
 }
-
-impl fmt::Display for FwCfgError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoDevice => f.write_str("no fw_cfg device"),
-            Self::NoFile => f.write_str("no such fw_cfg file"),
-            Self::TooLong { size, limit } => {
-                write!(f, "the fw_cfg file has {size} bytes, more than {limit}")
-            }
-        }
-    }
-}
-
-impl core::error::Error for FwCfgError {}
 
 /// Starts reading an item from its beginning.
 fn select(key: u16) {

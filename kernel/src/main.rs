@@ -57,7 +57,7 @@ extern "C" fn run() -> ! {
     memory::init_heap();
     stages::ended("memory");
 
-    let tables = arch::acpi::read(platform.rsdp);
+    let tables = arch::firmware_tables(platform.rsdp);
     arch::interrupts::init(&tables);
     stages::ended("interrupts");
 
@@ -69,9 +69,10 @@ extern "C" fn run() -> ! {
         stages::ended("other CPUs");
     }
 
-    pci::init(tables.ecam);
+    pci::init(&tables);
     memory::set_iommu(tables.has_iommu);
     tables.keep();
+    arch::init_power();
 
     let (config, source) = config::load(platform);
     report(platform, &config, source);

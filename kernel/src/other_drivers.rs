@@ -6,66 +6,57 @@
 //! dictates its own, so the device must be given the driver's: 8 for entropy
 //! (QEMU's own choice) and 16 for block (`queue-size=16`).
 
-mod adapter;
-
-use core::fmt;
+mod other_transports;
 
 use kickpath_abi::config::{Config, SelfTest, Transport};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::device::rng::VirtIORng;
-use virtio_drivers::transport::DeviceType;
+use virtio_drivers::transport::{DeviceType, Transport as _};
 use virtio_net::net::NetError;
 
 use crate::memory::KernelHal;
-use crate::virtio::{self, KernelTransport};
+use crate::virtio::{self, Interface, KernelTransport};
 use crate::virtio_mmio::OpenError;
+
+/// Sizes of those drivers' queues.
+const ENTROPY_QUEUE: u32 = 8;
+const BLOCK_QUEUE: u32 = 16;
 
 /// Sector that the block test overwrites.
 const SECTOR: usize = 3;
 
 /// Why a self-test failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum SelfTestError {
     /// There is no device of the kind.
+    #[error("there is no {0:?} device")]
     NoDevice(DeviceType),
+    /// The legacy device dictates another queue than the driver has.
+    #[error("the device dictates a queue of {device}, the driver's has {driver}")]
+    QueueSize {
+        /// What the device dictates.
+        device: u32,
+        /// What the driver has.
+        driver: u32,
+    },
     /// The transport refused.
-    Transport(OpenError),
+    #[error(transparent)]
+    Transport(#[from] OpenError),
     /// The driver failed.
-    Driver(virtio_drivers::Error),
+    #[error(transparent)]
+    Driver(#[from] virtio_drivers::Error),
     /// A transport of that crate refused.
+    #[error("{0}")]
     OtherTransport(alloc::string::String),
     /// Our network driver failed.
-    Net(NetError),
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// Nothing came back in time.
+    #[error("nothing came back in time")]
     NoAnswer,
     /// The data came back wrong.
+    #[error("{0}")]
     WrongData(&'static str),
-}
-
-impl fmt::Display for SelfTestError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoDevice(kind) => write!(f, "there is no {kind:?} device"),
-            Self::Transport(error) => error.fmt(f),
-            Self::Driver(error) => error.fmt(f),
-            Self::OtherTransport(error) => f.write_str(error),
-            Self::Net(error) => error.fmt(f),
-            Self::NoAnswer => f.write_str("nothing came back in time"),
-            Self::WrongData(what) => f.write_str(what),
-        }
-    }
-}
-
-impl From<NetError> for SelfTestError {
-    fn from(error: NetError) -> Self {
-        Self::Net(error)
-    }
-}
-
-impl From<virtio_drivers::Error> for SelfTestError {
-    fn from(error: virtio_drivers::Error) -> Self {
-        Self::Driver(error)
-    }
 }
 
 /// Runs the self-test if it is one of these; prints one line with its result.
@@ -77,13 +68,14 @@ pub fn run(config: &Config) -> Result<(), SelfTestError> {
     match config.selftest {
         SelfTest::Entropy => entropy(config.transport),
         SelfTest::Block => block(config.transport),
-        SelfTest::Adapter => adapter::run(config),
+        SelfTest::Adapter => other_transports::run(config),
         _ => Ok(()),
     }
 }
 
 fn entropy(wanted: Transport) -> Result<(), SelfTestError> {
-    let mut driver = VirtIORng::<KernelHal, _>::new(open(DeviceType::EntropySource, wanted)?)?;
+    let mut driver =
+        VirtIORng::<KernelHal, _>::new(open(DeviceType::EntropySource, wanted, ENTROPY_QUEUE)?)?;
     let (mut first, mut second) = ([0; 64], [0; 64]);
     let lengths = (
         driver.request_entropy(&mut first)?,
@@ -101,7 +93,7 @@ fn entropy(wanted: Transport) -> Result<(), SelfTestError> {
 }
 
 fn block(wanted: Transport) -> Result<(), SelfTestError> {
-    let mut driver = VirtIOBlk::<KernelHal, _>::new(open(DeviceType::Block, wanted)?)?;
+    let mut driver = VirtIOBlk::<KernelHal, _>::new(open(DeviceType::Block, wanted, BLOCK_QUEUE)?)?;
     let mut original = [0; SECTOR_SIZE];
     driver.read_blocks(SECTOR, &mut original)?;
     let mut written = original;
@@ -121,13 +113,26 @@ fn block(wanted: Transport) -> Result<(), SelfTestError> {
     Ok(())
 }
 
-/// The first device of a kind, by the first of its interfaces that is wanted.
-fn open(kind: DeviceType, wanted: Transport) -> Result<KernelTransport, SelfTestError> {
+/// The first device of a kind, by the first of its interfaces that is wanted, for a
+/// driver whose queue has so many descriptors.
+fn open(
+    kind: DeviceType,
+    wanted: Transport,
+    driver: u32,
+) -> Result<KernelTransport, SelfTestError> {
     for device in virtio::find(kind, wanted) {
         for interface in device.interfaces() {
             if interface.is_wanted(wanted) {
                 log::info!("{device}: {kind:?} by {}", interface.name());
-                return device.open(interface).map_err(SelfTestError::Transport);
+                let mut transport = device.open(interface)?;
+                if let Interface::Legacy(_) = interface {
+                    // The driver would not notice, and wait for ever.
+                    let device = transport.max_queue_size(0);
+                    if device != driver {
+                        return Err(SelfTestError::QueueSize { device, driver });
+                    }
+                }
+                return Ok(transport);
             }
         }
     }

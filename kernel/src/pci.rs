@@ -2,7 +2,8 @@
 //! [`PciAccess`].
 
 mod access;
-mod intx;
+mod assign;
+pub mod slot;
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -12,17 +13,17 @@ use virtio_drivers::transport::DeviceType;
 use virtio_drivers::transport::pci::bus::{
     BarInfo, Command, ConfigurationAccess, DeviceFunction, HeaderType, PciRoot,
 };
-use virtio_net::transport::TransportError;
 use virtio_net::transport::structures::{self, Structures};
+use virtio_net::transport::{PortAccess, TransportError};
 
-use crate::memory;
+use crate::arch::interrupts::{self, Line};
 pub use access::{PciAccess, init};
-pub use intx::intx_line;
 
 /// Register offsets in the configuration header.
 const VENDOR_DEVICE: u8 = 0x00;
 const CLASS_REVISION: u8 = 0x08;
 const HEADER_TYPE: u8 = 0x0c;
+const BARS: [u8; 6] = [0x10, 0x14, 0x18, 0x1c, 0x20, 0x24];
 const BRIDGE_BUSES: u8 = 0x18;
 const SUBSYSTEM: u8 = 0x2c;
 const INTERRUPT: u8 = 0x3c;
@@ -120,7 +121,8 @@ fn scan_device(bus: u8, device: u8, functions: &mut Vec<Function>, buses: &mut V
         };
         let [v0, v1, d0, d1] = PciAccess.read_word(location, VENDOR_DEVICE).to_le_bytes();
         let vendor = u16::from_le_bytes([v0, v1]);
-        if vendor == NO_VENDOR {
+        // Firecracker's host bridge answers 0.
+        if matches!(vendor, NO_VENDOR | 0) {
             if function == 0 {
                 return;
             }
@@ -166,8 +168,6 @@ pub struct VirtioFunction {
     pub function: Function,
     /// Its BARs, those that firmware assigned and the kernel can reach.
     pub bars: [Option<BarInfo>; 6],
-    /// The bridges between the root bus and it, that on the root bus first.
-    pub bridges: Vec<DeviceFunction>,
 }
 
 impl VirtioFunction {
@@ -189,7 +189,37 @@ impl VirtioFunction {
     /// The structures of the modern interface, where the device has a usable
     /// one (virtio specification 1.2, section 4.1.4).
     pub fn modern_interface(&self) -> Result<Structures, TransportError> {
-        Structures::find(&root(), &PciAccess, self.function.location, &self.bars)
+        // SAFETY: the kernel runs at privilege 0.
+        let ports = unsafe { PortAccess::native() };
+        Structures::find(
+            &root(),
+            &PciAccess,
+            self.function.location,
+            &self.bars,
+            ports,
+        )
+    }
+
+    /// Where the function's INTx pin leads, by the interrupt line register; how it
+    /// was found is logged. ACPI's `_PRT` would tell the I/O APIC's input instead,
+    /// but that is a program, and the 8259 controllers do as well.
+    #[doc(alias = "acpi_pci_irq_enable")]
+    pub fn intx_line(&self) -> Option<Line> {
+        let Function {
+            interrupt_pin: pin,
+            interrupt_line: register,
+            ..
+        } = self.function;
+        if !(1..=4).contains(&pin) {
+            log::info!("INTx: the device has no interrupt pin");
+            return None;
+        }
+        let line = interrupts::pci_line(register);
+        match line {
+            Some(line) => log::info!("INTx: {line}, by the interrupt line register"),
+            None => log::info!("INTx: the interrupt line register names none: {register:#x}"),
+        }
+        line
     }
 }
 
@@ -203,23 +233,21 @@ pub fn find_virtio(functions: &[Function], kind: DeviceType) -> Vec<VirtioFuncti
         .collect()
 }
 
-/// The bridges on the way to a bus, that on the root bus first.
-fn bridges_to(mut bus: u8, functions: &[Function]) -> Vec<DeviceFunction> {
-    let mut bridges = Vec::new();
-    // No way has more bridges than there are.
-    for _ in functions {
-        let bridge = functions
-            .iter()
-            .find(|function| function.secondary_bus == Some(bus));
-        let Some(bridge) = bridge else { break };
-        bus = bridge.location.bus;
-        bridges.push(bridge.location);
-    }
-    bridges.reverse();
-    bridges
+/// Whether firmware has given an address to a memory BAR of any of these.
+fn is_placed(functions: &[Function]) -> bool {
+    /// Of bridges, which have other registers there.
+    const BRIDGE: u8 = 6;
+    let devices = functions
+        .iter()
+        .filter(|function| function.class.0 != BRIDGE);
+    let mut bars = devices
+        .flat_map(|function| BARS.map(|register| PciAccess.read_word(function.location, register)));
+    // The lowest bit is set in those of ports, the other three tell what memory it is.
+    bars.any(|bar| bar & 1 == 0 && bar & !0xf != 0)
 }
 
-fn probe(function: Function, functions: &[Function]) -> Option<VirtioFunction> {
+/// Makes a function usable that is one of `all`.
+fn probe(function: Function, all: &[Function]) -> Option<VirtioFunction> {
     let mut root = root();
     // Sizing a BAR moves it around; off once is cheaper than off for each, as
     // every change makes the hypervisor lay out its address space anew. The
@@ -230,49 +258,30 @@ fn probe(function: Function, functions: &[Function]) -> Option<VirtioFunction> {
         command - Command::IO_SPACE - Command::MEMORY_SPACE,
     );
     let mut bars = structures::bars(&mut root, function.location);
+    assign::assign(&mut root, function.location, &mut bars, || is_placed(all));
     for (index, bar) in bars.iter_mut().enumerate() {
-        match bar.as_ref().and_then(unusable) {
-            None => {}
-            // A driver would find the BAR all the same, and want it mapped.
-            Some(problem @ Unusable::Unmappable(_)) => {
-                log::warn!("{function} ignored: BAR {index} {problem}");
-                return None;
-            }
-            Some(problem) => {
-                log::warn!("{function}: BAR {index} {problem}");
-                *bar = None;
-            }
+        if let Some(problem) = bar.as_ref().and_then(unusable) {
+            log::warn!("{function}: BAR {index} {problem}");
+            *bar = None;
         }
     }
     if bars.iter().all(Option::is_none) {
         log::warn!("{function} ignored: it has no usable BAR");
         return None;
     }
-    Some(VirtioFunction {
-        function,
-        bars,
-        bridges: bridges_to(function.location.bus, functions),
-    })
+    Some(VirtioFunction { function, bars })
 }
 
 /// Why a BAR cannot be used.
+#[derive(Debug, thiserror::Error)]
 enum Unusable {
+    #[error("was left unassigned by the firmware")]
     Unassigned,
+    #[error("is at port {0:#x}, which is none")]
     OutOfPorts(u32),
-    Unmappable(memory::MapError),
 }
 
-impl fmt::Display for Unusable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unassigned => f.write_str("was left unassigned by the firmware"),
-            Self::OutOfPorts(address) => write!(f, "is at port {address:#x}, which is none"),
-            Self::Unmappable(error) => write!(f, "cannot be used: {error}"),
-        }
-    }
-}
-
-/// Memory BARs are mapped here, so that a driver finds them mapped.
+/// Whether memory can be mapped shows when a driver wants some of it.
 fn unusable(bar: &BarInfo) -> Option<Unusable> {
     match *bar {
         BarInfo::IO { address: 0, .. } | BarInfo::Memory { address: 0, .. } => {
@@ -282,8 +291,6 @@ fn unusable(bar: &BarInfo) -> Option<Unusable> {
             .checked_add(size)
             .is_none_or(|end| end > 1 << 16)
             .then_some(Unusable::OutOfPorts(address)),
-        BarInfo::Memory { address, size, .. } => memory::map_mmio(address, size)
-            .err()
-            .map(Unusable::Unmappable),
+        BarInfo::Memory { .. } => None,
     }
 }

@@ -13,7 +13,7 @@ use virtio_net::transport::legacy_pci::LegacyPciTransport;
 use virtio_net::transport::mmio::Version;
 use virtio_net::transport::modern_pci::ModernPciTransport;
 use virtio_net::transport::structures::{Location, Structures};
-use virtio_net::transport::{TransportError, X86Ports};
+use virtio_net::transport::{Ports, TransportError, X86Ports};
 
 use crate::arch::interrupts::Line;
 use crate::memory::KernelHal;
@@ -93,19 +93,20 @@ impl Device {
     ///
     /// [`OpenError`].
     pub fn open(&self, interface: Interface) -> Result<KernelTransport, OpenError> {
+        // SAFETY: the kernel runs at privilege 0, and the ports are those of this
+        // device's BARs, which nobody else uses.
+        let ports = unsafe { X86Ports::new() };
         Ok(match (self, interface) {
             (Self::Mmio(place, _), _) => AnyTransport::Mmio(place.open()?),
             (Self::Pci(VirtioFunction { function, .. }), Interface::Modern(_)) => {
-                let transport = ModernPciTransport::new(PciAccess, function.location);
-                let transport = transport.map_err(OpenError::Transport)?;
+                let transport =
+                    ModernPciTransport::new(&PciAccess, ports.access(), function.location);
+                let transport = transport?;
                 AnyTransport::ModernPci(transport.with_access_platform())
             }
             (Self::Pci(VirtioFunction { function, .. }), _) => {
-                // SAFETY: the kernel runs at privilege 0, and the ports are
-                // those of this function's BAR, which nobody else uses.
-                let ports = unsafe { X86Ports::new() };
-                let transport = LegacyPciTransport::new(PciAccess, ports, function.location);
-                AnyTransport::LegacyPci(transport.map_err(OpenError::Transport)?)
+                let transport = LegacyPciTransport::new(&PciAccess, ports, function.location);
+                AnyTransport::LegacyPci(transport?)
             }
         })
     }
@@ -126,7 +127,7 @@ impl Device {
     pub fn line(&self) -> Option<Line> {
         match self {
             Self::Mmio(place, _) => Some(place.line),
-            Self::Pci(function) => pci::intx_line(function),
+            Self::Pci(function) => function.intx_line(),
         }
     }
 }

@@ -4,13 +4,13 @@
 use core::fmt;
 
 use heapless::Vec;
-use kickpath_aml::{Polarity, Trigger};
+use kickpath_abi::config::DeviceWord;
 use spin::Once;
 use virtio_net::transport::TransportError;
-use virtio_net::transport::mmio::{DeviceWord, MmioTransport};
+use virtio_net::transport::mmio::MmioTransport;
 
-use crate::arch::acpi;
-use crate::arch::interrupts::{Gsi, Line};
+use crate::arch::acpi::{self, Gsi, Input, Polarity, Trigger};
+use crate::arch::interrupts::{self, Line};
 use crate::config::virtio_mmio_devices;
 use crate::memory::{KernelHal, MapError, map_mmio};
 
@@ -35,21 +35,13 @@ impl fmt::Display for MmioDevice {
 }
 
 /// Why a device's registers cannot be used.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
 pub enum OpenError {
     /// They cannot be mapped.
-    Unmappable(MapError),
+    Unmappable(#[from] MapError),
     /// They are not what they should be.
-    Transport(TransportError),
-}
-
-impl fmt::Display for OpenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unmappable(error) => error.fmt(f),
-            Self::Transport(error) => error.fmt(f),
-        }
-    }
+    Transport(#[from] TransportError),
 }
 
 impl MmioDevice {
@@ -59,14 +51,12 @@ impl MmioDevice {
     ///
     /// [`OpenError`].
     pub fn open(&self) -> Result<MmioTransport<KernelHal>, OpenError> {
-        map_mmio(self.address, self.size as u64).map_err(OpenError::Unmappable)?;
+        map_mmio(self.address, self.size as u64)?;
         // SAFETY: the machine's description says that these are registers of
         // virtio-mmio, and no memory is there, as was just checked. The
         // transport is the only user: devices are opened by their one driver.
-        let transport = unsafe { MmioTransport::new(self.address, self.size) };
-        Ok(transport
-            .map_err(OpenError::Transport)?
-            .with_access_platform())
+        let transport = unsafe { MmioTransport::new(self.address, self.size) }?;
+        Ok(transport.with_access_platform())
     }
 }
 
@@ -77,7 +67,17 @@ fn find() -> Vec<MmioDevice, MAX_DEVICES> {
     let mut devices = Vec::new();
     for word in virtio_mmio_devices(crate::platform()) {
         match word.parse::<DeviceWord>() {
-            Ok(word) => add(&mut devices, word.address, word.size, word.interrupt),
+            Ok(word) => {
+                // As the ISA bus has its lines, which is how Linux takes the
+                // word, too.
+                let input = Input {
+                    gsi: Gsi(word.interrupt),
+                    trigger: Trigger::Edge,
+                    polarity: Polarity::High,
+                };
+                add(&mut devices, word.address, word.size, input);
+            }
+
             Err(error) => log::warn!("virtio_mmio.device={word} ignored: {error}"),
         }
     }
@@ -85,26 +85,20 @@ fn find() -> Vec<MmioDevice, MAX_DEVICES> {
         for device in tables.virtio_mmio() {
             // A length that does not fit is too long in any case.
             let size = usize::try_from(device.size).unwrap_or(usize::MAX);
-            add(&mut devices, device.address, size, device.gsi);
+            add(&mut devices, device.address, size, device.input);
         }
     }
     devices
 }
 
-fn add(devices: &mut Vec<MmioDevice, MAX_DEVICES>, address: u64, size: usize, interrupt: u32) {
+fn add(devices: &mut Vec<MmioDevice, MAX_DEVICES>, address: u64, size: usize, input: Input) {
     let device = MmioDevice {
         address,
         size,
-        // Specification 4.2.3.4: the device keeps the line up until it is
-        // told that the interrupt was seen.
-        line: Line {
-            gsi: Gsi(interrupt),
-            trigger: Trigger::Level,
-            polarity: Polarity::High,
-        },
+        line: interrupts::io_apic_line(input),
     };
     match devices.push(device) {
-        Ok(()) => log::debug!("{device}, {size} bytes, interrupt {interrupt}"),
+        Ok(()) => log::debug!("{device}, {size} bytes, {input}"),
         Err(_) => log::warn!("{device} ignored: one too many"),
     }
 }

@@ -11,15 +11,21 @@ use kickpath::wire::peer::PeerOptions;
 use kickpath::wire::{Dgram, FarEnd, Peer, Plan, Recorder, WireCounters};
 use kickpath_abi::config::{Config, Ipv4Config};
 use kickpath_abi::status::Status;
+use serde_json::json;
 
 use crate::Way;
-use crate::setup::setup;
+use crate::setup::{qemu_is_at_least, setup};
 
 /// The line that the guest prints when it serves.
 pub const UP: &str = "kickpath: up";
 
-/// How long one answer may take, with another guest on the same CPUs.
-const ANSWER: Duration = Duration::from_secs(10);
+/// How much longer a test may take on a machine that is busy with other things: a bound is for
+/// guests that hang.
+const BUSY: u32 = 10;
+
+/// How long one answer may take, with other guests and whatever else on the same CPUs: a bound
+/// for what hangs.
+const ANSWER: Duration = Duration::from_secs(30);
 
 type Edit = Box<dyn FnOnce(&mut Machine) + Send>;
 
@@ -88,7 +94,8 @@ impl Spec {
         self
     }
 
-    /// Time for the whole test, boot included; one minute if not said.
+    /// Time for the whole test, boot included, on a machine that has nothing else to do;
+    /// one minute if not said. A busy one has [`BUSY`] times as long.
     pub fn bound(mut self, bound: Duration) -> Self {
         self.bound = bound;
         self
@@ -158,6 +165,7 @@ pub struct Lab {
     pub guest: Guest,
     /// The host.
     pub peer: Peer,
+    machine: Machine,
     router: bool,
     deadline: Instant,
 }
@@ -170,7 +178,7 @@ impl Lab {
     pub fn launch(spec: Spec) -> Result<Self> {
         // Before the clock of the test starts: it may take minutes.
         setup()?;
-        let deadline = Instant::now() + spec.bound;
+        let deadline = Instant::now() + BUSY * spec.bound;
         let plan = Plan::new(spec.ipv4)?;
         let options = PeerOptions {
             dhcp: spec.dhcp_server,
@@ -185,6 +193,7 @@ impl Lab {
         Ok(Self {
             guest,
             peer,
+            machine,
             router: options.router,
             deadline,
         })
@@ -202,6 +211,11 @@ impl Lab {
                 .wait_for_console("IPv6 address fd", self.left())?;
         }
         Ok(())
+    }
+
+    /// The machine that the guest was started with.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// Time left for this test.
@@ -325,6 +339,28 @@ impl Lab {
             }
         }
         Ok(last)
+    }
+
+    /// How many descriptors the device lets each of this many queues have, as QEMU
+    /// says. That depends on its version, not only on what was asked for.
+    ///
+    /// # Errors
+    /// QEMU does not say.
+    pub fn queue_sizes(&self, queues: u16) -> Result<Vec<u16>> {
+        if self.machine.kind == Kind::Microvm && !qemu_is_at_least(11, 1)? {
+            // Its virtio-mmio said this of every queue, whatever the device had.
+            return Ok(vec![1024; queues.into()]);
+        }
+        let devices = self.guest.qmp("x-query-virtio", json!({}))?;
+        let path = &devices[0]["path"];
+        let sizes = (0..queues).map(|queue| {
+            let arguments = json!({ "path": path, "queue": queue });
+            let status = self.guest.qmp("x-query-virtio-queue-status", arguments)?;
+            let size = status["vring-num-default"].as_u64();
+            let size = size.and_then(|size| u16::try_from(size).ok());
+            size.with_context(|| format!("no size in {status}"))
+        });
+        sizes.collect()
     }
 
     /// A little of everything that the guest serves.

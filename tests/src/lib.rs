@@ -1,14 +1,15 @@
 //! What the guest tests share: the machine made ready ([`setup`]), a guest
-//! with a host at the far end of its cable ([`Lab`]), the transports that a test
+//! with a host at the far end of its cable ([`Lab`]), the driver's example
+//! kernels for other CPUs ([`bare`]), the transports that a test
 //! runs over ([`Way`]), a list of tests with reasons for those that cannot run
 //! here ([`Suite`]), a browser ([`browser`]), frames that no honest host would
-//! send ([`frames`]), what no honest device would write ([`memory`]), and what
-//! Linux counts of pings ([`ping`]).
+//! send ([`frames`]), what no honest device would write ([`memory`]), a guest
+//! that goes on in another QEMU ([`migration`]), and what Linux counts of pings ([`ping`]).
 
+pub mod bare;
 pub mod browser;
 pub mod frames;
 mod lab;
-pub mod memory;
 pub mod ping;
 pub mod program;
 /// Of the kernel, which runs on bare metal only: here its tests run.
@@ -20,7 +21,8 @@ pub mod setup;
 mod suite;
 mod way;
 
+pub use kickpath::guest::{memory, migration};
 pub use lab::{Lab, Spec, UP, parse_address};
 pub use raw_wire::RawWire;
-pub use suite::Suite;
+pub use suite::{Skip, Suite};
 pub use way::Way;

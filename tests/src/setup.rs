@@ -2,13 +2,15 @@
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use kickpath::command::Progress;
-use kickpath::doctor::{self, KvmState};
-use kickpath::install::{Host, Policy, QEMU, Requirement};
+use kickpath::command::{self, Progress};
+use kickpath::doctor::{self, KvmState, QemuVersion};
+use kickpath::install::{self, Host, Policy, Requirement};
 use kickpath::qemu::Accel;
 use kickpath::toolchain::{self, BuildOptions};
 use nix::unistd::geteuid;
@@ -26,11 +28,13 @@ pub const KERNEL_VARIABLE: &str = "KICKPATH_KERNEL";
 pub struct Setup {
     /// QEMU for x86-64.
     pub qemu: PathBuf,
+    /// Its version.
+    pub version: QemuVersion,
     /// The guest's ELF file.
     pub kernel: PathBuf,
 }
 
-/// Installs QEMU where it is missing and builds the guest, once; progress goes
+/// Installs QEMU where it is missing (unless [`install::QEMU_VARIABLE`] names one) and builds the guest, once; progress goes
 /// to the standard error.
 ///
 /// # Errors
@@ -51,16 +55,40 @@ pub fn setup() -> Result<&'static Setup> {
 }
 
 fn prepare() -> Result<Setup> {
-    require(&[QEMU])?;
-    let qemu = Host::detect()
-        .find(&QEMU)
-        .context("QEMU was installed and is not found")?;
+    let qemu = install::qemu(policy(), &mut show)?;
+    let version = doctor::qemu_version(&qemu)
+        .with_context(|| format!("{} does not tell its version", qemu.display()))?;
     let options = BuildOptions::from_env(policy())?;
     let kernel = match std::env::var_os(KERNEL_VARIABLE) {
         Some(kernel) => kernel.into(),
         None => toolchain::build_kernel(&options, &mut show)?,
     };
-    Ok(Setup { qemu, kernel })
+    Ok(Setup {
+        version,
+        qemu,
+        kernel,
+    })
+}
+
+/// Whether the QEMU that is tested is this version or a later one.
+///
+/// # Errors
+/// As [`setup`].
+pub fn qemu_is_at_least(major: u16, minor: u16) -> Result<bool> {
+    let version = setup()?.version;
+    Ok((version.major, version.minor) >= (major, minor))
+}
+
+/// Whether a device of the QEMU that is tested has this property.
+///
+/// # Errors
+/// As [`setup`], or QEMU has no such device.
+pub fn qemu_has_property(device: &str, property: &str) -> Result<bool> {
+    let mut help = Command::new(&setup()?.qemu);
+    help.args(["-device", &format!("{device},help")]);
+    let text = command::output(&mut help, Duration::from_secs(20))?;
+    let names = text.lines().filter_map(|line| line.split_once('='));
+    Ok(names.into_iter().any(|(name, _)| name.trim() == property))
 }
 
 /// Makes sure that these programs are there, installing them where that is

@@ -27,6 +27,11 @@ pub const TIMES_VARIABLE: &str = "KICKPATH_TEST_TIMES";
 /// How many of the slowest tests are named at the end.
 const SLOWEST: usize = 10;
 
+/// Why a test cannot run on this machine: the error by which its body says so.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Skip(pub String);
+
 type Skipped = Arc<Mutex<Vec<(String, String)>>>;
 
 /// A list of tests. They run in the order in which they were added, as many at
@@ -45,10 +50,16 @@ impl Suite {
     /// [`Way`].
     pub fn over_every_transport(&mut self, add: impl Fn(&mut Self)) {
         for way in Way::ALL {
-            let before = self.way.replace(way);
-            add(self);
-            self.way = before;
+            self.over(way, &add);
         }
+    }
+
+    /// Adds tests over one transport, named as those of
+    /// [`Suite::over_every_transport`].
+    pub fn over(&mut self, way: Way, add: impl Fn(&mut Self)) {
+        let before = self.way.replace(way);
+        add(self);
+        self.way = before;
     }
 
     /// The way to the device for the tests that are being added. Those of
@@ -83,6 +94,12 @@ impl Suite {
             }
             let start = Instant::now();
             let result = caught(body);
+            if let Some(Skip(reason)) = result.as_ref().err().and_then(|error| error.downcast_ref())
+            {
+                let mut skipped = skipped.lock().unwrap_or_else(PoisonError::into_inner);
+                skipped.push((title, reason.clone()));
+                return Ok(Completion::ignored_with(reason.clone()));
+            }
             let took = (start.elapsed(), title);
             times
                 .lock()

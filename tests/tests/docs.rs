@@ -1,6 +1,7 @@
-//! The tables of docs/kick-path.md name code that exists.
+//! The tables of docs/kick-path.md name code that exists, those of
+//! docs/robustness.md tests; and what is cited of the specification stands there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Links of table rows: what is named, and the file that must have it.
@@ -49,4 +50,238 @@ fn the_translation_has_the_same_rows() {
         links(&page("kick-path.md")),
         links(&page("kick-path.zh.md"))
     );
+}
+
+/// Lines of the code block that begins with `first`.
+fn block<'a>(page: &'a str, first: &str) -> Vec<&'a str> {
+    let lines = page.lines().skip_while(|line| !line.starts_with(first));
+    lines.take_while(|line| !line.is_empty()).collect()
+}
+
+/// Both pages tell the way from `ndo_start_xmit` to `main_loop_wait`, as a
+/// trace does.
+#[test]
+fn the_chain_of_the_sources_is_the_one_that_a_trace_tells() {
+    let chain = "    guest   udp_sendmsg";
+    let (page, translation) = (page("kick-path.md"), page("kick-path.zh.md"));
+    let told = block(&page, chain);
+    assert!(told.len() > 10, "{told:?}");
+    assert_eq!(told, block(&translation, chain));
+    let source = workspace().join("boot/src/trace/explain/calls.rs");
+    let source = std::fs::read_to_string(source).unwrap();
+    for line in told {
+        let calls = line[12..].split([' ', ',', '(']);
+        for call in calls.filter(|call| call.contains('_')) {
+            assert!(source.contains(call), "{call} is not told by a trace");
+        }
+    }
+}
+
+/// The steps that both pages show of a run are steps that a trace still tells:
+/// its functions, and files that leave records.
+#[test]
+fn the_steps_of_the_run_are_those_of_a_trace() {
+    let explained = workspace().join("boot/src/trace/explain/place.rs");
+    let explained = std::fs::read_to_string(explained).unwrap();
+    let (page, translation) = (page("kick-path.md"), page("kick-path.zh.md"));
+    for first in ["    24 guest", "    33 QEMU", "    Between the two records"] {
+        let shown = block(&page, first);
+        assert!(shown.len() > 2, "{shown:?}");
+        assert_eq!(shown, block(&translation, first));
+    }
+    let shown = block(&page, "    24 guest");
+    let steps = shown.iter().filter_map(|line| {
+        let mut words = line.split_whitespace().rev();
+        let file = words.next().filter(|file| file.starts_with("kernel/"))?;
+        Some((words.next()?, file))
+    });
+    let steps: Vec<_> = steps.collect();
+    assert_eq!(steps.len(), 8, "{shown:?}");
+    for (function, file) in steps {
+        assert!(
+            explained.contains(&format!("\"{function}\"")),
+            "a trace tells of no {function}"
+        );
+        let source = std::fs::read_to_string(workspace().join(file)).unwrap();
+        assert!(source.contains("tracepoint!"), "{file} leaves no records");
+    }
+}
+
+/// The specification's sections, by number.
+fn sections() -> BTreeMap<&'static str, &'static str> {
+    let table = include_str!("virtio-1.2-sections.txt");
+    let lines = table.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.split_once(' ')).collect()
+}
+
+/// Every file below `directory` whose text may cite; what was built is none.
+fn texts(directory: &Path, found: &mut Vec<(PathBuf, String)>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if path.is_dir() {
+            if path.file_name().is_none_or(|name| name != "target") {
+                texts(&path, found);
+            }
+        } else if matches!(extension, Some("rs" | "md" | "js" | "html")) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            found.push((path, text));
+        }
+    }
+}
+
+/// A section's number at the beginning of `text`: at least one dot.
+fn number(text: &str) -> Option<&str> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let number = text[..end.unwrap_or(text.len())].trim_end_matches('.');
+    (number.contains('.') && !number.contains("..")).then_some(number)
+}
+
+/// A title behind its number: in a string, or in a comment of its own.
+fn titles(line: &str) -> impl Iterator<Item = (&str, &str)> {
+    line.match_indices(['"', '/', ' ']).filter_map(|(at, _)| {
+        let rest = &line[at + 1..];
+        let number = number(rest)?;
+        let title = rest[number.len()..].strip_prefix(' ')?;
+        let title = title.split(['"', '.', ':', ',']).next()?;
+        let is_title = title.starts_with(|c: char| c.is_ascii_uppercase());
+        is_title.then_some((number, title))
+    })
+}
+
+/// Specifications of others, by the word before.
+const OTHERS: [&str; 7] = [
+    "UEFI",
+    "Bus",
+    "Base",
+    "ACPI",
+    "Firmware",
+    "Multiboot",
+    "MultiProcessor",
+];
+
+/// The numbers that follow the word "specification", with what joins them:
+/// `specification 2.7.7 and 2.7.10, packed 2.8.10`.
+fn numbers(text: &str) -> Vec<&str> {
+    let words = text.split_whitespace();
+    let words = words.filter(|word| !word.starts_with("//"));
+    let words: Vec<&str> = words.collect();
+    let mut found = Vec::new();
+    for (at, word) in words.iter().enumerate() {
+        let word = word.trim_start_matches('(').trim_end_matches(',');
+        let others = at > 0 && OTHERS.contains(&words[at - 1].trim_start_matches('('));
+        if !word.eq_ignore_ascii_case("specification") || others {
+            continue;
+        }
+        // An edition comes first: `specification 1.2, section 4.1.4`.
+        let rest = &words[at + 1..];
+        let parts = ["section", "sections", "chapter", "table"];
+        let edition = rest.get(1).is_some_and(|next| parts.contains(next));
+        let ours = rest.first().is_some_and(|first| first.starts_with("1.2"));
+        for word in &rest[usize::from(ours).min(rest.len())..] {
+            const JOINING: [&str; 8] = [
+                "and", "to", "for", "packed", "section", "sections", "INTx,", "MSI-X,",
+            ];
+            match number(word) {
+                Some(_) if edition && !ours => break,
+                Some(number) => found.push(number),
+                None if JOINING.contains(word) => {}
+                None => break,
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn numbers_are_found_with_what_joins_them() {
+    let text = "(specification 2.7.7 and\n/// 2.7.10, packed 2.8.10), the Local Bus specification 3.0, \
+                section 6.2.5; specification 1.2, section 4.1.4.";
+    assert_eq!(numbers(text), ["2.7.7", "2.7.10", "2.8.10", "4.1.4"]);
+    let line = r#""2.8.7 Indirect Flag: Scatter-Gather Support", "3.1.1 Driver Requirements""#;
+    let found: Vec<_> = titles(line).collect();
+    assert_eq!(
+        found,
+        [("2.8.7", "Indirect Flag"), ("3.1.1", "Driver Requirements")]
+    );
+}
+
+#[test]
+fn cited_sections_have_these_numbers_and_titles() {
+    let sections = sections();
+    assert!(sections.len() > 200, "{} sections", sections.len());
+    let mut found = Vec::new();
+    for directory in ["boot", "docs", "kernel", "tests"] {
+        texts(&workspace().join(directory), &mut found);
+    }
+    for file in ["README.md", "SECURITY.md"] {
+        let path = workspace().join(file);
+        found.push((path.clone(), std::fs::read_to_string(path).unwrap()));
+    }
+    let (mut told, mut alone) = (0, 0);
+    let this = Path::new(file!()).file_name();
+    for (path, text) in found.iter().filter(|(path, _)| path.file_name() != this) {
+        let path = path.display();
+        for line in text.lines() {
+            for (number, title) in titles(line) {
+                let Some(known) = sections.get(number) else {
+                    // A version before a name: `Linux 6.1 Debian`.
+                    assert!(
+                        number.matches('.').count() < 2,
+                        "{path}: no section {number}: {line}"
+                    );
+                    continue;
+                };
+                // What is behind a colon is a part of some titles.
+                let known = known.split([':', ',', '.']).next().unwrap();
+                assert_eq!(title, known, "{path}: {line}");
+                told += 1;
+            }
+        }
+        for number in numbers(text) {
+            assert!(sections.contains_key(number), "{path}: no section {number}");
+            alone += 1;
+        }
+    }
+    assert!(told > 25, "{told} titles were found");
+    assert!(alone > 180, "{alone} numbers were found");
+}
+
+/// Tests as `file::name` in code spans of tables.
+#[test]
+fn every_line_of_robustness_names_tests_that_exist() {
+    let page = page("robustness.md");
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let shown = rows.filter_map(|row| row.trim_end_matches(" |").rsplit_once('|'));
+    let names: BTreeSet<&str> = shown
+        .flat_map(|(_, shown)| shown.split('`'))
+        .filter(|name| name.contains("::"))
+        .collect();
+    assert!(names.len() > 35, "{names:?}");
+    let mut sources = Vec::new();
+    for directory in [
+        "kernel/virtio-net/tests",
+        "kernel/services/tests",
+        "tests/tests/guest",
+    ] {
+        texts(&workspace().join(directory), &mut sources);
+    }
+    for name in names {
+        let (file, test) = name.split_once("::").unwrap();
+        let exists = sources.iter().any(|(path, text)| {
+            // `scribble` is a directory.
+            let is_it = path.iter().any(|part| part == file) || path.file_stem().unwrap() == file;
+            let as_function = format!("fn {test}(");
+            // Tests in QEMU have their names in strings, or as the arguments of `add`.
+            let as_text = [
+                format!("\"{name}\""),
+                format!("\"{name}{{"),
+                format!("(\"{test}\""),
+            ];
+            is_it
+                && (text.contains(&as_function)
+                    || as_text.iter().any(|as_text| text.contains(as_text)))
+        });
+        assert!(exists, "there is no test {name}");
+    }
 }

@@ -6,12 +6,14 @@
 //! is missing from the count of register accesses. Times are not measured:
 //! they would say more about the machine than about the guest.
 
+pub mod profile;
 mod table;
+pub mod tap;
 
 use std::io::Write;
 use std::time::Duration;
 
-use kickpath_abi::config::{Bench, LogLevel};
+use kickpath_abi::config::{Bench, Ipv4Config, LogLevel};
 use kickpath_abi::status::Status;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -22,7 +24,9 @@ use crate::guest::{Cause, Exit, Guest};
 use crate::qemu::Machine;
 use crate::session::{Mismatch, NetChoice, Prepared, SessionError, Settings, fetch_status};
 use crate::terminal::Story;
+use crate::wire::Tap;
 use crate::wire::peer::{Flood, FloodReport};
+use profile::{Counts, Profile, Profiler};
 
 pub use table::{DRIVER_LIMITS, ECHO_LIMITS, Limit};
 
@@ -44,6 +48,8 @@ pub struct BenchOptions {
     pub size: usize,
     /// Requests on their way at a time.
     pub outstanding: usize,
+    /// Whether to tell where the instructions go.
+    pub profile: bool,
 }
 
 impl Default for BenchOptions {
@@ -52,6 +58,7 @@ impl Default for BenchOptions {
             echoes: 100_000,
             size: 64,
             outstanding: 32,
+            profile: false,
         }
     }
 }
@@ -77,10 +84,19 @@ pub struct Sums {
     pub heap_allocations: u64,
 }
 
-/// The guest's line.
+/// The guest's line about frames.
 #[derive(Deserialize)]
 struct GuestLine {
     tx: Sums,
+    tx_each: Sums,
+    tx_copied: Sums,
+}
+
+/// The guest's line about frames received.
+#[derive(Deserialize)]
+struct RxLine {
+    rx: Sums,
+    rx_each: Sums,
 }
 
 /// The guest's line about datagrams.
@@ -126,7 +142,7 @@ impl Tracepoint {
     pub const OFF: f64 = 2.0;
 
     /// Instructions that one may cost while tracing is on.
-    pub const ON: f64 = 40.0;
+    pub const ON: f64 = 45.0;
 
     /// One, off and on.
     pub fn each(&self) -> [f64; 2] {
@@ -156,14 +172,22 @@ struct TraceLine {
 /// The driver's transmit path alone.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct DriverTx {
-    /// What the guest counted.
+    /// What the guest counted of frames that lie ready, in batches.
     pub sums: Sums,
-    /// Per packet.
+    /// The same per packet.
     pub per_packet: PerPacket,
+    /// Per packet of those, one by one.
+    pub each: PerPacket,
+    /// Per packet of 60 bytes that are copied in, in batches.
+    pub copied: PerPacket,
+    /// Per packet of 60 bytes received, checked and copied out, in batches.
+    pub received: PerPacket,
+    /// The same, one by one.
+    pub received_each: PerPacket,
 }
 
 /// UDP echoes from end to end.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct UdpEcho {
     /// Content bytes of each request.
     pub size: usize,
@@ -175,6 +199,9 @@ pub struct UdpEcho {
     pub sums: Sums,
     /// Per request.
     pub per_packet: PerPacket,
+    /// Where the instructions went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Profile>,
 }
 
 /// Sums divided by packets.
@@ -252,6 +279,8 @@ pub struct Report {
     pub udp_echo: UdpEcho,
     /// Tracepoints.
     pub tracepoint: Tracepoint,
+    /// At a tap, where this user may make one.
+    pub tap: Vec<tap::Row>,
 }
 
 /// Describes the machine of a measurement, without its network.
@@ -279,11 +308,13 @@ pub fn prepare(
 /// Whether the options leave what is measured as it is.
 fn check(settings: &Settings) -> Result<(), Mismatch> {
     let decided = |option, why| Err(Mismatch::Decided { option, why });
-    if settings.accel == AccelChoice::Kvm {
-        return decided(
-            "--accel kvm",
-            "bench counts instructions, which TCG alone can",
-        );
+    let other = match settings.accel {
+        AccelChoice::Kvm => Some("--accel kvm"),
+        AccelChoice::Nested => Some("--accel nested"),
+        AccelChoice::Auto | AccelChoice::Tcg => None,
+    };
+    if let Some(option) = other {
+        return decided(option, "bench counts instructions, which TCG alone can");
     }
     if settings.ioeventfd == Some(true) {
         let why = "bench counts every kick where it is made, without an ioeventfd";
@@ -315,7 +346,7 @@ pub fn bench<W: Write>(
         table::introduction(story)?;
     }
     sink(Progress::Step("Measuring the driver alone"));
-    let (driver_tx, driver_line) = driver_tx(prepared.clone())?;
+    let (driver_tx, driver_line) = driver_tx(&prepared, Prepared::connect_peer)?;
     if let Some(story) = &mut story {
         table::driver(story, &driver_tx)?;
     }
@@ -326,7 +357,10 @@ pub fn bench<W: Write>(
     }
     sink(Progress::Step("Measuring UDP echoes"));
     let tracing = prepared.clone();
-    let (udp_echo, echo_line, _) = echo(prepared, options, without_ioeventfd)?;
+    let program = &prepared.machine.program;
+    let profiler = Profiler::if_wanted(options.profile, settings.policy, program, sink)?;
+    let (udp_echo, echo_line, _) =
+        counted_echo(prepared, options, profiler.as_ref(), without_ioeventfd)?;
     if let Some(story) = &mut story {
         table::echo(story, &udp_echo)?;
         table::peers(story, &driver_tx, &udp_echo)?;
@@ -335,6 +369,17 @@ pub fn bench<W: Write>(
     let tracepoint = tracepoint(tracing)?;
     if let Some(story) = &mut story {
         table::tracepoint(story, &tracepoint)?;
+    }
+    let tap = match Tap::check_rights() {
+        Ok(()) => {
+            sink(Progress::Step("Measuring at a tap"));
+            let echoes = (options.echoes / 10).max(1_000);
+            tap::measure(settings, echoes, options.profile, sink)?
+        }
+        Err(_) => Vec::new(),
+    };
+    if let Some(story) = &mut story {
+        table::tap(story, &tap)?;
     }
     let mut missed = table::missed(&driver_tx, &udp_echo);
     missed.extend(tracepoint.missed());
@@ -349,6 +394,7 @@ pub fn bench<W: Write>(
         udp_tx,
         udp_echo,
         tracepoint,
+        tap,
     })
 }
 
@@ -383,12 +429,26 @@ fn udp_sums(line: &str) -> Result<Vec<UdpTx>, String> {
     Ok(results.collect())
 }
 
-fn driver_tx(prepared: Prepared) -> Result<(DriverTx, String), SessionError> {
-    let (line, guest) = alone(prepared, Bench::Tx, without_ioeventfd, |_| Ok(()))?;
-    let sums = driver_sums(&line).map_err(|error| wrong(&guest, &error))?;
-    let per_packet = sums.per_packet();
-    let command_line = guest.command_line().to_owned();
-    Ok((DriverTx { sums, per_packet }, command_line))
+/// The driver alone, with a far end of this kind.
+pub(crate) fn driver_tx<F>(
+    prepared: &Prepared,
+    connect: impl Fn(&mut Prepared) -> Result<F, SessionError>,
+) -> Result<(DriverTx, String), SessionError> {
+    let measure = |what| {
+        let mut prepared = prepared.clone();
+        // Held until the guest has ended.
+        let _far_end = connect(&mut prepared)?;
+        without_ioeventfd(&mut prepared.machine);
+        let config = &mut prepared.machine.config;
+        config.bench = what;
+        config.ipv4 = Ipv4Config::Static(prepared.plan.guest);
+        config.gateway = Some(prepared.plan.host);
+        end(prepared.launch()?)
+    };
+    let (sent, guest) = measure(Bench::Tx)?;
+    let (received, _) = measure(Bench::Rx)?;
+    let driver = driver_lines(&sent, &received).map_err(|error| wrong(&guest, &error))?;
+    Ok((driver, guest.command_line().to_owned()))
 }
 
 /// Reads `... kickpath: bench {json}`.
@@ -397,24 +457,58 @@ pub(crate) fn parse_line<T: DeserializeOwned>(line: &str) -> Result<T, String> {
     serde_json::from_str(json).map_err(|e| format!("the guest's line '{line}': {e}"))
 }
 
-fn driver_sums(line: &str) -> Result<Sums, String> {
-    let GuestLine { tx } = parse_line(line)?;
-    if tx.packets == 0 || tx.instructions == 0 {
-        return Err(format!("the guest measured nothing: '{line}'"));
+fn driver_lines(sent: &str, received: &str) -> Result<DriverTx, String> {
+    let GuestLine {
+        tx,
+        tx_each,
+        tx_copied,
+    } = parse_line(sent)?;
+    let RxLine { rx, rx_each } = parse_line(received)?;
+    for (sums, line) in [
+        (tx, sent),
+        (tx_each, sent),
+        (tx_copied, sent),
+        (rx, received),
+        (rx_each, received),
+    ] {
+        if sums.packets == 0 || sums.instructions == 0 {
+            return Err(format!("the guest measured nothing: '{line}'"));
+        }
     }
-    Ok(tx)
+    Ok(DriverTx {
+        sums: tx,
+        per_packet: tx.per_packet(),
+        each: tx_each.per_packet(),
+        copied: tx_copied.per_packet(),
+        received: rx.per_packet(),
+        received_each: rx_each.per_packet(),
+    })
 }
 
 /// Has the guest answer UDP echoes, on a machine that `edit` changes when it
 /// has its network device. Returns the command line and the guest's last report
 /// as well.
 pub(crate) fn echo(
+    prepared: Prepared,
+    options: BenchOptions,
+    edit: impl FnOnce(&mut Machine),
+) -> Result<(UdpEcho, String, Status), SessionError> {
+    counted_echo(prepared, options, None, edit)
+}
+
+/// As [`echo`], with the instructions told by `profiler`.
+fn counted_echo(
     mut prepared: Prepared,
     options: BenchOptions,
+    profiler: Option<&Profiler>,
     edit: impl FnOnce(&mut Machine),
 ) -> Result<(UdpEcho, String, Status), SessionError> {
     let peer = prepared.connect_peer()?;
     edit(&mut prepared.machine);
+    if let Some(profiler) = profiler {
+        profiler.attach(&mut prepared.machine);
+    }
+    let counts = || profiler.map_or_else(|| Ok(Counts::default()), Profiler::read);
     let mut guest = prepared.launch()?;
     guest.attach_frames(peer.frame_log());
     let up = prepared.wait_until_up(&guest, &peer)?;
@@ -443,9 +537,13 @@ pub(crate) fn echo(
     let first = status()?;
     let before = status()?;
     let asking = Sums::between(&first, &before, 0);
+    let counted_before = counts()?;
     let report = send(options.echoes)?;
+    let counted = counts()?.since(&counted_before);
     let after = status()?;
     guest.check()?;
+    let name = |_| Profile::of(&counted, &prepared.machine.boot, report.sent);
+    let profile = profiler.map(name).transpose()?;
     let sums = Sums::between(&before, &after, report.sent).without(&asking);
     let echo = UdpEcho {
         size: options.size,
@@ -453,6 +551,7 @@ pub(crate) fn echo(
         flood: report,
         sums,
         per_packet: sums.per_packet(),
+        profile,
     };
     Ok((echo, guest.command_line().to_owned(), after))
 }
@@ -474,6 +573,11 @@ pub(crate) fn alone(
     let mut guest = prepared.launch()?;
     guest.attach_frames(wire.frame_log());
     launched(&guest)?;
+    end(guest)
+}
+
+/// Waits for the guest's line and its end.
+fn end(guest: Guest) -> Result<(String, Guest), SessionError> {
     let line = guest.wait_for_console(LINE, GUEST_BOUND)?;
     match guest.wait_for_exit(Duration::from_secs(30))? {
         Exit::SUCCESS => Ok((line.text, guest)),
@@ -496,12 +600,23 @@ mod tests {
 
     #[test]
     fn the_guests_line_is_read() {
-        let line = "[ 0.12] INFO kickpath: bench {\"tx\":{\"packets\":6400,\"instructions\":243200,\
-                    \"kicks\":100,\"register_accesses\":100,\"heap_allocations\":0,\"new\":1}}";
-        let sums = driver_sums(line).unwrap();
-        let per_packet = sums.per_packet();
+        let sums = "{\"packets\":6400,\"instructions\":243200,\"kicks\":100,\
+                    \"register_accesses\":100,\"heap_allocations\":0,\"new\":1}";
+        let line = format!(
+            "[ 0.12] INFO kickpath: bench {{\"tx\":{sums},\"tx_each\":{sums},\"tx_copied\":{sums}}}"
+        );
+        let rx = format!("kickpath: bench {{\"rx\":{sums},\"rx_each\":{sums}}}");
+        let DriverTx {
+            per_packet,
+            each,
+            copied,
+            received,
+            received_each,
+            ..
+        } = driver_lines(&line, &rx).unwrap();
         assert_eq!(per_packet.instructions, 38.0);
         assert_eq!(per_packet.kicks, 100.0 / 6400.0);
+        assert_eq!([each, copied, received, received_each], [per_packet; 4]);
         for bad in [
             "",
             "kickpath: bench ",
@@ -509,7 +624,8 @@ mod tests {
             "kickpath: bench {\"tx\":{\"packets\":0,\"instructions\":0,\"kicks\":0,\
              \"register_accesses\":0,\"heap_allocations\":0}}",
         ] {
-            assert!(driver_sums(bad).is_err(), "{bad}");
+            assert!(driver_lines(bad, &rx).is_err(), "{bad}");
+            assert!(driver_lines(&line, bad).is_err(), "{bad}");
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs;
 use std::path::Path;
 
 use kickpath_abi::config::Bench;
@@ -13,10 +12,12 @@ use super::{BURSTS, Handler, Row, Way};
 use crate::bench::{self, BenchOptions, UdpEcho};
 use crate::guest::Guest;
 use crate::qemu::{Accel, Machine, Net, Trace};
+use crate::scratch::Scratch;
 use crate::session::{Prepared, SessionError};
+use crate::trace::capture;
 use crate::trace::kvm::parse::KvmRecord;
 use crate::trace::kvm::{self, HostTrace};
-use crate::trace::{capture, qemu};
+use crate::trace::qemu::{self, threads};
 
 /// The event by which QEMU says that it handles a kick.
 const NOTIFY: &str = "virtio_queue_notify";
@@ -78,23 +79,11 @@ impl Conditions {
 /// What the guest counted of one burst length.
 #[derive(Clone, Debug, Deserialize)]
 struct KickSums {
-    burst: u16,
     packets: u64,
     kicks: u64,
     register_accesses: u64,
     kick_cycles: u64,
     driver_cycles: u64,
-    batch_rounds: u64,
-    journey_cycles: Vec<u64>,
-}
-
-impl KickSums {
-    /// Cycles from a kick until the device had used the burst, a packet, of
-    /// the batch that the host disturbed least.
-    fn journey(&self) -> f64 {
-        let best = self.journey_cycles.iter().copied().min().unwrap_or(0);
-        per(best, self.batch_rounds * u64::from(self.burst))
-    }
 }
 
 #[derive(Deserialize)]
@@ -102,18 +91,18 @@ struct GuestLine {
     kick: Vec<KickSums>,
 }
 
-/// Measures the rows of these conditions, one a burst length. Their cost is in
-/// cycles yet. Also returns why KVM's events could not be recorded, if so.
+/// Measures the rows of these conditions, one a burst length. Also
+/// returns what could not be recorded, and why.
 pub fn rows(
     prepared: &Prepared,
     conditions: Conditions,
     echoes: u64,
-) -> Result<(Vec<Row>, Option<String>), SessionError> {
+) -> Result<(Vec<Row>, Vec<String>), SessionError> {
     let exact = exactly(prepared);
     let counted = kicks(&exact, conditions)?;
     let timed = kicks(prepared, conditions)?;
     let mut rows = Vec::new();
-    for ((burst, count), time) in BURSTS.into_iter().zip(&counted.sums).zip(&timed.sums) {
+    for (burst, count) in BURSTS.into_iter().zip(&counted.sums) {
         let (echo, access) = traffic(&exact, conditions, burst, echoes)?;
         rows.push(Row {
             way: conditions.way,
@@ -127,11 +116,14 @@ pub fn rows(
             kicks_per_packet: echo.per_packet.kicks,
             interrupts_per_packet: echo.per_packet.interrupts,
             userspace_exits_per_kick: timed.exits.as_ref().copied().unwrap_or(None),
-            handler: timed.handler,
-            cost: Some(time.journey()),
+            handler: timed.handler.as_ref().ok().copied(),
         });
     }
-    Ok((rows, timed.exits.err()))
+    let exits = timed.exits.err();
+    let exits = exits.map(|reason| format!("exits to QEMU a kick: {reason}"));
+    let handler = timed.handler.err();
+    let handler = handler.map(|reason| format!("who handled the kicks: {reason}"));
+    Ok((rows, exits.into_iter().chain(handler).collect()))
 }
 
 /// The machine on which the time stamp counter counts instructions.
@@ -145,7 +137,8 @@ fn exactly(prepared: &Prepared) -> Prepared {
 /// What the guest measured of its kicks, and what was recorded of them outside.
 struct Kicks {
     sums: Vec<KickSums>,
-    handler: Option<Handler>,
+    /// Who handled the kicks, or why that is not known.
+    handler: Result<Handler, String>,
     /// Exits to QEMU a kick, `None` on TCG; or why they were not recorded.
     exits: Result<Option<f64>, String>,
 }
@@ -161,34 +154,36 @@ pub fn command_line(prepared: &Prepared, conditions: Conditions) -> String {
 
 /// Has the guest measure its kicks.
 fn kicks(prepared: &Prepared, conditions: Conditions) -> Result<Kicks, SessionError> {
-    let directory = tempfile::Builder::new()
-        .prefix("kickpath-compare-")
-        .tempdir()?;
-    let file = directory.path().join("qemu.log");
+    let directory = Scratch::new("compare")?;
     let edit = |machine: &mut Machine| {
         conditions.apply(machine);
         // Until KVM's events are recorded.
         machine.paused = matches!(machine.accel, Accel::Kvm { .. });
         machine.trace = Some(Trace {
             events: vec![NOTIFY.to_owned()],
-            file: file.clone(),
+            directory: directory.path().to_owned(),
         });
     };
     let mut recording = None;
+    let mut main = 0;
     let launched = |guest: &Guest| {
+        let threads = capture::threads_of(guest);
+        main = threads.main;
         if let Accel::Kvm { .. } = prepared.machine.accel {
-            recording = Some(HostTrace::start(&capture::threads(guest)));
+            recording = Some(HostTrace::start(&threads));
             guest.qmp("cont", Value::Null)?;
         }
         Ok(())
     };
     let (line, guest) = bench::alone(prepared.clone(), Bench::Kick, edit, launched)?;
     let exits = recording.map(|started| started.and_then(HostTrace::stop));
+    // QEMU leaves out of its log what does not fit.
+    directory.check_room()?;
     let GuestLine { kick: sums } =
         bench::parse_line(&line).map_err(|error| bench::wrong(&guest, &error))?;
     Ok(Kicks {
         sums,
-        handler: handler(&file, guest.pid()),
+        handler: handler(directory.path(), main),
         exits: match exits {
             Some(Ok(recorded)) => Ok(userspace_exits_per_kick(&kvm::parse::parse(&recorded.text))),
             Some(Err(error)) => Err(error.to_string()),
@@ -209,26 +204,30 @@ fn traffic(
         echoes,
         size: ECHO_SIZE,
         outstanding: usize::from(burst),
+        profile: false,
     };
     let edit = |machine: &mut Machine| conditions.apply(machine);
     let (echo, _, status) = bench::echo(prepared.clone(), options, edit)?;
     Ok((echo, status.device.doorbell))
 }
 
-/// Which threads QEMU says handled the kicks of the transmit queue. Its main
-/// loop runs in the process's first thread.
-fn handler(log: &Path, pid: u32) -> Option<Handler> {
-    let log = fs::read(log).ok()?;
-    let log = qemu::parse(&String::from_utf8_lossy(&log));
+/// Which threads QEMU says handled the kicks of the transmit queue: `main` runs its main loop.
+fn handler(logs: &Path, main_loop: u32) -> Result<Handler, String> {
+    let logs = threads::read(logs).map_err(|error| format!("QEMU's log: {error}"))?;
+    let log = qemu::parse(&threads::merge(&logs).0);
     let kicks = log.records.iter().filter(|record| {
         record.event == NOTIFY && record.number("n") == Some(TRANSMIT_QUEUE.into())
     });
-    let (main, vcpu): (Vec<_>, Vec<_>) = kicks.partition(|record| record.thread == pid);
+    let (main, vcpu): (Vec<_>, Vec<_>) = kicks.partition(|record| record.thread == main_loop);
     match (main.is_empty(), vcpu.is_empty()) {
-        (true, true) => None,
-        (false, true) => Some(Handler::MainLoop),
-        (true, false) => Some(Handler::VcpuThread),
-        (false, false) => Some(Handler::Both),
+        (true, true) => Err(match log.unread.first() {
+            Some(line) => format!("this line of QEMU's log is unknown: {line}"),
+            None => format!("QEMU's log has no {NOTIFY}"),
+        }),
+        _ if main_loop == 0 => Err("QEMU does not tell the numbers of its threads".to_owned()),
+        (false, true) => Ok(Handler::MainLoop),
+        (true, false) => Ok(Handler::VcpuThread),
+        (false, false) => Ok(Handler::Both),
     }
 }
 
@@ -271,31 +270,39 @@ mod tests {
 
     #[test]
     fn the_thread_tells_the_handler() {
-        let directory = tempfile::tempdir().unwrap();
-        let log = directory.path().join("log");
-        let kick = |thread| format!("{thread}@1.000001:virtio_queue_notify vdev 0x1 n 1 vq 0x2\n");
+        const KICK: &str = "2026-11-29T04:02:26Z virtio_queue_notify vdev 0x1 n 1 vq 0x2\n";
         // The receive queue's kicks are not asked for.
-        let other = "8@1.000001:virtio_queue_notify vdev 0x1 n 0 vq 0x2\n";
-        for (text, expected) in [
-            (other.to_owned(), None),
-            (kick(7) + other, Some(Handler::MainLoop)),
-            (kick(8) + other, Some(Handler::VcpuThread)),
-            (kick(7) + &kick(8), Some(Handler::Both)),
-        ] {
-            fs::write(&log, text).unwrap();
-            assert_eq!(handler(&log, 7), expected);
-        }
-        assert_eq!(handler(&directory.path().join("none"), 7), None);
+        const OTHER: &str = "8@1.000001:virtio_queue_notify vdev 0x1 n 0 vq 0x2\n";
+        const UNKNOWN: &str = "virtio_queue_notify of a form that is not known\n";
+        let handled = |main: &str, vcpu: &str| {
+            let directory = tempfile::tempdir().unwrap();
+            for (thread, text) in [(7, main), (8, vcpu)] {
+                let file = directory.path().join(format!("qemu-thread-{thread}.log"));
+                std::fs::write(file, text).unwrap();
+            }
+            handler(directory.path(), 7)
+        };
+        assert_eq!(handled(KICK, OTHER), Ok(Handler::MainLoop));
+        assert_eq!(handled("", KICK), Ok(Handler::VcpuThread));
+        assert_eq!(handled(KICK, KICK), Ok(Handler::Both));
+        assert!(
+            handled("", OTHER)
+                .unwrap_err()
+                .contains("has no virtio_queue_notify")
+        );
+        let unknown = handled(UNKNOWN, OTHER).unwrap_err();
+        assert!(unknown.contains(UNKNOWN.trim_end()), "{unknown}");
+        let none = handler(Path::new("/does/not/exist"), 7).unwrap_err();
+        assert!(none.contains("No such file"), "{none}");
     }
 
     #[test]
-    fn the_batch_that_was_disturbed_least_counts() {
+    fn the_guests_sums_are_read() {
         let line = "kickpath: bench {\"kick\":[{\"burst\":32,\"packets\":64000,\"kicks\":2000,\
                     \"kicks_suppressed\":0,\"register_accesses\":2000,\"kick_cycles\":170000,\
                     \"driver_cycles\":4096000,\"batch_rounds\":100,\"journey_cycles\":[9000,6400,7000]}]}";
         let GuestLine { kick } = bench::parse_line(line).unwrap();
         assert_eq!(kick.len(), 1);
-        assert_eq!(kick[0].journey(), 2.0);
         assert_eq!(per(kick[0].kick_cycles, kick[0].kicks), 85.0);
         assert_eq!(per(5, 0), 5.0);
     }

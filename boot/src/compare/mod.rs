@@ -5,7 +5,8 @@
 //! - the kick alone, by the guest itself (`bench=kick`), under `-icount
 //!   shift=0`, where the time stamp counter counts instructions exactly;
 //! - the same on the accelerator that was asked for, where the counter counts
-//!   time: a cost, given as a ratio to the first row only;
+//!   time: how often it leaves the guest and who handles it, but no times, which
+//!   one run cannot tell from the noise of its host;
 //! - the kick in traffic: UDP echoes, one at a time and 32 at a time, whose
 //!   kicks and interrupts follow from what device and driver ask of each other.
 
@@ -135,10 +136,6 @@ pub struct Row {
     /// Who handled the kicks, as QEMU's trace tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handler: Option<Handler>,
-    /// Time from the kick until the device had used the burst, a packet, as a
-    /// ratio to the first row of the same burst, where that took any.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cost: Option<f64>,
 }
 
 /// What `--json` prints.
@@ -232,8 +229,6 @@ pub fn compare<W: Write>(
 ) -> Result<Report, SessionError> {
     check(settings)?;
     let mut report = Report::default();
-    // The cost of the first row of each burst length.
-    let mut base: Vec<Option<f64>> = Vec::new();
     if let Some(story) = &mut story {
         table::introduction(story)?;
     }
@@ -258,19 +253,12 @@ pub fn compare<W: Write>(
             };
             sink(Progress::Step(&format!("Measuring {conditions}")));
             let (rows, absent) = measure::rows(&prepared, conditions, echoes)?;
-            if let Some(reason) = absent {
-                let text = format!("exits to QEMU a kick: {reason}");
+            for text in absent {
                 if !report.absent.contains(&text) {
                     report.absent.push(text);
                 }
             }
-            for (place, mut row) in rows.into_iter().enumerate() {
-                if base.len() <= place {
-                    base.push(row.cost);
-                }
-                row.cost = ratio(row.cost, base[place]);
-                report.rows.push(row);
-            }
+            report.rows.extend(rows);
         }
         if let Some(story) = &mut story {
             table::rows(story, &report.rows[first..])?;
@@ -293,26 +281,4 @@ pub fn compare<W: Write>(
         table::conclusion(story, &report)?;
     }
     Ok(report)
-}
-
-/// `cost` beside `base`; there is no ratio to nothing, and JSON has no number
-/// for it.
-fn ratio(cost: Option<f64>, base: Option<f64>) -> Option<f64> {
-    let base = base.filter(|base| *base > 0.0)?;
-    Some(cost? / base)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::ratio;
-
-    #[test]
-    fn a_base_of_nothing_makes_no_ratio() {
-        assert_eq!(ratio(Some(3.0), Some(2.0)), Some(1.5));
-        for base in [0.0, f64::NAN] {
-            assert_eq!(ratio(Some(3.0), Some(base)), None);
-            assert_eq!(ratio(Some(0.0), Some(base)), None);
-        }
-        assert_eq!(ratio(None, Some(1.0)), None);
-    }
 }

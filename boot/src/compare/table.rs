@@ -10,8 +10,7 @@ pub(super) fn introduction<W: Write>(story: &mut Story<W>) -> io::Result<()> {
     story.row(
         "The kick",
         "instr: guest instructions from the decision to the doorbell's end; access: device \
-         registers a kick; exits: of them to QEMU; handled: by which of QEMU's threads; cost: time \
-         until the device has used the burst, a packet, beside the first row of the same burst.",
+         registers a kick; exits: of them to QEMU; handled: by which of QEMU's threads.",
     )?;
     story.row(
         "In traffic",
@@ -29,7 +28,6 @@ pub(super) fn introduction<W: Write>(story: &mut Story<W>) -> io::Result<()> {
         "handled",
         "kicks",
         "irqs",
-        "cost",
     ]))
 }
 
@@ -39,7 +37,7 @@ pub(super) fn rows<W: Write>(story: &mut Story<W>, rows: &[Row]) -> io::Result<(
 }
 
 pub(super) fn conclusion<W: Write>(story: &mut Story<W>, report: &Report) -> io::Result<()> {
-    story.row("Time", &format!("measured on {}", report.accelerator))?;
+    story.row("Handled", &format!("as on {}", report.accelerator))?;
     for absent in &report.absent {
         story.row("Not recorded", absent)?;
     }
@@ -60,13 +58,11 @@ fn text(row: &Row) -> String {
         row.handler.map_or("-", super::Handler::title),
         &format!("{:.3}", row.kicks_per_packet),
         &format!("{:.3}", row.interrupts_per_packet),
-        &row.cost
-            .map_or_else(|| "-".to_owned(), |cost| format!("{cost:.2}")),
     ])
 }
 
-fn line([way, rest @ ..]: [&str; 11]) -> String {
-    const WIDTHS: [usize; 10] = [10, 10, 6, 7, 7, 6, 10, 7, 7, 7];
+fn line([way, rest @ ..]: [&str; 10]) -> String {
+    const WIDTHS: [usize; 9] = [10, 10, 6, 7, 7, 6, 10, 7, 7];
     let mut line = format!("  {way:14}");
     for (cell, width) in rest.into_iter().zip(WIDTHS) {
         line += &format!("{cell:>width$}");
@@ -95,7 +91,6 @@ mod tests {
             interrupts_per_packet: 1.0,
             userspace_exits_per_kick: Some(1.0),
             handler: Some(Handler::MainLoop),
-            cost: Some(12.345),
         };
         let report = Report {
             accelerator: "a ".repeat(90),

@@ -111,6 +111,24 @@ pub(super) fn kvm(host: &Host) -> KvmState {
     }
 }
 
+/// Whether the CPU is one that QEMU's translator emulates: the signature of the
+/// hypervisor's leaves (QEMU, `target/i386/cpu.c`).
+pub fn cpu_is_emulated() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::__cpuid;
+        // Leaf 1, ECX bit 31: there are leaves of a hypervisor.
+        if __cpuid(1).ecx & 1 << 31 == 0 {
+            return false;
+        }
+        let leaf = __cpuid(0x4000_0000);
+        let signature = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
+        signature.as_flattened() == b"TCGTCGTCGTCG"
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// Whether a CPU in `/proc/cpuinfo` has the flag `vmx` or `svm`.
 pub(super) fn offers_virtualization(cpuinfo: &str) -> bool {
     cpuinfo
@@ -155,8 +173,8 @@ impl fmt::Display for QemuVersion {
     }
 }
 
-/// The version of the QEMU at `path`.
-pub(super) fn qemu_version(path: &Path) -> Option<QemuVersion> {
+/// The version of the QEMU at `path`; `None` when it does not tell.
+pub fn qemu_version(path: &Path) -> Option<QemuVersion> {
     let mut command = Command::new(path);
     let text = command::output(command.arg("--version"), Duration::from_secs(30)).ok()?;
     QemuVersion::parse(&text)

@@ -88,6 +88,27 @@ fn qemu_is_judged_by_its_version() {
 }
 
 #[test]
+fn other_vmms_are_named_with_their_versions() {
+    let machine = Machine::new();
+    let finding = machine.finding("other VMMs");
+    assert_eq!(finding.state, State::Missing);
+    assert!(finding.detail.starts_with("not found: Firecracker, Cloud"));
+    machine.program("firecracker", "echo 'Firecracker v1.17.0'");
+    machine.program("lkvm", "echo 'kvm tool 3.18.0'");
+    machine.program("crosvm", "exit 1");
+    let finding = machine.finding("other VMMs");
+    assert_eq!(finding.state, State::Good);
+    for text in [
+        "Firecracker v1.17.0, ",
+        "kvmtool 3.18.0, ",
+        "crosvm of unknown version, ",
+        "not found: Cloud Hypervisor, Alioth",
+    ] {
+        assert!(finding.detail.contains(text), "{}", finding.detail);
+    }
+}
+
+#[test]
 fn a_qemu_that_was_named_is_found_as_run_finds_it() {
     let machine = Machine::new();
     machine.program("apt-get", "exit 1");
@@ -150,7 +171,7 @@ fn tracefs_is_mounted_mountable_or_neither() {
 fn this_machine_can_be_examined() {
     let report = examine(None);
     assert!(!report.to_string().is_empty());
-    assert_eq!(report.findings.len(), 8);
+    assert_eq!(report.findings.len(), 9);
 }
 
 #[test]

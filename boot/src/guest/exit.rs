@@ -1,21 +1,23 @@
-//! How QEMU ended, decoded.
+//! How a VMM ended, decoded.
 
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-/// How QEMU ended.
+use crate::qemu::Vmm;
+
+/// How a VMM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// The guest wrote this byte to isa-debug-exit, which makes QEMU's status
+    /// The guest wrote this byte to QEMU's isa-debug-exit, which makes the status
     /// `(value << 1) | 1`; of a byte above 127 the top bit is lost.
     Guest(u8),
-    /// QEMU ended in good order: the guest shut down or was reset, or somebody
-    /// asked QEMU to quit.
+    /// It ended in good order: the guest shut down or was reset, or somebody
+    /// asked it to quit.
     Orderly,
-    /// QEMU gave up: bad command line, missing file, taken port.
+    /// It gave up: bad command line, missing file, taken port.
     Failed(i32),
-    /// A signal ended QEMU.
+    /// A signal ended it.
     Signal(i32),
 }
 
@@ -26,13 +28,14 @@ impl Exit {
     /// What our guest leaves with after a panic or an exception.
     pub const FAILURE: Self = Self::Guest(0x11);
 
-    /// Decodes QEMU's status. Status 1 is ambiguous: it is a guest that wrote
+    /// Decodes a status. Of QEMU, status 1 is ambiguous: it is a guest that wrote
     /// 0, or QEMU that gave up, which it does with an error `message`.
-    pub fn decode(status: ExitStatus, message: bool) -> Self {
+    pub fn decode(vmm: Vmm, status: ExitStatus, message: bool) -> Self {
+        let qemu = vmm == Vmm::Qemu;
         match (status.code(), status.signal()) {
             (Some(0), _) => Self::Orderly,
-            (Some(1), _) if message => Self::Failed(1),
-            (Some(code @ 1..=255), _) if code & 1 == 1 => Self::Guest((code >> 1) as u8),
+            (Some(1), _) if message && qemu => Self::Failed(1),
+            (Some(code @ 1..=255), _) if code & 1 == 1 && qemu => Self::Guest((code >> 1) as u8),
             (Some(code), _) => Self::Failed(code),
             (None, Some(signal)) => Self::Signal(signal),
             (None, None) => Self::Failed(status.into_raw()),
@@ -48,11 +51,11 @@ impl fmt::Display for Exit {
                 "the guest left by isa-debug-exit with {value:#04x} (QEMU's status {})",
                 u32::from(value) << 1 | 1
             ),
-            Self::Orderly => f.write_str("QEMU ended in good order (status 0)"),
-            Self::Failed(code) => write!(f, "QEMU failed with status {code}"),
+            Self::Orderly => f.write_str("the VMM ended in good order (status 0)"),
+            Self::Failed(code) => write!(f, "the VMM failed with status {code}"),
             Self::Signal(signal) => match nix::sys::signal::Signal::try_from(signal) {
-                Ok(name) => write!(f, "QEMU was ended by {name}"),
-                Err(_) => write!(f, "QEMU was ended by signal {signal}"),
+                Ok(name) => write!(f, "the VMM was ended by {name}"),
+                Err(_) => write!(f, "the VMM was ended by signal {signal}"),
             },
         }
     }
@@ -70,17 +73,22 @@ mod tests {
     fn isa_debug_exit_shifts_its_byte() {
         for value in 0..=127u8 {
             let status = code(i32::from(value) << 1 | 1);
-            assert_eq!(Exit::decode(status, false), Exit::Guest(value));
+            assert_eq!(Exit::decode(Vmm::Qemu, status, false), Exit::Guest(value));
         }
     }
 
     #[test]
     fn what_is_not_from_the_guest() {
-        assert_eq!(Exit::decode(code(0), false), Exit::Orderly);
-        assert_eq!(Exit::decode(code(1), true), Exit::Failed(1));
-        assert_eq!(Exit::decode(code(2), false), Exit::Failed(2));
-        assert_eq!(Exit::decode(ExitStatus::from_raw(9), true), Exit::Signal(9));
-        assert_eq!(Exit::Signal(9).to_string(), "QEMU was ended by SIGKILL");
+        assert_eq!(Exit::decode(Vmm::Qemu, code(0), false), Exit::Orderly);
+        assert_eq!(Exit::decode(Vmm::Qemu, code(1), true), Exit::Failed(1));
+        assert_eq!(Exit::decode(Vmm::Qemu, code(2), false), Exit::Failed(2));
+        let other = Exit::decode(Vmm::Firecracker, code(33), false);
+        assert_eq!(other, Exit::Failed(33));
+        assert_eq!(
+            Exit::decode(Vmm::Qemu, ExitStatus::from_raw(9), true),
+            Exit::Signal(9)
+        );
+        assert_eq!(Exit::Signal(9).to_string(), "the VMM was ended by SIGKILL");
         assert_eq!(
             Exit::Guest(0x10).to_string(),
             "the guest left by isa-debug-exit with 0x10 (QEMU's status 33)"

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use super::Exit;
 use super::qmp::CommandError;
+use crate::qemu::{Trace, Vmm};
+use crate::scratch::ScratchError;
 
 /// How many of the guest's last console lines a report shows.
 pub(super) const CONSOLE_LINES: usize = 40;
@@ -21,7 +23,7 @@ const TRACE_BYTES: u64 = 2048;
 /// Why a guest could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {
-    /// QEMU could not be started.
+    /// The VMM could not be started.
     #[error("cannot start {}: {source}", program.display())]
     Spawn {
         /// The program.
@@ -32,7 +34,10 @@ pub enum Cause {
     /// A system call failed.
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
-    /// QEMU ended.
+    /// There is no directory for the VMM's files.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
+    /// The VMM ended.
     #[error("{exit}{} while waiting for {waiting_for}", cause_of_end(reason.as_deref()))]
     Ended {
         /// How.
@@ -85,15 +90,17 @@ fn cause_of_end(reason: Option<&str>) -> String {
 /// A cause, and all that helps to find what is behind it.
 #[derive(Debug)]
 pub struct Failure {
+    /// What ran the guest.
+    pub vmm: Vmm,
     /// What went wrong.
     pub cause: Cause,
-    /// The command line of QEMU, ready to paste.
+    /// The command line of the VMM, ready to paste.
     pub command: String,
     /// The last lines of the guest's console.
     pub console: Vec<String>,
-    /// The last lines that QEMU itself printed.
+    /// The last lines that the VMM itself printed.
     pub messages: Vec<String>,
-    /// The end of QEMU's trace file, if one was asked for.
+    /// The ends of QEMU's trace files, if those were asked for.
     pub trace: Option<Vec<String>>,
     /// The last frames on the wire, if there is one.
     pub frames: Option<Vec<String>>,
@@ -113,8 +120,9 @@ impl Failure {
         ) && self.messages.iter().any(|line| line.contains(SAYS))
     }
 
-    pub(super) fn before_launch(cause: Cause, command: String) -> Self {
+    pub(super) fn before_launch(vmm: Vmm, cause: Cause, command: String) -> Self {
         Self {
+            vmm,
             cause,
             command,
             console: Vec::new(),
@@ -145,7 +153,7 @@ impl fmt::Display for Failure {
             lines.iter().try_for_each(|line| write!(f, "\n  {line}"))
         };
         if !self.messages.is_empty() {
-            section("QEMU says", &self.messages, "")?;
+            section(&format!("{} says", self.vmm), &self.messages, "")?;
         }
         section(
             "End of the guest's console",
@@ -159,12 +167,23 @@ impl fmt::Display for Failure {
             section("End of QEMU's trace", trace, "it is empty")?;
         }
         let command: Vec<String> = self.command.lines().map(str::to_owned).collect();
-        section("QEMU's command line, ready to paste", &command, "")
+        let title = format!("{}'s command line, ready to paste", self.vmm);
+        section(&title, &command, "")
     }
 }
 
+/// The last lines of each log in a directory.
+pub(super) fn tails_of_logs(directory: &Path) -> Vec<String> {
+    let files = Trace::files(directory).unwrap_or_default().into_iter();
+    let tails = files.flat_map(|(thread, file)| {
+        let title = format!("thread {thread}:");
+        std::iter::once(title).chain(tail_of_file(&file))
+    });
+    tails.collect()
+}
+
 /// The last whole lines of a file; none when it cannot be read.
-pub(super) fn tail_of_file(path: &Path) -> Vec<String> {
+fn tail_of_file(path: &Path) -> Vec<String> {
     let read = || -> io::Result<(bool, Vec<u8>)> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();
@@ -187,6 +206,7 @@ mod tests {
     #[test]
     fn a_report_holds_what_its_reader_needs() {
         let failure = Failure {
+            vmm: Vmm::Qemu,
             cause: Cause::Ended {
                 exit: Exit::Orderly,
                 reason: Some("guest-reset".into()),
@@ -200,7 +220,7 @@ mod tests {
         };
         assert_eq!(
             failure.to_string(),
-            "QEMU ended in good order (status 0) after a reset of the guest (a triple fault?) \
+            "the VMM ended in good order (status 0) after a reset of the guest (a triple fault?) \
              while waiting for 'kickpath: up' on the console\n\n\
              End of the guest's console:\n  last words\n\n\
              Last frames on the wire: there were none\n\n\

@@ -1,4 +1,4 @@
-//! A running guest: QEMU's process, the guest's console, QEMU's monitor.
+//! A running guest: the VMM's process, the guest's console, QEMU's monitor.
 //!
 //! A [`Guest`] never outlives its handle: dropping it (also by a panic that
 //! unwinds) kills and reaps QEMU, and the kernel kills QEMU when the runner
@@ -9,6 +9,8 @@
 mod exit;
 mod failure;
 mod lines;
+pub mod memory;
+pub mod migration;
 mod monitor;
 mod process;
 pub mod qmp;
@@ -18,14 +20,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tempfile::TempDir;
 
 pub use exit::Exit;
 pub use failure::{Cause, Failure};
 pub use lines::Line;
 
 use crate::interrupt;
-use crate::qemu::Machine;
+use crate::qemu::{Machine, Vmm};
+use crate::scratch::Scratch;
+use crate::vmm;
 use crate::wire::FrameLog;
 use lines::Log;
 use monitor::Monitor;
@@ -35,7 +38,7 @@ use process::Process;
 const SLICE: Duration = Duration::from_millis(50);
 
 /// How long QEMU may take to connect its monitor or to answer a command.
-const MONITOR_BOUND: Duration = Duration::from_secs(10);
+const MONITOR_BOUND: Duration = Duration::from_secs(120);
 
 /// Result of what is done with a guest.
 pub type Result<T> = std::result::Result<T, Box<Failure>>;
@@ -68,72 +71,65 @@ impl Shared {
     }
 }
 
-/// A guest in QEMU.
+/// A guest in QEMU, or in another VMM, which has no monitor.
 #[derive(Debug)]
 pub struct Guest {
     shared: Arc<Shared>,
+    vmm: Vmm,
     process: Process,
-    monitor: Monitor,
+    monitor: Option<Monitor>,
     launched: Instant,
     command: String,
     trace: Option<PathBuf>,
     frames: Option<FrameLog>,
-    /// Holds the monitor's socket; goes with the guest.
-    _directory: TempDir,
+    /// Holds the monitor's socket, or a file of the VMM's; goes with the guest.
+    _directory: Scratch,
 }
 
 impl Guest {
-    /// Starts QEMU with this machine (whose `qmp` is set here) and connects
-    /// its monitor, unless the guest is done before that.
+    /// Starts this machine's VMM. QEMU is waited for until its monitor (`qmp` is set here) is
+    /// connected, unless the guest is done before that.
     ///
     /// # Errors
-    /// QEMU cannot be started, or gives up or stays silent before its monitor
-    /// is connected: the failure holds what QEMU said.
+    /// The VMM cannot be started, or QEMU gives up or stays silent before its monitor is
+    /// connected: the failure holds what it said.
     pub fn launch(machine: &Machine) -> Result<Self> {
         let mut machine = machine.clone();
-        let early = |cause: Cause, machine: &Machine| {
-            Box::new(Failure::before_launch(
-                cause,
-                machine.to_paste().command_line(),
-            ))
-        };
-        let directory = match tempfile::Builder::new().prefix("kickpath-qmp-").tempdir() {
-            Ok(directory) => directory,
-            Err(source) => return Err(early(Cause::System("make a directory", source), &machine)),
-        };
-        let socket = directory.path().join("qmp.sock");
-        machine.qmp = Some(socket.clone());
-        let listener = match monitor::listen(&socket) {
-            Ok(listener) => listener,
-            Err(source) => {
-                return Err(early(
-                    Cause::System("listen for QEMU's monitor", source),
-                    &machine,
-                ));
-            }
-        };
+        let command = vmm::command_line(&machine);
+        let vmm = machine.vmm;
+        let early = |cause: Cause| Box::new(Failure::before_launch(vmm, cause, command.clone()));
+        let directory = Scratch::new("vmm").map_err(|error| early(error.into()))?;
+        let socket = directory.socket("qmp.sock");
+        let socket = socket.map_err(|error| early(error.into()))?;
+        let listener = (vmm == Vmm::Qemu).then(|| monitor::listen(&socket));
+        let listener = listener
+            .transpose()
+            .map_err(|source| early(directory.refuses(source).into()))?;
+        machine.qmp = listener.is_some().then_some(socket);
         let shared = Arc::new(Shared::default());
         let launched = Instant::now();
-        let process = match Process::spawn(&machine, &shared, launched) {
-            Ok(process) => process,
-            Err(source) => {
-                let program = machine.qemu.clone();
-                return Err(early(Cause::Spawn { program, source }, &machine));
-            }
-        };
+        let process = Process::spawn(&machine, directory.path(), &shared, launched);
+        let process = process.map_err(|source| {
+            let program = machine.program.clone();
+            early(Cause::Spawn { program, source })
+        })?;
         let guest = Self {
-            monitor: Monitor::start(listener, &shared),
+            vmm,
+            monitor: listener.map(|listener| Monitor::start(listener, &shared)),
             shared,
             process,
             launched,
-            command: machine.to_paste().command_line(),
-            trace: machine.trace.map(|trace| trace.file),
+            command,
+            trace: machine.trace.map(|trace| trace.directory),
             frames: None,
             _directory: directory,
         };
+        if guest.monitor.is_none() {
+            return Ok(guest);
+        }
         guest.wait("QEMU's monitor", MONITOR_BOUND, |state| {
             // On a busy machine a short guest is quicker than we are.
-            let is_done = matches!(state.ended(), Some(Exit::Guest(_) | Exit::Orderly));
+            let is_done = matches!(state.ended(Vmm::Qemu), Some(Exit::Guest(_) | Exit::Orderly));
             (state.monitor.connected || is_done).then_some(())
         })?;
         Ok(guest)
@@ -144,17 +140,17 @@ impl Guest {
         self.frames = Some(frames);
     }
 
-    /// QEMU's process id.
+    /// The VMM's process id.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
 
-    /// When QEMU was started.
+    /// When the VMM was started.
     pub fn launched(&self) -> Instant {
         self.launched
     }
 
-    /// The command line, ready to paste (see [`Machine::to_paste`]).
+    /// The command line, ready to paste (see [`vmm::command_line`]).
     pub fn command_line(&self) -> &str {
         &self.command
     }
@@ -188,6 +184,16 @@ impl Guest {
         self.shared.lock().console.since(from).cloned().collect()
     }
 
+    /// What the VMM itself has printed, such as why it refuses to start.
+    pub fn messages(&self) -> Vec<String> {
+        let state = self.shared.lock();
+        state
+            .messages
+            .since(0)
+            .map(|line| line.text.clone())
+            .collect()
+    }
+
     /// Waits up to `bound` for console lines numbered `from` or later; an
     /// empty answer means that none came.
     ///
@@ -204,12 +210,12 @@ impl Guest {
         }
     }
 
-    /// Waits for QEMU's end.
+    /// Waits for the VMM's end.
     ///
     /// # Errors
-    /// QEMU still runs after `bound`, or has paused the guest for ever.
+    /// It still runs after `bound`, or has paused the guest for ever.
     pub fn wait_for_exit(&self, bound: Duration) -> Result<Exit> {
-        self.wait("QEMU to end", bound, |state| state.ended())
+        self.wait("the VMM to end", bound, |state| state.ended(self.vmm))
     }
 
     /// Fails if the guest has come to an end or stands still.
@@ -223,17 +229,21 @@ impl Guest {
         }
     }
 
-    /// Whether QEMU has ended, and how.
+    /// Whether the VMM has ended, and how.
     pub fn exit(&self) -> Option<Exit> {
-        self.shared.lock().ended()
+        self.shared.lock().ended(self.vmm)
     }
 
     /// Runs a command of QEMU's monitor.
     ///
     /// # Errors
-    /// QEMU refuses the command or does not answer.
+    /// QEMU refuses the command or does not answer, or this is another VMM.
     pub fn qmp(&self, name: &str, arguments: Value) -> Result<Value> {
-        let id = self.monitor.send(&self.shared, name, arguments);
+        let Some(monitor) = &self.monitor else {
+            let text = format!("{} has no monitor that takes '{name}'", self.vmm);
+            return Err(self.failure(Cause::Other(text)));
+        };
+        let id = monitor.send(&self.shared, name, arguments);
         let id =
             id.map_err(|source| self.failure(Cause::System("write to QEMU's monitor", source)))?;
         let what = format!("QEMU's answer to '{name}'");
@@ -246,7 +256,7 @@ impl Guest {
         })
     }
 
-    /// Kills QEMU and waits until it is gone.
+    /// Kills the VMM and waits until it is gone.
     pub fn kill(&mut self) {
         self.process.kill();
     }
@@ -255,11 +265,12 @@ impl Guest {
     pub fn failure(&self, cause: Cause) -> Box<Failure> {
         let state = self.shared.lock();
         Box::new(Failure {
+            vmm: self.vmm,
             cause,
             command: self.command.clone(),
             console: state.console.tail(failure::CONSOLE_LINES),
             messages: state.messages.tail(failure::MESSAGE_LINES),
-            trace: self.trace.as_deref().map(failure::tail_of_file),
+            trace: self.trace.as_deref().map(failure::tails_of_logs),
             frames: self.frames.as_ref().map(FrameLog::describe),
         })
     }
@@ -273,7 +284,7 @@ impl Guest {
     ) -> Result<T> {
         let stopped = |state: &State, waiting_for: String| {
             let exit = state
-                .ended()
+                .ended(self.vmm)
                 .map(|exit| (exit, state.monitor.shutdown.clone()));
             match (exit, &state.monitor.stopped) {
                 (Some((exit, reason)), _) => Some(Cause::Ended {
@@ -300,7 +311,7 @@ impl Guest {
     ) -> Result<T> {
         self.wait_inner(what, bound, &mut look, |state, waiting_for| {
             Some(Cause::Ended {
-                exit: state.ended()?,
+                exit: state.ended(self.vmm)?,
                 reason: state.monitor.shutdown.clone(),
                 waiting_for,
             })
@@ -346,10 +357,10 @@ impl Guest {
 }
 
 impl State {
-    /// QEMU's end, once everything that it printed has been read.
-    fn ended(&self) -> Option<Exit> {
+    /// The VMM's end, once everything that it printed has been read.
+    fn ended(&self, vmm: Vmm) -> Option<Exit> {
         let status = self.exit?;
         (self.console.closed && self.messages.closed)
-            .then(|| Exit::decode(status, !self.messages.is_empty()))
+            .then(|| Exit::decode(vmm, status, !self.messages.is_empty()))
     }
 }

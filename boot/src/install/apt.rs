@@ -1,7 +1,7 @@
 //! apt-get without questions: lists brought up to date, the transaction
 //! simulated and judged, then carried out.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
@@ -66,6 +66,39 @@ impl<'a> Apt<'a> {
         }
     }
 
+    /// Downloads the package that `package` stands for (itself, or the one that it
+    /// depends on whose name begins as its own up to `stem`) into the empty
+    /// `directory`; returns its file.
+    pub(super) fn download(
+        &self,
+        package: &str,
+        stem: &str,
+        directory: &Path,
+        sink: &mut Sink<'_>,
+    ) -> Result<PathBuf, InstallError> {
+        if self.host.root && !self.lists_are_fresh() {
+            sink(Progress::Step("Bringing the package lists up to date"));
+            self.update(&[package], sink)?;
+        }
+        let failed = |cause| InstallError::Download {
+            package: package.to_owned(),
+            cause,
+        };
+        let mut depends = Command::new(self.program.with_file_name("apt-cache"));
+        depends.env("LC_ALL", "C").args(["depends", package]);
+        let depends = command::output(&mut depends, SIMULATE_LIMIT).map_err(failed)?;
+        let real = stands_for(&depends, stem).unwrap_or(package);
+        sink(Progress::Step(&format!("Downloading {real} by apt-get")));
+        let mut download = self.command(&["download", real]);
+        download.current_dir(directory);
+        command::run(&mut download, Some(INSTALL_LIMIT), sink).map_err(failed)?;
+        let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut files = files.map(|entry| entry.path());
+        files
+            .find(|file| file.extension().is_some_and(|extension| extension == "deb"))
+            .ok_or_else(|| InstallError::NotDownloaded(real.to_owned()))
+    }
+
     fn update(&self, packages: &[&str], sink: &mut Sink<'_>) -> Result<(), InstallError> {
         self.run(&["update"], packages, UPDATE_LIMIT, sink)
     }
@@ -125,7 +158,7 @@ impl<'a> Apt<'a> {
         limit: Duration,
         sink: &mut Sink<'_>,
     ) -> Result<(), InstallError> {
-        command::run(&mut self.command(arguments), Some(limit), sink)
+        command::run_unbroken(&mut self.command(arguments), Some(limit), sink)
             .map_err(|cause| self.failed(packages, cause))
     }
 
@@ -175,6 +208,15 @@ fn youngest(directory: &Path, name: &str) -> Option<SystemTime> {
 /// them.
 fn replaceable(package: &str) -> bool {
     package.starts_with("qemu-")
+}
+
+/// The first package that one depends on whose name begins with `stem`, of what
+/// `apt-cache depends` prints.
+pub(super) fn stands_for<'a>(depends: &'a str, stem: &str) -> Option<&'a str> {
+    let mut named = depends
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "));
+    named.find(|name| name.starts_with(stem))
 }
 
 /// What `apt-get -s install` says it would do.

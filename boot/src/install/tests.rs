@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use super::apt::Plan;
+use super::apt::{Plan, stands_for};
 use super::*;
 
 /// Writes an executable shell script. Another process does it: while one of
@@ -268,4 +268,37 @@ Inst
     assert_eq!(plan.removed, ["qemu-utils", "libfoo:i386"]);
     assert_eq!(plan.installed, ["seabios", "qemu-system-x86"]);
     assert_eq!(Plan::parse(""), Plan::default());
+}
+
+#[test]
+fn what_a_package_stands_for_is_downloaded() {
+    let script = "case \"$*\" in *download*) : > \"$OLDPWD/${*##* }_1_amd64.deb\" ;; esac\n\
+                  echo \"$@\" >> log";
+    let depends = "echo linux-image-amd64; echo '  Depends: initramfs-tools'\n\
+                   echo '  Depends: linux-image-6.1.0-9-amd64'";
+    let machine = Machine::new(true)
+        .program("apt-get", script)
+        .program("apt-cache", depends)
+        .fresh_lists();
+    let into = TempDir::new().unwrap();
+    let download = |machine: &Machine, stem: &str| {
+        let directory = into.path();
+        let name = "linux-image-amd64";
+        machine.host.download(name, stem, directory, &mut |_| {})
+    };
+    let file = download(&machine, "linux-image-").unwrap();
+    assert!(file.ends_with("linux-image-6.1.0-9-amd64_1_amd64.deb"));
+    assert_eq!(machine.log().len(), 1, "{:?}", machine.log());
+    fs::remove_file(file).unwrap();
+    let nothing = Machine::new(false)
+        .program("apt-get", "")
+        .program("apt-cache", depends);
+    let error = download(&nothing, "linux-image-").unwrap_err();
+    assert!(matches!(error, InstallError::NotDownloaded(_)), "{error}");
+    let error = download(&Machine::new(true).program("dnf", ""), "").unwrap_err();
+    assert!(matches!(error, InstallError::NoApt(_)), "{error}");
+    assert_eq!(
+        stands_for("busybox-static\n  Conflicts: busybox", "busy"),
+        None
+    );
 }

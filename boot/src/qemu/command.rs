@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 
 use kickpath_abi::config::FW_CFG_FILE;
 
@@ -61,7 +62,7 @@ impl Properties {
 }
 
 impl Machine {
-    /// The arguments of [`Machine::qemu`], program name left out.
+    /// QEMU's arguments, program name left out.
     pub fn arguments(&self) -> Vec<OsString> {
         let mut line = Arguments(Vec::new());
         line.flag("-nodefaults");
@@ -99,7 +100,7 @@ impl Machine {
                 .set("id", "qmp")
                 .set("path", socket);
             line.option("-chardev", chardev.0);
-            line.option("-mon", "chardev=qmp,mode=control");
+            line.option("-qmp", "chardev:qmp");
         }
         if self.paused {
             line.flag("-S");
@@ -108,11 +109,22 @@ impl Machine {
             for event in &trace.events {
                 line.option("-trace", event);
             }
-            line.option("-D", &trace.file);
-            // Only then has an event its thread and its time.
+            // A file a thread: since 10.1 no line of the log names its thread.
+            line.option("-D", trace.pattern());
+            // Only then has an event its time.
             line.option("-msg", "timestamp=on");
         }
         line.0.extend(self.extra.iter().cloned());
+        if self.trace.is_some() {
+            // Of two `-d` QEMU takes the last.
+            let asked = self.extra.iter().rposition(|word| word == "-d");
+            let mut items = OsString::from("tid");
+            if let Some(more) = asked.and_then(|place| self.extra.get(place + 1)) {
+                items.push(",");
+                items.push(more);
+            }
+            line.option("-d", items);
+        }
         line.0
     }
 
@@ -158,18 +170,21 @@ impl Machine {
         machine.qmp = None;
         machine.paused = false;
         if let Some(trace) = &mut machine.trace {
-            trace.file = std::env::temp_dir().join("kickpath-qemu.log");
+            trace.directory = std::env::temp_dir();
         }
         if let Some(nic) = &mut machine.nic {
-            match &nic.net {
+            let queues = nic.net.queue_pairs();
+            match &mut nic.net {
                 Net::Dgram { .. } => nic.net = Net::dgram_to_paste(),
                 Net::TapFds(_) => {
                     nic.net = Net::TapName {
                         name: "tap0".to_owned(),
-                        queues: nic.net.queue_pairs(),
+                        queues,
+                        namespace: None,
                     };
                 }
-                Net::User { .. } | Net::TapName { .. } => {}
+                Net::TapName { namespace, .. } => *namespace = None,
+                Net::User { .. } => {}
             }
         }
         machine
@@ -177,14 +192,19 @@ impl Machine {
 
     /// Program and arguments, quoted for a POSIX shell, one option a line.
     pub fn command_line(&self) -> String {
-        let mut text = quote(self.qemu.as_os_str());
-        for argument in self.arguments() {
-            let is_option = argument.as_bytes().first() == Some(&b'-');
-            text.push_str(if is_option { " \\\n  " } else { " " });
-            text.push_str(&quote(&argument));
-        }
-        text
+        shell_line(&self.program, &self.arguments())
     }
+}
+
+/// Program and arguments, quoted for a POSIX shell, one option a line.
+pub fn shell_line(program: &Path, arguments: &[OsString]) -> String {
+    let mut text = quote(program.as_os_str());
+    for argument in arguments {
+        let is_option = argument.as_bytes().first() == Some(&b'-');
+        text.push_str(if is_option { " \\\n  " } else { " " });
+        text.push_str(&quote(argument));
+    }
+    text
 }
 
 impl Nic {
@@ -194,14 +214,12 @@ impl Nic {
             let dump = Properties::new("filter-dump,id=dump0,netdev=net0").set("file", file);
             line.option("-object", dump.0);
         }
-        let [a, b, c, d, e, f] = self.mac;
-        let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         let mut device = match kind {
             Kind::Microvm => Properties::new("virtio-net-device"),
             Kind::Pc | Kind::Q35 => Properties::new("virtio-net-pci"),
         }
         .set("netdev", "net0")
-        .set("mac", mac);
+        .set("mac", self.mac_text());
         let pairs = self.net.queue_pairs();
         let mut vectors = self.vectors;
         if pairs > 1 {
@@ -295,7 +313,7 @@ impl Net {
                 let key = if fds.len() > 1 { "fds" } else { "fd" };
                 Properties::new("tap,id=net0").set(key, fds.join(":")).0
             }
-            Self::TapName { name, queues } => {
+            Self::TapName { name, queues, .. } => {
                 Properties::new("tap,id=net0")
                     .set("ifname", name)
                     .set("script", "no")
@@ -368,7 +386,7 @@ mod tests {
   -netdev dgram,id=net0,local.type=unix,local.path=/t/qemu.sock,remote.type=unix,remote.path=/t/host.sock \
   -device virtio-net-pci,netdev=net0,mac=52:54:00:4b:50:01,romfile= \
   -chardev socket,id=qmp,path=/t/qmp.sock \
-  -mon chardev=qmp,mode=control"
+  -qmp chardev:qmp"
         );
     }
 
@@ -407,7 +425,7 @@ mod tests {
         machine.paused = true;
         machine.trace = Some(Trace {
             events: vec!["virtio_*".into()],
-            file: "trace.log".into(),
+            directory: "logs".into(),
         });
         machine.extra = vec!["-vga".into(), "std".into()];
         assert_eq!(
@@ -431,9 +449,10 @@ mod tests {
   -device virtio-net-pci,netdev=net0,mac=52:54:00:4b:50:01,romfile=,disable-modern=on,vectors=0,ioeventfd=off,rx_queue_size=1024,tx_queue_size=256,host_mtu=9000,packed=on,rss=on,hash=on,mrg_rxbuf=off \
   -S \
   -trace 'virtio_*' \
-  -D trace.log \
+  -D logs/qemu-thread-%d.log \
   -msg timestamp=on \
-  -vga std"
+  -vga std \
+  -d tid"
         );
     }
 
@@ -487,13 +506,25 @@ mod tests {
     }
 
     #[test]
+    fn other_items_of_qemus_log_stay() {
+        let mut machine = machine(Kind::Pc, Accel::Tcg);
+        machine.extra = ["-d", "int", "-d", "guest_errors"].map(Into::into).into();
+        assert!(machine.command_line().ends_with("-d guest_errors"));
+        machine.trace = Some(Trace {
+            events: Vec::new(),
+            directory: "/t".into(),
+        });
+        assert!(machine.command_line().ends_with("-d tid,guest_errors"));
+    }
+
+    #[test]
     fn what_is_pasted_needs_nothing_of_a_run() {
         let mut machine = machine(Kind::Pc, Accel::Tcg);
         machine.qmp = Some("/t/qmp.sock".into());
         machine.paused = true;
         machine.trace = Some(Trace {
             events: vec!["virtio_*".into()],
-            file: "/t/qemu.log".into(),
+            directory: "/t".into(),
         });
         machine.nic = Some(Nic::new(dgram()));
         assert!(!machine.to_paste().command_line().contains("-S"));

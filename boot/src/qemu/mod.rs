@@ -8,16 +8,18 @@ mod command;
 mod firmware;
 mod values;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kickpath_abi::config::{Config, Ipv4Cidr};
 
-pub use command::quote;
+pub use command::{quote, shell_line};
 pub use firmware::{DiskImage, Firmware, FirmwareError};
-pub use values::{Kind, Memory, MemoryError};
+pub use values::{Kind, Memory, MemoryError, Vmm};
 
 /// The I/O port of isa-debug-exit: a byte `v` written there ends QEMU with
 /// exit status `(v << 1) | 1`.
@@ -109,6 +111,8 @@ pub enum Net {
         name: String,
         /// Its number of queues.
         queues: u16,
+        /// The network namespace that it is in, if it is another one than ours.
+        namespace: Option<PathBuf>,
     },
 }
 
@@ -166,6 +170,11 @@ pub struct Nic {
 }
 
 impl Nic {
+    /// The hardware address as text.
+    pub fn mac_text(&self) -> String {
+        self.mac.map(|byte| format!("{byte:02x}")).join(":")
+    }
+
     /// A transitional device with QEMU's defaults at the end of this cable.
     pub fn new(net: Net) -> Self {
         Self {
@@ -200,17 +209,51 @@ pub enum Boot {
 /// Events that QEMU records (`-trace`), and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
-    /// Names or patterns of events, such as `virtio_queue_notify`.
+    /// Names or patterns of events, such as `virtio_queue_notify`. Only of a name QEMU
+    /// complains when it has no such event.
     pub events: Vec<String>,
-    /// The log file (`-D`).
-    pub file: PathBuf,
+    /// The directory of the logs (`-D`), a file a thread. It must exist.
+    pub directory: PathBuf,
+}
+
+impl Trace {
+    const PREFIX: &str = "qemu-thread-";
+    const SUFFIX: &str = ".log";
+
+    /// The file names as QEMU takes them: `%d` is the number of a thread.
+    pub fn pattern(&self) -> PathBuf {
+        let name = format!("{}%d{}", Self::PREFIX, Self::SUFFIX);
+        self.directory.join(name)
+    }
+
+    /// The logs that are in `directory`, by the number of the thread that wrote each. A thread
+    /// that never wrote has none.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn files(directory: &Path) -> io::Result<BTreeMap<u32, PathBuf>> {
+        let mut files = BTreeMap::new();
+        for entry in directory.read_dir()? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let number = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(Self::PREFIX)?.strip_suffix(Self::SUFFIX));
+            if let Some(thread) = number.and_then(|number| number.parse().ok()) {
+                files.insert(thread, entry.path());
+            }
+        }
+        Ok(files)
+    }
 }
 
 /// A whole machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
-    /// The QEMU program.
-    pub qemu: PathBuf,
+    /// What runs it; what the description says below of QEMU is for QEMU only.
+    pub vmm: Vmm,
+    /// Its program.
+    pub program: PathBuf,
     /// The machine type.
     pub kind: Kind,
     /// What executes the guest.
@@ -241,10 +284,11 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A small machine of this kind with no network.
-    pub fn new(qemu: impl Into<PathBuf>, kind: Kind, accel: Accel, boot: Boot) -> Self {
+    /// A small machine of this kind with no network, which QEMU runs.
+    pub fn new(program: impl Into<PathBuf>, kind: Kind, accel: Accel, boot: Boot) -> Self {
         Self {
-            qemu: qemu.into(),
+            vmm: Vmm::Qemu,
+            program: program.into(),
             kind,
             accel,
             cpu: None,

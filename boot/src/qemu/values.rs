@@ -26,6 +26,59 @@ impl Kind {
     }
 }
 
+/// A program that runs virtual machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Vmm {
+    /// QEMU.
+    #[default]
+    Qemu,
+    /// Firecracker.
+    Firecracker,
+    /// Cloud Hypervisor.
+    CloudHypervisor,
+    /// kvmtool.
+    Kvmtool,
+}
+
+impl Vmm {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::Qemu,
+        Self::Firecracker,
+        Self::CloudHypervisor,
+        Self::Kvmtool,
+    ];
+
+    /// The word of `--vmm`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::Kvmtool => "kvmtool",
+        }
+    }
+}
+
+impl fmt::Display for Vmm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Qemu => "QEMU",
+            Self::Firecracker => "Firecracker",
+            Self::CloudHypervisor => "Cloud Hypervisor",
+            Self::Kvmtool => "kvmtool",
+        })
+    }
+}
+
+impl FromStr for Vmm {
+    type Err = String;
+    fn from_str(word: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|vmm| vmm.word() == word);
+        found.ok_or_else(|| format!("expected one of: {}", Self::ALL.map(Self::word).join(", ")))
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.word())

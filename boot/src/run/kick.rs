@@ -25,9 +25,9 @@ pub(super) fn tell<W: Write>(
     status: &Status,
 ) -> io::Result<()> {
     let timeline = || -> Result<Timeline, TraceError> {
-        let run = run_of(prepared, guest, status);
+        let run = run_of(&prepared.machine, &prepared.decision.reason, guest, status);
         let recording = tracer.record(guest, peer, address, run, status)?;
-        trace::timeline(prepared, &recording)
+        trace::timeline(&prepared.machine.boot, &recording)
     };
     story.section("How the last datagram left")?;
     match timeline() {

@@ -13,7 +13,7 @@ use crate::command::Sink;
 use crate::guest::{Cause, Guest};
 use crate::install::IPROUTE2;
 use crate::ports::Services;
-use crate::qemu::Net;
+use crate::qemu::{Net, Vmm};
 use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status, require};
 use crate::terminal::Story;
 use crate::trace::capture::Tracer;
@@ -34,13 +34,15 @@ pub struct Report {
     pub accelerator: &'static str,
     /// Why this one.
     pub accelerator_reason: String,
-    /// The machine type.
+    /// What ran the guest.
+    pub vmm: String,
+    /// Its version.
+    pub vmm_version: String,
+    /// The machine type, of QEMU.
     pub machine: &'static str,
-    /// QEMU's version.
-    pub qemu: String,
-    /// QEMU's command line, ready to paste.
+    /// The VMM's command line, ready to paste.
     pub command_line: String,
-    /// From the start of QEMU until the guest served, in milliseconds.
+    /// From the start of the VMM until the guest served, in milliseconds.
     pub up_after_ms: f64,
     /// What the guest's log warned of until then, and its errors.
     pub warnings: Vec<String>,
@@ -118,12 +120,16 @@ pub fn dry_run_net(prepared: &Prepared, choice: NetChoice) -> Result<Net, Sessio
         NetChoice::User => prepared.user_net(Services::find(FIRST_PORTS.0, FIRST_PORTS.1)?),
         NetChoice::Tap => Net::TapName {
             name: "tap0".into(),
-            queues: prepared.machine.cpus.into(),
+            queues: match prepared.machine.vmm {
+                Vmm::Qemu => prepared.machine.cpus.into(),
+                _ => 1,
+            },
+            namespace: None,
         },
     })
 }
 
-/// Starts QEMU at this end of a cable.
+/// Starts the VMM at this end of a cable.
 fn launch(prepared: &mut Prepared, choice: NetChoice) -> Result<(Guest, Cable), SessionError> {
     match choice {
         NetChoice::Dgram => {
@@ -171,8 +177,6 @@ pub fn run<W: Write>(
     if let Some(story) = &mut story {
         report::machine(story, &prepared)?;
     }
-    // Goes after the guest, and so after QEMU.
-    let _dump = (net == NetChoice::Tap).then(|| prepared.tap_dump());
     let (guest, cable) = launch(&mut prepared, net)?;
     if let Some(story) = &mut story {
         story.row("Cable", &cable.describe(&prepared))?;
@@ -187,8 +191,9 @@ pub fn run<W: Write>(
         failures: Vec::new(),
         accelerator: prepared.accel().word(),
         accelerator_reason: prepared.decision.reason.clone(),
+        vmm: settings.vmm.to_string(),
+        vmm_version: version_of(&prepared),
         machine: settings.kind.word(),
-        qemu: qemu_version(&guest)?,
         command_line: guest.command_line().to_owned(),
         up_after_ms: up.after.as_secs_f64() * 1e3,
         warnings: warnings(&guest),
@@ -274,15 +279,11 @@ fn warning(line: &str) -> Option<String> {
     is_one.then(|| text.to_owned())
 }
 
-fn qemu_version(guest: &Guest) -> Result<String, SessionError> {
-    let version = guest.qmp("query-version", serde_json::Value::Null)?;
-    let part = |name: &str| version["qemu"][name].as_u64().unwrap_or_default();
-    Ok(format!(
-        "{}.{}.{}",
-        part("major"),
-        part("minor"),
-        part("micro")
-    ))
+/// The version of what runs the machine.
+fn version_of(prepared: &Prepared) -> String {
+    let machine = &prepared.machine;
+    let version = machine.vmm.version(&machine.program);
+    version.unwrap_or_else(|| "of unknown version".to_owned())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kickpath_abi::status::{Counters, Interrupts, Status};
 
 use super::{Report, UdpResult};
-use crate::qemu::Boot;
+use crate::qemu::{Boot, Vmm};
 use crate::session::Prepared;
 use crate::terminal::{Story, thousands};
 use crate::wire::PingReport;
@@ -21,10 +21,13 @@ pub(super) fn machine<W: Write>(story: &mut Story<W>, prepared: &Prepared) -> io
         n => format!("{n} CPUs"),
     };
     let nic = "virtio-net";
-    let kind = machine.kind;
+    let what = match machine.vmm {
+        Vmm::Qemu => machine.kind.to_string(),
+        vmm => vmm.to_string(),
+    };
     story.row(
         "Hardware",
-        &format!("{kind}, {cpus}, {} of memory, {nic}", machine.memory),
+        &format!("{what}, {cpus}, {} of memory, {nic}", machine.memory),
     )?;
     let boot = match &machine.boot {
         Boot::Kernel(kernel) => kernel.display(),
@@ -39,6 +42,7 @@ pub(super) fn boot<W: Write>(
     report: &Report,
 ) -> io::Result<()> {
     let boot = &status.boot;
+    let vmm = &report.vmm;
     story.section("Boot")?;
     story.columns(
         "stage",
@@ -54,9 +58,9 @@ pub(super) fn boot<W: Write>(
     story.row(
         "Up",
         &format!(
-            "{} ms after the start of QEMU {}, by {}; the rest was firmware and QEMU itself",
+            "{} ms after the start of {vmm} {}, by {}; the rest was firmware and {vmm} itself",
             thousands(report.up_after_ms.round() as u64),
-            report.qemu,
+            report.vmm_version,
             if boot.protocol.is_empty() {
                 "an unknown entry"
             } else {

@@ -1,21 +1,17 @@
-//! What the user asked for, and a machine made of it.
+//! What the user asked for.
 
 use std::net::SocketAddrV4;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use kickpath_abi::config::{Config, ConfigError, Ipv4Config, Irq, LogLevel, Transport};
+use kickpath_abi::config::{Ipv4Config, Irq, LogLevel, Transport, UdpWay};
 
-use super::{Device, Prepared};
-use crate::accel::{AccelChoice, Decision, NoKvm};
-use crate::command::{Progress, Sink};
-use crate::doctor;
-use crate::guest::Failure;
-use crate::install::{self, Host, InstallError, Policy, Requirement};
-use crate::qemu::{Boot, DiskImage, FirmwareError, Kind, Machine, Memory};
-use crate::toolchain::{self, BuildOptions, ToolchainError};
-use crate::trace::capture::TraceError;
-use crate::wire::{Plan, PlanError, TapError};
+use super::error::SessionError;
+use super::others;
+use crate::accel::AccelChoice;
+use crate::install::Policy;
+use crate::qemu::{Kind, Memory, Vmm};
+use crate::wire::Capture;
 
 /// Which end of the cable is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +50,10 @@ pub enum Layout {
 /// What the user asked for.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// What runs the machine.
+    pub vmm: Vmm,
+    /// Its program, if not the one on the path.
+    pub vmm_path: Option<PathBuf>,
     /// The accelerator.
     pub accel: AccelChoice,
     /// The machine type.
@@ -80,6 +80,8 @@ pub struct Settings {
     pub vlan: Option<u16>,
     /// The MTU that the device tells, 68 to 65535 bytes.
     pub mtu: Option<u16>,
+    /// How datagrams reach the guest's UDP services.
+    pub udp: UdpWay,
     /// Where the guest sends its log.
     pub netconsole: Option<SocketAddrV4>,
     /// The rung of the interrupt ladder.
@@ -93,7 +95,7 @@ pub struct Settings {
     /// The guest's address.
     pub ipv4: Ipv4Config,
     /// A file for all frames.
-    pub pcap: Option<PathBuf>,
+    pub pcap: Option<Capture>,
     /// How much the guest prints.
     pub log: LogLevel,
     /// Features not to accept: the value of the guest's `features=`.
@@ -104,77 +106,6 @@ pub struct Settings {
     pub image: Option<PathBuf>,
     /// Whether anything may be installed.
     pub policy: Policy,
-}
-
-/// Why there is no session.
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    /// Options that do not go together.
-    #[error(transparent)]
-    Mismatch(#[from] Mismatch),
-    /// The guest's configuration.
-    #[error("--features: {0}")]
-    Features(String),
-    /// The addresses.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The accelerator.
-    #[error(transparent)]
-    Accel(#[from] NoKvm),
-    /// A program is missing.
-    #[error(transparent)]
-    Install(#[from] InstallError),
-    /// The guest cannot be built.
-    #[error(transparent)]
-    Toolchain(#[from] ToolchainError),
-    /// The disk image.
-    #[error(transparent)]
-    Firmware(#[from] FirmwareError),
-    /// The tap device.
-    #[error(transparent)]
-    Tap(#[from] TapError),
-    /// The guest.
-    #[error(transparent)]
-    Guest(#[from] Box<Failure>),
-    /// The trace.
-    #[error("cannot trace: {0}")]
-    Trace(TraceError),
-    /// A file that was named is not there.
-    #[error("{option} {}: there is no such file", file.display())]
-    NoFile {
-        /// The option that names it.
-        option: &'static str,
-        /// The file.
-        file: PathBuf,
-    },
-    /// The system refuses.
-    #[error("cannot {what}: {source}")]
-    System {
-        /// What.
-        what: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// No port of the loopback interface is free.
-    #[error("no port of 127.0.0.1 from {first} to {last} is free")]
-    NoPort {
-        /// The first that was tried.
-        first: u16,
-        /// The last that was tried.
-        last: u16,
-    },
-    /// The output is closed.
-    #[error("cannot write: {0}")]
-    Output(#[from] std::io::Error),
-}
-
-impl From<TraceError> for SessionError {
-    fn from(error: TraceError) -> Self {
-        match error {
-            TraceError::Guest(failure) => Self::Guest(failure),
-            other => Self::Trace(other),
-        }
-    }
 }
 
 /// Options that do not go together.
@@ -228,6 +159,16 @@ pub enum Mismatch {
         /// Why it is not the user's.
         why: &'static str,
     },
+    /// What a VMM other than QEMU cannot do, or is not told.
+    #[error("--vmm {}: {option} is not for {vmm}: {why}", vmm.word())]
+    Vmm {
+        /// The VMM.
+        vmm: Vmm,
+        /// The option.
+        option: &'static str,
+        /// Why.
+        why: &'static str,
+    },
     /// A VLAN at a far end that knows none.
     #[error("--vlan: this far end knows no VLANs (--net dgram of `run` does, `trace` too)")]
     Vlan,
@@ -239,6 +180,9 @@ impl Settings {
     /// # Errors
     /// Those that do not.
     pub fn check(&self) -> Result<(), Mismatch> {
+        if self.vmm != Vmm::Qemu {
+            return others::check(self);
+        }
         let (machine, transport) = (self.kind, self.transport);
         let hint = match (machine, transport) {
             (Kind::Microvm, Transport::Legacy) => {
@@ -277,11 +221,34 @@ impl Settings {
         }
     }
 
+    /// Ends the record of frames, when all that was started has ended.
+    ///
+    /// # Errors
+    /// That of `result`, or the record misses frames.
+    pub fn keep_pcap<T>(&self, result: Result<T, SessionError>) -> Result<T, SessionError> {
+        let kept = self.pcap.as_ref().map_or(Ok(()), Capture::keep);
+        match (&result, kept) {
+            (Ok(_), Err(error)) => Err(error.into()),
+            (Err(_), Err(error)) => {
+                log::warn!("{error}");
+                result
+            }
+            (_, Ok(())) => result,
+        }
+    }
+
     /// Whether the options go together, and with this far end.
     ///
     /// # Errors
     /// Those that do not.
     pub fn check_with(&self, net: NetChoice) -> Result<(), Mismatch> {
+        if self.vmm != Vmm::Qemu && net != NetChoice::Tap {
+            return Err(Mismatch::Vmm {
+                vmm: self.vmm,
+                option: "--net dgram or user",
+                why: "it takes a tap device (--net tap)",
+            });
+        }
         if self.vlan.is_some() && net != NetChoice::Dgram {
             return Err(Mismatch::Vlan);
         }
@@ -291,130 +258,4 @@ impl Settings {
         }
         self.check()
     }
-
-    /// The guest's configuration on a network with these addresses.
-    fn config(&self, plan: &Plan) -> Result<Config, SessionError> {
-        let mut config = Config {
-            log: self.log,
-            transport: self.transport,
-            irq: self.irq,
-            vlan: self.vlan,
-            queue_size: self.queue_size,
-            netconsole: self.netconsole,
-            ..Config::default()
-        };
-        if let Some(features) = &self.features {
-            let mut error = None;
-            let word = format!("features={features}");
-            // The guest's own parser: it must read what we send.
-            let parsed = Config::parse(&word, |e: ConfigError<'_>| error = Some(e.to_string()));
-            if let Some(error) = error {
-                return Err(SessionError::Features(error));
-            }
-            config.features_off = parsed.features_off;
-        }
-        plan.configure(&mut config);
-        Ok(config)
-    }
-
-    /// Installs and builds what is missing, and describes the machine. With
-    /// `dry_run` nothing is installed or built: what is missing is named by
-    /// the place where it would be.
-    ///
-    /// # Errors
-    /// What was asked for is not possible, or something is missing and cannot
-    /// be had.
-    pub fn prepare(&self, dry_run: bool, sink: &mut Sink<'_>) -> Result<Prepared, SessionError> {
-        self.check()?;
-        let plan = Plan::new(self.ipv4)?;
-        let config = self.config(&plan)?;
-        let decision = Decision::new(self.accel, &doctor::kvm())?;
-        let qemu = self.qemu(dry_run, sink)?;
-        let boot = match (&self.image, &self.kernel) {
-            (Some(image), _) => Boot::Disk(self.disk(image, dry_run, sink)?),
-            (None, Some(kernel)) if kernel.is_file() => Boot::Kernel(kernel.clone()),
-            (None, Some(kernel)) => {
-                return Err(SessionError::NoFile {
-                    option: "--kernel",
-                    file: kernel.clone(),
-                });
-            }
-            (None, None) if dry_run => {
-                let target = toolchain::target_directory(&toolchain::workspace()?);
-                let directory = target.join("kernel").join(toolchain::TARGET);
-                Boot::Kernel(directory.join("guest").join(toolchain::KERNEL))
-            }
-            (None, None) => {
-                let options = BuildOptions::from_env(self.policy)?;
-                let kernel = toolchain::build_kernel(&options, sink)?;
-                sink(Progress::Step("Starting QEMU"));
-                Boot::Kernel(kernel)
-            }
-        };
-        let mut machine = Machine::new(qemu, self.kind, decision.accel, boot);
-        machine.memory = self.memory;
-        machine.cpus = self.cpus;
-        machine.config = config;
-        Ok(Prepared {
-            machine,
-            decision,
-            plan,
-            pcap: self.pcap.clone(),
-            device: Device {
-                mmio_legacy: self.mmio_legacy,
-                pio_notify: self.pio_notify,
-                ioeventfd: self.ioeventfd,
-                mtu: self.mtu,
-                rx_queue_size: self.rx_queue_size,
-                layout: self.layout,
-                rss: self.rss,
-            },
-        })
-    }
-
-    fn disk(
-        &self,
-        image: &Path,
-        dry_run: bool,
-        sink: &mut Sink<'_>,
-    ) -> Result<DiskImage, SessionError> {
-        match DiskImage::detect(image) {
-            Err(FirmwareError::NoOvmf(_)) if !dry_run => {
-                require(&[install::OVMF], self.policy, sink)?;
-            }
-            other => return Ok(other?),
-        }
-        Ok(DiskImage::detect(image)?)
-    }
-
-    fn qemu(&self, dry_run: bool, sink: &mut Sink<'_>) -> Result<PathBuf, SessionError> {
-        const PROGRAM: &str = "qemu-system-x86_64";
-        match &self.qemu {
-            Some(named) => {
-                let found = Host::detect().find_named(named);
-                found.ok_or_else(|| SessionError::NoFile {
-                    option: "--qemu",
-                    file: named.clone(),
-                })
-            }
-            None if dry_run => Ok(PROGRAM.into()),
-            None => {
-                require(&[install::QEMU], self.policy, sink)?;
-                let found = Host::detect().find(&install::QEMU);
-                Ok(found.unwrap_or_else(|| PROGRAM.into()))
-            }
-        }
-    }
-}
-
-/// Installs programs that are missing.
-///
-/// # Errors
-/// They may not or cannot be installed; the message says how to.
-pub fn require(
-    requirements: &[Requirement],
-    policy: Policy,
-    sink: &mut Sink<'_>,
-) -> Result<(), SessionError> {
-    Ok(install::ensure(requirements, policy, sink)?)
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use kickpath_abi::config::{Ipv4Cidr, LogLevel};
 use kickpath_abi::status::Status;
 
-use super::{Prepared, SessionError};
+use super::error::SessionError;
+use super::prepared::Prepared;
 use crate::guest::{Cause, Guest};
 use crate::wire::{FarEnd, WireError};
 

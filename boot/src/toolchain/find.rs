@@ -145,6 +145,7 @@ pub struct Survey {
 pub(super) struct Finder<'a> {
     host: &'a Host,
     workspace: &'a Path,
+    target: &'a str,
     /// Whether rustup may fetch: not with `RUSTUP_AUTO_INSTALL=0`.
     rustup_may_fetch: bool,
 }
@@ -154,8 +155,15 @@ impl<'a> Finder<'a> {
         Self {
             host,
             workspace,
+            target: TARGET,
             rustup_may_fetch: env::var_os("RUSTUP_AUTO_INSTALL").is_none_or(|value| value != "0"),
         }
+    }
+
+    /// Looks for one for another machine than the guest's.
+    pub(super) fn for_target(mut self, target: &'a str) -> Self {
+        self.target = target;
+        self
     }
 
     #[cfg(test)]
@@ -265,7 +273,7 @@ impl<'a> Finder<'a> {
                 && self.rustup_may_fetch
                 && self.host.find_program("rustup").is_some();
             survey.remedy = if by_rustup {
-                Some(format!("rustup target add {TARGET}"))
+                Some(format!("rustup target add {}", self.target))
             } else {
                 let missing: Vec<_> = self
                     .distribution_needs()
@@ -289,12 +297,12 @@ impl<'a> Finder<'a> {
         } = compiler;
         let (there, what) = match source {
             Source::Prebuilt => {
-                let libraries = sysroot.join("lib/rustlib").join(TARGET).join("lib");
-                (has_core(&libraries), "target x86_64-unknown-none")
+                let libraries = sysroot.join("lib/rustlib").join(self.target).join("lib");
+                (has_core(&libraries), format!("target {}", self.target))
             }
             Source::BuildStd => (
                 sysroot.join(SYSROOT_SOURCES).is_file(),
-                "sources of its standard library",
+                "sources of its standard library".to_owned(),
             ),
         };
         if !there {
@@ -331,7 +339,7 @@ impl<'a> Finder<'a> {
     fn fetch(&self, source: Source, policy: Policy, sink: &mut Sink<'_>) -> Result<(), String> {
         let (arguments, purpose) = match source {
             Source::Prebuilt => (
-                ["target", "add", TARGET],
+                ["target", "add", self.target],
                 "the guest needs Rust's libraries for a machine without an operating system",
             ),
             Source::BuildStd => (

@@ -136,6 +136,30 @@ fn the_pinned_toolchain_comes_first() {
 }
 
 #[test]
+fn another_target_needs_libraries_of_its_own() {
+    let machine = Machine::new(false);
+    machine.file(CORE);
+    let target = "riscv64imac-unknown-none-elf";
+    let complete = || {
+        let options = BuildOptions {
+            policy: Policy::Forbid,
+            choice: Choice::Rustup,
+        };
+        Finder::new(&machine.host, machine.directory.path())
+            .for_target(target)
+            .complete(Source::Prebuilt, &options, &mut |_| {})
+    };
+    let error = complete().unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("has no target {target}")),
+        "{error}"
+    );
+    assert!(error.contains(&format!("rustup target add {target}")) || error.contains("no rustup"));
+    machine.file(&CORE.replace(TARGET, target));
+    assert_eq!(complete().unwrap().source, Source::Prebuilt);
+}
+
+#[test]
 fn sources_of_the_pinned_toolchain_will_do() {
     let machine = Machine::new(false);
     machine.file("pinned/lib/rustlib/src/rust/library/core/src/lib.rs");

@@ -2,10 +2,13 @@
 //! in every layer, puts them into the order of cause and effect, and measures
 //! between those whose clocks can be compared.
 
+mod absent;
 mod draft;
 mod frames;
+mod kicks;
 mod kvm;
 mod order;
+mod rings;
 #[cfg(test)]
 mod tests;
 
@@ -17,13 +20,10 @@ use super::explain::{self, Context};
 use super::join::{self, QueueWindow};
 use super::journey::{self, Journey};
 use super::qemu::{self, QemuRecord};
-use super::queues::{self, Queues, Touched};
 use super::recording::{Recording, WireFrame};
-use super::timeline::{
-    Absent, Clock, Delta, Direction, Layer, Phase, SCHEMA, Source, Step, Timeline,
-};
+use super::timeline::{Clock, Delta, Direction, Layer, Phase, SCHEMA, Source, Step, Timeline};
 use crate::wire::ECHO_PORT;
-use draft::{Draft, Drafts};
+use draft::{Draft, Drafts, Origin};
 use kvm::Kvm;
 
 /// A recording that does not tell of the datagram.
@@ -52,11 +52,14 @@ struct Builder<'a> {
     /// QEMU's events, and the place of the window's first.
     log: Vec<QemuRecord>,
     log_window: usize,
+    /// Lines of QEMU's log that are not events.
+    unread: Vec<String>,
     windows: BTreeMap<u16, QueueWindow>,
     /// The guest's records that become steps, by place.
     shown: BTreeSet<usize>,
-    touched: Touched,
     context: Context,
+    /// Which queue QEMU means by an address of its own.
+    addresses: BTreeMap<u64, u16>,
     kvm: Kvm,
     /// The guest's times before and behind each kick of the sent frame's queue.
     rings: Vec<(u64, Option<u64>)>,
@@ -72,9 +75,15 @@ impl<'a> Builder<'a> {
             .qemu_log
             .split_at_checked(split)
             .unwrap_or((&recording.qemu_log, ""));
-        let mut log = qemu::parse(before).records;
+        let qemu::QemuLog {
+            records: mut log,
+            mut unread,
+        } = qemu::parse(before);
         let log_window = log.len();
-        log.extend(qemu::parse(after).records);
+        let window = qemu::parse(after);
+        log.extend(window.records);
+        unread.extend(window.unread);
+        let context = Context::new(records, &log, &recording.run.device);
         let addresses = join::queue_addresses(&log);
         let first = recording.window.guest.min(records.len());
         let windows = join::windows(
@@ -82,13 +91,13 @@ impl<'a> Builder<'a> {
             (&log[log_window..], log_window),
             &addresses,
             &recording.threads,
+            context.fill_is_flush,
         );
         let attach = (0..first).filter(|&place| is_attaching(records[place].event));
         let shown: BTreeSet<usize> = attach
             .chain(journey.awake.clone())
             .chain(journey.reclaim)
             .collect();
-        let touched = queues::touched(records, &shown);
         let queue = records[journey.start_xmit].queue.unwrap_or_default();
         let rings = rings(recording, queue);
         let kvm = Kvm::new(recording, queue, &rings);
@@ -97,10 +106,11 @@ impl<'a> Builder<'a> {
             journey,
             log,
             log_window,
+            unread,
             windows,
             shown,
-            touched,
-            context: Context::new(records, &recording.run.device.transport),
+            context,
+            addresses,
             kvm,
             rings,
         }
@@ -115,7 +125,16 @@ impl<'a> Builder<'a> {
         drafts.link_interrupt(raised);
         self.kvm_by_time(&mut drafts);
         let start = self.journey.awake.start;
-        let (steps, clocks) = order::finish(self.recording, self.kvm.offset, drafts, start);
+        let (mut steps, origins, clocks) =
+            order::finish(self.recording, self.kvm.offset, drafts, start);
+        let replay = rings::Replay {
+            guest: &self.recording.guest,
+            log: &self.log,
+            window: (self.recording.window.guest, self.log_window),
+            addresses: &self.addresses,
+            context: self.context,
+        };
+        replay.attach(&mut steps, &origins);
         let used = |clock| {
             steps
                 .iter()
@@ -130,14 +149,21 @@ impl<'a> Builder<'a> {
                     .join(window.map_or(0, |window| window.doorbells.len())),
             );
         }
-        if !self.recording.window.quiet {
-            for join in &mut joins {
-                join.detail += "; the machine was never quiet, so counts at the ends may be off";
-            }
-        }
         let frames = frames::frames(self.recording, &self.journey, &steps);
+        let kicks = self.journey.doorbell.and_then(|followed| {
+            let kvm = self
+                .kvm
+                .offset
+                .map(|offset| (&self.kvm.records[..], offset));
+            let hz = self.recording.clocks.guest_hz;
+            kicks::kicks(&self.recording.guest, followed, kvm, hz)
+        });
+        let calls = explain::calls(&self.recording.run, &steps);
         let mut timeline = Timeline {
             schema: SCHEMA,
+            quiet: self.recording.window.quiet,
+            kicks,
+            calls,
             run: self.recording.run.clone(),
             clocks: clocks.describe(used, self.recording.run.real_exits),
             steps,
@@ -180,7 +206,8 @@ impl<'a> Builder<'a> {
         let reset = before
             .iter()
             .rposition(|r| r.event == "virtio_set_status" && r.number("val") == Some(0));
-        for record in &before[reset.map_or(0, |place| place + 1)..] {
+        let ready = before.iter().enumerate();
+        for (place, record) in ready.skip(reset.map_or(0, |place| place + 1)) {
             let shown = match record.event.as_str() {
                 // DRIVER_OK.
                 "virtio_set_status" => record.number("val").is_some_and(|val| val & 4 != 0),
@@ -190,7 +217,7 @@ impl<'a> Builder<'a> {
                 _ => false,
             };
             if shown {
-                let draft = self.qemu(record, Phase::Attach);
+                let draft = self.qemu(place, Phase::Attach, None);
                 drafts.push(draft.rule("QEMU does this when the driver sets DRIVER_OK"));
             }
         }
@@ -212,7 +239,7 @@ impl<'a> Builder<'a> {
         {
             let mut cause = drafts.last();
             for place in self.group(pop) {
-                let draft = self.qemu(&self.log[place], phase).caused_by(cause);
+                let draft = self.qemu(place, phase, receive).caused_by(cause);
                 let draft = draft.rule("the n-th chain that QEMU fills is the n-th popped");
                 let number = drafts.push(draft);
                 raised = Some(number);
@@ -263,7 +290,7 @@ impl<'a> Builder<'a> {
                 ring = Some(number);
                 self.kvm_by_order(drafts, ring);
                 for place in synchronous.map(|n| self.access(n)).unwrap_or_default() {
-                    let draft = self.qemu(&self.log[place], phase);
+                    let draft = self.qemu(place, phase, Some(queue));
                     let draft = draft.caused_by(ring.filter(|_| drafts.last() == ring));
                     drafts.push(draft.rule("the guest's write is carried out before it goes on"));
                 }
@@ -285,9 +312,10 @@ impl<'a> Builder<'a> {
         ring: Option<usize>,
     ) {
         let phase = Phase::Transmit;
+        let queue = self.recording.guest[self.journey.start_xmit].queue;
         let mut cause = ring;
         if let Some(notify) = notify {
-            let draft = self.qemu(&self.log[notify], phase).caused_by(cause.take());
+            let draft = self.qemu(notify, phase, None).caused_by(cause.take());
             drafts.push(draft.rule("the n-th write to a doorbell is its n-th notification"));
         }
         let pop = window.and_then(|window| {
@@ -296,7 +324,7 @@ impl<'a> Builder<'a> {
         });
         let mut popped = None;
         for place in pop.map(|pop| self.group(pop)).unwrap_or_default() {
-            let draft = self.qemu(&self.log[place], phase).caused_by(cause.take());
+            let draft = self.qemu(place, phase, queue).caused_by(cause.take());
             let number = drafts.push(draft.rule("the n-th chain added is the n-th taken"));
             if popped.is_none() {
                 popped = Some(number);
@@ -324,6 +352,7 @@ impl<'a> Builder<'a> {
         const LONGEST: usize = 12;
         let thread = self.log[pop].thread;
         let mut group = vec![pop];
+        let implicit = self.context.fill_is_flush;
         let mut flushed = false;
         for (place, record) in self.log.iter().enumerate().skip(pop + 1) {
             if record.thread != thread {
@@ -331,6 +360,7 @@ impl<'a> Builder<'a> {
             }
             let goes_on = match record.event.as_str() {
                 "virtqueue_pop" | "virtio_queue_notify" => false,
+                "virtqueue_fill" if implicit => !flushed || record.number("idx") != Some(0),
                 "virtqueue_fill" | "virtqueue_flush" => !flushed,
                 // What raises the interrupt, and only that.
                 _ => flushed,
@@ -338,7 +368,8 @@ impl<'a> Builder<'a> {
             if !goes_on || group.len() == LONGEST {
                 break;
             }
-            flushed |= record.event == "virtqueue_flush";
+            flushed |=
+                record.event == "virtqueue_flush" || implicit && record.event == "virtqueue_fill";
             group.push(place);
         }
         group
@@ -389,34 +420,49 @@ impl<'a> Builder<'a> {
             excerpt: None,
         });
         step.queue = record.queue;
+        step.aside = phase != Phase::Attach && self.is_aside(place);
         let several = self.recording.guest.iter().any(|record| record.cpu != 0);
         step.cpu = several.then_some(record.cpu);
-        if let Some(queue) = record.queue {
-            let mut queues = Queues::default();
-            for record in &self.recording.guest[..place] {
-                queues.apply(record);
-            }
-            let changed = queues.apply(record);
-            // The words of a packed ring have another meaning.
-            step.snapshot = queues
-                .snapshot(queue, &self.touched, self.context, changed)
-                .filter(|_| !explain::is_packed(record));
-        }
         if Some(place) == self.journey.doorbell {
             step.instruction.clone_from(&self.recording.instruction);
         }
-        Draft::new(step, Clock::GuestTsc, record.tsc)
+        Draft::new(step, Clock::GuestTsc, record.tsc).of(Origin::Guest(place))
     }
 
-    fn qemu(&self, record: &QemuRecord, phase: Phase) -> Draft {
+    /// Whether the guest did this for another chain than the packet's.
+    fn is_aside(&self, place: usize) -> bool {
+        let record = &self.recording.guest[place];
+        let journey = &self.journey;
+        let sends = record.queue == self.recording.guest[journey.start_xmit].queue;
+        match record.event {
+            Event::Descriptor | Event::Add => {
+                !(sends && (journey.start_xmit..=journey.add).contains(&place))
+            }
+            Event::PopUsed => place != journey.pop_received && Some(place) != journey.reclaim,
+            Event::Publish
+            | Event::KickPrepare
+            | Event::Notify
+            | Event::DoorbellRing
+            | Event::DoorbellRang => !sends,
+            _ => false,
+        }
+    }
+
+    /// A record of QEMU's log. One that names no virtqueue is about `queue`.
+    fn qemu(&self, place: usize, phase: Phase, queue: Option<u16>) -> Draft {
+        let record = &self.log[place];
         let layer = match self.recording.threads.vcpus.contains(&record.thread) {
             true => Layer::QemuVcpu,
             false => Layer::QemuMain,
         };
-        let explanation = explain::qemu(record, self.recording.run.real_exits);
+        let explanation = explain::qemu(record, self.context, self.recording.run.real_exits);
         let mut step = step(phase, layer, &record.event, explanation);
         step.thread = Some(record.thread);
-        Draft::new(step, Clock::QemuLog, record.micros)
+        let named = record.number("vq");
+        step.queue = named
+            .and_then(|vq| self.addresses.get(&vq).copied())
+            .or(queue);
+        Draft::new(step, Clock::QemuLog, record.micros).of(Origin::Log(place))
     }
 
     fn wire(&self, frame: &WireFrame, phase: Phase) -> Draft {
@@ -444,67 +490,10 @@ impl<'a> Builder<'a> {
         let step = step(phase, Layer::Wire, event, explanation);
         Draft::new(step, Clock::Monotonic, frame.at.cast_unsigned())
     }
-
-    fn note_absent(&self, timeline: &mut Timeline) {
-        let mut absent = |what: &str, reason: String, enable: Option<&str>| {
-            timeline.absent.push(Absent {
-                what: what.to_owned(),
-                reason,
-                enable: enable.map(str::to_owned),
-            });
-        };
-        if !self.recording.run.real_exits {
-            absent(
-                "KVM's events",
-                "TCG translates the guest's code inside of QEMU: there is no VM exit, and the \
-                 call of QEMU's device code stands for it"
-                    .to_owned(),
-                Some("cargo run -- trace --accel kvm"),
-            );
-        }
-        let layer = |layer| timeline.steps.iter().any(|step| step.layer == layer);
-        if !layer(Layer::QemuMain) && !layer(Layer::QemuVcpu) {
-            absent(
-                "QEMU's events",
-                "QEMU's log does not tell of the datagram; this QEMU may be built without the \
-                 trace backend 'log'"
-                    .to_owned(),
-                None,
-            );
-        }
-        if self.journey.doorbell.is_none() {
-            absent(
-                "the kick",
-                "the device did not want to be told: it was still at work on this queue".to_owned(),
-                None,
-            );
-        } else if self.recording.instruction.is_none() {
-            absent(
-                "the doorbell's instruction",
-                "the transport rings by a call, or the executable has no such function".to_owned(),
-                None,
-            );
-        }
-        if self.journey.reclaim.is_none() {
-            absent(
-                "the sent buffer's way back",
-                "the driver did not take it back within the window".to_owned(),
-                None,
-            );
-        }
-        let queue = self.recording.guest[self.journey.start_xmit].queue;
-        let window = queue.and_then(|queue| self.windows.get(&queue));
-        if window.is_some_and(|window| window.flushed > 0 && window.interrupts == 0) {
-            absent(
-                "an interrupt for the sent frame",
-                "the driver asks for none: it takes sent buffers back when it wakes for \
-                 something else"
-                    .to_owned(),
-                None,
-            );
-        }
-    }
 }
+
+/// Characters of a line of QEMU's log that are shown.
+const LONGEST_LINE: usize = 200;
 
 /// A step with its explanation, and nothing else.
 fn step(phase: Phase, layer: Layer, event: &str, explanation: explain::Explanation) -> Step {
@@ -521,6 +510,7 @@ fn step(phase: Phase, layer: Layer, event: &str, explanation: explain::Explanati
             .map(|section| format!("{}, {section}", explain::SPECIFICATION)),
         sentence: explanation.sentence,
         queue: None,
+        aside: false,
         cpu: None,
         values: explanation.values,
         time: None,

@@ -1,22 +1,21 @@
 //! Records a run: prepares the machine, sends the datagram, reads what the
 //! layers left behind.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kickpath_abi::status::Status;
 use kickpath_trace::RING_SYMBOL;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::image::{Image, ImageError};
 use super::journey;
 use super::kvm::{HostTrace, HostTraceError};
-use super::qemu;
+use super::qemu::{self, threads};
 use super::recording::{
     Clocks, Memory, Probe, Recording, Region, Sample, Threads, Window, WireFrame,
 };
@@ -24,18 +23,19 @@ use super::records::{self, HEADER_LENGTH, Header, Ring, RingError};
 use super::timeline::{Absent, Device, Direction, Instruction, Run};
 use crate::guest::{Failure, Guest};
 use crate::qemu::{Accel, Boot, Machine, Trace};
-use crate::session::Prepared;
+use crate::scratch::{Scratch, ScratchError};
 use crate::wire::{FarEnd, Peer, WireError};
 
 /// Content of the datagram of the window, in bytes.
 pub const PROBE_BYTES: usize = 64;
 
-/// Content of the datagrams before, which make addresses known, and of the
-/// one behind, which wakes the guest once more.
+/// Content of the datagrams before, and of the one behind, which wakes the guest
+/// once more.
 const OTHER_BYTES: usize = 32;
 
-/// Datagrams before the window.
-const WARM_UP: usize = 2;
+/// Datagrams before the window: they make addresses known, and their kicks
+/// show how the time of one spreads.
+const WARM_UP: usize = 10;
 
 /// How often the machine is looked at until it is quiet.
 const LOOKS: u32 = 50;
@@ -61,6 +61,9 @@ pub enum TraceError {
     /// The datagram.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// The directory for the records.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
     /// The records do not tell of the datagram.
     #[error(
         "the guest's {recorded} records do not tell of the datagram ({lost} more were lost{})",
@@ -96,7 +99,7 @@ fn unresolved_text(unresolved: u64) -> String {
 pub struct Tracer {
     image: Image,
     ring: u64,
-    directory: TempDir,
+    directory: Scratch,
     zero: Instant,
     first: Sample,
     accel: Accel,
@@ -113,15 +116,14 @@ impl Tracer {
         };
         let image = Image::read(kernel)?;
         let ring = image.symbol(RING_SYMBOL)?;
-        let directory = tempfile::Builder::new().prefix("kickpath-trace-").tempdir();
-        let directory = directory.map_err(system("make a directory"))?;
+        let directory = Scratch::new("trace")?;
         machine.config.trace = true;
         machine.trace = Some(Trace {
             events: qemu::EVENTS
                 .iter()
                 .map(|event| (*event).to_owned())
                 .collect(),
-            file: log_file(directory.path()),
+            directory: directory.path().to_owned(),
         });
         let zero = Instant::now();
         Ok(Self {
@@ -147,30 +149,48 @@ impl Tracer {
         run: Run,
         status: &Status,
     ) -> Result<Recording, TraceError> {
+        let recording = self.record_all(guest, peer, address, run, status);
+        // What did not fit into it QEMU leaves out of its log and of what it saves of the
+        // memory, whatever came of that.
+        self.directory.check_room()?;
+        recording
+    }
+
+    fn record_all(
+        &self,
+        guest: &Guest,
+        peer: &Peer,
+        address: Ipv4Addr,
+        run: Run,
+        status: &Status,
+    ) -> Result<Recording, TraceError> {
         let bound = self.accel.reply_bound();
         let echo = |bytes| peer.udp_echo(address.into(), bytes, bound);
         for _ in 0..WARM_UP {
             echo(OTHER_BYTES)?;
         }
-        let mut window = self.quiet(guest)?;
-        let threads = threads(guest);
+        let known = threads_of(guest);
         let host_trace = match self.accel {
-            Accel::Kvm { .. } => Some(HostTrace::start(&threads)),
+            Accel::Kvm { .. } => Some(HostTrace::start(&known)),
             Accel::Tcg => None,
         };
         self.switch_window_events(guest, true);
+        let mut begin = self.begin(guest, host_trace.as_ref())?;
         let outcome = (|| {
             echo(PROBE_BYTES)?;
-            window.quiet &= self.quiet(guest)?.quiet;
-            let memory = self.buffers(guest, window)?;
+            begin.quiet &= self.quiet(guest)?.quiet;
+            let memory = self.buffers(guest, begin.guest)?;
             // The guest takes the sent buffer back when it wakes next.
             echo(OTHER_BYTES)?;
-            window.quiet &= self.quiet(guest)?.quiet;
+            begin.quiet &= self.quiet(guest)?.quiet;
             Ok::<_, TraceError>(memory)
         })();
         self.switch_window_events(guest, false);
-        let host_trace = host_trace.map(|started| started.and_then(HostTrace::stop));
         let memory = outcome?;
+        // Nothing moves while it is read; what KVM records ends no earlier than what
+        // the guest does.
+        guest.qmp("stop", Value::Null)?;
+        let host_trace = host_trace.map(|started| started.and_then(HostTrace::stop));
         let frames = peer.frame_log().frames().into_iter().map(|frame| {
             let early = self.zero.saturating_duration_since(frame.at).as_nanos() as i64;
             let late = frame.at.saturating_duration_since(self.zero).as_nanos() as i64;
@@ -186,10 +206,14 @@ impl Tracer {
         let mut recording = Recording {
             run,
             frames: frames.collect(),
-            window,
+            window: Window {
+                guest: begin.guest,
+                quiet: begin.quiet,
+                ..Window::default()
+            },
             memory,
             probe: Probe { bytes: PROBE_BYTES },
-            threads,
+            threads: known,
             regions: regions(guest),
             clocks: Clocks {
                 guest_hz: status.boot.tsc_hz,
@@ -202,11 +226,10 @@ impl Tracer {
             Some(Err(error)) => recording.absent.push(no_host_trace(&error)),
             None => {}
         }
-        // Nothing moves while it is read.
-        guest.qmp("stop", Value::Null)?;
-        let read = self.read(guest, &mut recording);
+        let read = self.read(guest, &mut recording, &begin.log);
         guest.qmp("cont", Value::Null)?;
         read?;
+        recording.absent.extend(clock_set(&recording.clocks));
         if recording.threads == Threads::default() {
             recording.absent.push(Absent {
                 what: "which thread of QEMU took a step".into(),
@@ -218,16 +241,21 @@ impl Tracer {
     }
 
     fn ring(&self, guest: &Guest) -> Result<Ring, TraceError> {
-        let header = self.header(guest)?;
-        let bytes = self.memory(guest, "memsave", self.ring, header.length())?;
+        let header = self.memory(guest, "memsave", self.ring, HEADER_LENGTH)?;
+        let length = Header::parse(&header)?.length();
+        let mut bytes = self.memory(guest, "memsave", self.ring, length)?;
+        // A guest that runs may have recorded more between the two readings.
+        if let Some(later) = bytes.get_mut(..header.len()) {
+            later.copy_from_slice(&header);
+        }
         Ok(records::parse(&bytes, &self.image)?)
     }
 
     /// Reads the buffers of the window's two frames, before others get them.
     /// What cannot be found is left out.
-    fn buffers(&self, guest: &Guest, window: Window) -> Result<Vec<Memory>, TraceError> {
+    fn buffers(&self, guest: &Guest, window: usize) -> Result<Vec<Memory>, TraceError> {
         let records = self.ring(guest)?.records;
-        let Some(journey) = journey::find(&records, window.guest, PROBE_BYTES) else {
+        let Some(journey) = journey::find(&records, window, PROBE_BYTES) else {
             return Ok(Vec::new());
         };
         let mut buffers = Vec::new();
@@ -253,11 +281,20 @@ impl Tracer {
         Ok(memory)
     }
 
-    /// Reads the guest's ring and QEMU's log.
-    fn read(&self, guest: &Guest, recording: &mut Recording) -> Result<(), TraceError> {
+    /// Reads the guest's ring and QEMU's logs; in those the window begins behind `before` bytes.
+    fn read(
+        &self,
+        guest: &Guest,
+        recording: &mut Recording,
+        before: &BTreeMap<u32, usize>,
+    ) -> Result<(), TraceError> {
         let ring = self.ring(guest)?;
         recording.ring = ring.ring_use;
-        recording.qemu_log = self.log()?;
+        let mut logs = threads::read(self.directory.path()).map_err(system("read QEMU's log"))?;
+        for (thread, log) in &mut logs {
+            log.window = before.get(thread).copied().unwrap_or(0);
+        }
+        (recording.qemu_log, recording.window.qemu) = threads::merge(&logs);
         let no_journey = TraceError::NoJourney {
             recorded: ring.ring_use.recorded,
             lost: ring.ring_use.lost,
@@ -282,31 +319,56 @@ impl Tracer {
         Ok(())
     }
 
+    /// Waits for a moment from which on every layer records the same.
+    fn begin(
+        &self,
+        guest: &Guest,
+        host_trace: Option<&Result<HostTrace, HostTraceError>>,
+    ) -> Result<Begin, TraceError> {
+        let mut begin = self.quiet(guest)?;
+        let Some(Ok(host_trace)) = host_trace else {
+            return Ok(begin);
+        };
+        for _ in 0..LOOKS {
+            host_trace.clear();
+            // Nothing came between: the guest's timers run on.
+            if !begin.quiet || self.look(guest)? == begin {
+                break;
+            }
+            begin = self.quiet(guest)?;
+        }
+        Ok(begin)
+    }
+
+    /// Where the records of the guest and of QEMU end.
+    fn look(&self, guest: &Guest) -> Result<Begin, TraceError> {
+        Ok(Begin {
+            guest: self.header(guest)?.recorded() as usize,
+            log: threads::lengths(self.directory.path()).map_err(system("look at QEMU's log"))?,
+            quiet: true,
+        })
+    }
+
     /// Waits until neither the guest nor QEMU records anything, and says where
     /// their records end.
-    fn quiet(&self, guest: &Guest) -> Result<Window, TraceError> {
+    fn quiet(&self, guest: &Guest) -> Result<Begin, TraceError> {
         let patience = match self.accel {
             Accel::Kvm { emulated: true } => Duration::from_millis(300),
             _ => Duration::from_millis(20),
         };
-        let look = || -> Result<Window, TraceError> {
-            Ok(Window {
-                guest: self.header(guest)?.recorded() as usize,
-                qemu: fs::metadata(log_file(self.directory.path()))
-                    .map_or(0, |file| file.len() as usize),
-                quiet: false,
-            })
-        };
-        let mut last = look()?;
+        let mut last = self.look(guest)?;
         for _ in 0..LOOKS {
             thread::sleep(patience);
-            let now = look()?;
+            let now = self.look(guest)?;
             if now == last {
-                return Ok(Window { quiet: true, ..now });
+                return Ok(now);
             }
             last = now;
         }
-        Ok(last)
+        Ok(Begin {
+            quiet: false,
+            ..last
+        })
     }
 
     fn header(&self, guest: &Guest) -> Result<Header, TraceError> {
@@ -336,12 +398,6 @@ impl Tracer {
         fs::read(&file).map_err(system("read the guest's memory"))
     }
 
-    fn log(&self) -> Result<String, TraceError> {
-        let bytes = fs::read(log_file(self.directory.path()));
-        let bytes = bytes.map_err(system("read QEMU's log"))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    }
-
     /// An event that this QEMU does not have is left out.
     fn switch_window_events(&self, guest: &Guest, enable: bool) {
         for name in qemu::WINDOW_EVENTS {
@@ -353,8 +409,31 @@ impl Tracer {
     }
 }
 
-fn log_file(directory: &Path) -> PathBuf {
-    directory.join("qemu.log")
+/// Where a window begins: at a moment when nothing was on its way.
+#[derive(PartialEq)]
+struct Begin {
+    /// Number of the first record of the guest.
+    guest: usize,
+    /// What each thread of QEMU had logged before, in bytes.
+    log: BTreeMap<u32, usize>,
+    /// Whether the machine was quiet.
+    quiet: bool,
+}
+
+/// What is lost when somebody set the host's calendar, by which QEMU logs.
+fn clock_set(clocks: &Clocks) -> Option<Absent> {
+    /// More than a clock that is only steered goes wrong meanwhile.
+    const BOUND: i64 = 5_000_000;
+    let (first, last) = (clocks.samples.first()?, clocks.samples.last()?);
+    let by = (last.calendar - last.steady) - (first.calendar - first.steady);
+    (by.abs() > BOUND).then(|| Absent {
+        what: "the true times of some events of QEMU".into(),
+        reason: format!(
+            "the host's clock was set by {} ms while it was recorded",
+            by / 1_000_000
+        ),
+        enable: None,
+    })
 }
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> TraceError {
@@ -374,17 +453,17 @@ fn no_host_trace(error: &HostTraceError) -> Absent {
     }
 }
 
-/// What is known of the machine before it is traced.
-pub fn run_of(prepared: &Prepared, guest: &Guest, status: &Status) -> Run {
+/// What is known of the machine before it is traced; `reason` is why it has its accelerator.
+pub fn run_of(machine: &Machine, reason: &str, guest: &Guest, status: &Status) -> Run {
     let version = guest.qmp("query-version", Value::Null).unwrap_or_default();
     let part = |name: &str| version["qemu"][name].as_u64().unwrap_or_default();
-    let accel = prepared.accel();
+    let accel = machine.accel;
     let release = nix::sys::utsname::uname();
     Run {
         accelerator: accel.word().to_owned(),
-        accelerator_reason: prepared.decision.reason.clone(),
+        accelerator_reason: reason.to_owned(),
         real_exits: matches!(accel, Accel::Kvm { .. }),
-        machine: prepared.machine.kind.word().to_owned(),
+        machine: machine.kind.word().to_owned(),
         qemu: format!("{}.{}.{}", part("major"), part("minor"), part("micro")),
         command_line: guest.command_line().to_owned(),
         host_kernel: release
@@ -396,13 +475,13 @@ pub fn run_of(prepared: &Prepared, guest: &Guest, status: &Status) -> Run {
             doorbell: status.device.doorbell.clone(),
             interrupts: status.interrupts.rung.clone(),
             features: status.device.features_negotiated.clone(),
-            ioeventfd: prepared.machine.nic.as_ref().and_then(|nic| nic.ioeventfd),
+            ioeventfd: machine.nic.as_ref().and_then(|nic| nic.ioeventfd),
         },
     }
 }
 
 /// QEMU's threads; the default where they cannot be told.
-pub(crate) fn threads(guest: &Guest) -> Threads {
+pub(crate) fn threads_of(guest: &Guest) -> Threads {
     let cpus = guest
         .qmp("query-cpus-fast", Value::Null)
         .unwrap_or_default();

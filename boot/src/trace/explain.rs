@@ -2,19 +2,22 @@
 //! does the same, the section of the specification, and one plain sentence
 //! with the values that were recorded.
 
+mod calls;
 mod guest;
 mod kvm;
 mod place;
 mod qemu;
 
-pub use guest::{guest, is_packed};
+pub use calls::calls;
+pub use guest::guest;
 pub use kvm::kvm;
 pub use qemu::qemu;
 
 use kickpath_trace::Event;
 
+use super::qemu::QemuRecord;
 use super::records::GuestRecord;
-use super::timeline::NamedValue;
+use super::timeline::{Device, NamedValue};
 
 /// Sections are those of this version, as in the driver's own comments.
 pub const SPECIFICATION: &str = "virtio 1.2";
@@ -53,15 +56,30 @@ pub struct Context {
     pub mmio: bool,
     /// The control queue's index, if it has one.
     pub control: Option<u16>,
+    /// Its rings are packed.
+    pub packed: bool,
+    /// It uses chains in order.
+    pub in_order: bool,
+    /// A chain of several buffers is a table of descriptors.
+    pub indirect: bool,
+    /// Its QEMU logs no `virtqueue_flush` for its layout: each chain that is
+    /// filled is shown at once.
+    pub fill_is_flush: bool,
 }
 
 impl Context {
-    /// Of the device that left these records, on this transport.
-    pub fn new(records: &[GuestRecord], transport: &str) -> Self {
+    /// Of the device that left these records.
+    pub fn new(records: &[GuestRecord], log: &[QemuRecord], device: &Device) -> Self {
         let setups = records.iter().filter(|r| r.event == Event::SetupQueue);
         let last = setups.filter_map(|record| record.queue).max();
+        let has = |name: &str| device.features.iter().any(|feature| feature == name);
+        let packed = has("RING_PACKED");
         Self {
-            mmio: transport == "mmio",
+            packed,
+            in_order: has("IN_ORDER"),
+            indirect: has("INDIRECT_DESC"),
+            fill_is_flush: packed && log.iter().all(|record| record.event != "virtqueue_flush"),
+            mmio: device.transport == "mmio",
             // Receive and transmit queues come in pairs, the control queue
             // behind them (specification 5.1.2).
             control: last.filter(|last| last.is_multiple_of(2)),

@@ -27,6 +27,8 @@ struct Data<'a> {
     timeline: Value,
     /// Every check of the timeline passed.
     sound: bool,
+    /// What was checked, and what came of it.
+    conclusion: String,
     /// What the hatched gaps of the lanes mean.
     clock_note: String,
     /// The command that made the page.
@@ -45,6 +47,7 @@ pub fn render(timeline: &Timeline, command: &str) -> serde_json::Result<String> 
     let data = Data {
         timeline: exact,
         sound: timeline.is_sound(),
+        conclusion: timeline.conclusion(),
         clock_note: clock_note(timeline),
         command,
         version: env!("CARGO_PKG_VERSION"),

@@ -106,11 +106,15 @@ impl QueueWindow {
     }
 
     /// How chains back fit, on a queue that the device fills.
-    fn used_join(&self, queue: &str) -> Join {
+    fn used_join(&self, queue: &str, fill_is_flush: bool) -> Join {
+        let event = match fill_is_flush {
+            true => "virtqueue_fill",
+            false => "virtqueue_flush",
+        };
         let (left, right) = (self.flushed, self.pops_used.len());
         let good = left == right;
         Join {
-            what: format!("virtqueue_flush -> pop_used, {} queue", queue),
+            what: format!("{event} -> pop_used, {queue} queue"),
             method: "order: the n-th chain given back is the n-th popped".to_owned(),
             left,
             right,
@@ -161,12 +165,14 @@ pub fn queue_addresses(log: &[QemuRecord]) -> BTreeMap<u64, u16> {
 }
 
 /// The queues in the window: `guest` and `log` are its records, with the place
-/// of the first; `addresses` is [`queue_addresses`] of the whole log.
+/// of the first; `addresses` is [`queue_addresses`] of the whole log;
+/// `fill_is_flush` as in [`Context`].
 pub fn windows(
     guest: (&[GuestRecord], usize),
     log: (&[QemuRecord], usize),
     addresses: &BTreeMap<u64, u16>,
     threads: &Threads,
+    fill_is_flush: bool,
 ) -> BTreeMap<u16, QueueWindow> {
     let mut windows: BTreeMap<u16, QueueWindow> = BTreeMap::new();
     for (offset, record) in guest.0.iter().enumerate() {
@@ -184,6 +190,12 @@ pub fn windows(
     for window in windows.values_mut() {
         window.synchronous = true;
     }
+    // Where there are both, an irqfd is first asked for and then signalled.
+    const SIGNAL: &str = "virtio_notify_irqfd_deferred_fn";
+    let signal = match log.0.iter().any(|record| record.event == SIGNAL) {
+        true => SIGNAL,
+        false => "virtio_notify_irqfd",
+    };
     for (offset, record) in log.0.iter().enumerate() {
         let queue = record.number("vq").and_then(|vq| addresses.get(&vq));
         let (Some(queue), place) = (queue, log.1 + offset) else {
@@ -196,11 +208,13 @@ pub fn windows(
                 window.synchronous &= threads.vcpus.contains(&record.thread);
             }
             "virtqueue_pop" => window.pops.push(place),
+            "virtqueue_fill" if fill_is_flush => window.flushed += 1,
             "virtqueue_flush" => {
                 let count = record.number("count").unwrap_or_default();
                 window.flushed += usize::try_from(count).unwrap_or_default();
             }
-            "virtio_notify" | "virtio_notify_irqfd" => window.interrupts += 1,
+            "virtio_notify" => window.interrupts += 1,
+            event if event == signal => window.interrupts += 1,
             _ => {}
         }
     }
@@ -221,7 +235,7 @@ pub fn joins(
             joins.push(window.doorbell_join(name));
         }
         if context.is_receive(queue) {
-            joins.push(window.used_join(name));
+            joins.push(window.used_join(name, context.fill_is_flush));
         } else {
             joins.push(window.chain_join(name));
         }

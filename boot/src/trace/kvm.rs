@@ -102,6 +102,7 @@ impl FileSystem {
 #[derive(Debug)]
 pub struct HostTrace {
     instance: PathBuf,
+    events: Vec<String>,
     tsc_clock: bool,
     tsc_offset: Option<i64>,
     /// Dropped last: the instance is on it.
@@ -117,24 +118,33 @@ impl HostTrace {
         let tracefs = FileSystem::open("tracefs", Path::new("/sys/kernel/tracing"), "instances")
             .map_err(HostTraceError::TraceFs)?;
         let instance = Instance::new(&tracefs.root)?;
-        let tsc_clock = instance.configure(threads)?;
+        let (tsc_clock, events) = instance.configure(threads)?;
         let tsc_offset = tsc_offset(threads.main);
         Ok(Self {
             instance: instance.keep(),
+            events,
             tsc_clock,
             tsc_offset,
             _tracefs: tracefs,
         })
     }
 
+    /// Forgets what has been recorded so far.
+    pub fn clear(&self) {
+        // Whatever is written empties the buffers. What stays if it cannot be done
+        // is found by those who count.
+        let _ = write(&self.instance, "trace", "\n");
+    }
+
     /// Ends recording and returns what there is.
     ///
     /// # Errors
     /// A file cannot be read.
-    pub fn stop(self) -> Result<KvmRecording, HostTraceError> {
+    pub fn stop(mut self) -> Result<KvmRecording, HostTraceError> {
         write(&self.instance, "tracing_on", "0")?;
         let text = read(&self.instance, "trace")?;
         Ok(KvmRecording {
+            events: std::mem::take(&mut self.events),
             lost: lost(&self.instance),
             text,
             tsc_offset: self.tsc_offset,
@@ -170,8 +180,8 @@ impl Instance {
     }
 
     /// Chooses clock, threads and events, and starts. Returns whether the clock
-    /// is the time stamp counter.
-    fn configure(&self, threads: &Threads) -> Result<bool, HostTraceError> {
+    /// is the time stamp counter, and the events that there are.
+    fn configure(&self, threads: &Threads) -> Result<(bool, Vec<String>), HostTraceError> {
         write(&self.0, "tracing_on", "0")?;
         write(&self.0, "buffer_size_kb", BUFFER)?;
         let tsc_clock = write(&self.0, "trace_clock", CLOCK).is_ok();
@@ -181,15 +191,15 @@ impl Instance {
             .map(u32::to_string)
             .collect();
         write(&self.0, "set_event_pid", &ids.join(" "))?;
-        let mut events = 0;
+        let mut events = Vec::new();
         for event in EVENTS {
             let file = format!("events/kvm/{event}/enable");
             if self.0.join(&file).exists() {
                 write(&self.0, &file, "1")?;
-                events += 1;
+                events.push((*event).to_owned());
             }
         }
-        if events == 0 {
+        if events.is_empty() {
             return Err(HostTraceError::NoEvents);
         }
         for event in STACKS {
@@ -201,7 +211,7 @@ impl Instance {
             );
         }
         write(&self.0, "tracing_on", "1")?;
-        Ok(tsc_clock)
+        Ok((tsc_clock, events))
     }
 
     fn keep(mut self) -> PathBuf {
@@ -355,7 +365,9 @@ mod tests {
         let event = instance.0.join("events/kvm/kvm_pio");
         fs::create_dir_all(&event).unwrap();
         fs::write(event.join("enable"), "0").unwrap();
-        assert!(instance.configure(&threads).unwrap());
+        let (tsc_clock, events) = instance.configure(&threads).unwrap();
+        assert!(tsc_clock);
+        assert_eq!(events, ["kvm_pio"]);
         let written = |file: &str| read(&instance.0, file).unwrap();
         assert_eq!(written("set_event_pid"), "7 8 9");
         assert_eq!(written("trace_clock"), CLOCK);

@@ -31,6 +31,7 @@ pub mod timeline;
 pub use timeline::Timeline;
 
 use crate::command::{Progress, Sink};
+use crate::qemu::Boot;
 use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status};
 use capture::{TraceError, Tracer};
 use recording::Recording;
@@ -61,7 +62,8 @@ pub fn record(
         let stopped = guest.check().err();
         stopped.unwrap_or_else(|| guest.failure(crate::guest::Cause::Other(error.to_string())))
     })?;
-    let run = capture::run_of(&prepared, &guest, &status);
+    let reason = &prepared.decision.reason;
+    let run = capture::run_of(&prepared.machine, reason, &guest, &status);
     let recording = tracer.record(&guest, &peer, up.address.address, run, &status)?;
     Ok((prepared, recording))
 }
@@ -72,7 +74,7 @@ pub fn record(
 /// As [`record`].
 pub fn trace(settings: &Settings, sink: &mut Sink<'_>) -> Result<Timeline, SessionError> {
     let (prepared, recording) = record(settings, sink)?;
-    timeline(&prepared, &recording).map_err(SessionError::from)
+    timeline(&prepared.machine.boot, &recording).map_err(SessionError::from)
 }
 
 /// The timeline of a recording, with the source lines of the guest that was
@@ -80,12 +82,12 @@ pub fn trace(settings: &Settings, sink: &mut Sink<'_>) -> Result<Timeline, Sessi
 ///
 /// # Errors
 /// The records do not tell of the datagram.
-pub fn timeline(prepared: &Prepared, recording: &Recording) -> Result<Timeline, TraceError> {
+pub fn timeline(boot: &Boot, recording: &Recording) -> Result<Timeline, TraceError> {
     let mut timeline = build::build(recording).map_err(|_| TraceError::NoJourney {
         recorded: recording.ring.recorded,
         lost: recording.ring.lost,
         unresolved: 0,
     })?;
-    sources::attach(&mut timeline, &prepared.machine.boot);
+    sources::attach(&mut timeline, boot);
     Ok(timeline)
 }

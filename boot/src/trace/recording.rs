@@ -63,6 +63,9 @@ pub struct Threads {
 pub struct KvmRecording {
     /// The trace, as it is.
     pub text: String,
+    /// The events that were asked for, of those that the kernel has.
+    #[serde(default)]
+    pub events: Vec<String>,
     /// Events that there was no room for.
     pub lost: u64,
     /// What is added to the host's time stamp counter to have the virtual

@@ -70,7 +70,7 @@ fn attach_lines(timeline: &mut Timeline, kernel: &Path) -> Result<(), String> {
 }
 
 /// The line, from 1, on which the function `symbol` has the instruction `text`:
-/// in its assembly, or as a volatile write.
+/// in its assembly, or as the driver's write of a register.
 fn written(lines: &[String], symbol: &str, text: &str) -> Option<u32> {
     let head = format!("fn {symbol}(");
     let function = lines.iter().position(|line| line.contains(&head))?;
@@ -82,7 +82,7 @@ fn written(lines: &[String], symbol: &str, text: &str) -> Option<u32> {
         .enumerate()
         .find(|(_, line)| {
             line.trim_start().starts_with(&template)
-                || mnemonic == "mov" && line.contains(".write_volatile(")
+                || mnemonic == "mov" && line.contains("mmio::write(")
         })?
         .0;
     u32::try_from(function + place + 2).ok()
@@ -112,7 +112,7 @@ mod tests {
         let lines: Vec<String> = text.lines().map(str::to_owned).collect();
         assert_eq!(written(&lines, "ring", "out dx,ax"), Some(6));
         assert_eq!(written(&lines, "ring", "mov ax,bx"), None);
-        let store = ["fn store(", ") {", "    at.write_volatile(1);", "}"].map(str::to_owned);
+        let store = ["fn store(", ") {", "    mmio::write(at, 1);", "}"].map(str::to_owned);
         assert_eq!(written(&store, "store", "mov [rsi],di"), Some(3));
         assert_eq!(written(&lines, "gone", "out dx,ax"), None);
         assert_eq!(written(&lines, "last", "ret"), None);

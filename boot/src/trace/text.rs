@@ -6,7 +6,9 @@ use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 
-use super::timeline::{Comparison, Delta, Direction, Frame, Layer, Phase, Step, Timeline, Verdict};
+use super::timeline::{
+    Comparison, Delta, Direction, Frame, Kicks, Layer, Phase, SourceCall, Step, Timeline, Verdict,
+};
 use crate::terminal::{BAD, FAINT, GOOD, Story, TITLE, WIDTH, wrap};
 
 /// Columns before the text of a step: number, layer, distance.
@@ -28,14 +30,12 @@ pub fn print<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<
             print_step(story, step)?;
         }
     }
+    kicks(story, timeline.kicks.as_ref())?;
+    calls(story, &timeline.calls)?;
     frames(story, &timeline.frames)?;
     trust(story, timeline)?;
     let sound = timeline.is_sound();
-    let text = match sound {
-        true => "Every layer tells the same story.",
-        false => "The layers do not fit together: see above.",
-    };
-    story.conclusion(sound, text)
+    story.conclusion(sound, &timeline.conclusion())
 }
 
 fn machine<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()> {
@@ -85,11 +85,18 @@ fn style(layer: Layer) -> Style {
 fn lane(step: &Step) -> Cow<'static, str> {
     match (step.layer, step.cpu) {
         (Layer::Guest, Some(cpu)) => format!("CPU {cpu}").into(),
-        (Layer::Guest, None) => "guest".into(),
-        (Layer::Kvm, _) => "KVM".into(),
-        (Layer::QemuVcpu, _) => "vCPU".into(),
-        (Layer::QemuMain, _) => "QEMU".into(),
-        (Layer::Wire, _) => "wire".into(),
+        (layer, _) => short(layer).into(),
+    }
+}
+
+/// Five columns at most.
+const fn short(layer: Layer) -> &'static str {
+    match layer {
+        Layer::Guest => "guest",
+        Layer::Kvm => "KVM",
+        Layer::QemuVcpu => "vCPU",
+        Layer::QemuMain => "QEMU",
+        Layer::Wire => "wire",
     }
 }
 
@@ -161,6 +168,59 @@ pub fn duration(ns: f64) -> String {
         ns if ns < 1e9 => format!("{:.2} ms", ns / 1e6),
         ns => format!("{:.2} s", ns / 1e9),
     }
+}
+
+/// What stands between the doorbell's two records, here and at other kicks.
+fn kicks<W: Write>(story: &mut Story<W>, kicks: Option<&Kicks>) -> io::Result<()> {
+    let Some(kicks) = kicks else {
+        return Ok(());
+    };
+    story.section("Between the two records of the doorbell")?;
+    let inside = match &kicks.interrupts[..] {
+        [] => "no interrupt was recorded inside".to_owned(),
+        taken => format!("with an interrupt inside: {}", taken.join(", ")),
+    };
+    story.row("This kick", &format!("{}, {inside}", duration(kicks.ns)))?;
+    if let Some([min, median, max]) = kicks.spread_ns.map(|spread| spread.map(duration)) {
+        let others = match kicks.interrupted {
+            0 => String::new(),
+            left_out => format!("; {left_out} more had an interrupt inside and are left out"),
+        };
+        let text = format!(
+            "{min} to {max}, median {median}, over {} kicks of this queue{others}",
+            kicks.counted
+        );
+        story.row("All kicks", &text)?;
+    }
+    story.row(
+        "",
+        "That is the exit and whatever else ran there without a record, on the host or in the guest.",
+    )
+}
+
+/// The way of the kick for a reader who comes from the sources.
+fn calls<W: Write>(story: &mut Story<W>, calls: &[SourceCall]) -> io::Result<()> {
+    if calls.is_empty() {
+        return Ok(());
+    }
+    story.section("The same way in Linux's and QEMU's own words")?;
+    for call in calls {
+        let paint = style(call.layer);
+        let step = match call.step {
+            Some(step) => format!("step {}", step + 1),
+            None => String::new(),
+        };
+        for (number, line) in wrap(&call.words, WIDTH - MARGIN).iter().enumerate() {
+            let (lane, step) = match number {
+                0 => (short(call.layer), step.as_str()),
+                _ => ("", ""),
+            };
+            story.line(&format!(
+                "     {paint}{lane:<5}{paint:#} {FAINT}{step:>12}{FAINT:#}  {line}"
+            ))?;
+        }
+    }
+    Ok(())
 }
 
 fn frames<W: Write>(story: &mut Story<W>, frames: &[Frame]) -> io::Result<()> {

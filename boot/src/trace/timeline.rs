@@ -6,11 +6,18 @@
 //! reader who wants to draw it to scale takes [`Step::drawn_at_ns`], and marks
 //! the steps whose [`Delta`] is not measured.
 
+mod rings;
+
+pub use rings::{
+    AvailEntry, AvailRing, ChainProgress, Descriptor, EventSuppression, PackedDescriptor, Part,
+    QueueSnapshot, RingMemory, RingPlace, UsedEntry, UsedRing,
+};
+
 use serde::{Deserialize, Serialize};
 
 /// Version of the schema. It grows with every change that an old reader could
 /// misunderstand.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// One traced run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +35,16 @@ pub struct Timeline {
     pub frames: Vec<Frame>,
     /// How records of different layers were joined, and whether it worked out.
     pub joins: Vec<Join>,
+    /// Whether nothing was on its way where the window begins and ends. If
+    /// not, what is counted may be off by what was.
+    #[serde(default)]
+    pub quiet: bool,
+    /// What stands between the two records of the followed doorbell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kicks: Option<Kicks>,
+    /// The way of the kick in the words of Linux's and QEMU's source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<SourceCall>,
     /// What could not be recorded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub absent: Vec<Absent>,
@@ -174,6 +191,10 @@ pub struct Step {
     /// The queue's index, if it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<u16>,
+    /// Whether it is not about the packet that is followed, but about another
+    /// chain, or something else that happened meanwhile.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub aside: bool,
     /// The number of the guest's CPU, if several left records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<u8>,
@@ -333,125 +354,8 @@ pub struct Instruction {
     pub source: Option<Source>,
 }
 
-/// A virtqueue as the records tell it. What no record told is `None`, or not
-/// in its list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueueSnapshot {
-    /// The queue's index.
-    pub queue: u16,
-    /// `receive` or `transmit`, or `control`.
-    pub name: String,
-    /// `split` or `packed`.
-    pub format: String,
-    /// Number of descriptors.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size: Option<u16>,
-    /// Descriptors that the window's records touch, by their number.
-    pub descriptors: Vec<Descriptor>,
-    /// What the driver writes: the available ring. Of a packed queue there is
-    /// none.
-    pub avail: AvailRing,
-    /// What the device writes: the used ring. Of a packed queue there is none.
-    pub used: UsedRing,
-    /// Chains that the device has.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outstanding: Option<u16>,
-    /// What this step changed.
-    pub changed: Vec<Part>,
-}
-
-/// A descriptor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Descriptor {
-    /// Its number.
-    pub number: u16,
-    /// Address of the buffer as the device sees it.
-    pub address: u64,
-    /// Length of the buffer in bytes.
-    pub length: u32,
-    /// Whether the device writes the buffer (`VIRTQ_DESC_F_WRITE`).
-    pub device_writes: bool,
-    /// The next descriptor of the chain (`VIRTQ_DESC_F_NEXT`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<u16>,
-    /// Whether the chain was given to the device and has not come back.
-    pub at_device: bool,
-}
-
-/// What the driver writes: 2.7.6 The Virtqueue Available Ring.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AvailRing {
-    /// `flags`: 1 asks for no interrupt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub flags: Option<u16>,
-    /// `idx`: where the driver will put the next entry, modulo the size.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idx: Option<u16>,
-    /// Entries that the window's records touch.
-    pub entries: Vec<AvailEntry>,
-    /// `used_event`: the used index at which an interrupt is wanted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub used_event: Option<u16>,
-}
-
-/// An entry of the available ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AvailEntry {
-    /// Its place.
-    pub slot: u16,
-    /// The head of the chain.
-    pub head: u16,
-}
-
-/// What the device writes: 2.7.8 The Virtqueue Used Ring.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UsedRing {
-    /// `flags`: 1 asks for no notification.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub flags: Option<u16>,
-    /// `idx`: where the device will put the next entry, modulo the size.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idx: Option<u16>,
-    /// Entries that the window's records touch.
-    pub entries: Vec<UsedEntry>,
-    /// `avail_event`: the available index at which a notification is wanted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub avail_event: Option<u16>,
-}
-
-/// An entry of the used ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UsedEntry {
-    /// Its place.
-    pub slot: u16,
-    /// The head of the chain (`id`).
-    pub id: u16,
-    /// Bytes that the device wrote (`len`).
-    pub length: u32,
-}
-
-/// A part of a virtqueue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Part {
-    /// This descriptor.
-    Descriptor(u16),
-    /// `avail->flags`
-    AvailFlags,
-    /// `avail->idx`
-    AvailIndex,
-    /// `avail->ring[]` at this place.
-    AvailEntry(u16),
-    /// `used_event`
-    UsedEvent,
-    /// `used->flags`
-    UsedFlags,
-    /// `used->idx`
-    UsedIndex,
-    /// `used->ring[]` at this place.
-    UsedEntry(u16),
-    /// `avail_event`
-    AvailEvent,
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// Which way a frame went.
@@ -536,6 +440,37 @@ pub enum Verdict {
     Failed,
 }
 
+/// What stands between the record before a doorbell's instruction and the one
+/// behind it: the exit, and whatever else ran there without a record, on the
+/// host or in the guest (its timer's interrupts leave none).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kicks {
+    /// Nanoseconds at the followed one.
+    pub ns: f64,
+    /// Interrupts that were recorded in between at the followed one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interrupts: Vec<String>,
+    /// Kicks of this queue in the run, without those that had an interrupt.
+    pub counted: usize,
+    /// Kicks that had one.
+    pub interrupted: usize,
+    /// Shortest, median and longest of those that are counted, in nanoseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread_ns: Option<[f64; 3]>,
+}
+
+/// Functions of Linux's or QEMU's source, in the order of their calls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceCall {
+    /// Whose source.
+    pub layer: Layer,
+    /// The functions.
+    pub words: String,
+    /// The step that recorded it, or our own step that does the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<usize>,
+}
+
 /// Something that could not be recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Absent {
@@ -577,5 +512,43 @@ impl Timeline {
                 .frames
                 .iter()
                 .any(|frame| matches!(frame.comparison, Comparison::Differs { .. }))
+    }
+
+    /// What was checked, and what came of it.
+    pub fn conclusion(&self) -> String {
+        let failed = |join: &&Join| join.verdict == Verdict::Failed;
+        let failed = self.joins.iter().filter(failed).count();
+        let frames = |wanted: fn(&Comparison) -> bool| {
+            let frames = self.frames.iter();
+            frames.filter(|frame| wanted(&frame.comparison)).count()
+        };
+        let equal = frames(|comparison| *comparison == Comparison::Equal);
+        let differ = frames(|comparison| matches!(comparison, Comparison::Differs { .. }));
+        let mut parts = vec![match (self.joins.len(), failed) {
+            (0, _) => "no two layers could be counted against each other".to_owned(),
+            (all, 0) => format!("{all} counts of one layer fit those of another"),
+            (all, failed) => {
+                format!("{failed} of {all} counts of one layer do not fit those of another")
+            }
+        }];
+        if equal > 0 {
+            parts.push(format!(
+                "{equal} of {} frames are the same on the wire and in the guest, byte for byte",
+                self.frames.len()
+            ));
+        }
+        if differ > 0 {
+            parts.push(format!("{differ} frames differ"));
+        }
+        parts.push(match self.ring.lost {
+            0 => "no record of the guest was lost".to_owned(),
+            lost => format!("{lost} records of the guest were lost"),
+        });
+        let mut text = format!("Checked: {}.", parts.join("; "));
+        if !self.quiet {
+            text += " The machine was never quiet, so what was on its way at the window's ends \
+                     may be counted on one side only.";
+        }
+        text
     }
 }

@@ -18,18 +18,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
-
 use super::record::{Direction, FrameLog, Recorder};
 use super::{Frame, MAX_FRAME};
 use crate::qemu::Net;
+use crate::scratch::Scratch;
 
 /// Frames that wait for a slow receiver; more are dropped, and counted.
 const QUEUE: usize = 16 * 1024;
 
 /// How long a frame to the guest may wait for room in QEMU's socket. A guest
 /// that takes no frames for so long loses them, as on a real cable.
-const SEND_BOUND: Duration = Duration::from_millis(500);
+const SEND_BOUND: Duration = Duration::from_secs(3);
 
 /// How often the reader looks whether the wire is closed.
 const READ_SLICE: Duration = Duration::from_millis(200);
@@ -137,7 +136,7 @@ pub struct Dgram {
     shared: Arc<Shared>,
     frames: Receiver<Frame>,
     reader: Option<JoinHandle<()>>,
-    paths: Option<(TempDir, PathBuf, PathBuf)>,
+    paths: Option<(Scratch, PathBuf, PathBuf)>,
 }
 
 impl Dgram {
@@ -154,10 +153,10 @@ impl Dgram {
     /// # Errors
     /// The directory or the socket cannot be made.
     pub fn in_vlan(recorder: Recorder, vlan: Option<u16>) -> io::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("kickpath-").tempdir()?;
-        let host = directory.path().join("host.sock");
-        let qemu = directory.path().join("qemu.sock");
-        let socket = UnixDatagram::bind(&host)?;
+        let directory = Scratch::new("wire")?;
+        let host = directory.socket("host.sock")?;
+        let qemu = directory.socket("qemu.sock")?;
+        let socket = UnixDatagram::bind(&host).map_err(|source| directory.refuses(source))?;
         let mut wire = Self::start(socket, Some(qemu.clone()), vlan, recorder)?;
         wire.paths = Some((directory, qemu, host));
         Ok(wire)
@@ -170,8 +169,18 @@ impl Dgram {
     pub fn pair() -> io::Result<(Self, Self)> {
         let (a, b) = UnixDatagram::pair()?;
         Ok((
-            Self::start(a, None, None, Recorder::new(None)?)?,
-            Self::start(b, None, None, Recorder::new(None)?)?,
+            Self::start(
+                a,
+                None,
+                None,
+                Recorder::new(None).map_err(io::Error::other)?,
+            )?,
+            Self::start(
+                b,
+                None,
+                None,
+                Recorder::new(None).map_err(io::Error::other)?,
+            )?,
         ))
     }
 
@@ -339,8 +348,9 @@ mod tests {
     use std::os::unix::net::UnixDatagram;
 
     use super::*;
+    use crate::wire::Capture;
 
-    const BOUND: Duration = Duration::from_secs(5);
+    const BOUND: Duration = Duration::from_secs(60);
 
     #[test]
     fn a_tag_is_added_and_taken_away() {
@@ -414,8 +424,10 @@ mod tests {
 
     #[test]
     fn the_record_opens_as_a_pcap_file_with_both_directions() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let wire = Dgram::new(Recorder::new(Some(file.path())).unwrap()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("run.pcap");
+        let capture = Capture::at(&file);
+        let wire = Dgram::new(Recorder::new(Some(capture.clone())).unwrap()).unwrap();
         let Net::Dgram { qemu, host } = wire.net() else {
             panic!("not a datagram wire");
         };
@@ -424,7 +436,8 @@ mod tests {
         guest.send_to(&[2; 1514], host).unwrap();
         assert_eq!(wire.receive(BOUND).unwrap().bytes, [2; 1514]);
 
-        let file = std::fs::File::open(file.path()).unwrap();
+        capture.keep().unwrap();
+        let file = std::fs::File::open(file).unwrap();
         let mut reader = pcap_file::pcap::PcapReader::new(file).unwrap();
         let mut frames = Vec::new();
         while let Some(packet) = reader.next_packet() {

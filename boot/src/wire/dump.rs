@@ -4,55 +4,54 @@
 //! version 8.0 QEMU's record has that header as the frame's first bytes, which
 //! nobody who reads the file expects.
 
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter};
-use std::path::{Path, PathBuf};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Write};
+use std::path::Path;
 
 use pcap_file::PcapError;
 use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
+
+use super::MAX_FRAME;
 
 /// Lengths of the header (virtio 1.2, section 5.1.6): none, the legacy
 /// interface's, with a number of buffers, with a hash.
 const HEADERS: [usize; 4] = [0, 10, 12, 20];
 
-/// Takes the headers out of QEMU's record when it is dropped, which must be
-/// after QEMU has ended.
-#[derive(Debug)]
-pub struct TapDump {
-    /// The file; nothing is done without one.
-    pub file: Option<PathBuf>,
-    /// The guest's hardware address, which every frame has in one place or
-    /// the other.
-    pub mac: [u8; 6],
-}
+/// Length of a pcap file's header in bytes.
+pub(super) const FILE_HEADER: usize = 24;
 
-impl Drop for TapDump {
-    fn drop(&mut self) {
-        if let Some(file) = &self.file
-            && let Err(error) = strip(file, self.mac)
-        {
-            log::warn!("{}: {error}", file.display());
-        }
+/// Bytes before a frame in a pcap file.
+const RECORD_HEADER: usize = 16;
+
+/// Makes QEMU's record a file of whole frames; `tap` is the guest's hardware address, which every
+/// frame of a tap device has in one place or the other. QEMU has ended by then.
+///
+/// # Errors
+/// The record misses frames: QEMU ends it in silence when the disk is full. Or it is none.
+pub(super) fn complete(file: &Path, tap: Option<[u8; 6]>) -> io::Result<()> {
+    let mut header = None;
+    let whole = each(file, |packet| {
+        header = header.or_else(|| header_length(&packet.data, tap?));
+        Ok(())
+    })?;
+    let mut record = OpenOptions::new().append(true).open(file)?;
+    // QEMU is killed when its work is done, also while it writes.
+    record.set_len(whole)?;
+    record.write_all(&[0; RECORD_HEADER + MAX_FRAME])?;
+    record.set_len(whole)?;
+    match header {
+        Some(header @ 1..) => strip(file, header),
+        _ => Ok(()),
     }
 }
 
-fn strip(file: &Path, mac: [u8; 6]) -> io::Result<()> {
-    let mut header = None;
-    each(file, |packet| {
-        header = header.or_else(|| header_length(&packet.data, mac));
-        Ok(())
-    })?;
-    let Some(header @ 1..) = header else {
-        return Ok(());
-    };
-    let directory = match file.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => directory,
-        _ => Path::new("."),
-    };
+/// Takes the first `header` bytes out of each frame.
+fn strip(file: &Path, header: usize) -> io::Result<()> {
+    let directory = file.parent().unwrap_or(Path::new("."));
     let stripped = tempfile::NamedTempFile::new_in(directory)?;
     let old = PcapReader::new(File::open(file)?).map_err(io::Error::other)?;
     let writer = BufWriter::new(stripped.as_file());
-    let mut writer = PcapWriter::with_header(writer, old.header()).map_err(io::Error::other)?;
+    let mut writer = PcapWriter::with_header(writer, old.header()).map_err(into_io)?;
     each(file, |packet| {
         let frame = packet.data.get(header..).unwrap_or_default();
         let length = packet.orig_len.saturating_sub(header as u32);
@@ -60,25 +59,36 @@ fn strip(file: &Path, mac: [u8; 6]) -> io::Result<()> {
         writer.write_packet(&frame).map(drop)
     })?;
     let mut writer = writer.into_writer();
-    io::Write::flush(&mut writer)?;
+    writer.flush()?;
     drop(writer);
-    // The file keeps the permissions that QEMU gave it.
+    // The file keeps its permissions.
     std::fs::set_permissions(stripped.path(), std::fs::metadata(file)?.permissions())?;
     stripped.persist(file)?;
     Ok(())
 }
 
-/// Calls `use_packet` for each packet of a file, up to where it was cut.
+/// What is behind an error of the pcap crate.
+fn into_io(error: PcapError) -> io::Error {
+    match error {
+        PcapError::IoError(source) => source,
+        other => io::Error::other(other),
+    }
+}
+
+/// Calls `use_packet` for each packet of a file, up to where it was cut; returns the length of
+/// what is whole.
 fn each(
     file: &Path,
     mut use_packet: impl FnMut(&PcapPacket<'_>) -> Result<(), PcapError>,
-) -> io::Result<()> {
+) -> io::Result<u64> {
     let reader = BufReader::new(File::open(file)?);
-    let mut reader = PcapReader::new(reader).map_err(io::Error::other)?;
+    let mut reader = PcapReader::new(reader).map_err(into_io)?;
+    let mut whole = FILE_HEADER;
     while let Some(Ok(packet)) = reader.next_packet() {
-        use_packet(&packet).map_err(io::Error::other)?;
+        use_packet(&packet).map_err(into_io)?;
+        whole += RECORD_HEADER + packet.data.len();
     }
-    Ok(())
+    Ok(whole as u64)
 }
 
 /// How many bytes there are before the Ethernet header, whose destination or
@@ -138,11 +148,7 @@ mod tests {
         let path = directory.path().join("run.pcap");
         for header in HEADERS {
             let frames = write(&path, header);
-            let dump = TapDump {
-                file: Some(path.clone()),
-                mac: MAC,
-            };
-            drop(dump);
+            complete(&path, Some(MAC)).unwrap();
             assert_eq!(read(&path), frames, "{header}");
         }
     }
@@ -153,17 +159,17 @@ mod tests {
         let path = directory.path().join("run.pcap");
         write(&path, 7);
         let before = std::fs::read(&path).unwrap();
-        strip(&path, MAC).unwrap();
+        complete(&path, Some(MAC)).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), before);
         // QEMU was killed while it wrote.
         let frames = write(&path, 12);
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
-        strip(&path, MAC).unwrap();
+        complete(&path, Some(MAC)).unwrap();
         assert_eq!(read(&path), frames[..4]);
         for bytes in [&b""[..], b"nothing of the kind, but long enough"] {
             std::fs::write(&path, bytes).unwrap();
-            assert!(strip(&path, MAC).is_err());
+            assert!(complete(&path, Some(MAC)).is_err());
             assert_eq!(std::fs::read(&path).unwrap(), bytes);
         }
     }

@@ -1,24 +1,26 @@
 //! The sockets of this machine as the far end: by forwarded ports of 127.0.0.1
 //! (`-netdev user`), or from inside a network namespace (a tap).
 
-use std::fs::File;
+mod flood;
+
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::net::if_::if_nametoindex;
-use nix::sched::{CloneFlags, setns};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, Ipv4Packet, Ipv6Address};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::far_end::{check_datagram, check_pattern, fill_pattern};
 use super::http::{self, Response};
-use super::tap::DEVICE;
-use super::{ECHO_PORT, Echo, FarEnd, HTTP_PORT, PingReport, WireError, left};
+use super::namespace::{DEVICE, enter};
+use super::{
+    CHARGEN_PORT, DISCARD_PORT, ECHO_PORT, Echo, FarEnd, HTTP_PORT, PingReport, WireError, left,
+};
 use crate::interrupt;
 use crate::qemu::{self, Forward};
 
@@ -100,12 +102,6 @@ impl HostSockets {
     }
 }
 
-/// Moves this thread into a network namespace. Threads are not given back.
-pub(super) fn enter(file: &PathBuf) -> io::Result<()> {
-    setns(File::open(file)?, CloneFlags::CLONE_NEWNET)?;
-    Ok(())
-}
-
 fn system(what: &str) -> impl Fn(io::Error) -> WireError {
     move |source| WireError::System {
         what: what.to_owned(),
@@ -170,6 +166,54 @@ fn connect(to: SocketAddr, bound: Duration, deadline: Instant) -> Result<TcpStre
         .and_then(|()| stream.set_nodelay(true))
         .map_err(system(&what))?;
     Ok(stream)
+}
+
+impl HostSockets {
+    /// Reads so many bytes from the guest's character generator.
+    ///
+    /// # Errors
+    /// The guest closes before, or does not send them in time.
+    pub fn tcp_read(&self, guest: IpAddr, bytes: usize, bound: Duration) -> Result<(), WireError> {
+        let to = self.target(guest, qemu::Protocol::Tcp, CHARGEN_PORT)?;
+        let what = format!("{bytes} bytes from {to}");
+        self.run(|| {
+            let deadline = Instant::now() + bound;
+            let mut stream = connect(to, bound, deadline)?;
+            let mut buffer = vec![0; 256 * 1024];
+            let mut after = 0;
+            while after < bytes {
+                let more = patiently(&what, bound, deadline, || {
+                    stream.read(&mut buffer).map(Some)
+                })?;
+                if more == 0 {
+                    let what = what.clone();
+                    return Err(WireError::Closed { what, after });
+                }
+                after += more;
+            }
+            Ok(())
+        })
+    }
+
+    /// Sends so many bytes to be discarded, and waits until the guest has taken
+    /// them.
+    ///
+    /// # Errors
+    /// The guest does not take them in time.
+    pub fn tcp_write(&self, guest: IpAddr, bytes: usize, bound: Duration) -> Result<(), WireError> {
+        let to = self.target(guest, qemu::Protocol::Tcp, DISCARD_PORT)?;
+        let what = format!("{bytes} bytes to {to}");
+        self.run(|| {
+            let deadline = Instant::now() + bound;
+            let mut stream = connect(to, bound, deadline)?;
+            send_pattern(&stream, &what, 0, bytes, bound, deadline)?;
+            stream.shutdown(Shutdown::Write).map_err(system(&what))?;
+            // The guest closes when it has read all.
+            let mut rest = [0; 64];
+            while patiently(&what, bound, deadline, || stream.read(&mut rest).map(Some))? > 0 {}
+            Ok(())
+        })
+    }
 }
 
 impl FarEnd for HostSockets {

@@ -9,11 +9,13 @@
 //! Every wait has a bound, and nothing that a guest sends can make an end
 //! panic, hang or grow without limit.
 
+mod capture;
 mod dgram;
 mod dump;
 mod far_end;
 mod host;
 pub mod http;
+mod namespace;
 pub mod peer;
 mod plan;
 mod record;
@@ -21,8 +23,8 @@ mod tap;
 
 use std::time::{Duration, Instant};
 
+pub use capture::Capture;
 pub use dgram::{Dgram, WireCounters};
-pub use dump::TapDump;
 pub use far_end::{Echo, FarEnd, PingReport, WireError};
 pub use host::HostSockets;
 pub use peer::Peer;
@@ -32,6 +34,12 @@ pub use tap::{Tap, TapError};
 
 /// Port of the echo services (RFC 862), UDP and TCP.
 pub const ECHO_PORT: u16 = 7;
+
+/// Port of the discard service (RFC 863).
+pub const DISCARD_PORT: u16 = 9;
+
+/// Port of the character generator (RFC 864).
+pub const CHARGEN_PORT: u16 = 19;
 
 /// Port of the status page.
 pub const HTTP_PORT: u16 = 80;

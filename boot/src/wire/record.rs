@@ -2,17 +2,13 @@
 //! opens, the last few in memory for the report of a failure.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
-use pcap_file::{DataLink, Endianness, PcapError, TsResolution};
 use smoltcp::wire::{EthernetFrame, PrettyPrinter};
 
-use super::MAX_FRAME;
+use super::Capture;
+use crate::output::OutputError;
 
 /// How many frames are remembered.
 const KEPT: usize = 12;
@@ -90,29 +86,25 @@ impl FrameLog {
 /// Takes note of every frame on a wire.
 pub struct Recorder {
     log: FrameLog,
-    file: Option<Mutex<PcapFile>>,
+    capture: Option<Capture>,
     /// The same moment on the clock of the calendar and on the steady one.
     epoch: (Duration, Instant),
 }
 
-struct PcapFile {
-    writer: PcapWriter<File>,
-    /// The first error; nothing is written after it.
-    failed: Option<PcapError>,
-}
-
 impl Recorder {
-    /// Remembers the last frames, and writes all into `pcap` if one is named
-    /// (what the file held before is lost).
+    /// Remembers the last frames, and writes all into `capture` if there is one (what it holds
+    /// is lost).
     ///
     /// # Errors
-    /// The file cannot be created.
-    pub fn new(pcap: Option<&Path>) -> io::Result<Self> {
-        let file = pcap.map(PcapFile::create).transpose()?;
+    /// The file cannot be written.
+    pub fn new(capture: Option<Capture>) -> Result<Self, OutputError> {
+        if let Some(capture) = &capture {
+            capture.begin()?;
+        }
         let calendar = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Self {
             log: FrameLog::new(),
-            file: file.map(Mutex::new),
+            capture,
             epoch: (calendar.unwrap_or_default(), Instant::now()),
         })
     }
@@ -146,12 +138,10 @@ impl Recorder {
             kept.bytes.extend_from_slice(bytes);
             frames.push_back(kept);
         }
-        if let Some(file) = &self.file {
+        if let Some(capture) = &self.capture {
             let (calendar, steady) = self.epoch;
             let time = calendar + at.saturating_duration_since(steady);
-            file.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .write(time, bytes);
+            capture.write(time, bytes);
         }
     }
 }
@@ -159,36 +149,5 @@ impl Recorder {
 impl std::fmt::Debug for Recorder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Recorder").finish_non_exhaustive()
-    }
-}
-
-impl PcapFile {
-    fn create(path: &Path) -> io::Result<Self> {
-        let header = PcapHeader {
-            snaplen: MAX_FRAME as u32,
-            datalink: DataLink::ETHERNET,
-            ts_resolution: TsResolution::NanoSecond,
-            endianness: Endianness::native(),
-            ..PcapHeader::default()
-        };
-        // Without a buffer: a run that is killed leaves all that it recorded.
-        let writer =
-            PcapWriter::with_header(File::create(path)?, header).map_err(io::Error::other)?;
-        Ok(Self {
-            writer,
-            failed: None,
-        })
-    }
-
-    fn write(&mut self, time: Duration, bytes: &[u8]) {
-        if self.failed.is_some() {
-            return;
-        }
-        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let packet = PcapPacket::new(time, length, bytes);
-        if let Err(error) = self.writer.write_packet(&packet) {
-            log::warn!("the frame record ends here: {error}");
-            self.failed = Some(error);
-        }
     }
 }

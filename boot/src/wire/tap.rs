@@ -3,7 +3,8 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::host::enter;
+use super::namespace::{DEVICE, enter};
 use super::plan::ULA_PREFIX_LEN;
 use super::{HostSockets, Plan, left};
 use crate::qemu::Net;
@@ -22,9 +23,6 @@ const NAMESPACES: &str = "/run/netns";
 
 /// Every namespace of ours starts with this, and the number of its process.
 const PREFIX: &str = "kickpath-";
-
-/// Name of the device inside of the namespace.
-pub(super) const DEVICE: &str = "tap0";
 
 /// How long an `ip` command may take.
 const COMMAND_BOUND: Duration = Duration::from_secs(20);
@@ -63,7 +61,7 @@ pub enum TapError {
 #[derive(Debug)]
 pub struct Tap {
     namespace: String,
-    /// The device, a descriptor a queue.
+    /// The device, a descriptor a queue; none once it is handed over.
     queues: Vec<OwnedFd>,
 }
 
@@ -119,8 +117,47 @@ impl Tap {
         ip(&["-n", &self.namespace, "link", "set", DEVICE, "mtu", &mtu])
     }
 
-    /// QEMU's half of the description of this cable: it inherits the device.
+    /// Gives the host's end further addresses, each the only one of its network.
+    ///
+    /// # Errors
+    /// The system refuses one.
+    pub fn add_addresses(&self, addresses: &[Ipv4Addr]) -> Result<(), TapError> {
+        // One process for all of them.
+        let mut batch = String::new();
+        for address in addresses {
+            batch += &format!("addr add {address}/32 dev {DEVICE}\n");
+        }
+        let mut file = tempfile::NamedTempFile::new().map_err(TapError::Device)?;
+        file.write_all(batch.as_bytes()).map_err(TapError::Device)?;
+        let path = file.path().to_string_lossy().into_owned();
+        ip(&["-n", &self.namespace, "-batch", &path])
+    }
+
+    /// Lets the device, which has one queue, go: it stays in its namespace until that is
+    /// removed, for a VMM that opens it by its name.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn hand_over(&mut self) -> Result<(), TapError> {
+        for queue in self.queues.drain(..) {
+            // SAFETY: TUNSETPERSIST takes an integer by value; the descriptor is open.
+            if unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETPERSIST as _, 1) } < 0 {
+                return Err(TapError::Device(io::Error::last_os_error()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The VMM's half of the description of this cable: it inherits the device, or opens it
+    /// after [`Tap::hand_over`].
     pub fn net(&self) -> Net {
+        if self.queues.is_empty() {
+            return Net::TapName {
+                name: DEVICE.to_owned(),
+                queues: 1,
+                namespace: Some(Path::new(NAMESPACES).join(&self.namespace)),
+            };
+        }
         Net::TapFds(self.queues.iter().map(AsRawFd::as_raw_fd).collect())
     }
 
@@ -252,7 +289,7 @@ fn ip(arguments: &[&str]) -> Result<(), TapError> {
 
 /// Opens a tap device from a thread that has entered the namespace: a device
 /// is born in the namespace of the thread that asks for it.
-fn open_inside(namespace: &PathBuf, queues: u16) -> io::Result<Vec<OwnedFd>> {
+fn open_inside(namespace: &Path, queues: u16) -> io::Result<Vec<OwnedFd>> {
     thread::scope(|scope| {
         let opener = scope.spawn(|| {
             enter(namespace)?;

@@ -1,13 +1,21 @@
 //! Guests of a few bytes of machine code, for tests of the runner alone.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use std::fs;
 use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use kickpath::command::Progress;
-use kickpath::install::{self, Host, Policy};
+use kickpath::install::{self, Policy};
 use kickpath::qemu::{Accel, Boot, Kind, Machine};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
+
+const BOUND: Duration = Duration::from_secs(60);
 
 /// Stops for good, with interrupts off.
 pub const HANG: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfd]; // cli; hlt; jmp to the hlt
@@ -76,9 +84,7 @@ pub fn qemu() -> PathBuf {
             Some(value) if !value.is_empty() && value != "0" => Policy::Forbid,
             _ => Policy::Install,
         };
-        install::ensure(&[install::QEMU], policy, &mut show).expect("QEMU for the tests");
-        let found = Host::detect().find(&install::QEMU);
-        found.expect("QEMU, which is installed")
+        install::qemu(policy, &mut show).expect("QEMU for the tests")
     };
     QEMU.get_or_init(find).clone()
 }
@@ -99,4 +105,75 @@ pub fn runs(pid: u32) -> bool {
             .starts_with('Z'),
         Err(_) => false,
     }
+}
+
+/// The command with a directory of its own for temporary files.
+pub fn kickpath(directory: &TempDir) -> Command {
+    let temporary = directory.path().join("tmp");
+    fs::create_dir_all(&temporary).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kickpath"));
+    command
+        .env("TMPDIR", temporary)
+        .env("NO_COLOR", "1")
+        .env_remove("KICKPATH_KERNEL")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Runs a command to its end; returns all that it said as well.
+pub fn run(mut command: Command) -> (Output, String) {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    (output, text)
+}
+
+/// Waits for what must come, within a bound.
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + BOUND;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}: not within {BOUND:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Sends a signal.
+pub fn send(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+}
+
+/// The processes whose parent is this one.
+pub fn children(pid: u32) -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|text| {
+            text.split_ascii_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<u32>>()
+        })
+        .collect()
+}
+
+/// Waits for a command's end.
+pub fn wait_for_end(child: &mut Child) -> ExitStatus {
+    let mut status = None;
+    wait_until("the command ends", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap_or_default()
+}
+
+/// What is in the directory for temporary files.
+pub fn leftovers(directory: &TempDir) -> Vec<String> {
+    let entries = fs::read_dir(directory.path().join("tmp")).unwrap();
+    entries
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect()
 }

@@ -6,10 +6,14 @@
 //! understood is reported and leaves the default in place.
 
 mod address;
+mod mmio_device;
 mod words;
 
 pub use address::{Ipv4Cidr, Ipv4Config, parse_ipv4, parse_mac};
-pub use words::{Bench, GuestOffload, Irq, LogLevel, RxMode, SelfTest, SelfTestAt, Transport};
+pub use mmio_device::{DeviceWord, NotADevice};
+pub use words::{
+    Bench, GuestOffload, Irq, LogLevel, RxMode, SelfTest, SelfTestAt, Transport, UdpWay,
+};
 
 use core::fmt;
 use core::net::{Ipv4Addr, SocketAddrV4};
@@ -72,6 +76,8 @@ pub struct Config {
     pub queue_size: Option<u16>,
     /// `netconsole=ADDRESS:PORT`: send the log there by UDP as well.
     pub netconsole: Option<SocketAddrV4>,
+    /// `udp=sockets|in-place`: how datagrams reach the UDP services.
+    pub udp: UdpWay,
     /// `rx-mode=MODE,.../...`: receive modes, step by step.
     pub rx_mode: Steps,
     /// `unicast=ADDRESS,...`: further unicast addresses that the device is to
@@ -109,6 +115,7 @@ impl Default for Config {
             hash_check: false,
             queue_size: None,
             netconsole: None,
+            udp: UdpWay::Sockets,
             rx_mode: Steps::default(),
             unicast: Vec::new(),
             groups: 0,
@@ -119,11 +126,13 @@ impl Default for Config {
 }
 
 /// Why a word of the configuration was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError<'a> {
     /// The key is not one of [`Config`]'s.
+    #[error("unknown configuration key in '{0}'")]
     UnknownKey(&'a str),
     /// The key's value is not one that it can have.
+    #[error("configuration {key}='{value}': expected {expected}")]
     BadValue {
         /// The key.
         key: &'a str,
@@ -133,23 +142,6 @@ pub enum ConfigError<'a> {
         expected: &'static str,
     },
 }
-
-impl fmt::Display for ConfigError<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownKey(word) => write!(f, "unknown configuration key in '{word}'"),
-            Self::BadValue {
-                key,
-                value,
-                expected,
-            } => {
-                write!(f, "configuration {key}='{value}': expected {expected}")
-            }
-        }
-    }
-}
-
-impl core::error::Error for ConfigError<'_> {}
 
 impl Config {
     /// Reads the words of `text`; `report` is told of each that is not taken.
@@ -240,6 +232,7 @@ impl Config {
             "netconsole" => {
                 self.netconsole = Some(value.parse().map_err(|_| bad("ADDRESS:PORT"))?);
             }
+            "udp" => self.udp = value.parse().map_err(|()| bad("sockets or in-place"))?,
             "rx-mode" => {
                 let expected = "lists of promisc, allmulti, alluni, nomulti, nouni, nobcast";
                 self.rx_mode = Steps::parse::<RxMode>(value).ok_or(bad(expected))?;
@@ -351,6 +344,9 @@ impl fmt::Display for Config {
         if let Some(netconsole) = self.netconsole {
             word("netconsole", format_args!("{netconsole}"))?;
         }
+        if self.udp != default.udp {
+            word("udp", format_args!("{}", self.udp))?;
+        }
         if !self.rx_mode.is_empty() {
             word("rx-mode", format_args!("{}", self.rx_mode))?;
         }
@@ -388,6 +384,7 @@ mod tests {
                     features=-event_idx,-mac bench=tx selftest=panic selftest-at=up trace=on vlan=5 \
                     mac=02:00:5e:10:00:ff mtu=9000 reopen=7 reset-queues=8 \
                     hash-check=on queue-size=100 netconsole=192.0.2.1:6666 \
+                    udp=in-place \
                     rx-mode=promisc/none/allmulti,nobcast \
                     unicast=02:00:5e:10:00:01,02:00:5e:10:00:02 groups=70 vlans=5,6/4095 \
                     guest-offloads=guest_csum,guest_tso6/none";

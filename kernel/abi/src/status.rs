@@ -40,7 +40,7 @@ pub struct Status {
 /// How the guest came up.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Boot {
-    /// `PVH`, `BIOS` or `UEFI`.
+    /// `PVH`, `bzImage`, `BIOS` or `UEFI`.
     pub protocol: String,
     /// The hypervisor's CPUID signature (leaf 0x4000_0000), such as `KVMKVMKVM`
     /// or `TCGTCGTCGTCG`; empty when there is none.
@@ -138,7 +138,7 @@ pub struct Queue {
     pub used_idx: u16,
     /// How far the driver has consumed the used ring.
     pub last_used_idx: u16,
-    /// Descriptors not in use.
+    /// Chains that can be added; to the control queue one at a time.
     pub free: u16,
     /// Doorbell writes, each one VM exit.
     #[serde(default)]
@@ -159,10 +159,15 @@ pub struct Network {
     pub gateway: String,
     /// Where the IPv4 address came from: `static`, `dhcp`, `fallback`.
     pub ipv4_source: String,
+    /// Packets dropped because of where they claim to be from: an address that no
+    /// host has, or ours.
+    #[serde(default)]
+    pub impossible_sources: u64,
 }
 
 /// What has been counted. All counters start at 0 and never go back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counters {
     /// Frames received and handed to the network stack.
     pub rx_packets: u64,
@@ -181,32 +186,31 @@ pub struct Counters {
     /// Used transmit buffers with an impossible id.
     pub tx_errors: u64,
     /// Received frames that lay in several buffers.
-    #[serde(default)]
     pub rx_merged: u64,
     /// Received frames whose checksum the device vouched for.
-    #[serde(default)]
     pub rx_checksum_valid: u64,
     /// Received frames for which the device reported a hash.
-    #[serde(default)]
     pub rx_hashed: u64,
     /// Of those that were verified, frames with a wrong hash or a wrong type of
     /// it (`hash-check=on`).
-    #[serde(default)]
     pub rx_hash_wrong: u64,
     /// Of those that were verified, frames that came to another pair than the
     /// table of RSS says.
-    #[serde(default)]
     pub rx_missteered: u64,
     /// Sent frames whose checksum the device filled in.
-    #[serde(default)]
     pub tx_checksum_offloaded: u64,
     /// Sent frames that the device cut into segments.
-    #[serde(default)]
     pub tx_segmented: u64,
     /// Of those, the ones that the driver has put together of segments over
     /// IPv6.
-    #[serde(default)]
     pub tx_coalesced: u64,
+    /// Frames that moved only when the watchdog had the device notified again.
+    pub kicks_lost: u64,
+    /// Used buffers that no interrupt told of; the watchdog found them.
+    pub interrupts_lost: u64,
+    /// Times that the watchdog gave a queue up because the device gave nothing
+    /// back.
+    pub stuck: u64,
     /// Kicks: doorbell writes, each one VM exit.
     pub kicks: u64,
     /// Kicks that `kick_prepare` found unnecessary.

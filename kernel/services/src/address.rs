@@ -9,8 +9,11 @@ use smoltcp::iface::{Interface, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{IpAddress, IpCidr, Ipv4Address, Ipv4Cidr};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address, Ipv4Cidr};
 
+use crate::arp;
+use crate::dhcp::{self, is_host};
+use crate::link::{Nowhere, OneFrame};
 use crate::pool::earlier;
 
 /// How long DHCP is given before [`Ipv4Config::FALLBACK`] is taken.
@@ -64,6 +67,8 @@ pub(crate) struct Ipv4 {
     dhcp: Option<Dhcp>,
     /// For what is worth a line of the log.
     level: log::Level,
+    /// The address is to be announced.
+    announces: bool,
 }
 
 /// The DHCP client's socket, in a set of its own: smoltcp builds a whole
@@ -71,8 +76,11 @@ pub(crate) struct Ipv4 {
 struct Dhcp {
     set: SocketSet<'static>,
     socket: SocketHandle,
+    filter: dhcp::Filter,
     /// When the fallback address is taken.
     fallback_at: Option<Instant>,
+    /// Begun anew because the link came up: the address is kept meanwhile.
+    begins_anew: bool,
 }
 
 impl Ipv4 {
@@ -82,6 +90,7 @@ impl Ipv4 {
             state: Ipv4State::NONE,
             dhcp: None,
             level: log::Level::Debug,
+            announces: false,
         }
     }
 
@@ -120,16 +129,31 @@ impl Ipv4 {
                 this.dhcp = Some(Dhcp {
                     set,
                     socket,
+                    filter: dhcp::Filter::default(),
                     fallback_at: Some(now + DHCP_TIMEOUT),
+                    begins_anew: false,
                 });
             }
         }
         this
     }
 
-    /// The set for frames to the DHCP client's port.
-    pub(crate) fn dhcp_sockets(&mut self) -> Option<&mut SocketSet<'static>> {
-        self.dhcp.as_mut().map(|dhcp| &mut dhcp.set)
+    /// Takes in a frame to the port of DHCP clients; returns whether there is a
+    /// client.
+    pub(crate) fn receive(
+        &mut self,
+        now: Instant,
+        interface: &mut Interface,
+        frame: &[u8],
+    ) -> bool {
+        let Some(dhcp) = &mut self.dhcp else {
+            return false;
+        };
+        if let Some(frame) = dhcp.filter.admit(frame, now) {
+            let mut device = OneFrame::new(&frame, Nowhere);
+            interface.poll_ingress_single(now, &mut device, &mut dhcp.set);
+        }
+        true
     }
 
     /// Does what is due. Returns whether the address changed.
@@ -139,13 +163,42 @@ impl Ipv4 {
         interface: &mut Interface,
         device: &mut D,
     ) -> bool {
-        let Some(mut dhcp) = self.dhcp.take() else {
-            return false;
-        };
-        interface.poll_egress(now, device, &mut dhcp.set);
-        let changed = self.poll_dhcp(now, interface, &mut dhcp);
-        self.dhcp = Some(dhcp);
+        let mut changed = false;
+        if let Some(mut dhcp) = self.dhcp.take() {
+            interface.poll_egress(now, device, &mut dhcp.set);
+            changed = self.poll_dhcp(now, interface, &mut dhcp);
+            self.dhcp = Some(dhcp);
+        }
+        if self.announces
+            && let HardwareAddress::Ethernet(mac) = interface.hardware_addr()
+            && let Some(token) = device.transmit(now)
+        {
+            self.announces = false;
+            if let Some(address) = self.state.address {
+                let address = address.address().octets();
+                arp::ask(mac.0, address, address, token);
+            }
+        }
         changed
+    }
+
+    /// The link is up again, and may be another one: it hears where we are, and a
+    /// DHCP server is asked anew (RFC 2131, 3.7). Until it answers, or the lease
+    /// ends, the address stays.
+    pub(crate) fn link_came_up(&mut self, now: Instant) {
+        self.announces = true;
+        let Some(dhcp) = &mut self.dhcp else {
+            return;
+        };
+        let socket = dhcp.set.get_mut::<dhcpv4::Socket>(dhcp.socket);
+        socket.reset();
+        set_retry(socket, DISCOVER_EAGERLY);
+        dhcp.begins_anew = true;
+        dhcp.fallback_at = match self.state.source {
+            Source::Dhcp => dhcp.filter.lease_ends_at,
+            Source::None => Some(now + DHCP_TIMEOUT),
+            _ => None,
+        };
     }
 
     fn poll_dhcp(&mut self, now: Instant, interface: &mut Interface, dhcp: &mut Dhcp) -> bool {
@@ -165,8 +218,14 @@ impl Ipv4 {
                     gateway: lease.router,
                 };
                 dhcp.fallback_at = None;
+                dhcp.begins_anew = false;
+                self.announces = true;
                 self.set_ipv4(interface, state);
                 true
+            }
+            Some(dhcpv4::Event::Deconfigured) if dhcp.begins_anew => {
+                dhcp.begins_anew = false;
+                false
             }
             // Also the very first event.
             Some(dhcpv4::Event::Deconfigured) => {
@@ -244,8 +303,12 @@ impl Ipv4 {
 
     /// When [`Self::poll`] is due.
     pub(crate) fn poll_at(&mut self, now: Instant, interface: &mut Interface) -> Option<Instant> {
-        let dhcp = self.dhcp.as_ref()?;
-        earlier(interface.poll_at(now, &dhcp.set), dhcp.fallback_at)
+        let due = self.announces.then_some(now);
+        let dhcp = self.dhcp.as_ref().map(|dhcp| {
+            let at = interface.poll_at(now, &dhcp.set);
+            earlier(at, dhcp.fallback_at)
+        });
+        earlier(due, dhcp.flatten())
     }
 
     /// The report on the IP configuration.
@@ -274,12 +337,6 @@ fn set_retry(socket: &mut dhcpv4::Socket<'_>, discover: Duration) {
     retry.discover_timeout = discover;
     retry.initial_request_timeout = DISCOVER_EAGERLY;
     socket.set_retry_config(retry);
-}
-
-/// Whether an address can be a host's: smoltcp asserts as much when it looks for
-/// a gateway's hardware address.
-fn is_host(address: Ipv4Address) -> bool {
-    !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast()
 }
 
 fn cidr(address: config::Ipv4Cidr) -> Ipv4Cidr {

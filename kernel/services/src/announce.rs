@@ -6,17 +6,17 @@ use smoltcp::iface::Interface;
 use smoltcp::phy::{ChecksumCapabilities, Device, TxToken};
 use smoltcp::time::Instant;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
-    EthernetRepr, HardwareAddress, Icmpv6Packet, Icmpv6Repr, IpCidr, IpProtocol, Ipv4Address,
-    Ipv6Address, Ipv6Packet, Ipv6Repr, NdiscNeighborFlags, NdiscRepr, RawHardwareAddress,
+    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress, Icmpv6Packet,
+    Icmpv6Repr, IpAddress, IpCidr, IpProtocol, Ipv4Address, Ipv6Address, Ipv6Packet, Ipv6Repr,
+    NdiscNeighborFlags, NdiscRepr, RawHardwareAddress,
 };
 
-const ALL_NODES: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+use crate::arp;
+
+pub(crate) const ALL_NODES: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_SYSTEMS: Ipv4Address = Ipv4Address::new(224, 0, 0, 1);
 /// RFC 4861, 4.4: the hop limit that shows that a packet is from this link.
 const HOP_LIMIT: u8 = 255;
-/// Length in bytes of a frame of ARP.
-pub(crate) const ARP_LENGTH: usize = 14 + 28;
 /// Bytes in a frame before a message of ICMPv6.
 pub(crate) const HEADERS_V6: usize = 14 + 40;
 
@@ -39,14 +39,14 @@ pub(crate) fn announce<D: Device + ?Sized>(
             IpCidr::Ipv4(address) => {
                 // A request for our own address, as Linux sends it: everybody's
                 // cache learns from it.
-                token.consume(ARP_LENGTH, |frame| {
-                    write_arp(frame, mac, address.address(), address.address());
-                });
+                let address = address.address().octets();
+                arp::ask(mac.0, address, address, token);
             }
             IpCidr::Ipv6(address) => {
                 let icmp = advertisement(mac, address.address());
                 token.consume(HEADERS_V6 + icmp.buffer_len(), |frame| {
-                    write_icmpv6(frame, mac, address.address(), ALL_NODES, &icmp);
+                    let ends = [address.address(), ALL_NODES];
+                    write_icmpv6(frame, to_group(mac, ALL_NODES), ends, &icmp);
                 });
             }
         }
@@ -74,6 +74,16 @@ pub(crate) fn multicast_groups(interface: &Interface) -> impl Iterator<Item = [u
         .chain(solicited)
 }
 
+/// The hardware address of a multicast group or of everybody.
+pub(crate) fn ethernet_of_group(group: IpAddress) -> Option<[u8; 6]> {
+    match group {
+        _ if group.is_broadcast() => Some(EthernetAddress::BROADCAST.0),
+        IpAddress::Ipv4(group) if group.is_multicast() => Some(ethernet_of_ipv4(group)),
+        IpAddress::Ipv6(group) if group.is_multicast() => Some(ethernet_of_ipv6(group)),
+        _ => None,
+    }
+}
+
 /// RFC 1112, 6.4.
 fn ethernet_of_ipv4(group: Ipv4Address) -> [u8; 6] {
     let [_, b, c, d] = group.octets();
@@ -93,29 +103,40 @@ pub(crate) fn solicited_node(address: Ipv6Address) -> Ipv6Address {
     Ipv6Address::new(0xff02, 0, 0, 0, 0, 1, high, low)
 }
 
-/// Writes a request for the hardware address of `target` into a frame of
-/// [`ARP_LENGTH`]; `source` and `mac` are ours.
-pub(crate) fn write_arp(
-    frame: &mut [u8],
-    mac: EthernetAddress,
-    source: Ipv4Address,
-    target: Ipv4Address,
+/// Asks for the hardware address of a neighbour, if there is room. A question from
+/// an address that may be somebody else's (RFC 4429, 3.2) tells nobody ours.
+pub(crate) fn ask<D: Device + ?Sized>(
+    now: Instant,
+    interface: &Interface,
+    device: &mut D,
+    neighbor: IpAddress,
+    is_optimistic: impl Fn(Ipv6Address) -> bool,
 ) {
-    let mut frame = EthernetFrame::new_unchecked(frame);
-    EthernetRepr {
-        src_addr: mac,
-        dst_addr: EthernetAddress::BROADCAST,
-        ethertype: EthernetProtocol::Arp,
+    let HardwareAddress::Ethernet(mac) = interface.hardware_addr() else {
+        return;
+    };
+    let Some(token) = device.transmit(now) else {
+        return;
+    };
+    match neighbor {
+        IpAddress::Ipv4(neighbor) => {
+            if let Some(source) = interface.get_source_address_ipv4(&neighbor) {
+                arp::ask(mac.0, source.octets(), neighbor.octets(), token);
+            }
+        }
+        IpAddress::Ipv6(neighbor) => {
+            let source = interface.get_source_address_ipv6(&neighbor);
+            let ours = RawHardwareAddress::from(HardwareAddress::Ethernet(mac));
+            let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit {
+                target_addr: neighbor,
+                lladdr: (!is_optimistic(source)).then_some(ours),
+            });
+            let group = solicited_node(neighbor);
+            token.consume(HEADERS_V6 + icmp.buffer_len(), |frame| {
+                write_icmpv6(frame, to_group(mac, group), [source, group], &icmp);
+            });
+        }
     }
-    .emit(&mut frame);
-    ArpRepr::EthernetIpv4 {
-        operation: ArpOperation::Request,
-        source_hardware_addr: mac,
-        source_protocol_addr: source,
-        target_hardware_addr: EthernetAddress([0; 6]),
-        target_protocol_addr: target,
-    }
-    .emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
 }
 
 fn advertisement(mac: EthernetAddress, address: Ipv6Address) -> Icmpv6Repr<'static> {
@@ -126,25 +147,30 @@ fn advertisement(mac: EthernetAddress, address: Ipv6Address) -> Icmpv6Repr<'stat
     })
 }
 
-/// Writes a message of neighbour discovery to a multicast group into a frame
-/// that has [`HEADERS_V6`] more bytes; `source` and `mac` are ours.
+/// Where a frame to a group goes, and where it comes from.
+pub(crate) fn to_group(mac: EthernetAddress, group: Ipv6Address) -> [EthernetAddress; 2] {
+    [EthernetAddress(ethernet_of_ipv6(group)), mac]
+}
+
+/// Writes a message of neighbour discovery into a frame that has [`HEADERS_V6`]
+/// more bytes: destination and source of the frame, source and destination of the
+/// packet.
 pub(crate) fn write_icmpv6(
     frame: &mut [u8],
-    mac: EthernetAddress,
-    source: Ipv6Address,
-    group: Ipv6Address,
+    [to, from]: [EthernetAddress; 2],
+    [source, destination]: [Ipv6Address; 2],
     icmp: &Icmpv6Repr<'_>,
 ) {
     let mut frame = EthernetFrame::new_unchecked(frame);
     EthernetRepr {
-        src_addr: mac,
-        dst_addr: EthernetAddress(ethernet_of_ipv6(group)),
+        src_addr: from,
+        dst_addr: to,
         ethertype: EthernetProtocol::Ipv6,
     }
     .emit(&mut frame);
     let ip = Ipv6Repr {
         src_addr: source,
-        dst_addr: group,
+        dst_addr: destination,
         next_header: IpProtocol::Icmpv6,
         payload_len: icmp.buffer_len(),
         hop_limit: HOP_LIMIT,

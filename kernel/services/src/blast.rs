@@ -1,39 +1,31 @@
 //! Datagrams as fast as they go, from a socket of smoltcp: what sending costs.
 
 use alloc::boxed::Box;
-use alloc::vec;
 
-use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, PacketMeta};
+use smoltcp::iface::{Config, Interface, PollResult};
+use smoltcp::phy::Device;
 use smoltcp::socket::udp;
 use smoltcp::time::Instant;
-use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
-    EthernetRepr, HardwareAddress, IpCidr, Ipv4Address,
-};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address};
 
-use crate::checksum::{Checked, Duties, ETHERNET};
-use crate::fast_echo::Nowhere;
-use crate::ingress::OneFrame;
-use crate::udp::{buffer, opened};
+use crate::link::{Described, Fill, Link, Outgoing, ip_capabilities};
+use crate::neighbors::Neighbors;
+use crate::udp::{Alone, alone, buffer};
 use crate::{DISCARD_PORT, ECHO_PORT};
 
 /// Addresses for documentation (RFC 5737).
 const OURS: Ipv4Address = Ipv4Address::new(192, 0, 2, 1);
 const PEER: Ipv4Address = Ipv4Address::new(192, 0, 2, 2);
 /// A locally administered one (IEEE 802).
-const PEER_MAC: EthernetAddress = EthernetAddress([0x02, 0, 0, 0, 0, 2]);
-/// Bytes of an ARP packet for IPv4 on Ethernet.
-const ARP: usize = 28;
+const PEER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 2];
 /// Largest UDP payload of an unfragmented packet.
 const PAYLOAD: usize = 1472;
 
 /// A UDP socket on an interface that knows its neighbour.
 pub struct Blast {
     interface: Box<Interface>,
-    duties: Duties,
-    set: SocketSet<'static>,
-    socket: SocketHandle,
+    outgoing: Outgoing,
+    socket: Alone,
     to: udp::UdpMetadata,
 }
 
@@ -43,25 +35,27 @@ impl Blast {
     /// # Panics
     /// When the device's medium is not Ethernet.
     pub fn new<D: Device + ?Sized>(mac: [u8; 6], device: &mut D, now: Instant) -> Self {
-        let mac = EthernetAddress(mac);
-        let duties = Duties::of(device);
-        let config = Config::new(HardwareAddress::Ethernet(mac));
-        let mut device = Checked::new(device, duties);
+        let capabilities = device.capabilities();
+        let fill = Fill::of(&capabilities);
+        let config = Config::new(HardwareAddress::Ip);
+        let mut device = Described(ip_capabilities(capabilities));
         let mut interface = Box::new(Interface::new(config, &mut device, now));
         interface.update_ip_addrs(|addresses| {
             // There is room for the first.
             let _ = addresses.push(IpCidr::new(OURS.into(), 24));
         });
-        let mut set = SocketSet::new(vec![]);
-        let socket = set.add(opened(buffer(0, 0), buffer(1, PAYLOAD), ECHO_PORT));
-        let answer = arp_answer(mac);
-        let mut answer = OneFrame::new(&answer, PacketMeta::default(), Nowhere);
-        interface.poll_ingress_single(now, &mut answer, &mut set);
+        let mut neighbors = Neighbors::new(EthernetAddress(mac), 0, 0);
+        neighbors.set_routes(&interface);
+        neighbors.note(PEER.into(), PEER_MAC, true, true, now);
         Self {
             interface,
-            duties,
-            set,
-            socket,
+            outgoing: Outgoing {
+                neighbors,
+                fill,
+                of_fragments: [0, 0],
+                now,
+            },
+            socket: alone(buffer(0, 0), buffer(1, PAYLOAD), ECHO_PORT),
             to: (PEER, DISCARD_PORT).into(),
         }
     }
@@ -74,31 +68,12 @@ impl Blast {
         device: &mut D,
         payload: &[u8],
     ) -> bool {
-        let socket = self.set.get_mut::<udp::Socket>(self.socket);
-        let mut device = Checked::new(device, self.duties);
+        let (set, handle) = &mut self.socket;
+        let socket = set.get_mut::<udp::Socket>(*handle);
+        let outgoing = &mut self.outgoing;
+        outgoing.now = now;
+        let mut link = Link { device, outgoing };
         socket.send_slice(payload, self.to).is_ok()
-            && self.interface.poll_egress(now, &mut device, &mut self.set)
-                == PollResult::SocketStateChanged
+            && self.interface.poll_egress(now, &mut link, set) == PollResult::SocketStateChanged
     }
-}
-
-/// The frame by which the peer tells its hardware address.
-fn arp_answer(mac: EthernetAddress) -> [u8; ETHERNET + ARP] {
-    let mut bytes = [0; ETHERNET + ARP];
-    let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
-    EthernetRepr {
-        src_addr: PEER_MAC,
-        dst_addr: mac,
-        ethertype: EthernetProtocol::Arp,
-    }
-    .emit(&mut frame);
-    ArpRepr::EthernetIpv4 {
-        operation: ArpOperation::Reply,
-        source_hardware_addr: PEER_MAC,
-        source_protocol_addr: PEER,
-        target_hardware_addr: mac,
-        target_protocol_addr: OURS,
-    }
-    .emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
-    bytes
 }

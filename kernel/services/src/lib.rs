@@ -9,16 +9,14 @@
 //! | status page, `/stats.json`, `/metrics` | TCP 80 | RFC 9110, RFC 9112 |
 //! | ping | ICMP, ICMPv6 | RFC 792, RFC 4443 |
 //!
-//! All sockets and their buffers are allocated when the [`Stack`] is made. The
-//! data path of the UDP echo allocates nothing; it is the one that this project
-//! measures, and `fast_echo.rs` and `ingress.rs` say how it is kept short.
+//! A TCP connection gets its buffers when it is opened, all else is allocated when
+//! the [`Stack`] is made; an echo allocates nothing. `stack.rs` says which way a frame goes.
 //!
-//! What is not here: IPv6 fragments (smoltcp 0.14 has no reassembly for them),
-//! duplicate address detection, multicast group membership reports.
+//! What is not here: IPv6 fragments (smoltcp 0.14 has no reassembly for them).
 //!
 //! ```
 //! use kickpath_abi::{config::Config, status::Status};
-//! use kickpath_services::{Stack, StatusSource};
+//! use kickpath_services::{NetworkDevice, Stack};
 //! use smoltcp::phy::{Device, DeviceCapabilities, Loopback, Medium};
 //! use smoltcp::time::Instant;
 //!
@@ -39,11 +37,8 @@
 //!     }
 //! }
 //!
-//! impl StatusSource for Nic {
-//!     fn status(&self) -> Status {
-//!         Status::default()
-//!     }
-//! }
+//! // It verifies no checksums.
+//! impl NetworkDevice for Nic {}
 //!
 //! let mut nic = Nic(Loopback::new(Medium::Ethernet));
 //! let config = Config::parse("ip=192.0.2.7/24", |error| panic!("{error}"));
@@ -51,9 +46,13 @@
 //! let mut now = Instant::ZERO;
 //! let mut stack = Stack::new(&config, mac, &mut nic, now, 1);
 //! for _ in 0..10 {
-//!     while stack.poll(now, &mut nic) {}
+//!     while stack.poll(now, &mut nic) {
+//!         if stack.wants_status() {
+//!             stack.set_status(Status::default());
+//!         }
+//!     }
 //!     // Here a kernel waits for an interrupt, until this time at most.
-//!     now = stack.poll_at(now).unwrap_or(now).max(now);
+//!     now = stack.poll_at().unwrap_or(now).max(now);
 //! }
 //! assert_eq!(stack.network().ipv4, ["192.0.2.7/24"]);
 //! assert_eq!(stack.network().ipv6, ["fe80::5054:ff:fe12:3456/64"]);
@@ -64,28 +63,40 @@
 extern crate alloc;
 
 mod address;
-mod address_book;
 mod announce;
+mod arp;
 mod blast;
 mod chargen;
 mod checksum;
-mod fast_echo;
-mod flow;
+mod datagram;
+mod datagrams;
+mod dhcp;
+mod discovery;
+mod for_others;
+mod host;
 mod http;
-mod ingress;
-mod neighbor;
+mod in_place;
+mod link;
+mod mld;
+mod neighbors;
 pub mod netconsole;
+mod packet;
+mod path_mtu;
 mod pool;
-mod shared;
+mod reassembly;
+mod segment;
 mod slaac;
 mod stack;
+mod streams;
 mod tcp;
+mod time_wait;
 mod udp;
+mod waiting;
 
 pub use address::Ipv4State;
 pub use blast::Blast;
-pub use ingress::has_right_checksums;
-pub use stack::{Stack, StatusSource};
+pub use link::NetworkDevice;
+pub use stack::Stack;
 
 /// The port of the echo protocol, TCP and UDP.
 pub const ECHO_PORT: u16 = 7;

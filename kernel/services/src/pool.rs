@@ -1,248 +1,603 @@
-//! A bounded number of TCP connections for one service.
+//! The TCP connections of all services.
 //!
-//! smoltcp has no backlog: a listening socket becomes the connection, and a SYN
-//! that finds no listening socket is answered by RST. A [`Pool`] therefore sees
-//! to it, after every frame, that one of its sockets listens. When all are
-//! taken, connections without progress for [`EVICTABLE_AFTER`] give way, the
-//! one that has been idle longest first; while there are none, new clients get
-//! an RST. All buffers are allocated when the pool is made.
+//! smoltcp asks every socket of a set whether a segment is for it, and whether
+//! it has something to send. Each connection is therefore alone in a set of its
+//! own, and found by its two ends; only those are served for which a segment
+//! came or whose time has come. A thousand idle ones cost nothing.
+//!
+//! smoltcp has no backlog either: a socket that listens becomes the connection.
+//! One is made for each SYN, so that no socket listens in between. Where there is
+//! no room, these give way, in this order:
+//!
+//! 1. when too many are half open, the oldest of them (a flood of SYNs only
+//!    replaces its own),
+//! 2. the one that is furthest behind [`LEAST_RATE`].
+//!
+//! When nobody does, the SYN is dropped, as Linux does: the client asks again
+//! after a second.
 
+use alloc::boxed::Box;
+use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec;
 use alloc::vec::Vec;
-use core::mem;
 
-use smoltcp::iface::{SocketHandle, SocketSet};
-use smoltcp::socket::tcp;
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, TxToken};
+use smoltcp::socket::{Socket, tcp};
 use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::IpAddress;
 
-/// A connection that has made no progress for this long is closed when its
-/// place is needed.
-pub(crate) const EVICTABLE_AFTER: Duration = Duration::from_millis(500);
+use crate::http::Report;
+use crate::link::OneFrame;
+use crate::path_mtu::{self, Narrow, TooBig};
+use crate::segment::{Ends, Segment};
+use crate::tcp::{Conversation, Service};
+use crate::time_wait::TimeWait;
+
+/// Bytes a second, sent or taken by the client, below which a connection gives
+/// way to a new one when there is no room.
+const LEAST_RATE: u64 = 500;
+/// How long a new connection has before its rate counts.
+const GRACE: Duration = Duration::from_millis(500);
+/// How far ahead a fast client can be: so long it may pause.
+const PAID_AHEAD: Duration = Duration::from_secs(2);
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long an aborted connection waits to send its RST.
 const RESET_TIMEOUT: Duration = Duration::from_millis(100);
+/// When to look again for one that gives way.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// When to try again if segments wait for the device.
+const DEVICE_RETRY: Duration = Duration::from_millis(1);
+/// Segments that one connection sends in one turn.
+const BURST: usize = 64;
 
-/// What a service does with a connection.
-pub(crate) trait Service {
-    /// What it knows of one connection.
-    type Connection: Default;
+/// Nothing of what was sent arrives for so long: large packets may vanish on the
+/// way. Segments are sent again after 1 s and after 3 s.
+const STALL: Duration = Duration::from_millis(2500);
+/// How long a destination's MTU is remembered (RFC 1191, 6.3), and how many are.
+const PATH_LIFETIME: Duration = Duration::from_secs(600);
+const MAX_PATHS: usize = 256;
 
-    /// Moves bytes, closes or aborts, as far as that goes now. Called when a
-    /// frame has come or a time is due; must do a bounded amount of work.
-    fn serve(
-        &mut self,
-        now: Instant,
-        socket: &mut tcp::Socket<'static>,
-        connection: &mut Self::Connection,
-    );
+/// What one connection may cost in bytes of the heap: its socket, the smallest
+/// buffers, a request and its answer.
+const COST: usize = 32 * 1024;
+/// The smallest buffer: a segment and some.
+const MIN_BUFFER: usize = 2 * 1024;
+/// One of so many parts of the memory that is left goes to a new connection.
+const SHARE: usize = 32;
+/// Sockets of a service that are kept for the next connections.
+const SPARE: usize = 4;
 
-    /// When the connection must be served although no frame has come.
-    fn deadline(_connection: &Self::Connection) -> Option<Instant> {
-        None
-    }
-}
-
-/// The size of a pool.
-pub(crate) struct Limits {
-    pub(crate) port: u16,
-    pub(crate) sockets: usize,
-    /// Bytes of each socket's receive buffer, at most [`Limits::MAX_RECEIVE`].
-    pub(crate) receive: usize,
-    /// Bytes of each socket's transmit buffer.
-    pub(crate) transmit: usize,
-    /// A connection without progress for this long is aborted.
-    pub(crate) idle: Duration,
-}
-
-impl Limits {
-    /// The largest receive buffer. From 64 KiB on smoltcp 0.14 scales windows,
-    /// also the one of its SYN, which the client must not and does not scale
-    /// (RFC 7323, 2.2): a client that sends more than that window then writes
-    /// past the buffer's end, which ends in an assertion.
-    pub(crate) const MAX_RECEIVE: usize = 65_535;
-}
-
-struct Connection<T> {
+struct Connection {
+    /// With the socket alone in it.
+    set: SocketSet<'static>,
     socket: SocketHandle,
-    state: T,
+    ends: Ends,
+    service: Service,
+    conversation: Conversation,
+    opened: Instant,
     /// When it last made progress: data came, or the client acknowledged some.
     active: Instant,
+    /// Until then what it has sent and taken makes up for the [`LEAST_RATE`].
+    paid_until: Instant,
     /// Bytes in the transmit buffer after the service last saw it.
     queued: usize,
+    /// The last byte that the client acknowledged.
+    acknowledged: u32,
+    /// When it last did, or had nothing to acknowledge.
+    moved: Instant,
+    /// Largest packet on its path, if that is known to be less than the link's.
+    path_mtu: Option<usize>,
+    /// Bytes of its buffers.
+    memory: usize,
+    phase: Phase,
+    /// It is in [`Pool::ready`].
+    is_ready: bool,
+    /// It is in [`Pool::timers`] with this time.
+    due: Option<Instant>,
+}
+
+/// What a connection counts as.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Half open, and in [`Pool::opening`].
+    Opening,
+    Open,
+    /// Aborted: only its RST is to be sent.
+    Ending,
+}
+
+impl Connection {
+    fn socket(&self) -> &tcp::Socket<'static> {
+        self.set.get(self.socket)
+    }
 }
 
 /// See the module.
-pub(crate) struct Pool<C> {
-    limits: Limits,
-    listener: Option<SocketHandle>,
-    connections: Vec<Connection<C>>,
-    /// Sockets out of use.
-    spare: Vec<tcp::Socket<'static>>,
+pub(crate) struct Pool {
+    connections: Vec<Option<Connection>>,
+    unused: Vec<usize>,
+    by_ends: HashMap<Ends, usize, FixedState>,
+    ready: VecDeque<usize>,
+    timers: BTreeSet<(Instant, usize)>,
+    /// Half-open connections, by when they were opened.
+    opening: BTreeSet<(Instant, usize)>,
+    time_wait: TimeWait,
+    /// Connections that are not [`Phase::Ending`], in all and of each service.
+    count: usize,
+    counts: [usize; Service::ALL.len()],
+    capacity: usize,
+    /// Bytes that buffers may take beyond the smallest ones, and what they take.
+    memory: usize,
+    used: usize,
+    spare: [Vec<tcp::Socket<'static>>; Service::ALL.len()],
+    /// Nobody gives way before.
+    look_again_at: Instant,
+    scratch: Box<[u8]>,
+    /// What routers say is the link's MTU for IPv6, if it is not the device's.
+    mtu_v6: Option<usize>,
+    /// The MTU of paths to hosts, and until when it is believed.
+    paths: HashMap<IpAddress, (usize, Instant), FixedState>,
 }
 
-impl<C: Default> Pool<C> {
-    pub(crate) fn new(limits: Limits) -> Self {
-        assert!(limits.receive <= Limits::MAX_RECEIVE);
-        let socket = || {
-            let mut socket = tcp::Socket::new(
-                tcp::SocketBuffer::new(vec![0; limits.receive]),
-                tcp::SocketBuffer::new(vec![0; limits.transmit]),
-            );
-            // Answers go out as they are written; no service writes in crumbs.
-            socket.set_nagle_enabled(false);
-            socket
+impl Pool {
+    /// For a heap with so many bytes left.
+    pub(crate) fn new(heap: usize, seed: u64) -> Self {
+        let mut this = Self {
+            connections: vec![],
+            unused: vec![],
+            by_ends: HashMap::with_hasher(FixedState::with_seed(seed)),
+            ready: VecDeque::new(),
+            timers: BTreeSet::new(),
+            opening: BTreeSet::new(),
+            time_wait: TimeWait::new(seed),
+            count: 0,
+            counts: Default::default(),
+            capacity: 0,
+            memory: 0,
+            used: 0,
+            spare: Default::default(),
+            look_again_at: Instant::ZERO,
+            scratch: vec![0; 4096].into_boxed_slice(),
+            mtu_v6: None,
+            paths: HashMap::with_hasher(FixedState::with_seed(seed)),
         };
-        Self {
-            listener: None,
-            connections: Vec::with_capacity(limits.sockets),
-            spare: (0..limits.sockets).map(|_| socket()).collect(),
-            limits,
-        }
+        this.set_heap(heap);
+        this
     }
 
-    /// Sees to it that a socket listens, if any can. Cheap when one does.
+    /// How many connections there may be follows from the bytes of heap that are
+    /// left: half of them is for [`COST`], a quarter for larger buffers.
+    pub(crate) fn set_heap(&mut self, heap: usize) {
+        self.capacity = (heap / 2 / COST).clamp(8, 16 * 1024);
+        self.memory = heap / 4;
+        self.time_wait.set_most(4 * self.capacity);
+    }
+
+    /// Sets the link's MTU for IPv6 in bytes, as routers say it.
+    pub(crate) fn set_mtu_v6(&mut self, mtu: Option<usize>) {
+        self.mtu_v6 = mtu;
+    }
+
+    /// Whether there is a connection with these ends.
+    pub(crate) fn knows(&self, ends: &Ends) -> bool {
+        self.by_ends.contains_key(ends) || self.time_wait.contains(ends)
+    }
+
+    /// Hands a segment to its connection, or makes one.
     #[inline]
-    pub(crate) fn listen(&mut self, now: Instant, sockets: &mut SocketSet<'static>) {
-        if let Some(listener) = self.listener
-            && sockets.get::<tcp::Socket>(listener).is_listening()
-        {
-            return;
-        }
-        self.replace_listener(now, sockets);
-    }
-
-    #[cold]
-    fn replace_listener(&mut self, now: Instant, sockets: &mut SocketSet<'static>) {
-        if let Some(socket) = self.listener.take() {
-            self.connections.push(Connection {
-                socket,
-                state: C::default(),
-                active: now,
-                queued: 0,
-            });
-        }
-        if self.spare.is_empty() {
-            self.make_room(now, sockets);
-        }
-        let Some(mut socket) = self.spare.pop() else {
-            return;
-        };
-        // A closed socket listens at any port but 0.
-        let listening = socket.listen(self.limits.port);
-        debug_assert_eq!(listening, Ok(()));
-        let listener = sockets.add(socket);
-        self.listener = Some(self.put_behind_connections(listener, sockets));
-    }
-
-    /// smoltcp offers a segment to the sockets in the order of their set, and one
-    /// that listens takes any SYN: also that of a connection behind it, sent
-    /// again by a client that waited for the answer in vain. Returns where the
-    /// listener is, having changed places with the last connection if need be.
-    fn put_behind_connections(
-        &mut self,
-        listener: SocketHandle,
-        sockets: &mut SocketSet<'static>,
-    ) -> SocketHandle {
-        let last = self.connections.iter_mut().max_by_key(|c| c.socket);
-        let Some(last) = last.filter(|last| last.socket > listener) else {
-            return listener;
-        };
-        let mut both = sockets
-            .iter_mut()
-            .filter(|(handle, _)| [listener, last.socket].contains(handle));
-        if let (Some((_, first)), Some((_, second))) = (both.next(), both.next()) {
-            mem::swap(first, second);
-        }
-        mem::replace(&mut last.socket, listener)
-    }
-
-    /// Takes a socket back from a connection that is over, or else ends the one
-    /// that has been idle longest; its socket comes back when its RST is out.
-    fn make_room(&mut self, now: Instant, sockets: &mut SocketSet<'static>) {
-        if let Some(over) = self.connections.iter().position(|connection| {
-            sockets.get::<tcp::Socket>(connection.socket).state() == tcp::State::TimeWait
-        }) {
-            self.release(over, sockets);
-            return;
-        }
-        let being_ended = |connection: &Connection<_>| {
-            sockets.get::<tcp::Socket>(connection.socket).state() == tcp::State::Closed
-        };
-        if self.connections.iter().any(being_ended) {
-            return;
-        }
-        if let Some(idlest) = self.connections.iter_mut().min_by_key(|c| c.active)
-            && now >= idlest.active + EVICTABLE_AFTER
-        {
-            idlest.active = now;
-            sockets.get_mut::<tcp::Socket>(idlest.socket).abort();
-        }
-    }
-
-    /// Takes the socket of a connection out of use.
-    fn release(&mut self, index: usize, sockets: &mut SocketSet<'static>) {
-        let connection = self.connections.swap_remove(index);
-        if let smoltcp::socket::Socket::Tcp(mut socket) = sockets.remove(connection.socket) {
-            socket.abort();
-            self.spare.push(socket);
-        }
-    }
-
-    /// Serves every connection. Returns when to call again even if no frame
-    /// comes.
-    pub(crate) fn serve<S: Service<Connection = C>>(
+    pub(crate) fn take_in<T: TxToken>(
         &mut self,
         now: Instant,
-        service: &mut S,
-        sockets: &mut SocketSet<'static>,
-    ) -> Option<Instant> {
-        let mut due: Option<Instant> = None;
-        let mut index = 0;
-        while index < self.connections.len() {
-            let connection = &mut self.connections[index];
-            let socket = sockets.get_mut::<tcp::Socket>(connection.socket);
-            if is_over(now, socket, connection.active) {
-                self.release(index, sockets);
-                continue;
-            }
-            let received = socket.recv_queue();
-            if received > 0 || socket.send_queue() < connection.queued {
-                connection.active = now;
-            }
-            let idle_at = connection.active + self.limits.idle;
-            if now >= idle_at && socket.is_open() {
-                socket.abort();
-                connection.active = now;
-            }
-            if socket.state() != tcp::State::SynReceived {
-                service.serve(now, socket, &mut connection.state);
-            }
-            connection.queued = socket.send_queue();
-            let next = match socket.state() {
-                tcp::State::Closed => connection.active + RESET_TIMEOUT,
-                _ => idle_at,
+        interface: &mut Interface,
+        device: &mut OneFrame<'_, T>,
+        segment: &Segment,
+        packet: &[u8],
+    ) {
+        let mut known = self.by_ends.get(&segment.ends).copied();
+        if segment.opens() {
+            known = match self.connection_for(now, interface, known, segment) {
+                Ok(index) => index,
+                Err(Full) => return,
             };
-            due = earlier(due, Some(next));
-            due = earlier(due, S::deadline(&connection.state));
-            index += 1;
         }
-        self.listen(now, sockets);
-        if self.listener.is_none() {
-            let evictable = self.connections.iter().map(|c| c.active + EVICTABLE_AFTER);
-            due = earlier(due, evictable.min());
+        let connection = known.and_then(|index| self.connections.get_mut(index)?.as_mut());
+        let (Some(index), Some(connection)) = (known, connection) else {
+            // RFC 9293, 3.10.7.1: reset; nothing that was for others than us.
+            if self.time_wait.contains(&segment.ends) {
+                self.time_wait.answer(packet, device, now);
+            } else if interface.has_ip_addr(segment.ends.local.addr) {
+                interface.poll_ingress_single(now, device, &mut SocketSet::new(vec![]));
+            }
+            return;
+        };
+        if let Some(acknowledged) = segment.acknowledged {
+            connection.acknowledged = acknowledged;
         }
-        due
+        interface.poll_ingress_single(now, device, &mut connection.set);
+        if !connection.is_ready {
+            connection.is_ready = true;
+            self.ready.push_back(index);
+        }
+    }
+
+    /// A router says that a segment was too large. It is believed if it knows a
+    /// connection and what is on its way there.
+    #[cold]
+    pub(crate) fn narrow(&mut self, now: Instant, message: &TooBig) {
+        let index = self.by_ends.get(&message.ends).copied();
+        let Some(connection) = index.and_then(|index| self.connections.get_mut(index)?.as_mut())
+        else {
+            return;
+        };
+        let ahead = message.sequence.wrapping_sub(connection.acknowledged) as usize;
+        if ahead >= connection.socket().send_queue()
+            || connection
+                .path_mtu
+                .is_some_and(|known| known <= message.mtu)
+        {
+            return;
+        }
+        connection.path_mtu = Some(message.mtu);
+        if self.paths.len() >= MAX_PATHS {
+            self.paths.retain(|_, path| path.1 > now);
+        }
+        if self.paths.len() < MAX_PATHS {
+            let path = (message.mtu, now + PATH_LIFETIME);
+            self.paths.insert(message.ends.remote.addr, path);
+        }
+    }
+
+    /// The connection of a SYN, if anybody serves its port.
+    #[cold]
+    fn connection_for(
+        &mut self,
+        now: Instant,
+        interface: &Interface,
+        known: Option<usize>,
+        segment: &Segment,
+    ) -> Result<Option<usize>, Full> {
+        if let Some(index) = known {
+            let connection = self.connections[index].as_ref();
+            let is_over = connection.is_none_or(|connection| {
+                matches!(
+                    connection.socket().state(),
+                    tcp::State::TimeWait | tcp::State::Closed
+                )
+            });
+            if !is_over {
+                return Ok(known);
+            }
+            self.release(index);
+        }
+        // RFC 9293, 3.6.1: a new connection may end TIME-WAIT.
+        self.time_wait.remove(&segment.ends);
+        match Service::at(segment.ends.local.port) {
+            Some(service) if interface.has_ip_addr(segment.ends.local.addr) => {
+                self.open(now, service, segment.ends).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn open(&mut self, now: Instant, service: Service, ends: Ends) -> Result<usize, Full> {
+        self.make_room(now, service)?;
+        let (socket, memory) = self.take_socket(service);
+        let mut set = SocketSet::new(Vec::with_capacity(1));
+        let socket = set.add(socket);
+        let path = self.paths.get(&ends.remote.addr);
+        let path_mtu = path.filter(|path| path.1 > now).map(|path| path.0);
+        let link_mtu = self.mtu_v6.filter(|_| !is_ipv4(ends.remote.addr));
+        let path_mtu = path_mtu.into_iter().chain(link_mtu).min();
+        let connection = Connection {
+            set,
+            socket,
+            ends,
+            service,
+            conversation: service.conversation(),
+            opened: now,
+            active: now,
+            paid_until: now + GRACE,
+            queued: 0,
+            acknowledged: 0,
+            moved: now,
+            path_mtu,
+            memory,
+            phase: Phase::Opening,
+            is_ready: false,
+            due: None,
+        };
+        let index = self.unused.pop().unwrap_or_else(|| {
+            self.connections.push(None);
+            self.connections.len() - 1
+        });
+        self.connections[index] = Some(connection);
+        self.by_ends.insert(ends, index);
+        self.opening.insert((now, index));
+        self.count += 1;
+        self.counts[service as usize] += 1;
+        Ok(index)
+    }
+
+    /// A socket that listens, with buffers as large as there is memory for, and
+    /// the bytes of these.
+    fn take_socket(&mut self, service: Service) -> (tcp::Socket<'static>, usize) {
+        let limits = service.limits();
+        let share = self.memory.saturating_sub(self.used) / SHARE;
+        let [receive, transmit] =
+            [limits.receive, limits.transmit].map(|limit| limit.min(share.max(MIN_BUFFER)));
+        let is_full_size = (receive, transmit) == (limits.receive, limits.transmit);
+        let mut socket = match self.spare[service as usize].pop() {
+            Some(spare) if is_full_size => spare,
+            _ => {
+                let mut socket = tcp::Socket::new(
+                    tcp::SocketBuffer::new(vec![0; receive]),
+                    tcp::SocketBuffer::new(vec![0; transmit]),
+                );
+                // Answers go out as they are written; no service writes in crumbs.
+                socket.set_nagle_enabled(false);
+                socket
+            }
+        };
+        // A closed socket listens at any port but 0.
+        let listening = socket.listen(limits.port);
+        debug_assert_eq!(listening, Ok(()));
+        self.used += receive + transmit;
+        (socket, receive + transmit)
+    }
+
+    /// Has somebody give way if there is no room for a further connection.
+    fn make_room(&mut self, now: Instant, service: Service) -> Result<(), Full> {
+        if self.opening.len() >= (self.capacity / 4).max(4)
+            && let Some(&(_, oldest)) = self.opening.first()
+        {
+            self.release(oldest);
+        }
+        // No service takes the room of all.
+        let most = self.capacity - self.capacity / 4;
+        while self.count >= self.capacity || self.counts[service as usize] >= most {
+            if now < self.look_again_at
+                || self.connections.len() > self.capacity + self.capacity / 4
+            {
+                return Err(Full);
+            }
+            let behind = |connection: &&mut Connection| {
+                connection.phase == Phase::Open && connection.paid_until <= now
+            };
+            let connections = self.connections.iter_mut().flatten();
+            let slowest = connections.filter(behind).min_by_key(|c| c.paid_until);
+            let Some(slowest) = slowest else {
+                self.look_again_at = now + LOOK_AGAIN;
+                return Err(Full);
+            };
+            slowest.set.get_mut::<tcp::Socket>(slowest.socket).abort();
+            slowest.phase = Phase::Ending;
+            slowest.active = now;
+            self.count -= 1;
+            self.counts[slowest.service as usize] -= 1;
+            if !slowest.is_ready {
+                slowest.is_ready = true;
+                let index = self.by_ends.get(&slowest.ends).copied();
+                self.ready.extend(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a connection out of use.
+    fn release(&mut self, index: usize) {
+        let Some(mut connection) = self.connections[index].take() else {
+            return;
+        };
+        self.unused.push(index);
+        self.by_ends.remove(&connection.ends);
+        if let Some(due) = connection.due {
+            self.timers.remove(&(due, index));
+        }
+        let service = connection.service as usize;
+        self.opening.remove(&(connection.opened, index));
+        if connection.phase != Phase::Ending {
+            self.count -= 1;
+            self.counts[service] -= 1;
+        }
+        self.used -= connection.memory;
+        let limits = connection.service.limits();
+        if let Socket::Tcp(mut socket) = connection.set.remove(connection.socket)
+            && connection.memory == limits.receive + limits.transmit
+            && self.spare[service].len() < SPARE
+        {
+            socket.abort();
+            self.spare[service].push(socket);
+        }
+    }
+
+    /// Serves every connection for which something happened or is due, and sends
+    /// what they have to say. Returns whether anything was sent.
+    pub(crate) fn serve<D: Device>(
+        &mut self,
+        now: Instant,
+        interface: &mut Interface,
+        device: &mut D,
+        report: &mut Report,
+    ) -> bool {
+        self.time_wait.expire(now);
+        while let Some(&(due, index)) = self.timers.first()
+            && due <= now
+        {
+            self.timers.pop_first();
+            if let Some(connection) = &mut self.connections[index] {
+                connection.due = None;
+                if !connection.is_ready {
+                    connection.is_ready = true;
+                    self.ready.push_back(index);
+                }
+            }
+        }
+        let mut sent = false;
+        for _ in 0..self.ready.len() {
+            let Some(index) = self.ready.pop_front() else {
+                break;
+            };
+            match self.serve_one(now, index, interface, device, report) {
+                Served::Idle => {}
+                Served::Sent => sent = true,
+                Served::NoRoom => {
+                    // The next one finds no room either.
+                    self.ready.push_front(index);
+                    break;
+                }
+            }
+        }
+        sent
+    }
+
+    fn serve_one<D: Device>(
+        &mut self,
+        now: Instant,
+        index: usize,
+        interface: &mut Interface,
+        device: &mut D,
+        report: &mut Report,
+    ) -> Served {
+        let Some(connection) = self.connections.get_mut(index).and_then(Option::as_mut) else {
+            return Served::Idle;
+        };
+        let socket = connection.set.get_mut::<tcp::Socket>(connection.socket);
+        let taken = connection.queued.saturating_sub(socket.send_queue());
+        let progress = socket.recv_queue() + taken;
+        if progress > 0 {
+            connection.active = now;
+            let worth = Duration::from_micros(progress as u64 * 1_000_000 / LEAST_RATE);
+            let paid_until = connection.paid_until.max(now) + worth;
+            connection.paid_until = paid_until.min(now + PAID_AHEAD);
+        }
+        let idle_at = match connection.phase {
+            Phase::Opening => connection.opened + HANDSHAKE,
+            Phase::Ending => connection.active + RESET_TIMEOUT,
+            _ => connection.active + connection.service.limits().idle,
+        };
+        if connection.phase == Phase::Opening && socket.state() != tcp::State::SynReceived {
+            connection.phase = Phase::Open;
+            self.opening.remove(&(connection.opened, index));
+        }
+        if now >= idle_at {
+            if connection.phase != Phase::Open {
+                self.release(index);
+                return Served::Idle;
+            }
+            socket.abort();
+        } else if connection.phase == Phase::Open {
+            let scratch = &mut self.scratch;
+            connection.conversation.serve(now, socket, scratch, report);
+        }
+        if taken > 0 || connection.queued == 0 {
+            connection.moved = now;
+        } else if now >= connection.moved + STALL {
+            let base = path_mtu::base(connection.ends.remote.addr);
+            connection.path_mtu = Some(connection.path_mtu.map_or(base, |mtu| mtu.min(base)));
+        }
+        connection.queued = socket.send_queue();
+
+        let set = &mut connection.set;
+        let mut passes = 0;
+        let mut due = interface.poll_at(now, set);
+        while passes < BURST
+            && due.is_some_and(|due| due <= now)
+            && PollResult::None
+                != match connection.path_mtu {
+                    None => interface.poll_egress(now, device, set),
+                    Some(mtu) => interface.poll_egress(now, &mut Narrow { device, mtu }, set),
+                }
+        {
+            passes += 1;
+            due = interface.poll_at(now, set);
+        }
+        let served = match passes {
+            0 => Served::Idle,
+            _ => Served::Sent,
+        };
+
+        let socket = connection.set.get_mut::<tcp::Socket>(connection.socket);
+        match socket.state() {
+            // Reset in its handshake, or no SYN after all; or aborted and reset.
+            tcp::State::Listen => {
+                self.release(index);
+                return Served::Idle;
+            }
+            tcp::State::Closed if socket.remote_endpoint().is_none() => {
+                self.release(index);
+                return served;
+            }
+            tcp::State::Closed if connection.phase == Phase::Open => {
+                connection.phase = Phase::Ending;
+                connection.active = now;
+                self.count -= 1;
+                self.counts[connection.service as usize] -= 1;
+            }
+            // All that it had to say is said.
+            tcp::State::TimeWait if due.is_none_or(|due| due > now) => {
+                let ends = connection.ends;
+                self.release(index);
+                self.time_wait.insert(ends, now);
+                return served;
+            }
+            _ => {}
+        }
+        let mut due = earlier(due, connection.conversation.deadline());
+        if connection.phase == Phase::Ending {
+            due = earlier(due, Some(connection.active + RESET_TIMEOUT));
+        }
+        let mut due = earlier(due, Some(idle_at.max(now + DEVICE_RETRY)));
+        if due.is_some_and(|due| due <= now) {
+            if device.transmit(now).is_none() {
+                return Served::NoRoom;
+            }
+            if passes == BURST {
+                self.ready.push_back(index);
+                return Served::Sent;
+            }
+            due = Some(now + DEVICE_RETRY);
+        }
+        connection.is_ready = connection.conversation.waits_for_report();
+        if connection.is_ready {
+            self.ready.push_back(index);
+        }
+        // A time that is put off is looked at when it comes.
+        if let Some(due) = due
+            && connection.due.is_none_or(|known| due < known)
+        {
+            if let Some(known) = connection.due.replace(due) {
+                self.timers.remove(&(known, index));
+            }
+            self.timers.insert((due, index));
+        }
+        served
+    }
+
+    /// When [`Self::serve`] is due.
+    pub(crate) fn poll_at(&self, now: Instant) -> Option<Instant> {
+        // What was not served waits for room in the device.
+        let waiting = (!self.ready.is_empty()).then_some(now + DEVICE_RETRY);
+        earlier(waiting, self.timers.first().map(|&(due, _)| due))
     }
 }
 
-/// Whether a connection's socket can be used again. One that was aborted still
-/// has an RST to send, and gets a moment to do so; one that was reset in its
-/// handshake listens again, which is the pool's affair.
-fn is_over(now: Instant, socket: &tcp::Socket<'_>, active: Instant) -> bool {
-    match socket.state() {
-        tcp::State::Closed => socket.remote_endpoint().is_none() || now >= active + RESET_TIMEOUT,
-        tcp::State::Listen => true,
-        _ => false,
-    }
+fn is_ipv4(address: IpAddress) -> bool {
+    matches!(address, IpAddress::Ipv4(_))
+}
+
+/// There is no room for a further connection.
+struct Full;
+
+enum Served {
+    /// Nothing was sent.
+    Idle,
+    Sent,
+    /// The device has no room for what there is to send.
+    NoRoom,
 }
 
 /// The earlier of two times, either of which may be never.

@@ -1,5 +1,8 @@
-//! Stateless address autoconfiguration for IPv6 (RFC 4862) and the default
-//! router (RFC 4861, 6.3), without duplicate address detection.
+//! Stateless address autoconfiguration for IPv6 (RFC 4862), duplicate address
+//! detection with it, and what routers say of the link (RFC 4861, 6.3).
+//!
+//! An address is used while it is being asked for (RFC 4429, "optimistic"): a guest
+//! that is up in a tenth of a second does not wait for one.
 //!
 //! smoltcp 0.14 has a `proto-ipv6-slaac` feature. It is off: an advertised prefix
 //! longer than 128 bits or of multicast ends in one of its assertions; after the
@@ -20,7 +23,7 @@ use smoltcp::wire::{
 };
 
 use crate::announce;
-use crate::pool::earlier;
+use crate::discovery;
 
 /// RFC 4861, 10: MAX_RTR_SOLICITATIONS and RTR_SOLICITATION_INTERVAL.
 const SOLICITATIONS: u8 = 3;
@@ -37,8 +40,42 @@ const LINK_LOCAL_PREFIX: Ipv6Address = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0
 const ALL_ROUTERS: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 /// RFC 4861, 4.1: the hop limit that shows that a packet is from this link.
 const HOP_LIMIT: u8 = 255;
-/// RFC 4861, 4.1 with a source link-layer address option.
-const SOLICITATION_LENGTH: usize = announce::HEADERS_V6 + 16;
+
+/// RFC 4862, 5.1: DupAddrDetectTransmits is 1, and so long is its answer waited
+/// for (RFC 4861, 10: RETRANS_TIMER).
+const DUPLICATE_WAIT: Duration = Duration::from_secs(1);
+/// RFC 8200, 5: no link has less.
+const LEAST_MTU: u32 = 1280;
+
+/// An address of ours.
+struct Address {
+    cidr: Ipv6Cidr,
+    /// Never, of the link-local one.
+    end: Option<Instant>,
+    check: Check,
+}
+
+/// How far duplicate address detection is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Check {
+    /// To be asked for.
+    Due,
+    /// Asked for; an answer may come until then.
+    Asked(Instant),
+    Unique,
+    /// Somebody else's, and not used.
+    Duplicate,
+}
+
+impl Address {
+    fn new(cidr: Ipv6Cidr, end: Option<Instant>) -> Self {
+        Self {
+            cidr,
+            end,
+            check: Check::Due,
+        }
+    }
+}
 
 /// Something that ends.
 #[derive(Clone, Copy)]
@@ -50,69 +87,113 @@ struct Until<T> {
 /// See the module.
 pub(crate) struct Slaac {
     mac: EthernetAddress,
-    link_local: Ipv6Cidr,
+    /// This stack speaks for the host; if not, another one does.
+    speaks: bool,
     /// For what is worth a line of the log.
     level: log::Level,
     solicitations_left: u8,
     solicit_at: Instant,
-    addresses: Vec<Until<Ipv6Cidr>>,
+    /// What the device says, in bytes.
+    link_mtu: u32,
+    /// The link-local one first.
+    addresses: Vec<Address>,
     routers: Vec<Until<Ipv6Address>>,
-}
-
-/// Whether a frame looks like a router advertisement.
-#[inline]
-pub(crate) fn is_advertisement(frame: &[u8]) -> bool {
-    const ICMPV6: u8 = 58;
-    const ROUTER_ADVERTISEMENT: u8 = 134;
-    frame.len() > 54
-        && frame[12..14] == [0x86, 0xdd]
-        && frame[20] == ICMPV6
-        && frame[54] == ROUTER_ADVERTISEMENT
+    /// The link's MTU in bytes, as a router says it.
+    mtu: Option<usize>,
 }
 
 impl Slaac {
     /// Gives the interface its link-local address.
-    pub(crate) fn new(mac: EthernetAddress, interface: &mut Interface, now: Instant) -> Self {
+    pub(crate) fn new(
+        mac: EthernetAddress,
+        interface: &mut Interface,
+        ip_mtu: usize,
+        now: Instant,
+    ) -> Self {
         let prefix = Ipv6Cidr::new(LINK_LOCAL_PREFIX, 64);
         // An Ethernet address has an EUI-64, and the prefix is 64 bits long.
         let link_local = address_under(&prefix, mac).unwrap_or(prefix);
         let mut this = Self {
             mac,
-            link_local,
+            speaks: true,
+            link_mtu: ip_mtu as u32,
             level: log::Level::Info,
             solicitations_left: SOLICITATIONS,
             solicit_at: now,
-            addresses: Vec::with_capacity(MAX_ADDRESSES),
+            addresses: Vec::from([Address::new(link_local, None)]),
             routers: Vec::with_capacity(MAX_ROUTERS),
+            mtu: None,
         };
         this.apply(interface);
         this
     }
 
-    /// Solicits no routers: another one does, and tells what it hears.
+    /// Asks for nothing: another one does, and tells what it hears.
     pub(crate) fn only_listen(&mut self) {
+        self.speaks = false;
         self.solicitations_left = 0;
         self.level = log::Level::Debug;
     }
 
-    /// Solicits routers and ends what has expired. Returns whether an address or
-    /// the route changed.
+    /// Whether this stack speaks for the host.
+    pub(crate) fn speaks(&self) -> bool {
+        self.speaks
+    }
+
+    /// The link is up again, and may be another one: everything is asked for again
+    /// (RFC 4862, 5.4; RFC 4861, 6.3.7).
+    pub(crate) fn link_came_up(&mut self, now: Instant, interface: &mut Interface) {
+        for address in &mut self.addresses {
+            address.check = Check::Due;
+        }
+        if self.speaks {
+            self.solicitations_left = SOLICITATIONS;
+            self.solicit_at = now;
+        }
+        self.apply(interface);
+    }
+
+    /// Asks for routers and whether addresses are others', and ends what has
+    /// expired. Returns whether an address or the route changed.
     pub(crate) fn poll<D: Device + ?Sized>(
         &mut self,
         now: Instant,
         interface: &mut Interface,
         device: &mut D,
     ) -> bool {
+        for address in &mut self.addresses {
+            match address.check {
+                Check::Due if !self.speaks => address.check = Check::Asked(now + DUPLICATE_WAIT),
+                Check::Due => {
+                    if let Some(token) = device.transmit(now) {
+                        discovery::ask_for_duplicates(self.mac, address.cidr.address(), token);
+                        address.check = Check::Asked(now + DUPLICATE_WAIT);
+                    }
+                }
+                Check::Asked(until) if now >= until => address.check = Check::Unique,
+                _ => (),
+            }
+        }
         if self.solicitations_left > 0
             && now >= self.solicit_at
+            && let Some(source) = self.link_local()
             && let Some(token) = device.transmit(now)
         {
-            token.consume(SOLICITATION_LENGTH, |frame| self.write_solicitation(frame));
+            let icmp = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit {
+                // RFC 4429, 3.3.
+                lladdr: (!self.is_optimistic(source))
+                    .then(|| RawHardwareAddress::from(HardwareAddress::Ethernet(self.mac))),
+            });
+            token.consume(announce::HEADERS_V6 + icmp.buffer_len(), |frame| {
+                let to = announce::to_group(self.mac, ALL_ROUTERS);
+                announce::write_icmpv6(frame, to, [source, ALL_ROUTERS], &icmp);
+            });
             self.solicitations_left -= 1;
             self.solicit_at = now + SOLICITATION_INTERVAL;
         }
         let before = (self.addresses.len(), self.routers.len());
-        self.addresses.retain(|address| address.end > now);
+        self.addresses
+            .retain(|address| address.end.is_none_or(|end| end > now));
         self.routers.retain(|router| router.end > now);
         let changed = before != (self.addresses.len(), self.routers.len());
         if changed {
@@ -121,25 +202,87 @@ impl Slaac {
         changed
     }
 
+    /// The link-local address, if it is ours alone.
+    fn link_local(&self) -> Option<Ipv6Address> {
+        let first = self.addresses.first()?;
+        (first.check != Check::Duplicate).then_some(first.cidr.address())
+    }
+
+    /// Whether an address of ours may still turn out to be somebody else's.
+    pub(crate) fn is_optimistic(&self, address: Ipv6Address) -> bool {
+        let mut addresses = self.addresses.iter();
+        let known = addresses.find(|known| known.cidr.address() == address);
+        known.is_some_and(|known| matches!(known.check, Check::Due | Check::Asked(_)))
+    }
+
+    /// What routers say is the link's MTU, in bytes.
+    pub(crate) fn mtu(&self) -> Option<usize> {
+        self.mtu
+    }
+
+    /// Somebody else has or wants an address of ours. Returns whether it is given
+    /// up, which it is not any more once it was found to be ours alone.
+    #[cold]
+    pub(crate) fn notice_duplicate(
+        &mut self,
+        interface: &mut Interface,
+        address: Ipv6Address,
+        from: [u8; 6],
+    ) -> bool {
+        let is_optimistic = self.is_optimistic(address);
+        let from = EthernetAddress(from);
+        if !is_optimistic {
+            log::warn!("address conflict: {from} has {address}, too");
+            return false;
+        }
+        log::error!("IPv6 address {address} is in use by {from}; not used");
+        for known in &mut self.addresses {
+            if known.cidr.address() == address {
+                known.check = Check::Duplicate;
+            }
+        }
+        self.apply(interface);
+        true
+    }
+
     /// When [`Self::poll`] is due.
     pub(crate) fn poll_at(&self) -> Option<Instant> {
-        let solicit = (self.solicitations_left > 0).then_some(self.solicit_at);
-        let addresses = self.addresses.iter().map(|address| address.end).min();
-        let routers = self.routers.iter().map(|router| router.end).min();
-        earlier(solicit, earlier(addresses, routers))
+        let solicits = self.solicitations_left > 0 && self.link_local().is_some();
+        let solicit = solicits.then_some(self.solicit_at);
+        let ends = self.addresses.iter().filter_map(|address| address.end);
+        let checks = self
+            .addresses
+            .iter()
+            .filter_map(|address| match address.check {
+                Check::Due => Some(Instant::ZERO),
+                Check::Asked(until) => Some(until),
+                _ => None,
+            });
+        let routers = self.routers.iter().map(|router| router.end);
+        solicit
+            .into_iter()
+            .chain(ends)
+            .chain(checks)
+            .chain(routers)
+            .min()
     }
 
     /// Takes a router advertisement in. Returns whether an address or the route
     /// changed; what is not valid by RFC 4861, 6.1.2 is ignored.
-    pub(crate) fn hear(&mut self, now: Instant, interface: &mut Interface, frame: &[u8]) -> bool {
-        let changed = self.take_in(now, frame).unwrap_or(false);
+    pub(crate) fn take_in(
+        &mut self,
+        now: Instant,
+        interface: &mut Interface,
+        frame: &[u8],
+    ) -> bool {
+        let changed = self.read(now, frame).unwrap_or(false);
         if changed {
             self.apply(interface);
         }
         changed
     }
 
-    fn take_in(&mut self, now: Instant, frame: &[u8]) -> Option<bool> {
+    fn read(&mut self, now: Instant, frame: &[u8]) -> Option<bool> {
         let ethernet = EthernetFrame::new_checked(frame).ok()?;
         let ip = Ipv6Packet::new_checked(ethernet.payload()).ok()?;
         let router = ip.src_addr();
@@ -159,6 +302,7 @@ impl Slaac {
         // An option of length 0 makes the whole message invalid, so all are read
         // before any is taken.
         let mut prefixes = [None; MAX_ADDRESSES];
+        let mut mtu = None;
         let mut options = icmp.payload();
         let mut slots = prefixes.iter_mut();
         while !options.is_empty() {
@@ -167,14 +311,22 @@ impl Slaac {
             if length == 0 {
                 return None;
             }
-            if let Ok(NdiscOptionRepr::PrefixInformation(prefix)) = NdiscOptionRepr::parse(&option)
-                && let Some(slot) = slots.next()
-            {
-                *slot = Some(prefix);
+            match NdiscOptionRepr::parse(&option) {
+                Ok(NdiscOptionRepr::PrefixInformation(prefix)) => {
+                    if let Some(slot) = slots.next() {
+                        *slot = Some(prefix);
+                    }
+                }
+                // RFC 4861, 6.3.4.
+                Ok(NdiscOptionRepr::Mtu(bytes)) if bytes >= LEAST_MTU => mtu = Some(bytes),
+                _ => (),
             }
             options = options.get(length..)?;
         }
 
+        if let Some(mtu) = mtu {
+            self.mtu = (mtu < self.link_mtu).then_some(mtu as usize);
+        }
         let lifetime = icmp.router_lifetime();
         let mut changed = self.set_router(router, now, lifetime);
         if lifetime > Duration::ZERO {
@@ -221,32 +373,37 @@ impl Slaac {
         {
             return false;
         }
+        let is_on_link = prefix.flags.contains(NdiscPrefixInfoFlags::ON_LINK);
         let prefix = Ipv6Cidr::new(prefix.prefix, prefix.prefix_len);
         let Some(address) = address_under(&prefix, self.mac) else {
             return false;
+        };
+        // RFC 4861, 6.3.4: without that flag nothing is said of the neighbours.
+        let address = match is_on_link {
+            true => address,
+            false => Ipv6Cidr::new(address.address(), 128),
         };
         let end = now + valid;
         if let Some(known) = self
             .addresses
             .iter_mut()
-            .find(|known| known.value == address)
+            .find(|known| known.cidr.address() == address.address())
         {
-            known.end = if valid > TWO_HOURS || end > known.end {
-                end
-            } else {
-                known.end.min(now + TWO_HOURS)
-            };
+            known.end = known.end.map(|before| {
+                if valid > TWO_HOURS || end > before {
+                    end
+                } else {
+                    before.min(now + TWO_HOURS)
+                }
+            });
             return false;
         }
-        let has_room = self.addresses.len() < MAX_ADDRESSES;
+        let has_room = self.addresses.len() <= MAX_ADDRESSES;
         if valid == Duration::ZERO || !has_room {
             return false;
         }
         log::log!(self.level, "IPv6 address {address}");
-        self.addresses.push(Until {
-            value: address,
-            end,
-        });
+        self.addresses.push(Address::new(address, Some(end)));
         true
     }
 
@@ -254,9 +411,12 @@ impl Slaac {
     fn apply(&mut self, interface: &mut Interface) {
         interface.update_ip_addrs(|addresses| {
             addresses.retain(|address| matches!(address, IpCidr::Ipv4(_)));
-            let ours = self.addresses.iter().map(|address| address.value);
-            for address in core::iter::once(self.link_local).chain(ours) {
-                let pushed = addresses.push(IpCidr::Ipv6(address));
+            let ours = self.addresses.iter();
+            // RFC 4862, 5.4.5: without a link-local address there is no IPv6.
+            let ours = ours
+                .filter(|address| self.link_local().is_some() && address.check != Check::Duplicate);
+            for address in ours {
+                let pushed = addresses.push(IpCidr::Ipv6(address.cidr));
                 debug_assert_eq!(pushed, Ok(()));
             }
         });
@@ -267,18 +427,6 @@ impl Slaac {
                 debug_assert!(pushed.is_ok());
             }
         });
-    }
-
-    /// Writes a router solicitation (RFC 4861, 4.1) into
-    /// [`SOLICITATION_LENGTH`] bytes.
-    fn write_solicitation(&self, frame: &mut [u8]) {
-        let icmp = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit {
-            lladdr: Some(RawHardwareAddress::from(HardwareAddress::Ethernet(
-                self.mac,
-            ))),
-        });
-        let source = self.link_local.address();
-        announce::write_icmpv6(frame, self.mac, source, ALL_ROUTERS, &icmp);
     }
 }
 

@@ -1,91 +1,121 @@
-//! The TCP services: echo (RFC 862), discard (RFC 863), chargen (RFC 864).
+//! The TCP services: who listens where, with which buffers, and what a connection
+//! of theirs remembers.
 
 use alloc::boxed::Box;
-use alloc::vec;
 
 use smoltcp::socket::tcp;
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 
 use crate::chargen::Pattern;
-use crate::pool::Service;
+use crate::http::{self, Report};
+use crate::streams::{chargen, discard, echo};
+use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT, HTTP_PORT};
 
-/// Sends back what it receives, and closes when the client has.
-pub(crate) struct Echo {
-    /// smoltcp lends only one of a socket's buffers at a time.
-    scratch: Box<[u8]>,
+/// Who listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Service {
+    Echo,
+    Discard,
+    Chargen,
+    Http,
 }
 
-impl Echo {
-    pub(crate) fn new() -> Self {
-        Self {
-            scratch: vec![0; 4096].into_boxed_slice(),
+/// What a connection of a service gets.
+pub(crate) struct Limits {
+    pub(crate) port: u16,
+    /// Bytes of a receive buffer, at most. From 64 KiB on smoltcp 0.14 scales
+    /// windows, also the one of its SYN, which the client must not and does not
+    /// scale (RFC 7323, 2.2): a client that sends more than that window then
+    /// writes past the buffer's end, which ends in an assertion.
+    pub(crate) receive: usize,
+    /// Bytes of a transmit buffer, at most.
+    pub(crate) transmit: usize,
+    /// A connection without progress for this long is aborted.
+    pub(crate) idle: Duration,
+}
+
+impl Service {
+    pub(crate) const ALL: [Self; 4] = [Self::Echo, Self::Discard, Self::Chargen, Self::Http];
+
+    /// Who listens at a port.
+    pub(crate) fn at(port: u16) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|service| service.limits().port == port)
+    }
+
+    pub(crate) fn limits(self) -> Limits {
+        let (port, receive, transmit, idle) = match self {
+            Self::Echo => (ECHO_PORT, 32 * 1024, 32 * 1024, 60),
+            Self::Discard => (DISCARD_PORT, 65_535, 64, 60),
+            Self::Chargen => (CHARGEN_PORT, 512, 32 * 1024, 60),
+            Self::Http => (HTTP_PORT, 4 * 1024, 32 * 1024, 30),
+        };
+        Limits {
+            port,
+            receive,
+            transmit,
+            idle: Duration::from_secs(idle),
+        }
+    }
+
+    /// The state of a new connection.
+    pub(crate) fn conversation(self) -> Conversation {
+        match self {
+            Self::Echo => Conversation::Echo,
+            Self::Discard => Conversation::Discard,
+            Self::Chargen => Conversation::Chargen(Pattern::default()),
+            Self::Http => Conversation::Http(Box::default()),
         }
     }
 }
 
-impl Service for Echo {
-    type Connection = ();
+/// What a service knows of one connection.
+pub(crate) enum Conversation {
+    Echo,
+    Discard,
+    Chargen(Pattern),
+    Http(Box<http::Connection>),
+}
 
-    fn serve(&mut self, _now: Instant, socket: &mut tcp::Socket<'static>, (): &mut ()) {
-        while socket.can_recv() && socket.can_send() {
-            let room = socket.send_capacity() - socket.send_queue();
-            let length = room.min(self.scratch.len());
-            let piece = &mut self.scratch[..length];
-            let Ok(received) = socket.recv_slice(piece) else {
-                break;
-            };
-            // There is room for all of it.
-            let sent = socket.send_slice(&piece[..received]);
-            debug_assert_eq!(sent, Ok(received));
+impl Conversation {
+    /// Moves bytes, closes or aborts, as far as that goes now. Called when a
+    /// segment has come or a time is due; does a bounded amount of work.
+    /// `scratch` may hold anything.
+    pub(crate) fn serve(
+        &mut self,
+        now: Instant,
+        socket: &mut tcp::Socket<'static>,
+        scratch: &mut [u8],
+        report: &mut Report,
+    ) {
+        match self {
+            Self::Echo => echo(socket, scratch),
+            Self::Discard => discard(socket),
+            Self::Chargen(pattern) => chargen(socket, pattern),
+            // It closes by itself.
+            Self::Http(connection) => return connection.serve(now, socket, report),
         }
-        close_after_client(socket);
-    }
-}
-
-/// Reads and forgets.
-pub(crate) struct Discard;
-
-impl Service for Discard {
-    type Connection = ();
-
-    fn serve(&mut self, _now: Instant, socket: &mut tcp::Socket<'static>, (): &mut ()) {
-        discard(socket);
-        close_after_client(socket);
-    }
-}
-
-/// Sends characters until the client closes; what it sends is thrown away.
-pub(crate) struct Chargen;
-
-impl Service for Chargen {
-    type Connection = Pattern;
-
-    fn serve(&mut self, _now: Instant, socket: &mut tcp::Socket<'static>, pattern: &mut Pattern) {
-        discard(socket);
-        // Twice, because the free part of a ring may come in two pieces.
-        for _ in 0..2 {
-            // Fails only when nothing can be sent in this state.
-            let _ = socket.send(|buffer| {
-                pattern.fill(buffer);
-                (buffer.len(), ())
-            });
-        }
-        close_after_client(socket);
-    }
-}
-
-/// Throws away what has been received.
-pub(crate) fn discard(socket: &mut tcp::Socket<'_>) {
-    while socket.can_recv() {
-        if socket.recv(|data| (data.len(), ())).is_err() {
-            break;
+        // Our half is closed once the client has closed its own and all it sent
+        // is read.
+        if socket.state() == tcp::State::CloseWait && !socket.can_recv() {
+            socket.close();
         }
     }
-}
 
-/// Closes our half once the client has closed its own and all it sent is read.
-fn close_after_client(socket: &mut tcp::Socket<'_>) {
-    if socket.state() == tcp::State::CloseWait && !socket.can_recv() {
-        socket.close();
+    /// Whether the connection must be served once the report is there.
+    pub(crate) fn waits_for_report(&self) -> bool {
+        match self {
+            Self::Http(connection) => connection.waits_for_report(),
+            _ => false,
+        }
+    }
+
+    /// When the connection must be served although no segment has come.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Http(connection) => connection.deadline(),
+            _ => None,
+        }
     }
 }

@@ -218,6 +218,16 @@ fn a_gateway_or_server_that_cannot_be_is_not_taken() {
 
 /// A router advertisement for `prefix`.
 fn advertisement(prefix: Ipv6Address, prefix_len: u8, lifetime: u64) -> Vec<u8> {
+    let flags = NdiscPrefixInfoFlags::ADDRCONF | NdiscPrefixInfoFlags::ON_LINK;
+    advertisement_with(prefix, prefix_len, lifetime, flags)
+}
+
+fn advertisement_with(
+    prefix: Ipv6Address,
+    prefix_len: u8,
+    lifetime: u64,
+    flags: NdiscPrefixInfoFlags,
+) -> Vec<u8> {
     let icmp = Icmpv6Repr::Ndisc(NdiscRepr::RouterAdvert {
         hop_limit: 64,
         flags: NdiscRouterFlags::empty(),
@@ -228,7 +238,7 @@ fn advertisement(prefix: Ipv6Address, prefix_len: u8, lifetime: u64) -> Vec<u8> 
         mtu: None,
         prefix_info: Some(NdiscPrefixInformation {
             prefix_len,
-            flags: NdiscPrefixInfoFlags::ADDRCONF | NdiscPrefixInfoFlags::ON_LINK,
+            flags,
             valid_lifetime: Duration::from_secs(lifetime),
             preferred_lifetime: Duration::from_secs(lifetime),
             prefix,
@@ -364,7 +374,7 @@ fn sleep(world: &mut World, end: Instant) -> u32 {
         turns += 1;
         // A kernel's clock moves on while it works.
         world.now += Duration::from_micros(10);
-        let next = world.stack.poll_at(world.now).unwrap_or(end);
+        let next = world.stack.poll_at().unwrap_or(end);
         world.now = world.now.max(next);
         assert!(turns < 100_000, "awake at {} until {next}", world.now);
     }
@@ -407,4 +417,134 @@ fn routers_are_solicited_three_times() {
         .filter(|f| f[12..14] == [0x86, 0xdd] && f[54] == 133);
     // RFC 4861, 10: MAX_RTR_SOLICITATIONS.
     assert_eq!(solicitations.count(), 3);
+}
+
+#[test]
+fn what_is_no_hosts_address_is_not_taken() {
+    for address in [[127, 0, 0, 1], [255; 4], [224, 0, 0, 1], [0; 4]] {
+        let mut world = World::with("ip=dhcp");
+        for _ in 0..300 {
+            turn(&mut world, 10);
+            serve_dhcp(&mut world, SERVER, SERVER, 100);
+            for frame in world.guest.inbox.borrow_mut().iter_mut() {
+                // No checksum, and another address.
+                frame[40..42].fill(0);
+                frame[58..62].copy_from_slice(&address);
+            }
+        }
+        assert!(world.stack.network().ipv4.is_empty());
+        for _ in 0..300 {
+            turn(&mut world, 10);
+            serve_dhcp(&mut world, SERVER, SERVER, 100);
+        }
+        assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
+    }
+}
+
+/// A second server refuses whatever the first one grants.
+#[test]
+fn a_refusal_does_not_start_it_all_over_again_for_ever() {
+    let mut world = World::with("ip=dhcp");
+    for _ in 0..300 {
+        turn(&mut world, 10);
+        serve_dhcp(&mut world, SERVER, SERVER, 100);
+        let mut inbox = world.guest.inbox.borrow_mut();
+        let answers: Vec<_> = inbox.drain(..).collect();
+        for answer in answers {
+            let id = u32::from_be_bytes(answer[46..50].try_into().unwrap());
+            let nak = dhcp_answer(DhcpMessageType::Nak, id, SERVER, SERVER, 0);
+            inbox.extend([nak, answer]);
+        }
+    }
+    assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
+}
+
+#[test]
+fn a_prefix_without_the_on_link_flag_is_not_on_link() {
+    let mut world = World::new();
+    let prefix = Ipv6Address::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0);
+    let flags = NdiscPrefixInfoFlags::ADDRCONF;
+    world.inject(advertisement_with(prefix, 64, 60, flags));
+    world.run(2);
+    let ipv6 = &world.stack.network().ipv6[1];
+    assert_eq!(ipv6, "2001:db8:1:0:5054:ff:fe12:3456/128");
+}
+
+/// As [`serve_dhcp`], with a network of the guest alone.
+fn serve_single_address(world: &mut World) {
+    serve_dhcp(world, SERVER, SERVER, 300);
+    for frame in world.guest.inbox.borrow_mut().iter_mut() {
+        let mask = frame
+            .windows(6)
+            .position(|option| option == [1, 4, 255, 255, 0, 0]);
+        if let Some(at) = mask {
+            frame[at + 2..at + 6].fill(255);
+            // No checksum.
+            frame[40..42].fill(0);
+        }
+    }
+}
+
+#[test]
+fn a_lease_of_32_bits_has_its_gateway_outside() {
+    let mut world = World::with("ip=dhcp");
+    for _ in 0..10 {
+        turn(&mut world, 100);
+        serve_single_address(&mut world);
+    }
+    assert_eq!(world.stack.network().ipv4, ["10.1.0.77/32"]);
+    assert_eq!(world.stack.network().gateway, "10.1.0.1");
+    world.guest.outbox.borrow_mut().clear();
+    // Somebody far away, by the gateway, which is to be asked for.
+    let mut ping = vec![];
+    etherparse::PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
+        .ipv4([192, 0, 2, 1], LEASED.octets(), 64)
+        .icmpv4_echo_request(1, 1)
+        .write(&mut ping, b"a ping")
+        .unwrap();
+    world.inject(ping);
+    turn(&mut world, 1);
+    let question = world.guest.outbox.borrow_mut().pop_front().unwrap();
+    assert_eq!(question[12..14], [8, 6]);
+    assert_eq!(question[38..42], SERVER.octets());
+    world.inject(arp_request(SERVER, LEASED));
+    turn(&mut world, 1);
+    let answers = std::mem::take(&mut *world.guest.outbox.borrow_mut());
+    assert!(
+        answers.iter().any(|frame| frame[20..22] == [0, 2]),
+        "{answers:x?}"
+    );
+    let reply = answers.iter().find(|frame| frame[12..14] == [8, 0]);
+    let reply = reply.expect("no echo reply");
+    assert_eq!(
+        (&reply[..6], &reply[30..34]),
+        (&HOST_MAC[..], &[192, 0, 2, 1][..])
+    );
+}
+
+#[test]
+fn when_the_link_comes_up_the_address_is_asked_for_anew_and_kept_meanwhile() {
+    let mut world = World::with("ip=dhcp");
+    for _ in 0..10 {
+        turn(&mut world, 100);
+        serve_dhcp(&mut world, SERVER, SERVER, 300);
+    }
+    assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
+    world.stack.link_came_up(world.now);
+    turn(&mut world, 100);
+    assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
+    let mut asked = vec![];
+    for _ in 0..30 {
+        asked.extend(serve_dhcp(&mut world, SERVER, SERVER, 300));
+        turn(&mut world, 100);
+    }
+    let expected = [DhcpMessageType::Discover, DhcpMessageType::Request];
+    assert_eq!(asked, expected);
+    assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
+    // Nobody there: it is ours until the lease ends.
+    world.stack.link_came_up(world.now);
+    turn(&mut world, 290_000);
+    assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
+    turn(&mut world, 20_000);
+    assert_eq!(world.stack.network().ipv4_source, "fallback");
 }

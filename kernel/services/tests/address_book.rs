@@ -8,31 +8,13 @@ use std::net::IpAddr;
 use common::*;
 use etherparse::PacketBuilder;
 
-const HOST4: [u8; 4] = [10, 0, 2, 2];
-const GUEST4: [u8; 4] = [10, 0, 2, 15];
-const GUEST6: [u8; 16] = [
-    0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x50, 0x54, 0, 0xff, 0xfe, 0x12, 0x34, 0x56,
-];
-
-/// An ARP request for the guest's address.
-fn arp(mac: [u8; 6], sender: [u8; 4]) -> Vec<u8> {
-    let mut frame = vec![0xff; 6];
-    frame.extend(mac);
-    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-    frame.extend(mac);
-    frame.extend(sender);
-    frame.extend([0; 6]);
-    frame.extend(GUEST4);
-    frame
-}
-
 /// A UDP datagram from a host at this hardware address to the guest's character
 /// generator.
 fn ask_chargen(mac: [u8; 6], from: IpAddr) -> Vec<u8> {
     let ethernet = PacketBuilder::ethernet2(mac, GUEST_MAC);
     let builder = match from {
         IpAddr::V4(from) => ethernet.ipv4(from.octets(), GUEST4, 64),
-        IpAddr::V6(from) => ethernet.ipv6(from.octets(), GUEST6, 64),
+        IpAddr::V6(from) => ethernet.ipv6(from.octets(), GUEST6.octets(), 64),
     };
     let mut frame = Vec::new();
     builder
@@ -52,7 +34,7 @@ fn ping(mac: [u8; 6], from: IpAddr) -> Vec<u8> {
             .icmpv4_echo_request(1, 2)
             .write(&mut frame, b"ping"),
         IpAddr::V6(from) => ethernet
-            .ipv6(from.octets(), GUEST6, 64)
+            .ipv6(from.octets(), GUEST6.octets(), 64)
             .icmpv6_echo_request(1, 2)
             .write(&mut frame, b"ping"),
     }
@@ -94,11 +76,11 @@ fn strangers_cut_nobody_off() {
         let socket = world.udp();
         world.udp_ask(socket, (guest, 7), b"here I am");
     }
-    let known: [IpAddr; 2] = [HOST4.into(), "fe80::5054:ff:fe00:1".parse().unwrap()];
+    let known: [IpAddr; 2] = [HOST4.into(), HOST6.into()];
     for n in 0..=255 {
         // ARP for the guest, from all of its network.
         if ![2, 3, 15].contains(&n) {
-            world.inject(arp(stranger(n), [10, 0, 2, n]));
+            world.inject(arp(1, stranger(n), [10, 0, 2, n], GUEST4));
         }
         // Packets from hosts that never said where they are.
         let nobody = format!("fe80::{n:x}").parse().unwrap();
@@ -120,7 +102,7 @@ fn strangers_cut_nobody_off() {
 fn a_forged_sender_moves_nobody() {
     let mut world = World::new();
     let forger = [2, 0xbb, 0, 0, 0, 1];
-    world.inject(arp(HOST_MAC, HOST4));
+    world.inject(arp_request());
     answers_of_chargen(&mut world);
     for round in 0..3 {
         world.inject(ask_chargen(forger, HOST4.into()));
@@ -140,7 +122,7 @@ fn a_forged_sender_moves_nobody() {
     world.inject(ask_chargen(HOST_MAC, HOST4.into()));
     answers_of_chargen(&mut world);
     // It has a new card, and says so.
-    world.inject(arp(forger, HOST4));
+    world.inject(arp(1, forger, HOST4, GUEST4));
     answers_of_chargen(&mut world);
     world.inject(ask_chargen(forger, HOST4.into()));
     assert_eq!(answers_of_chargen(&mut world), [forger]);

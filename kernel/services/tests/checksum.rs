@@ -7,9 +7,6 @@ use common::*;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use smoltcp::wire::{Ipv4Packet, UdpPacket};
 
-const HOST4: [u8; 4] = [10, 0, 2, 2];
-const GUEST4: [u8; 4] = [10, 0, 2, 15];
-
 fn echo_request(payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![];
     PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)

@@ -6,45 +6,17 @@ mod common;
 
 use common::*;
 use etherparse::{PacketBuilder, TcpOptionElement};
+use fastrand::Rng;
 
-/// Marsaglia's xorshift: the same frames on every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() >> 11) as usize % bound
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.next() as u8).collect()
-    }
+fn pick<T: Copy>(random: &mut Rng, from: &[T]) -> T {
+    from[random.usize(..from.len())]
 }
-
-const HOST4: [u8; 4] = [10, 0, 2, 2];
-const GUEST4: [u8; 4] = [10, 0, 2, 15];
-const HOST6: [u8; 16] = [
-    0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x50, 0x54, 0, 0xff, 0xfe, 0, 0, 1,
-];
-const GUEST6: [u8; 16] = [
-    0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x50, 0x54, 0, 0xff, 0xfe, 0x12, 0x34, 0x56,
-];
 
 /// Well-formed frames of every kind that the guest understands.
 fn frames() -> Vec<Vec<u8>> {
     let ethernet = || PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC);
     let ipv4 = || ethernet().ipv4(HOST4, GUEST4, 64);
-    let ipv6 = || ethernet().ipv6(HOST6, GUEST6, 255);
+    let ipv6 = || ethernet().ipv6(HOST6.octets(), GUEST6.octets(), 255);
     let mut frames = vec![];
     let mut add = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut frame = vec![];
@@ -71,7 +43,7 @@ fn frames() -> Vec<Vec<u8>> {
     // ICMPv6: errors, router and neighbour discovery, redirect, MLD.
     for kind in [1, 2, 3, 4, 130, 131, 132, 133, 134, 135, 136, 137, 143] {
         let mut body = vec![0; 16];
-        body.extend(GUEST6);
+        body.extend(GUEST6.octets());
         body.extend([1, 1, 0x52, 0x54, 0, 0, 0, 1]);
         body.extend([3, 4, 64, 0xc0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
         body.extend([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -100,21 +72,9 @@ fn frames() -> Vec<Vec<u8>> {
     }
     // ARP request, ARP reply.
     for operation in [1, 2] {
-        frames.push(arp(operation, HOST4));
+        frames.push(arp(operation, HOST_MAC, HOST4, GUEST4));
     }
     frames
-}
-
-/// ARP for the guest's address, from `sender` at the host's MAC.
-fn arp(operation: u8, sender: [u8; 4]) -> Vec<u8> {
-    let mut frame = vec![0xff; 6];
-    frame.extend(HOST_MAC);
-    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, operation]);
-    frame.extend(HOST_MAC);
-    frame.extend(sender);
-    frame.extend([0; 6]);
-    frame.extend(GUEST4);
-    frame
 }
 
 /// Corrects the IPv4 header's checksum.
@@ -197,14 +157,15 @@ fn swallow(world: &mut World) {
 fn random_frames() {
     let mut world = World::new();
     world.assert_echo();
-    let mut random = Random(0x5eed);
+    let mut random = Rng::with_seed(0x5eed);
     for n in 0..20_000 {
-        let length = random.below(1515);
-        let mut frame = random.bytes(length);
+        let length = random.usize(..1515);
+        let mut frame = vec![0; length];
+        random.fill(&mut frame);
         if n % 4 != 0 && length > 14 {
             // To us, and of a type that we read.
             frame[..6].copy_from_slice(&GUEST_MAC);
-            let ethertype = random.pick(&[[8, 0], [8, 6], [0x86, 0xdd]]);
+            let ethertype = pick(&mut random, &[[8, 0], [8, 6], [0x86, 0xdd]]);
             frame[12..14].copy_from_slice(&ethertype);
             if length > 34 && n % 4 == 2 {
                 frame[14] = if ethertype == [8, 0] { 0x45 } else { 0x60 };
@@ -246,15 +207,15 @@ fn well_formed_frames_with_bytes_changed() {
         });
         world.run(4100);
         world.assert_echo();
-        let mut random = Random(seed * 0x9e37_79b9);
+        let mut random = Rng::with_seed(seed);
         for n in 0..3000 {
-            let mut frame = frames[random.below(frames.len())].clone();
-            for _ in 0..random.below(4) {
-                let at = random.below(frame.len());
-                frame[at] = match random.below(3) {
-                    0 => random.next() as u8,
-                    1 => frame[at] ^ (1 << random.below(8)),
-                    _ => random.pick(&[0, 1, 0x7f, 0x80, 0xff]),
+            let mut frame = frames[random.usize(..frames.len())].clone();
+            for _ in 0..random.usize(..4) {
+                let at = random.usize(..frame.len());
+                frame[at] = match random.usize(..3) {
+                    0 => random.u8(..),
+                    1 => frame[at] ^ (1 << random.usize(..8)),
+                    _ => pick(&mut random, &[0, 1, 0x7f, 0x80, 0xff]),
                 };
             }
             if n % 8 != 0 {
@@ -265,13 +226,13 @@ fn well_formed_frames_with_bytes_changed() {
                 swallow(&mut world);
             }
             if n % 100 == 0 {
-                world.now += smoltcp::time::Duration::from_millis(random.below(3000) as u64);
+                world.now += smoltcp::time::Duration::from_millis(random.u64(..3000));
             }
         }
         swallow(&mut world);
         // An ARP among them may have told the guest that the host is elsewhere:
         // ARP is like that, until the host asks for something.
-        world.inject(arp(1, HOST4));
+        world.inject(arp_request());
         world.run(2000);
         world.assert_echo();
     }
@@ -298,7 +259,7 @@ fn tcp_answer(world: &World, port: u16) -> Option<(u32, u32)> {
 fn tcp_segments_out_of_order() {
     let mut world = World::new();
     world.assert_echo();
-    let mut random = Random(77);
+    let mut random = Rng::with_seed(77);
     let near = [
         0,
         0,
@@ -324,13 +285,13 @@ fn tcp_segments_out_of_order() {
     ];
     for connection in 0..3000u16 {
         let port = 20_000 + connection;
-        let service = random.pick(&[7, 9, 19, 80]);
-        let mut sequence = random.next() as u32;
+        let service = pick(&mut random, &[7, 9, 19, 80]);
+        let mut sequence = random.u32(..);
         let mut acknowledged = 0;
-        for segment in 0..random.below(30) {
-            let number = sequence.wrapping_add(random.pick(&near));
-            let acknowledge = u32::wrapping_add(acknowledged, random.pick(&near));
-            let window = random.pick(&[0, 1, 100, 1000, 65_535]);
+        for segment in 0..random.usize(..30) {
+            let number = sequence.wrapping_add(pick(&mut random, &near));
+            let acknowledge = u32::wrapping_add(acknowledged, pick(&mut random, &near));
+            let window = pick(&mut random, &[0, 1, 100, 1000, 65_535]);
             let mut builder = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
                 .ipv4(HOST4, GUEST4, 64)
                 .tcp(port, service, number, window);
@@ -341,26 +302,28 @@ fn tcp_segments_out_of_order() {
                     .syn();
                 sequence = sequence.wrapping_add(1);
             } else {
-                if random.below(10) != 0 {
+                if random.usize(..10) != 0 {
                     builder = builder.ack(acknowledge);
                 }
-                match random.below(20) {
+                match random.usize(..20) {
                     0 => builder = builder.syn(),
                     1 => builder = builder.rst(),
                     2..=4 => builder = builder.fin(),
                     _ => {}
                 }
             }
-            if random.below(2) == 0 {
+            if random.usize(..2) == 0 {
+                let size = pick(&mut random, &[0, 1, 47, 536, 65_535]);
+                let scale = pick(&mut random, &[0, 7, 14, 15, 255]);
                 let options = [
-                    TcpOptionElement::MaximumSegmentSize(random.pick(&[0, 1, 47, 536, 65_535])),
-                    TcpOptionElement::WindowScale(random.pick(&[0, 7, 14, 15, 255])),
+                    TcpOptionElement::MaximumSegmentSize(size),
+                    TcpOptionElement::WindowScale(scale),
                     TcpOptionElement::SelectiveAcknowledgementPermitted,
                 ];
                 builder = builder.options(&options).unwrap();
             }
             let text = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-            let length = random.pick(&[0, 0, 1, 5, text.len()]);
+            let length = pick(&mut random, &[0, 0, 1, 5, text.len()]);
             let mut frame = vec![];
             builder.write(&mut frame, &text[..length]).unwrap();
             world.inject(frame);
@@ -370,8 +333,8 @@ fn tcp_segments_out_of_order() {
                 sequence = ours;
             }
             world.guest.outbox.borrow_mut().clear();
-            if random.below(4) == 0 {
-                let pause = random.pick(&[1, 10, 200, 1000, 3000]);
+            if random.usize(..4) == 0 {
+                let pause = pick(&mut random, &[1, 10, 200, 1000, 3000]);
                 world.now += smoltcp::time::Duration::from_millis(pause);
             }
         }

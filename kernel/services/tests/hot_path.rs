@@ -1,12 +1,16 @@
-//! The path that is measured, with a device that allocates nothing: an echo
-//! allocates nothing either.
+//! What memory the guest takes while it serves. On the path that is measured, with a
+//! device that allocates nothing, an echo allocates nothing either; and connections
+//! that are over leave nothing behind.
+
+mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use common::{GUEST_MAC, GUEST4, GUEST6, HOST_MAC, HOST4, World, arp_request};
 use etherparse::PacketBuilder;
-use kickpath_abi::{config::Config, status::Status};
-use kickpath_services::{Stack, StatusSource};
+use kickpath_abi::config::Config;
+use kickpath_services::{NetworkDevice, Stack};
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::time::{Duration, Instant};
 
@@ -15,17 +19,21 @@ struct Counting;
 std::thread_local! {
     /// Of this thread: the test harness has others.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    /// Bytes that are allocated.
+    static IN_USE: Cell<usize> = const { Cell::new(0) };
 }
 
 // SAFETY: every call is passed on to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        IN_USE.set(IN_USE.get().wrapping_add(layout.size()));
         // SAFETY: the caller keeps the contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        IN_USE.set(IN_USE.get().wrapping_sub(layout.size()));
         // SAFETY: the caller keeps the contract.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -90,53 +98,36 @@ impl Device for Wire {
     }
 }
 
-impl StatusSource for Wire {
-    fn status(&self) -> Status {
-        Status::default()
-    }
-}
-
-const HOST: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
-const GUEST: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
+impl NetworkDevice for Wire {}
 
 #[test]
 fn an_echo_allocates_nothing() {
-    let mut arp = vec![];
-    arp.extend([0xff; 6]);
-    arp.extend(HOST);
-    arp.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-    arp.extend(HOST);
-    arp.extend([10, 0, 2, 2]);
-    arp.extend([0; 6]);
-    arp.extend([10, 0, 2, 15]);
     let mut wire = Wire {
-        frame: arp,
+        frame: arp_request(),
         left: 1,
         sent: 0,
         last: [0; 1514],
     };
     let config = Config::parse("ip=10.0.2.15/24", |error| panic!("{error}"));
     let mut now = Instant::from_secs(1);
-    let mut stack = Stack::new(&config, GUEST, &mut wire, now, 1);
+    let mut stack = Stack::new(&config, GUEST_MAC, &mut wire, now, 1);
     while stack.poll(now, &mut wire) {}
 
     let echoes: u32 = std::env::var("ECHOES").map_or(32_000, |n| n.parse().unwrap());
     for (size, ipv6) in [(64, false), (1400, false), (64, true)] {
-        let builder = PacketBuilder::ethernet2(HOST, GUEST);
+        let builder = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC);
         let mut frame = vec![];
         let payload = vec![0x42; size];
         if ipv6 {
-            let guest = [
-                0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x50, 0x54, 0, 0xff, 0xfe, 0x12, 0x34, 0x56,
-            ];
+            let guest = GUEST6.octets();
             let host = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
             // A neighbour solicitation makes the address known.
             let mut body = vec![];
             body.extend(guest);
             body.extend([1, 1]);
-            body.extend(HOST);
+            body.extend(HOST_MAC);
             let mut solicitation = vec![];
-            PacketBuilder::ethernet2(HOST, GUEST)
+            PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
                 .ipv6(host, guest, 255)
                 .icmpv6_raw(135, 0, [0; 4])
                 .write(&mut solicitation, &body)
@@ -146,7 +137,7 @@ fn an_echo_allocates_nothing() {
             let builder = builder.ipv6(host, guest, 64).udp(1000, 7);
             builder.write(&mut frame, &payload).unwrap();
         } else {
-            let builder = builder.ipv4([10, 0, 2, 2], [10, 0, 2, 15], 64).udp(1000, 7);
+            let builder = builder.ipv4(HOST4, GUEST4, 64).udp(1000, 7);
             builder.write(&mut frame, &payload).unwrap();
         }
         // The first one proves the sender; from then on it is the fast path.
@@ -165,4 +156,33 @@ fn an_echo_allocates_nothing() {
         assert_eq!(wire.last[header..header + size], payload);
         assert_eq!(allocations, 0, "{size} bytes, IPv6 {ipv6}");
     }
+}
+
+#[test]
+fn connections_that_are_over_take_no_memory() {
+    let mut world = World::new();
+    world.assert_echo();
+    let mut come_and_go = || {
+        for port in 10_000..20_000 {
+            let builder = || {
+                let ethernet = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC);
+                ethernet.ipv4(HOST4, GUEST4, 64)
+            };
+            let mut frame = vec![];
+            let syn = builder().tcp(port, 80, 1, 1000).syn();
+            syn.write(&mut frame, &[]).unwrap();
+            world.inject(frame);
+            world.turn_guest();
+            let answer = world.guest.outbox.borrow_mut().pop_back();
+            assert_eq!(answer.map(|frame| frame[47]), Some(0x12), "SYN and ACK");
+            let mut frame = vec![];
+            let reset = builder().tcp(port, 80, 2, 1000).rst();
+            reset.write(&mut frame, &[]).unwrap();
+            world.inject(frame);
+            world.turn_guest();
+            world.guest.outbox.borrow_mut().clear();
+        }
+        IN_USE.get()
+    };
+    assert_eq!(come_and_go(), come_and_go());
 }

@@ -4,27 +4,15 @@
 mod common;
 
 use common::*;
-use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilder};
+use etherparse::PacketBuilder;
 use smoltcp::time::Duration;
 
+const REQUEST: u8 = 1;
+const REPLY: u8 = 2;
+
 /// An ARP message of a host to the guest.
-fn arp(operation: ArpOperation, sender: [u8; 4]) -> Vec<u8> {
-    let packet = ArpPacket::new(
-        ArpHardwareId::ETHERNET,
-        EtherType::IPV4,
-        operation,
-        &mac_of(sender),
-        &sender,
-        &[0; 6],
-        &[10, 0, 2, 15],
-    )
-    .unwrap();
-    let mut frame = vec![];
-    PacketBuilder::ethernet2(mac_of(sender), [0xff; 6])
-        .arp(packet)
-        .write(&mut frame)
-        .unwrap();
-    frame
+fn arp(operation: u8, sender: [u8; 4]) -> Vec<u8> {
+    common::arp(operation, mac_of(sender), sender, GUEST4)
 }
 
 /// Every sender has its own.
@@ -33,7 +21,7 @@ fn mac_of(sender: [u8; 4]) -> [u8; 6] {
 }
 
 fn ping(sender: [u8; 4], sequence: u16) -> Vec<u8> {
-    ping_to([10, 0, 2, 15], sender, sequence)
+    ping_to(GUEST4, sender, sequence)
 }
 
 fn ping_to(target: [u8; 4], sender: [u8; 4], sequence: u16) -> Vec<u8> {
@@ -49,7 +37,7 @@ fn ping_to(target: [u8; 4], sender: [u8; 4], sequence: u16) -> Vec<u8> {
 fn datagram(sender: [u8; 4]) -> Vec<u8> {
     let mut frame = vec![];
     PacketBuilder::ethernet2(mac_of(sender), GUEST_MAC)
-        .ipv4(sender, [10, 0, 2, 15], 64)
+        .ipv4(sender, GUEST4, 64)
         .udp(1000, 7)
         .write(&mut frame, b"hello")
         .unwrap();
@@ -112,7 +100,7 @@ fn a_ping_from_a_stranger_is_answered_when_its_address_is_known() {
     let asked = sent(&world.guest);
     assert!(asked.asked.contains(&sender), "{asked:?}");
     assert_eq!(asked.replies, []);
-    world.inject(arp(ArpOperation::REPLY, sender));
+    world.inject(arp(REPLY, sender));
     world.turn_guest();
     let answered = sent(&world.guest);
     assert_eq!(answered.asked, [[0; 4]; 0]);
@@ -136,7 +124,7 @@ fn many_strangers_at_once_are_each_asked_for_and_answered() {
     asked.dedup();
     assert_eq!(asked, senders);
     for sender in &senders {
-        world.inject(arp(ArpOperation::REPLY, *sender));
+        world.inject(arp(REPLY, *sender));
     }
     world.turn_guest();
     let replies: Vec<_> = senders.iter().map(|sender| (*sender, 5)).collect();
@@ -146,7 +134,7 @@ fn many_strangers_at_once_are_each_asked_for_and_answered() {
 #[test]
 fn a_stranger_behind_the_router_is_answered_through_it() {
     let mut world = quiet();
-    let (sender, router) = ([198, 51, 100, 7], [10, 0, 2, 2]);
+    let (sender, router) = ([198, 51, 100, 7], HOST4);
     // smoltcp asks for a neighbour: not for the router within the next second.
     world.inject(ping([10, 0, 2, 77], 0));
     world.turn_guest();
@@ -154,7 +142,7 @@ fn a_stranger_behind_the_router_is_answered_through_it() {
     world.inject(ping(sender, 1));
     world.turn_guest();
     assert_eq!(sent(&world.guest).asked, [router]);
-    world.inject(arp(ArpOperation::REPLY, router));
+    world.inject(arp(REPLY, router));
     world.turn_guest();
     let frame = world.guest.outbox.borrow_mut().pop_front().unwrap();
     assert_eq!(
@@ -167,9 +155,6 @@ fn a_stranger_behind_the_router_is_answered_through_it() {
 fn ipv6_strangers_are_answered_too() {
     let mut world = quiet();
     let sender = "fe80::77".parse::<std::net::Ipv6Addr>().unwrap().octets();
-    let smoltcp::wire::IpAddress::Ipv6(guest) = GUEST_V6 else {
-        unreachable!()
-    };
     let mac = [2, 0, 0, 0, 0, 0x77];
     let builder = || PacketBuilder::ethernet2(mac, GUEST_MAC);
     // One before, so that smoltcp does not ask.
@@ -178,7 +163,7 @@ fn ipv6_strangers_are_answered_too() {
     sent(&world.guest);
     let mut frame = vec![];
     builder()
-        .ipv6(sender, guest.octets(), 64)
+        .ipv6(sender, GUEST6.octets(), 64)
         .icmpv6_echo_request(1, 2)
         .write(&mut frame, b"a ping")
         .unwrap();
@@ -195,7 +180,7 @@ fn ipv6_strangers_are_answered_too() {
     advertisement.extend(mac);
     let mut frame = vec![];
     PacketBuilder::ethernet2(mac, GUEST_MAC)
-        .ipv6(sender, guest.octets(), 255)
+        .ipv6(sender, GUEST6.octets(), 255)
         .icmpv6_raw(136, 0, advertisement[..4].try_into().unwrap())
         .write(&mut frame, &advertisement[4..])
         .unwrap();
@@ -213,7 +198,7 @@ fn what_comes_before_the_mail_about_its_sender_is_answered_after_it() {
     let (mut port, mut stack) = second(&world);
     let sender = [10, 0, 2, 77];
     // The first stack hears the question, and answers.
-    world.inject(arp(ArpOperation::REQUEST, sender));
+    world.inject(arp(REQUEST, sender));
     world.turn_guest();
     let mail: Vec<_> = world.stack.take_shared().collect();
     assert_eq!(mail.len(), 1);
@@ -226,13 +211,15 @@ fn what_comes_before_the_mail_about_its_sender_is_answered_after_it() {
     assert_eq!((before.replies, before.datagrams), (vec![], vec![]));
     // Nobody answers its own question: the mail alone must do.
     for frame in &mail {
-        stack.hear(world.now, frame);
+        stack.receive_shared(world.now, frame);
     }
-    assert!(stack.poll_at(world.now).is_some_and(|at| at <= world.now));
+    assert!(stack.poll_at().is_some_and(|at| at <= world.now));
     while stack.poll(world.now, &mut port) {}
     let after = sent(&port);
     assert_eq!(after.replies, [(sender, 1), (sender, 2)]);
     assert_eq!(after.datagrams, [sender]);
+    // All have heard it: it is not passed on again.
+    assert_eq!(stack.take_shared().count(), 0);
 }
 
 #[test]
@@ -249,7 +236,7 @@ fn who_never_answers_is_asked_for_three_times_and_forgotten() {
         world.now += Duration::from_millis(1);
     }
     assert_eq!(asked, 3);
-    world.inject(arp(ArpOperation::REQUEST, sender));
+    world.inject(arp(REQUEST, sender));
     world.turn_guest();
     assert_eq!(sent(&world.guest).replies, []);
 }
@@ -258,7 +245,7 @@ fn who_never_answers_is_asked_for_three_times_and_forgotten() {
 fn forged_senders_are_bounded_and_disturb_nobody() {
     let mut world = quiet();
     let known = [10, 0, 2, 99];
-    world.inject(arp(ArpOperation::REQUEST, known));
+    world.inject(arp(REQUEST, known));
     let mut asked = 0;
     for n in 0..2000u16 {
         world.inject(ping([10, 0, 2, 100 + (n % 100) as u8], n));
@@ -282,7 +269,7 @@ fn what_is_due_no_answer_is_not_kept() {
     for frame in [corrupt, for_another, from_nobody] {
         world.inject(frame.clone());
         world.turn_guest();
-        world.inject(arp(ArpOperation::REPLY, stranger));
+        world.inject(arp(REPLY, stranger));
         world.turn_guest();
         world.now += Duration::from_secs(1);
         world.turn_guest();

@@ -42,12 +42,12 @@ fn a_connection_survives_that_its_segments_come_to_another_stack() {
     let strays: Vec<_> = other.take_strays().collect();
     assert_eq!(strays.len(), 1);
     for frame in strays {
-        assert!(!other.hear_stray(world.now, &frame, false, &mut port));
+        assert!(!other.receive_stray(world.now, &frame, false, &mut port));
         assert!(port.outbox.borrow().is_empty());
         assert!(
             world
                 .stack
-                .hear_stray(world.now, &frame, true, &mut world.guest)
+                .receive_stray(world.now, &frame, true, &mut world.guest)
         );
     }
     let echoed = world.until(5, |w| {
@@ -65,14 +65,14 @@ fn what_no_stack_has_is_reset_by_the_last_one() {
     let (mut port, mut first) = second(&world);
     let (mut last_port, mut last) = second(&world);
     for frame in world.stack.take_shared() {
-        last.hear(world.now, &frame);
+        last.receive_shared(world.now, &frame);
     }
     for frame in segments(&mut world, socket, b"who are you?") {
         port.inbox.borrow_mut().push_back(frame);
     }
     while first.poll(world.now, &mut port) {}
     for frame in first.take_strays() {
-        assert!(!last.hear_stray(world.now, &frame, true, &mut last_port));
+        assert!(!last.receive_stray(world.now, &frame, true, &mut last_port));
     }
     assert!(port.outbox.borrow().is_empty());
     let answers = last_port.outbox.borrow();
@@ -109,7 +109,7 @@ fn others_than_segments_to_this_host_are_no_strays() {
     let mut elsewhere = segment.clone();
     elsewhere[33] = 99;
     for frame in [elsewhere, segment[..40].to_vec()] {
-        assert!(other.hear_stray(world.now, &frame, false, &mut port));
+        assert!(other.receive_stray(world.now, &frame, false, &mut port));
         port.inbox.borrow_mut().push_back(frame);
     }
     while other.poll(world.now, &mut port) {}

@@ -59,6 +59,54 @@ fn fragments_come_back() {
 }
 
 #[test]
+fn fragments_of_ipv6_come_in_any_order() {
+    let mut world = World::new();
+    let socket = world.udp();
+    world.udp_ask(socket, (GUEST_V6, 7), b"resolve");
+    let mut whole = vec![];
+    PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
+        .ipv6(HOST6.octets(), GUEST6.octets(), 64)
+        .udp(1000, 7)
+        .write(&mut whole, &[7; 40])
+        .unwrap();
+    let (headers, datagram) = whole.split_at(54);
+    // Protocol, number of the packet, first and last 8 bytes.
+    let fragment = |protocol, packet, [start, end]: [u8; 2]| {
+        let part = &datagram[usize::from(start) * 8..usize::from(end) * 8];
+        let offset = (start * 8) | u8::from(end < 6);
+        let extension = [protocol, 0, 0, offset, 0, 0, 0, packet];
+        let mut frame = [headers, &extension, part].concat();
+        (frame[19], frame[20]) = (8 + part.len() as u8, 44);
+        frame
+    };
+    let orders: [(&[[u8; 2]], usize); 8] = [
+        (&[[0, 6]], 1),
+        (&[[0, 2], [2, 6]], 1),
+        (&[[4, 6], [2, 4], [0, 2]], 1),
+        (&[[0, 2], [0, 2], [4, 6], [4, 6], [2, 4]], 1),
+        (&[[0, 1], [2, 3], [4, 6], [3, 4], [1, 2]], 1),
+        // A hole; parts that overlap, and what is left of them.
+        (&[[0, 2], [4, 6]], 0),
+        (&[[0, 3], [2, 6]], 0),
+        (&[[0, 3], [2, 4], [3, 6]], 0),
+    ];
+    for (packet, (order, answers)) in orders.into_iter().enumerate() {
+        for part in order {
+            world.inject(fragment(17, packet as u8, *part));
+        }
+        world.turn_guest();
+        let sent = world.guest.outbox.borrow_mut().split_off(0);
+        let is_answer = |f: &&Vec<u8>| f[20] == 17 && f[62..] == [7; 40];
+        assert_eq!(sent.iter().filter(is_answer).count(), answers, "{order:?}");
+    }
+    // A fragment in a fragment in a fragment.
+    world.inject(fragment(44, 100, [0, 6]));
+    world.turn_guest();
+    assert_eq!(world.guest.outbox.borrow().len(), 0);
+    assert_eq!(world.udp_ask(socket, (GUEST_V6, 7), b"on"), b"on");
+}
+
+#[test]
 fn fragmented_datagrams_in_a_burst_do_not_mix() {
     let mut world = World::new();
     let socket = world.udp();
@@ -156,7 +204,7 @@ fn discard_is_silent_and_chargen_bounded() {
 fn a_closed_port_is_reported_as_such() {
     let mut world = World::new();
     world.assert_echo();
-    world.inject(datagram([10, 0, 2, 2], 1000, [10, 0, 2, 15], 4));
+    world.inject(datagram(HOST4, 1000, GUEST4, 4));
     world.turn_guest();
     let frames = world.guest.outbox.borrow();
     let answer = frames.back().unwrap();
@@ -170,11 +218,11 @@ fn services_do_not_talk_to_services() {
     world.assert_echo();
     for service in [7, 19] {
         for port in [0, 7, 9, 13, 17, 19, 37] {
-            world.inject(datagram([10, 0, 2, 2], port, [10, 0, 2, 15], service));
+            world.inject(datagram(HOST4, port, GUEST4, service));
             world.turn_guest();
             assert_eq!(sent_to(&mut world, port), 0, "{port} -> {service}");
         }
-        world.inject(datagram([10, 0, 2, 2], 8, [10, 0, 2, 15], service));
+        world.inject(datagram(HOST4, 8, GUEST4, service));
         world.turn_guest();
         assert_eq!(sent_to(&mut world, 8), 1);
     }
@@ -189,7 +237,7 @@ fn only_datagrams_to_us_alone_are_answered() {
         }
         for destination in [[10, 0, 2, 255], [255, 255, 255, 255], [224, 0, 0, 1]] {
             for service in [7, 19] {
-                let mut frame = datagram([10, 0, 2, 2], 1000, destination, service);
+                let mut frame = datagram(HOST4, 1000, destination, service);
                 frame[..6].fill(0xff);
                 world.inject(frame);
                 world.turn_guest();
@@ -198,13 +246,8 @@ fn only_datagrams_to_us_alone_are_answered() {
         }
     }
     // Nor those that claim to be from us, or from nobody.
-    for source in [
-        [10, 0, 2, 15],
-        [0, 0, 0, 0],
-        [10, 0, 2, 255],
-        [224, 0, 0, 1],
-    ] {
-        world.inject(datagram(source, 1000, [10, 0, 2, 15], 7));
+    for source in [GUEST4, [0, 0, 0, 0], [10, 0, 2, 255], [224, 0, 0, 1]] {
+        world.inject(datagram(source, 1000, GUEST4, 7));
         world.turn_guest();
         assert_eq!(sent_to(&mut world, 1000), 0, "{source:?}");
     }
@@ -219,8 +262,8 @@ fn forged_senders_do_not_delay_others() {
     for n in 0..2000u32 {
         // Addresses at which nobody answers to ARP, and some off the network.
         let forged = [10, 0, (n % 5) as u8, 20 + (n % 200) as u8];
-        world.inject(datagram(forged, 1000, [10, 0, 2, 15], 7));
-        world.inject(datagram(forged, 1000, [10, 0, 2, 15], 19));
+        world.inject(datagram(forged, 1000, GUEST4, 7));
+        world.inject(datagram(forged, 1000, GUEST4, 19));
         if n % 10 == 0 {
             world.udp_send(socket, (GUEST, 7), &n.to_be_bytes());
             world.step();
@@ -241,7 +284,7 @@ fn the_first_datagrams_wait_for_the_address() {
     let mut world = World::new();
     // The host has not asked for the guest's address: it knows it.
     for n in 0..10 {
-        world.inject(datagram([10, 0, 2, 2], 1000 + n, [10, 0, 2, 15], 7));
+        world.inject(datagram(HOST4, 1000 + n, GUEST4, 7));
     }
     world.turn_guest();
     let frames = world.guest.outbox.borrow().clone();

@@ -1,18 +1,19 @@
 //! The ACPI tables that this kernel needs: MADT (interrupt controllers), FADT
 //! (the power management timer), MCFG (PCI's configuration in memory), whether
 //! there is an IOMMU and, in part, the DSDT (virtio-mmio devices). ACPI
-//! specification 6.5, chapter 5. Where PCI's interrupts lead is for
-//! `kickpath_aml` to find out.
+//! specification 6.5, chapter 5. No AML is run, so where PCI's interrupts lead
+//! is not known from here.
 //!
 //! Tables are firmware's; every length in them is checked against the mapped
 //! memory, and what does not fit is left out with a warning.
 
-use core::ops::RangeInclusive;
+use core::fmt;
+use core::ops::{Range, RangeInclusive};
 
 use heapless::Vec;
-use kickpath_aml::Polarity;
 use spin::Once;
 
+use super::bytes::{find, sums_to_zero, u16_at, u32_at, u64_at};
 use crate::memory::firmware_bytes;
 use crate::memory::layout::MAX_CPUS;
 
@@ -25,6 +26,46 @@ const DEFAULT_IO_APIC: u64 = 0xfec0_0000;
 
 /// The tables that describe an IOMMU: Intel's, AMD's and virtio's.
 const IOMMUS: [&[u8; 4]; 3] = [b"DMAR", b"IVRS", b"VIOT"];
+
+/// A global system interrupt: the number ACPI gives to an input of an I/O APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gsi(pub u32);
+
+/// Whether the level of an interrupt line counts, or a change of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// An interrupt for as long as the line is active.
+    Level,
+    /// An interrupt each time the line becomes active.
+    Edge,
+}
+
+/// Which level of an interrupt line is the active one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polarity {
+    /// The high one.
+    High,
+    /// The low one.
+    Low,
+}
+
+/// An input of an I/O APIC, and how it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// Which one.
+    pub gsi: Gsi,
+    /// Whether a level of it counts, or a change.
+    pub trigger: Trigger,
+    /// Which level.
+    pub polarity: Polarity,
+}
+
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Gsi(gsi) = self.gsi;
+        write!(f, "GSI {gsi} ({:?}, {:?})", self.trigger, self.polarity)
+    }
+}
 
 /// An I/O APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +124,26 @@ pub struct VirtioMmio {
     pub address: u64,
     /// Length of its registers in bytes.
     pub size: u64,
-    /// The global system interrupt that it raises.
-    pub gsi: u32,
+    /// What it raises.
+    pub input: Input,
+}
+
+/// Where a register is (ACPI's "generic address", specification 6.5, section 5.2.3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// Memory.
+    Memory,
+    /// Ports.
+    Ports,
+}
+
+/// A register of 8 bits or more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Register {
+    /// Where.
+    pub space: Space,
+    /// Physical address, or port.
+    pub address: u64,
 }
 
 /// What the tables say.
@@ -108,14 +167,15 @@ pub struct Tables {
     pub ecam: Option<Ecam>,
     /// Whether there is an IOMMU.
     pub has_iommu: bool,
+    /// The register that resets the machine, and what is to be written there.
+    pub reset: Option<(Register, u8)>,
+    /// The register that puts a hardware-reduced machine to sleep.
+    pub sleep_control: Option<Register>,
+    /// The port of the register that puts any other machine to sleep.
+    pub pm1_control: Option<u16>,
     /// Physical address of the DSDT, which is not looked at yet.
     dsdt: Option<u64>,
-    /// Physical addresses of the SSDTs, which are not looked at either.
-    ssdts: Vec<u64, MAX_SSDTS>,
 }
-
-/// Most SSDTs that are kept.
-const MAX_SSDTS: usize = 15;
 
 /// What [`read`] found, for those who look later.
 static TABLES: Once<Tables> = Once::new();
@@ -123,25 +183,6 @@ static TABLES: Once<Tables> = Once::new();
 /// The tables, once they are kept.
 pub fn tables() -> Option<&'static Tables> {
     TABLES.get()
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    let field = bytes.get(offset..)?.first_chunk()?;
-    Some(u32::from_le_bytes(*field))
-}
-
-fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
-    let field = bytes.get(offset..)?.first_chunk()?;
-    Some(u64::from_le_bytes(*field))
-}
-
-fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
-    let field = bytes.get(offset..)?.first_chunk()?;
-    Some(u16::from_le_bytes(*field))
-}
-
-fn sums_to_zero(bytes: &[u8]) -> bool {
-    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)) == 0
 }
 
 /// Whether a table with this signature is at `address`.
@@ -185,10 +226,20 @@ fn root_table(rsdp: u64) -> Option<(&'static [u8], usize)> {
     Some((table(u64::from(rsdt), b"RSDT")?, 4))
 }
 
-/// Reads the tables that `rsdp` leads to. Without ACPI, or without an I/O APIC
-/// in it, the conventional address is assumed.
-pub fn read(rsdp: Option<u64>) -> Tables {
-    let mut tables = Tables::default();
+/// ACPI's root pointer where the loader told of none (Firecracker): on a
+/// boundary of 16 bytes in the BIOS's memory (section 5.2.5.1).
+fn find_rsdp() -> Option<u64> {
+    const START: u64 = 0xe_0000;
+    let place = firmware_bytes(START, 0x2_0000)?;
+    let mut chunks = place.chunks_exact(16);
+    let at = chunks.position(|chunk| chunk.starts_with(b"RSD PTR "))?;
+    Some(START + 16 * at as u64)
+}
+
+/// Reads the tables that `rsdp` leads to, or that are found without; returns
+/// whether there is ACPI.
+pub(super) fn read(rsdp: Option<u64>, tables: &mut Tables) -> bool {
+    let rsdp = rsdp.or_else(find_rsdp);
     match rsdp.map(root_table) {
         Some(Some((root, width))) => {
             for entry in root.get(HEADER..).unwrap_or_default().chunks_exact(width) {
@@ -198,31 +249,34 @@ pub fn read(rsdp: Option<u64>) -> Tables {
                 };
                 let Some(address) = address else { continue };
                 if let Some(madt) = table(address, b"APIC") {
-                    read_madt(madt, &mut tables);
+                    read_madt(madt, tables);
                 } else if let Some(fadt) = table(address, b"FACP") {
-                    tables.pm_timer = read_fadt(fadt);
-                    tables.dsdt = dsdt(fadt);
+                    read_fadt(fadt, tables);
                 } else if let Some(mcfg) = table(address, b"MCFG") {
                     tables.ecam = read_mcfg(mcfg);
                 } else if IOMMUS.iter().any(|name| has_signature(address, name)) {
                     tables.has_iommu = true;
-                } else if has_signature(address, b"SSDT") && tables.ssdts.push(address).is_err() {
-                    log::warn!("ACPI: more than {MAX_SSDTS} SSDTs");
                 }
             }
         }
         Some(None) => log::warn!("ACPI ignored: no valid root table behind {rsdp:x?}"),
-        None => log::debug!("no ACPI"),
+        None => return false,
     }
-    if tables.io_apics.is_empty() {
-        tables.io_apic_is_assumed = true;
-        // The vector is empty, so this fits.
-        let _ = tables.io_apics.push(IoApic {
-            address: DEFAULT_IO_APIC,
-            first_gsi: 0,
-        });
+    true
+}
+
+impl Tables {
+    /// Assumes an I/O APIC at the usual place where none was told of.
+    pub(super) fn assume_io_apic(&mut self) {
+        if self.io_apics.is_empty() {
+            self.io_apic_is_assumed = true;
+            // The vector is empty, so this fits.
+            let _ = self.io_apics.push(IoApic {
+                address: DEFAULT_IO_APIC,
+                first_gsi: 0,
+            });
+        }
     }
-    tables
 }
 
 /// MADT: section 5.2.12. Entries start at offset 44, each with type and length.
@@ -282,23 +336,52 @@ fn read_madt_entry(kind: u8, entry: &[u8], tables: &mut Tables) -> Option<()> {
     }
 }
 
-fn add_cpu(apic_id: u32, flags: u32, tables: &mut Tables) {
+/// Adds a CPU if bit 0 of its flags says that it can be used.
+pub(super) fn add_cpu(apic_id: u32, flags: u32, tables: &mut Tables) {
     // Firmware may name a CPU in both forms.
     if flags & 1 != 0 && !tables.cpus.contains(&apic_id) && tables.cpus.push(apic_id).is_err() {
         tables.cpus_left_out += 1;
     }
 }
 
-/// FADT: section 5.2.9. The timer's port is the 32-bit one of ACPI 1.0, which
-/// is filled in wherever the timer is in I/O space.
-fn read_fadt(table: &[u8]) -> Option<PmTimer> {
-    let port = u16::try_from(u32_at(table, 76)?).ok()?;
-    let length = *table.get(91)?;
-    let flags = u32_at(table, 112)?;
-    (port != 0 && length >= 4).then_some(PmTimer {
+/// A register of the FADT; `None` when it is not there, or in neither memory nor
+/// ports.
+fn register(fadt: &[u8], offset: usize) -> Option<Register> {
+    let space = match fadt.get(offset)? {
+        0 => Space::Memory,
+        1 => Space::Ports,
+        _ => return None,
+    };
+    let address = u64_at(fadt, offset + 4).filter(|&address| address != 0)?;
+    Some(Register { space, address })
+}
+
+/// FADT: section 5.2.9. Since ACPI 2.0 registers have a 64-bit form, which goes
+/// first; the others are ports.
+fn read_fadt(fadt: &[u8], tables: &mut Tables) {
+    const TIMER_IS_32_BIT: u32 = 1 << 8;
+    const HAS_RESET: u32 = 1 << 10;
+    const IS_HARDWARE_REDUCED: u32 = 1 << 20;
+    let flags = u32_at(fadt, 112).unwrap_or_default();
+    let port = |long, short| {
+        let long = register(fadt, long).filter(|register| register.space == Space::Ports);
+        let port = match long {
+            Some(long) => long.address,
+            None => u32_at(fadt, short)?.into(),
+        };
+        u16::try_from(port).ok().filter(|&port| port != 0)
+    };
+    let is_reduced = flags & IS_HARDWARE_REDUCED != 0;
+    tables.pm_timer = port(208, 76).map(|port| PmTimer {
         port,
-        is_32_bit: flags & 1 << 8 != 0,
-    })
+        is_32_bit: flags & TIMER_IS_32_BIT != 0,
+    });
+    tables.pm1_control = port(172, 64).filter(|_| !is_reduced);
+    tables.sleep_control = register(fadt, 244).filter(|_| is_reduced);
+    tables.reset = register(fadt, 116)
+        .filter(|_| flags & HAS_RESET != 0)
+        .zip(fadt.get(128).copied());
+    tables.dsdt = dsdt(fadt);
 }
 
 /// MCFG: PCI Firmware specification 3.2, table 4-2. Entries of 16 bytes start
@@ -334,14 +417,75 @@ impl Tables {
         TABLES.call_once(|| self);
     }
 
-    /// The tables with AML, the DSDT first. None when there is no DSDT.
-    pub fn aml(&self) -> Vec<&'static [u8], { MAX_SSDTS + 1 }> {
-        let dsdt = self.dsdt.and_then(|address| table(address, b"DSDT"));
-        let ssdts = self.ssdts.iter();
-        let ssdts = ssdts.filter_map(|&address| table(address, b"SSDT"));
-        match dsdt {
-            Some(dsdt) => core::iter::once(dsdt).chain(ssdts).collect(),
-            None => Vec::new(),
+    fn dsdt(&self) -> &'static [u8] {
+        let table = self.dsdt.and_then(|address| table(address, b"DSDT"));
+        let code = table.and_then(|table| table.get(HEADER..));
+        code.unwrap_or_default()
+    }
+
+    /// Bus 0 of the ECAM that a host bridge names by a `_CBA` of one constant (PCI
+    /// Firmware specification 3.2, section 4.1.3): QEMU's microvm has no MCFG.
+    pub fn host_bridge_ecam(&self) -> Option<Ecam> {
+        /// `Return` of a number of 4 or of 8 bytes.
+        const RETURN_32: &[u8] = &[0xa4, 0x0c];
+        const RETURN_64: &[u8] = &[0xa4, 0x0e];
+        let dsdt = self.dsdt();
+        // The name is followed by the method's flags.
+        let code = dsdt.get(find(dsdt, b"_CBA")? + 5..)?;
+        let base = match code.get(..2)? {
+            RETURN_32 => u32_at(code, 2)?.into(),
+            RETURN_64 => u64_at(code, 2)?,
+            _ => return None,
+        };
+        (base != 0).then_some(Ecam {
+            base,
+            first_bus: 0,
+            last_bus: 0,
+        })
+    }
+
+    /// The memory that the host bridge passes on to PCI: the first window of 32 and of
+    /// 64 bits behind its `_CBA`, where a resource template is plain data (section
+    /// 6.4.3.5). Addresses are the CPU's and the bus's alike.
+    pub fn host_bridge_windows(&self) -> Vec<Range<u64>, 2> {
+        /// Address space descriptors of memory, 23 and 43 bytes long: the smallest address,
+        /// the largest, the translation and the length follow the granularity.
+        const DWORD: &[u8] = &[0x87, 0x17, 0, 0];
+        const QWORD: &[u8] = &[0x8a, 0x2b, 0, 0];
+        let dsdt = self.dsdt();
+        let Some(template) = find(dsdt, b"_CBA").and_then(|at| dsdt.get(at..)) else {
+            return Vec::new();
+        };
+        let numbers = |kind: &[u8]| {
+            let at = template.get(find(template, kind)? + 6..)?;
+            let number = |place: usize| match kind {
+                DWORD => u32_at(at, 4 * place).map(u64::from),
+                _ => u64_at(at, 8 * place),
+            };
+            Some((number(1)?, number(2)?, number(3)?))
+        };
+        [DWORD, QWORD]
+            .into_iter()
+            .filter_map(numbers)
+            .filter(|&(start, last, translation)| translation == 0 && start < last)
+            .map(|(start, last, _)| start..last.saturating_add(1))
+            .collect()
+    }
+
+    /// What a sleep register wants for the state "soft off": the first number of
+    /// the package `_S5_`, plain data in every DSDT (section 7.4.2).
+    pub fn soft_off(&self) -> Option<u8> {
+        /// How data begin: a package of less than 64 bytes, then the number of its
+        /// elements, then one of these.
+        const PACKAGE: u8 = 0x12;
+        const BYTE: u8 = 0x0a;
+        let dsdt = self.dsdt();
+        let at = find(dsdt, b"_S5_")? + 4;
+        match *dsdt.get(at..)?.first_chunk()? {
+            [PACKAGE, _, _, BYTE, kind] => Some(kind & 7),
+            // The numbers 0 and 1 have codes of their own.
+            [PACKAGE, _, _, kind @ (0 | 1), _] => Some(kind),
+            _ => None,
         }
     }
 
@@ -358,10 +502,7 @@ impl Tables {
         const REACH: usize = 256;
 
         let mut devices = Vec::new();
-        let table = self.dsdt.and_then(|address| table(address, b"DSDT"));
-        let mut rest = table
-            .and_then(|table| table.get(HEADER..))
-            .unwrap_or_default();
+        let mut rest = self.dsdt();
         while let Some(at) = find(rest, HID) {
             rest = rest.get(at + HID.len()..).unwrap_or_default();
             let near = rest.get(..REACH.min(rest.len())).unwrap_or_default();
@@ -388,23 +529,20 @@ fn resources(template: &[u8]) -> Option<VirtioMmio> {
     const INTERRUPT: &[u8] = &[0x89, 6, 0];
     let memory = template.get(find(template, MEMORY)?..)?;
     let interrupt = template.get(find(template, INTERRUPT)?..)?;
+    let flags = *interrupt.get(3)?;
     Some(VirtioMmio {
         address: u64::from(u32_at(memory, 4)?),
         size: u64::from(u32_at(memory, 8)?),
-        gsi: u32_at(interrupt, 5)?,
+        input: Input {
+            gsi: Gsi(u32_at(interrupt, 5)?),
+            trigger: match flags & 1 << 1 {
+                0 => Trigger::Level,
+                _ => Trigger::Edge,
+            },
+            polarity: match flags & 1 << 2 {
+                0 => Polarity::High,
+                _ => Polarity::Low,
+            },
+        },
     })
-}
-
-/// Where `pattern` is in `bytes`, looking for its first byte first: tables are
-/// long, and a software KVM slow.
-fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
-    let first = pattern.first()?;
-    let mut from = 0;
-    loop {
-        from += bytes.get(from..)?.iter().position(|byte| byte == first)?;
-        if bytes.get(from..)?.starts_with(pattern) {
-            return Some(from);
-        }
-        from += 1;
-    }
 }

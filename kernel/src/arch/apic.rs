@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use x86_64::instructions::interrupts::without_interrupts;
 use x86_64::registers::model_specific::Msr;
 
-use super::{cpu, interrupts, percpu};
+use super::{cpu, percpu, vectors};
 use crate::memory::map_mmio;
 
 const IA32_APIC_BASE: u32 = 0x1b;
@@ -41,6 +41,8 @@ pub enum Register {
     LvtTimer = 0x320,
     /// Pin LINT0: the legacy interrupt controllers.
     LvtLint0 = 0x350,
+    /// Pin LINT1: the machine's non-maskable interrupts.
+    LvtLint1 = 0x360,
     /// Error interrupt.
     LvtError = 0x370,
     /// The timer's start value; writing it starts the timer.
@@ -189,6 +191,8 @@ pub fn init(address: Option<u64>) {
     };
     percpu::this().set_apic_id(id);
     mask_all();
+    // As Linux has it: the CPU that booted takes them.
+    write(Register::LvtLint1, COMMAND_NMI);
 }
 
 /// Lets this CPU take interrupts of the 8259 controllers, which give it the
@@ -209,6 +213,6 @@ fn mask_all() {
         write(lvt, LVT_MASKED);
     }
     write(Register::TaskPriority, 0);
-    let spurious = u32::from(interrupts::SPURIOUS_VECTOR);
+    let spurious = u32::from(vectors::SPURIOUS);
     write(Register::SpuriousVector, SPURIOUS_ENABLE | spurious);
 }

@@ -12,9 +12,8 @@ use x86_64::registers::model_specific::Msr;
 
 use super::acpi::PmTimer;
 use super::apic::{self, Register};
-use super::cpu;
+use super::cpu::{self, cycles};
 use super::rate;
-use super::time::{Frequency, cycles};
 use crate::memory::paging::virtual_to_physical;
 
 /// Frequencies of a TSC that are believed, in Hz.
@@ -54,6 +53,15 @@ impl fmt::Display for Source {
             Self::Assumed => "assumed",
         })
     }
+}
+
+/// How fast the TSC counts, and how that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frequency {
+    /// Cycles a second.
+    pub hz: u64,
+    /// What told it.
+    pub source: Source,
 }
 
 /// Finds the frequency of the TSC.

@@ -1,6 +1,6 @@
 //! What the CPU says about itself (`cpuid`).
 
-use core::arch::x86_64::{__cpuid, CpuidResult};
+use core::arch::x86_64::{__cpuid, _rdtsc, CpuidResult};
 
 use heapless::String;
 
@@ -43,9 +43,23 @@ pub fn hypervisor() -> String<12> {
     signature
 }
 
+/// The time stamp counter.
+#[inline]
+pub fn cycles() -> u64 {
+    // SAFETY: every CPU with 64-bit mode has `rdtsc`.
+    unsafe { _rdtsc() }
+}
+
 /// Whether pages can be protected from being executed.
 pub fn has_no_execute() -> bool {
     leaf(EXTENDED, 0x8000_0001).is_some_and(|leaf| leaf.edx & 1 << 20 != 0)
+}
+
+/// The highest physical address that the CPU has.
+pub fn max_physical_address() -> u64 {
+    let bits = leaf(EXTENDED, 0x8000_0008).map_or(36, |leaf| leaf.eax & 0xff);
+    // Page tables hold 52 bits.
+    (1 << bits.clamp(32, 52)) - 1
 }
 
 /// Whether there are 1 GiB pages.

@@ -96,7 +96,7 @@ fn gates() -> InterruptDescriptorTable {
         ($($field:ident = $vector:literal,)+) => {
             $(
                 // SAFETY: the stub is written for this vector: it knows whether
-                // the CPU pushes an error code, and does not return.
+                // the CPU pushes an error code.
                 unsafe { gates.$field.set_handler_addr(stub($vector)) };
             )+
         };

@@ -1,12 +1,12 @@
 //! Exceptions: all of them are defects (or self-tests) in this kernel, so each
 //! is reported in full and ends the guest.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use x86_64::registers::control::{Cr2, Cr3};
 use x86_64::structures::idt::PageFaultErrorCode;
 
-use super::{Exit, begin_last_words, exit, percpu};
+use super::{Exit, begin_last_words, end, exit, percpu};
 use crate::console::emergency;
 use crate::memory::layout;
 
@@ -68,11 +68,35 @@ fn name(vector: u64) -> &'static str {
     }
 }
 
+const NMI: u64 = 2;
 const DOUBLE_FAULT: u64 = 8;
 const PAGE_FAULT: u64 = 14;
 
+/// Non-maskable interrupts that nobody asked for, not logged yet: their handler
+/// may have interrupted whoever holds the console.
+static NMIS: AtomicU32 = AtomicU32::new(0);
+
+/// Logs the non-maskable interrupts that came since it was called last.
+pub fn log_nmis() {
+    // A plain look first: this is called for each wait.
+    if NMIS.load(Ordering::Relaxed) != 0 {
+        let count = NMIS.swap(0, Ordering::Relaxed);
+        log::warn!("non-maskable interrupts: {count}, ignored");
+    }
+}
+
+/// Called by the stubs. Returns from a non-maskable interrupt (QEMU's
+/// `inject-nmi`) only: all else ends the guest.
+pub extern "C" fn exception(frame: &Frame) {
+    if frame.vector == NMI && !end::is_near() {
+        NMIS.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    report(frame)
+}
+
 /// Prints everything about an exception and ends the guest.
-pub extern "C" fn report(frame: &Frame) -> ! {
+fn report(frame: &Frame) -> ! {
     static REPORTING: AtomicBool = AtomicBool::new(false);
     // Where another CPU reports, this is its NMI, and does not return.
     begin_last_words();

@@ -1,28 +1,17 @@
 //! Interrupts of devices: vectors, who handles them, and how a message (MSI)
 //! or a line (INTx) is made to raise one. Every CPU has the same handlers.
 
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-use kickpath_aml::{Polarity, Trigger};
 use kickpath_trace::{Event, NO_QUEUE, tracepoint_if};
 use spin::Mutex;
 
+use super::acpi::{self, Input, Trigger};
 use super::percpu::{self, PerCpu};
-use super::{acpi, apic, io_apic, pic, timer};
+use super::{apic, io_apic, pic, timer, vectors};
 
-pub use io_apic::{Gsi, RouteError};
-
-/// The vector of the local APIC's timer.
-pub(super) const TIMER_VECTOR: u8 = 0xf0;
-/// Another CPU's message that there is something to do: it ends `hlt`.
-const WAKE_VECTOR: u8 = 0xf1;
-/// The local APIC reports with this vector that an interrupt has vanished. Its
-/// low four bits are ones, as old APICs demand.
-pub(super) const SPURIOUS_VECTOR: u8 = 0xff;
-/// First of the vectors for devices; those below are the 8259 controllers'.
-const FIRST_DEVICE_VECTOR: u8 = pic::FIRST_VECTOR + pic::LINES;
-/// Number of vectors for devices.
-const DEVICE_VECTORS: u8 = TIMER_VECTOR - FIRST_DEVICE_VECTOR;
+pub use io_apic::NoInput;
 
 /// An interrupt vector, 0x30 to 0xef, that belongs to one handler.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +20,8 @@ pub struct Vector(u8);
 /// The handler of every vector, a `fn()` each.
 static HANDLERS: [AtomicPtr<()>; 256] =
     [const { AtomicPtr::new(unexpected as fn() as *mut ()) }; 256];
+/// Whether nothing tells of I/O APICs: one at the usual place is a guess then.
+static IO_APIC_IS_GUESS: AtomicBool = AtomicBool::new(false);
 /// Serialises the search for a free vector.
 static ALLOCATION: Mutex<()> = Mutex::new(());
 
@@ -41,7 +32,7 @@ fn unexpected() {}
 /// Called by the stubs with interrupts disabled.
 pub(super) extern "C" fn dispatch(vector: u64) {
     tracepoint_if!(
-        vector < u64::from(TIMER_VECTOR),
+        vector < u64::from(vectors::TIMER),
         Event::InterruptVector,
         NO_QUEUE,
         vector
@@ -51,8 +42,8 @@ pub(super) extern "C" fn dispatch(vector: u64) {
     // SAFETY: the table holds nothing but `fn()`.
     let handler: fn() = unsafe { core::mem::transmute(handler) };
     handler();
-    if vector < u64::from(FIRST_DEVICE_VECTOR) {
-        pic::end_of_interrupt(vector as u8 - pic::FIRST_VECTOR);
+    if vector < u64::from(vectors::FIRST_DEVICE) {
+        pic::end_of_interrupt(vector as u8 - vectors::FIRST_OF_8259);
     } else {
         apic::end_of_interrupt();
     }
@@ -69,7 +60,7 @@ fn set_handler(vector: u8, handler: fn()) {
 pub fn allocate_vector(handler: fn()) -> Option<Vector> {
     let _lock = ALLOCATION.lock();
     let free: *mut () = unexpected as fn() as *mut ();
-    let vector = (FIRST_DEVICE_VECTOR..FIRST_DEVICE_VECTOR + DEVICE_VECTORS)
+    let vector = (vectors::FIRST_DEVICE..vectors::TIMER)
         .find(|&vector| HANDLERS[usize::from(vector)].load(Ordering::Relaxed) == free)?;
     set_handler(vector, handler);
     Some(Vector(vector))
@@ -87,19 +78,26 @@ pub fn msi_message(vector: &Vector, cpu: &PerCpu) -> (u64, u32) {
     (0xfee0_0000 | destination, u32::from(vector.0))
 }
 
-/// What a PCI function's interrupt line register says, which firmware filled in
-/// with the line of the 8259 controllers that the function's pin is connected
-/// to; ACPI's overrides say what that line is to the I/O APICs. `None` when it
-/// is connected nowhere (0, or above 15).
-pub fn isa_line(line: u8) -> Option<Line> {
-    (1..pic::LINES)
-        .contains(&line)
-        .then(|| io_apic::isa_line(line))
+/// The line that a PCI function's interrupt line register names: the one of the
+/// 8259 controllers that firmware connected the function's pin to (PCI Local Bus
+/// specification 3.0, section 6.2.4). On a machine without them an I/O APIC
+/// may have it. `None` when the pin is connected nowhere (0, or above 15).
+pub fn pci_line(register: u8) -> Option<Line> {
+    let line = (1..pic::LINES).contains(&register).then_some(register)?;
+    Some(match pic::is_there() {
+        true => Line::Isa(line),
+        false => Line::IoApic(io_apic::isa_line(line)),
+    })
 }
 
-/// Whether devices' lines come in at I/O APICs, not at the 8259 controllers.
-pub fn has_io_apics() -> bool {
-    !pic::is_in_use()
+/// Where an input of an I/O APIC comes in: at a 8259 controller where the
+/// machine tells of no I/O APIC and has those, whose numbers are the same then.
+pub fn io_apic_line(input: Input) -> Line {
+    let isa = u8::try_from(input.gsi.0).ok();
+    match isa.filter(|line| *line < pic::LINES && IO_APIC_IS_GUESS.load(Ordering::Relaxed)) {
+        Some(line) if pic::is_there() => Line::Isa(line),
+        _ => Line::IoApic(input),
+    }
 }
 
 /// A CPU's APIC id in the 8 bits that interrupt messages have for it; `smp`
@@ -110,44 +108,61 @@ fn destination(cpu: &PerCpu) -> u8 {
 
 /// Ends the wait of a CPU in `super::idle_until`, or its next one.
 pub fn wake(cpu: &PerCpu) {
-    apic::send_interrupt(cpu.apic_id(), WAKE_VECTOR);
+    apic::send_interrupt(cpu.apic_id(), vectors::WAKE);
 }
 
-/// Where a device's interrupt line leads, and how the device uses it.
+/// Where a device's interrupt line leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// The input of an I/O APIC.
-    pub gsi: Gsi,
-    /// Whether a level of it counts, or a change.
-    pub trigger: Trigger,
-    /// Which level.
-    pub polarity: Polarity,
+pub enum Line {
+    /// To a line of the 8259 controllers, 1 to 15. Whether a level of it counts
+    /// or a change was set by the firmware.
+    Isa(u8),
+    /// To an I/O APIC.
+    IoApic(Input),
+}
+
+impl Line {
+    /// Whether it is known that a change of it counts, not its level.
+    pub fn is_edge(self) -> bool {
+        matches!(self, Self::IoApic(input) if input.trigger == Trigger::Edge)
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Isa(line) => write!(f, "line {line} of the 8259 controllers"),
+            Self::IoApic(input) => input.fmt(f),
+        }
+    }
 }
 
 /// Lets `line` raise `vector` on this CPU.
 ///
 /// # Errors
 ///
-/// [`RouteError`] when no I/O APIC has that input.
-pub fn route(line: Line, vector: &Vector) -> Result<(), RouteError> {
-    if let Some(line) = pic::line(line.gsi) {
-        // The controllers' vectors are fixed: that of the line does the same.
-        let handler = HANDLERS[usize::from(vector.0)].load(Ordering::Relaxed);
-        HANDLERS[usize::from(pic::vector(line))].store(handler, Ordering::Relaxed);
-        pic::set_masked(line, false);
-        return Ok(());
+/// [`NoInput`] when no I/O APIC has that input.
+pub fn route(line: Line, vector: &Vector) -> Result<(), NoInput> {
+    match line {
+        Line::Isa(line) => {
+            // The controllers' vectors are fixed: that of the line does the same.
+            let handler = HANDLERS[usize::from(vector.0)].load(Ordering::Relaxed);
+            HANDLERS[usize::from(pic::vector(line))].store(handler, Ordering::Relaxed);
+            pic::set_masked(line, false);
+            Ok(())
+        }
+        Line::IoApic(input) => io_apic::route(input, vector.0, destination(percpu::this())),
     }
-    io_apic::route(line, vector.0, destination(percpu::this()))
 }
 
-/// Stops `gsi` from raising interrupts.
-pub fn mask_gsi(gsi: Gsi) {
-    match pic::line(gsi) {
-        Some(line) => {
+/// Stops `line` from raising interrupts.
+pub fn mask(line: Line) {
+    match line {
+        Line::Isa(line) => {
             pic::set_masked(line, true);
             set_handler(pic::vector(line), unexpected);
         }
-        None => io_apic::mask(gsi),
+        Line::IoApic(input) => io_apic::mask(input.gsi),
     }
 }
 
@@ -157,15 +172,13 @@ pub fn init(tables: &acpi::Tables) {
     let has_pic = pic::init();
     apic::init(tables.local_apic_address);
     io_apic::init(tables);
-    // Who says nothing of I/O APICs has a machine with the older controllers,
-    // unless those are missing (microvm).
-    if has_pic && tables.io_apic_is_assumed {
+    if has_pic {
+        // Each of its lines is masked until a device wants it.
         apic::accept_pic();
-        pic::take_over();
-        log::debug!("no I/O APIC is known of: interrupt lines come by the 8259 controllers");
     }
-    set_handler(TIMER_VECTOR, timer::expired);
+    IO_APIC_IS_GUESS.store(tables.io_apic_is_assumed, Ordering::Relaxed);
+    set_handler(vectors::TIMER, timer::expired);
     // Its work is done by coming.
-    set_handler(WAKE_VECTOR, unexpected);
+    set_handler(vectors::WAKE, unexpected);
     timer::init();
 }

@@ -1,37 +1,18 @@
 //! The I/O APICs: lines of devices in, interrupt messages out. (Intel 82093AA
 //! data sheet.)
 
-use core::fmt;
 use core::ptr::NonNull;
 
 use heapless::Vec;
-use kickpath_aml::{Polarity, Trigger};
 use spin::Mutex;
 
-use super::acpi::Tables;
-use super::interrupts::Line;
+use super::acpi::{Gsi, Input, Polarity, Tables, Trigger};
 use crate::memory::map_mmio;
 
-/// A global system interrupt: the number ACPI gives to an input of an I/O APIC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gsi(pub u32);
-
-/// Why a global system interrupt cannot be routed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RouteError {
-    /// No I/O APIC has this input.
-    NoInput(Gsi),
-}
-
-impl fmt::Display for RouteError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoInput(Gsi(gsi)) => write!(f, "no I/O APIC has an input {gsi}"),
-        }
-    }
-}
-
-impl core::error::Error for RouteError {}
+/// No I/O APIC has an input of this number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no I/O APIC has an input {}", .0.0)]
+pub struct NoInput(pub Gsi);
 
 /// Index of the version register, which holds the number of inputs.
 const VERSION: u32 = 0x01;
@@ -142,11 +123,11 @@ pub fn init(tables: &Tables) {
 
 /// What a line of the 8259 controllers, 0 to 15, is to the I/O APICs when a PCI
 /// pin is connected to it: a level, low unless ACPI says otherwise.
-pub fn isa_line(line: u8) -> Line {
+pub fn isa_line(line: u8) -> Input {
     let lines = ISA_LINES.lock();
     let isa = lines.get(usize::from(line)).copied();
     let isa = isa.unwrap_or(IsaLine::UNKNOWN);
-    Line {
+    Input {
         gsi: Gsi(isa.gsi.unwrap_or(u32::from(line))),
         trigger: Trigger::Level,
         polarity: isa.polarity.unwrap_or(Polarity::Low),
@@ -164,21 +145,21 @@ fn with_input<R>(gsi: Gsi, action: impl FnOnce(&mut IoApic, u32) -> R) -> Option
         .map(|(io_apic, input)| action(io_apic, input))
 }
 
-/// Sends `line` to the CPU with APIC id `destination` as `vector`.
-pub fn route(line: Line, vector: u8, destination: u8) -> Result<(), RouteError> {
-    let trigger = match line.trigger {
+/// Sends `input` to the CPU with APIC id `destination` as `vector`.
+pub fn route(input: Input, vector: u8, destination: u8) -> Result<(), NoInput> {
+    let trigger = match input.trigger {
         Trigger::Level => ENTRY_LEVEL,
         Trigger::Edge => 0,
     };
-    let polarity = match line.polarity {
+    let polarity = match input.polarity {
         Polarity::High => 0,
         Polarity::Low => ENTRY_ACTIVE_LOW,
     };
     let entry = trigger | polarity | u32::from(vector);
-    with_input(line.gsi, |io_apic, input| {
+    with_input(input.gsi, |io_apic, input| {
         io_apic.redirect(input, entry, destination)
     })
-    .ok_or(RouteError::NoInput(line.gsi))
+    .ok_or(NoInput(input.gsi))
 }
 
 /// Masks `gsi`; one that no I/O APIC has is masked already.

@@ -11,10 +11,35 @@ use spin::{Mutex, Once};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
-use super::timer::Timer;
-
 /// What a CPU can be given to do.
 pub type Job = Box<dyn FnOnce() + Send>;
+
+/// What `super::timer` keeps for one CPU, written by that CPU alone.
+pub(super) struct Timer {
+    /// One-shot timer: its ticks a TSC cycle, times 2^32; 0 until measured.
+    pub(super) ticks_per_cycle: AtomicU64,
+    /// One-shot timer: when it was started for the measurement.
+    pub(super) measured_since: AtomicU64,
+    /// The TSC for which the timer is set; 0 when it is not.
+    pub(super) armed: AtomicU64,
+    /// The TSC when `hlt` was entered; 0 outside.
+    pub(super) halted_since: AtomicU64,
+    /// TSC cycles spent waiting in `hlt` since boot.
+    pub(super) idle: AtomicU64,
+}
+
+impl Timer {
+    /// Not set.
+    const fn new() -> Self {
+        Self {
+            ticks_per_cycle: AtomicU64::new(0),
+            measured_since: AtomicU64::new(0),
+            armed: AtomicU64::new(0),
+            halted_since: AtomicU64::new(0),
+            idle: AtomicU64::new(0),
+        }
+    }
+}
 
 /// What a CPU has for itself. Everything in it is shared by reference; a field
 /// that only its own CPU writes says so.
@@ -88,11 +113,6 @@ impl PerCpu {
         self.number.store(number, Ordering::Relaxed);
         self.trace
             .store(kickpath_trace::cpu_word(number), Ordering::Relaxed);
-    }
-
-    /// TSC cycles that it has spent waiting in `hlt` since boot.
-    pub fn idle_cycles(&self) -> u64 {
-        self.timer.idle_cycles()
     }
 }
 

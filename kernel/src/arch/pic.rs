@@ -1,20 +1,16 @@
 //! The two 8259 interrupt controllers, the second behind line 2 of the first.
-//! (Intel 8259A data sheet.) They are quiet where there are I/O APICs; on a
-//! machine that tells of none, devices' lines come in here.
+//! (Intel 8259A data sheet.) The interrupt pins of PCI devices come in here, and
+//! all lines on a machine that tells of no I/O APIC.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Mutex;
 use x86_64::instructions::port::Port;
 
-use super::interrupts::Gsi;
+use super::vectors::{FIRST_DEVICE, FIRST_OF_8259};
 
-/// The vector of line 0. They are moved out of the exceptions' vectors first of
-/// all, because a line that goes away at the wrong moment is reported even
-/// when masked.
-pub const FIRST_VECTOR: u8 = 0x20;
 /// Number of lines.
-pub const LINES: u8 = 16;
+pub const LINES: u8 = FIRST_DEVICE - FIRST_OF_8259;
 /// The line of the first controller that the second one is behind.
 const CASCADE: u8 = 2;
 /// Lines of a controller.
@@ -34,7 +30,7 @@ const PROBE: u8 = 0xfb;
 
 /// The lines that are let through, one bit each.
 static OPEN: Mutex<u16> = Mutex::new(0);
-static IN_USE: AtomicBool = AtomicBool::new(false);
+static IS_THERE: AtomicBool = AtomicBool::new(false);
 
 fn write(port: u16, value: u8) {
     // SAFETY: the callers' ports are those of the controllers, or of nothing,
@@ -51,8 +47,8 @@ fn read(port: u16) -> u8 {
 /// any.
 pub fn init() -> bool {
     let words = [
-        (FIRST_VECTOR, 1 << CASCADE),
-        (FIRST_VECTOR + LINES_EACH, CASCADE),
+        (FIRST_OF_8259, 1 << CASCADE),
+        (FIRST_OF_8259 + LINES_EACH, CASCADE),
     ];
     for ((command, data), (vector, cascade)) in PORTS.into_iter().zip(words) {
         write(command, ICW1_INIT);
@@ -65,29 +61,18 @@ pub fn init() -> bool {
     write(data, PROBE);
     let is_there = read(data) == PROBE;
     write(data, 0xff);
+    IS_THERE.store(is_there, Ordering::Relaxed);
     is_there
 }
 
-/// Has devices' lines come in here. The CPU must listen to the controllers.
-pub fn take_over() {
-    IN_USE.store(true, Ordering::Relaxed);
-}
-
-/// Whether they come in here.
-pub fn is_in_use() -> bool {
-    IN_USE.load(Ordering::Relaxed)
-}
-
-/// The line of a global system interrupt, if that comes in here. Without ACPI
-/// the numbers are the same.
-pub fn line(gsi: Gsi) -> Option<u8> {
-    let line = u8::try_from(gsi.0).ok().filter(|line| *line < LINES);
-    line.filter(|_| is_in_use())
+/// Whether [`init`] found them.
+pub fn is_there() -> bool {
+    IS_THERE.load(Ordering::Relaxed)
 }
 
 /// The vector of a line.
 pub fn vector(line: u8) -> u8 {
-    FIRST_VECTOR + line
+    FIRST_OF_8259 + line
 }
 
 /// Lets a line through, or not. Whether it is its level or a change of it that

@@ -4,7 +4,6 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::fmt;
 use core::sync::atomic::Ordering;
 
 use spin::Once;
@@ -34,27 +33,20 @@ const PATIENCE_US: u64 = 2_000_000;
 static BOOT_CR4: Once<Cr4Flags> = Once::new();
 
 /// Why a CPU is not used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum StartError {
     /// Its APIC id needs more than 8 bits, which interrupt messages have.
+    #[error("its APIC id has more than 8 bits")]
     ApicId,
     /// No memory for its stacks.
+    #[error("no stack for it: {0}")]
     Memory(MapError),
     /// It did not begin.
+    #[error("no sign of life within {} ms", PATIENCE_US / 1000)]
     Silent,
     /// It began, and did not become ready.
+    #[error("not ready within {} ms", PATIENCE_US / 1000)]
     Stuck,
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ApicId => f.write_str("its APIC id has more than 8 bits"),
-            Self::Memory(error) => write!(f, "no stack for it: {error}"),
-            Self::Silent => write!(f, "no sign of life within {} ms", PATIENCE_US / 1000),
-            Self::Stuck => write!(f, "not ready within {} ms", PATIENCE_US / 1000),
-        }
-    }
 }
 
 /// Starts the CPUs that ACPI names besides this one, and returns how many
@@ -81,7 +73,7 @@ pub fn start_others(tables: &Tables) -> usize {
         .zip(1..)
         .map(|(id, slot)| (id, prepare(slot, id)))
         .collect();
-    let Some(trampoline) = Trampoline::place(&crate::platform().memory_map) else {
+    let Some(trampoline) = Trampoline::place(&crate::platform().memory_map, begin) else {
         log::warn!("no free memory below 640 KiB: the other CPUs are not used");
         return 1;
     };
@@ -163,7 +155,7 @@ fn wait_until(micros: u64, done: impl Fn() -> bool) -> bool {
 }
 
 /// The first function of a CPU that has left the trampoline, on its own stack.
-pub(super) extern "C" fn begin(cpu: &'static PerCpu) -> ! {
+extern "C" fn begin(cpu: &'static PerCpu) -> ! {
     percpu::install(cpu);
     descriptors::init_other(cpu.slot());
     // SAFETY: the trampoline has set what 64-bit mode needs; what is added is

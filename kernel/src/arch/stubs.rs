@@ -1,14 +1,16 @@
 //! Where the CPU enters the kernel on an exception or interrupt: one 16-byte
 //! stub a vector, in order, and two ways on from there.
 //!
-//! Exceptions save every register for the report and never return. Interrupts
+//! Exceptions save every register for the report; only a non-maskable interrupt
+//! returns. Interrupts
 //! save what the C calling convention lets a function destroy, and nothing
 //! else: this is on the path of every packet that is waited for.
 
 use core::arch::global_asm;
 
-use super::exceptions::report;
-use super::interrupts::{SPURIOUS_VECTOR, dispatch};
+use super::exceptions::exception;
+use super::interrupts::dispatch;
+use super::vectors;
 
 /// Vectors below are the CPU's own.
 pub const FIRST_INTERRUPT: u8 = 32;
@@ -94,14 +96,32 @@ exception_entry:                        # see `exceptions::Frame`
     pushq %r14
     pushq %r15
     movq %rsp, %rdi
+    movq %rsp, %rbx                     # kept by what is called
     andq $-16, %rsp
     cld
-    callq {report}
-    ud2
+    callq {exception}
+    movq %rbx, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %r11
+    popq %r10
+    popq %r9
+    popq %r8
+    popq %rbp
+    popq %rdi
+    popq %rsi
+    popq %rdx
+    popq %rcx
+    popq %rbx
+    popq %rax
+    addq $16, %rsp                      # vector and error code
+    iretq
     "#,
-    spurious = const SPURIOUS_VECTOR,
+    spurious = const vectors::SPURIOUS,
     first_interrupt = const FIRST_INTERRUPT,
     dispatch = sym dispatch,
-    report = sym report,
+    exception = sym exception,
     options(att_syntax),
 );

@@ -6,7 +6,8 @@ use spin::Once;
 
 use super::acpi::PmTimer;
 use super::calibration;
-pub use super::calibration::Source;
+pub use super::calibration::{Frequency, Source};
+pub use super::cpu::cycles;
 
 /// TSC at the kernel's first instruction.
 static BOOT: AtomicU64 = AtomicU64::new(0);
@@ -16,25 +17,9 @@ static MICROS_PER_CYCLE: AtomicU64 = AtomicU64::new(0);
 static CYCLES_PER_MICRO: AtomicU64 = AtomicU64::new(0);
 static FREQUENCY: Once<Frequency> = Once::new();
 
-/// How fast the TSC counts, and how that is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Frequency {
-    /// Cycles a second.
-    pub hz: u64,
-    /// What told it.
-    pub source: Source,
-}
-
 /// Notes when the kernel was entered; the entry points call this first.
 pub fn set_boot_tsc(tsc: u64) {
     BOOT.store(tsc, Ordering::Relaxed);
-}
-
-/// The time stamp counter.
-#[inline]
-pub fn cycles() -> u64 {
-    // SAFETY: every CPU with 64-bit mode has `rdtsc`.
-    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// TSC cycles since the kernel's first instruction.

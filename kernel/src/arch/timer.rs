@@ -1,15 +1,15 @@
 //! The local APIC's timer as an alarm clock, and the idle state it ends. Every
 //! CPU has its own.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicBool, Ordering, fence};
 
 use x86_64::instructions::{interrupts as interrupt_flag, nop};
 use x86_64::registers::model_specific::Msr;
 
 use super::apic::{self, LVT_MASKED, Register};
-use super::interrupts::TIMER_VECTOR;
+use super::percpu::{self, PerCpu};
 use super::time::{self, cycles};
-use super::{cpu, percpu};
+use super::{cpu, exceptions, vectors};
 
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
 const LVT_TSC_DEADLINE: u32 = 0b10 << 17;
@@ -21,42 +21,11 @@ const MIN_MEASUREMENT: u64 = 100_000;
 /// Whether the timer takes deadlines in TSC cycles.
 static TSC_DEADLINE: AtomicBool = AtomicBool::new(false);
 
-/// The timer of one CPU, written by that CPU alone.
-pub struct Timer {
-    /// One-shot timer: its ticks a TSC cycle, times 2^32; 0 until measured.
-    ticks_per_cycle: AtomicU64,
-    /// One-shot timer: when it was started for the measurement.
-    measured_since: AtomicU64,
-    /// The TSC for which the timer is set; 0 when it is not.
-    armed: AtomicU64,
-    /// The TSC when `hlt` was entered; 0 outside.
-    halted_since: AtomicU64,
-    idle: AtomicU64,
-}
-
-impl Timer {
-    /// Not set.
-    pub const fn new() -> Self {
-        Self {
-            ticks_per_cycle: AtomicU64::new(0),
-            measured_since: AtomicU64::new(0),
-            armed: AtomicU64::new(0),
-            halted_since: AtomicU64::new(0),
-            idle: AtomicU64::new(0),
-        }
-    }
-
-    /// TSC cycles spent waiting in `hlt` since boot.
-    pub fn idle_cycles(&self) -> u64 {
-        self.idle.load(Ordering::Relaxed)
-    }
-}
-
 /// Readies this CPU's timer, not set. The one-shot timer's rate is unknown: it counts
 /// from here on until the rate is needed, which measures it in time that the
 /// boot takes anyway.
 pub fn init() {
-    let vector = u32::from(TIMER_VECTOR);
+    let vector = u32::from(vectors::TIMER);
     if cpu::has_tsc_deadline() {
         TSC_DEADLINE.store(true, Ordering::Relaxed);
         apic::write(Register::LvtTimer, LVT_TSC_DEADLINE | vector);
@@ -105,7 +74,7 @@ fn ticks_per_cycle() -> u64 {
     let rate = ((u128::from(ticks) << 32) / u128::from(elapsed)) as u64;
     let rate = rate.max(1);
     timer.ticks_per_cycle.store(rate, Ordering::Relaxed);
-    apic::write(Register::LvtTimer, LVT_ONE_SHOT | u32::from(TIMER_VECTOR));
+    apic::write(Register::LvtTimer, LVT_ONE_SHOT | u32::from(vectors::TIMER));
     rate
 }
 
@@ -143,6 +112,23 @@ pub fn expired() {
     percpu::this().timer.armed.store(0, Ordering::Relaxed);
 }
 
+/// TSC cycles that a CPU has spent waiting in `hlt` since boot, those of a wait that
+/// goes on included.
+pub fn idle_cycles(cpu: &PerCpu) -> u64 {
+    let timer = &cpu.timer;
+    loop {
+        let since = timer.halted_since.load(Ordering::Acquire);
+        let idle = timer.idle.load(Ordering::Acquire);
+        // A CPU that woke up meanwhile has moved the wait from the one to the other.
+        if timer.halted_since.load(Ordering::Acquire) == since {
+            return match since {
+                0 => idle,
+                since => idle + cycles().saturating_sub(since),
+            };
+        }
+    }
+}
+
 /// Called first in every interrupt, so that what the handlers do does not
 /// count as idle.
 #[inline]
@@ -168,6 +154,7 @@ pub fn note_wakeup() {
 /// with interrupts disabled.
 pub fn idle_until(deadline: Option<u64>) {
     debug_assert!(!interrupt_flag::are_enabled());
+    exceptions::log_nmis();
     if let Some(deadline) = deadline {
         let now = cycles();
         let deadline = time::tsc_at(deadline);

@@ -40,10 +40,11 @@ unsafe extern "C" {
     static ap_root: u8;
     static ap_kernel_root: u8;
     static ap_entry: u8;
+    static ap_begin: u8;
     static ap_cpu: u8;
 }
 
-/// State of a CPU that has not shown up; [`super::smp`] has the others.
+/// State of a CPU that has not shown up; `super::smp` has the others.
 pub const STATE_ASLEEP: u32 = 0;
 /// State of a CPU that has passed the trampoline.
 pub const STATE_STARTED: u32 = 1;
@@ -101,6 +102,7 @@ ap_code_64:
     jne 1f                              # given up, or here a second time
     movq (ap_kernel_root - ap_trampoline)(%rsi), %rax
     movq (ap_entry - ap_trampoline)(%rsi), %rcx
+    movq (ap_begin - ap_trampoline)(%rsi), %rdx
     movq {stack_top}(%rdi), %rsp
     xorl %ebp, %ebp                     # the end of every backtrace
     jmpq *%rcx
@@ -133,6 +135,8 @@ ap_kernel_root:
     .quad 0
 ap_entry:
     .quad 0
+ap_begin:
+    .quad 0
 ap_cpu:
     .quad 0
 ap_trampoline_end:
@@ -141,7 +145,7 @@ ap_trampoline_end:
     .global ap_leave_trampoline
 ap_leave_trampoline:                    # at the kernel's own address
     movq %rax, %cr3
-    callq {begin}
+    callq *%rdx
     ud2
     "#,
     apic_id = const PerCpu::APIC_ID,
@@ -149,13 +153,15 @@ ap_leave_trampoline:                    # at the kernel's own address
     stack_top = const PerCpu::STACK_TOP,
     asleep = const STATE_ASLEEP,
     started = const STATE_STARTED,
-    begin = sym super::smp::begin,
     options(att_syntax),
 );
 
 unsafe extern "C" {
     fn ap_leave_trampoline();
 }
+
+/// The first function of a CPU, on its own stack.
+pub type Begin = extern "C" fn(&'static PerCpu) -> !;
 
 /// The trampoline in its place.
 pub struct Trampoline {
@@ -173,17 +179,18 @@ macro_rules! offset {
 
 impl Trampoline {
     /// Puts the trampoline into free memory below 640 KiB; `None` when `map`
-    /// has none. The kernel's own page tables must be complete at their root.
+    /// has none. A CPU that comes through continues with `begin`, which gets what
+    /// it has for itself. The kernel's own page tables must be complete at their root.
     ///
     /// That memory is nobody's: the heap begins at 1 MiB
     /// (`memory::frames::FIRST_USED`), and what the loader has left there was
     /// copied.
-    pub fn place(map: &MemoryMap) -> Option<Self> {
+    pub fn place(map: &MemoryMap, begin: Begin) -> Option<Self> {
         let base = (LOWEST..=END - PAGES * PAGE)
             .step_by(PAGE as usize)
             .find(|&start| is_free(map, start..start + PAGES * PAGE))?;
         let this = Self { base };
-        this.fill();
+        this.fill(begin);
         Some(this)
     }
 
@@ -207,7 +214,7 @@ impl Trampoline {
         ptr::with_exposed_provenance_mut((MEMORY_BASE + self.base + offset) as usize)
     }
 
-    fn fill(&self) {
+    fn fill(&self, begin: Begin) {
         let length = offset!(ap_trampoline_end) as usize;
         assert!(length <= PAGE as usize);
         // SAFETY: `place` found the pages to be free memory, all of which is
@@ -232,6 +239,7 @@ impl Trampoline {
         write_64(offset!(ap_root), self.base + PAGE);
         write_64(offset!(ap_kernel_root), kernel_root.as_u64());
         write_64(offset!(ap_entry), entry);
+        write_64(offset!(ap_begin), begin as usize as u64);
         self.build_tables(kernel_root);
     }
 

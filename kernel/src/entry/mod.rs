@@ -2,7 +2,9 @@
 //! its own form; all of them end in one [`Platform`] and in `crate::start`.
 
 mod bootloader;
+mod linux;
 mod pvh;
+mod stub;
 
 use core::fmt;
 use core::ops::Range;
@@ -17,6 +19,8 @@ const MAX_REGIONS: usize = 256;
 pub enum Protocol {
     /// The hypervisor, through the PVH entry point (QEMU `-kernel`).
     Pvh,
+    /// A loader of a bzImage, by the Linux boot protocol.
+    Linux,
     /// The `bootloader` crate, started by a BIOS.
     Bios,
     /// The `bootloader` crate, started by UEFI firmware.
@@ -27,6 +31,7 @@ impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Pvh => "PVH",
+            Self::Linux => "bzImage",
             Self::Bios => "BIOS",
             Self::Uefi => "UEFI",
         })

@@ -41,7 +41,7 @@ impl FreeMemory {
             }
         }
         free.remove(&taken);
-        // PVH's first page tables only reach the lowest memory.
+        // The stub's first page tables only reach the lowest memory.
         free.pieces.sort_unstable_by_key(|piece| piece.start);
         free
     }

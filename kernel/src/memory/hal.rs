@@ -87,15 +87,13 @@ unsafe impl Hal for KernelHal {
         0
     }
 
-    /// # Panics
-    ///
-    /// When the registers cannot be mapped. `pci::find_virtio` maps every BAR
-    /// before a driver can ask for it, so that this does not happen.
+    /// Returns [`NonNull::dangling`] when the registers cannot be mapped, and
+    /// says why in the log: the `virtio-net` driver takes that for an error.
     unsafe fn mmio_phys_to_virt(paddr: PhysAddr, size: usize) -> NonNull<u8> {
-        match paging::map_mmio(paddr, size as u64) {
-            Ok(registers) => registers,
-            Err(error) => panic!("{error}"),
-        }
+        paging::map_mmio(paddr, size as u64).unwrap_or_else(|error| {
+            log::warn!("{error}");
+            NonNull::dangling()
+        })
     }
 
     /// Heap memory is shared where it is. A buffer in the kernel's image, such

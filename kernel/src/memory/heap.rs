@@ -119,6 +119,14 @@ pub struct HeapStats {
     pub size: u64,
 }
 
+impl HeapStats {
+    /// Bytes that are left for each of so many cores.
+    pub fn share(&self, cores: u16) -> usize {
+        let left = self.size.saturating_sub(self.used) / u64::from(cores.max(1));
+        usize::try_from(left).unwrap_or(usize::MAX)
+    }
+}
+
 /// What the heap has been used for until now.
 pub fn stats() -> HeapStats {
     HeapStats {

@@ -4,6 +4,7 @@
 //! 0xffff_8000_0000_0000  all memory but the kernel's code, cached
 //! 0xffff_a000_0000_0000  device registers, uncached (`map_mmio`)
 //! 0xffff_c000_0000_0000  stacks of the CPUs that did not boot (`map_stack`)
+//! 0xffff_d000_0000_0000  device registers far up, in windows of 1 GiB (`map_mmio`)
 //! 0xffff_ffff_8000_0000  the kernel's image (`kernel.ld`)
 //! ```
 //!
@@ -13,7 +14,7 @@ use core::ops::Range;
 
 use x86_64::VirtAddr;
 
-/// Virtual minus physical address of the kernel's image, where PVH loads it.
+/// Virtual minus physical address of the kernel's image, where PVH and Linux's boot protocol load it.
 pub const IMAGE_OFFSET: u64 = 0xffff_ffff_8000_0000;
 /// Where all of memory is mapped.
 pub const MEMORY_BASE: u64 = 0xffff_8000_0000_0000;
@@ -21,9 +22,13 @@ pub const MEMORY_BASE: u64 = 0xffff_8000_0000_0000;
 pub const MEMORY_LIMIT: u64 = 1 << 45;
 /// Where device registers are mapped, each at its physical address plus this.
 pub const MMIO_BASE: u64 = 0xffff_a000_0000_0000;
-/// Device registers above this physical address cannot be reached. Firmware
-/// places 64-bit BARs below 2^46.
-pub const MMIO_LIMIT: u64 = 1 << 46;
+/// Device registers above this physical address are mapped in windows instead.
+pub const MMIO_LIMIT: u64 = 1 << 45;
+/// Where the windows are. Cloud Hypervisor places BARs at the end of what the CPU
+/// can address, which may be up to 2^52.
+pub const WINDOWS_BASE: u64 = 0xffff_d000_0000_0000;
+/// Length of a window, in bytes; one begins at a multiple of it.
+pub const WINDOW: u64 = 1 << 30;
 /// The unit of protection, in bytes.
 pub const PAGE: u64 = 4096;
 /// Where the stacks of the CPUs are that did not boot, [`STACKS_STRIDE`] bytes

@@ -44,10 +44,12 @@ pub fn take_over(platform: &'static Platform, next: extern "C" fn() -> !) -> ! {
         platform.protocol
     );
     let image = layout::image();
-    // PVH put the image at its linked physical address; the `bootloader` crate
-    // marks the memory that holds it as occupied.
+    // PVH and the Linux boot protocol put the image at its linked physical address;
+    // the `bootloader` crate marks the memory that holds it as occupied.
     let taken = match platform.protocol {
-        Protocol::Pvh => image.start - layout::IMAGE_OFFSET..image.end - layout::IMAGE_OFFSET,
+        Protocol::Pvh | Protocol::Linux => {
+            image.start - layout::IMAGE_OFFSET..image.end - layout::IMAGE_OFFSET
+        }
         Protocol::Bios | Protocol::Uefi => 0..0,
     };
     let mut free = FreeMemory::new(&platform.memory_map, taken);
@@ -62,7 +64,7 @@ pub fn take_over(platform: &'static Platform, next: extern "C" fn() -> !) -> ! {
         bytes >> 10,
         MINIMUM >> 10,
     );
-    // SAFETY: PVH's stub maps the first GiB at address 0, where the lowest
+    // SAFETY: the entry's stub maps the first GiB at address 0, where the lowest
     // memory is; the `bootloader` crate maps all memory at its offset.
     let root = unsafe {
         paging::build(

@@ -2,7 +2,6 @@
 //! for device registers afterwards.
 
 use core::arch::asm;
-use core::fmt;
 use core::ops::Range;
 use core::ptr::{self, NonNull};
 
@@ -16,7 +15,9 @@ use x86_64::structures::paging::{
 };
 use x86_64::{PhysAddr, VirtAddr};
 
-use super::layout::{self, MEMORY_BASE, MEMORY_LIMIT, MMIO_BASE, MMIO_LIMIT, PAGE, Stack};
+use super::layout::{
+    self, MEMORY_BASE, MEMORY_LIMIT, MMIO_BASE, MMIO_LIMIT, PAGE, Stack, WINDOW, WINDOWS_BASE,
+};
 use super::{FreeMemory, heap};
 use crate::arch::cpu;
 use crate::entry::{MemoryMap, Region, RegionKind};
@@ -40,49 +41,28 @@ const MAX_FIRMWARE_TABLES: u64 = 64 << 20;
 const FOUR_GIB: u64 = 1 << 32;
 
 /// Why something could not be mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
-    /// The range is empty, wraps, or ends above [`MMIO_LIMIT`].
+    /// The range is empty, wraps, ends above what the CPU can address, or lies in
+    /// one more window than there are.
+    #[error("{1} bytes of device registers at {0:#x} are out of reach")]
     OutOfRange(PhysAddr, u64),
     /// The range is larger than any device's registers.
+    #[error("{1} bytes of device registers at {0:#x} are more than any device has")]
     TooLarge(PhysAddr, u64),
     /// Memory is there, not a device.
+    #[error("device registers at {0:#x} are where the memory is")]
     IsMemory(PhysAddr),
     /// The loader did not map this page of the kernel's image.
+    #[error("the loader left out the kernel's page at {0:#x}")]
     NotLoaded(VirtAddr),
     /// No memory for page tables.
+    #[error("no memory for page tables")]
     NoFrames,
     /// The page is mapped already, to something else.
+    #[error("{0:#x} is mapped already")]
     Conflict(VirtAddr),
 }
-
-impl fmt::Display for MapError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OutOfRange(address, size) => write!(
-                f,
-                "{size} bytes of device registers at {address:#x} are out of reach"
-            ),
-            Self::TooLarge(address, size) => write!(
-                f,
-                "{size} bytes of device registers at {address:#x} are more than any device has"
-            ),
-            Self::IsMemory(address) => {
-                write!(
-                    f,
-                    "device registers at {address:#x} are where the memory is"
-                )
-            }
-            Self::NotLoaded(address) => {
-                write!(f, "the loader left out the kernel's page at {address:#x}")
-            }
-            Self::NoFrames => f.write_str("no memory for page tables"),
-            Self::Conflict(address) => write!(f, "{address:#x} is mapped already"),
-        }
-    }
-}
-
-impl core::error::Error for MapError {}
 
 /// Builds the kernel's page tables in `free` memory.
 ///
@@ -383,6 +363,29 @@ pub unsafe fn enter(root: PhysFrame, next: extern "C" fn() -> !) -> ! {
 /// Serialises changes of the page tables.
 static LOCK: Mutex<()> = Mutex::new(());
 
+/// The numbers of the windows in use: physical addresses divided by their length.
+static WINDOWS: Mutex<heapless::Vec<u64, 32>> = Mutex::new(heapless::Vec::new());
+
+/// Virtual minus physical address of the registers from `address` to `end`. `None`
+/// when they need a window and there is none left, or more than one.
+fn mmio_base(address: u64, end: u64) -> Option<u64> {
+    if end <= MMIO_LIMIT {
+        return Some(MMIO_BASE);
+    }
+    let number = address / WINDOW;
+    if (end - 1) / WINDOW != number {
+        return None;
+    }
+    let mut windows = WINDOWS.lock();
+    let known = windows.iter().position(|window| *window == number);
+    let index = known.or_else(|| {
+        windows.push(number).ok()?;
+        Some(windows.len() - 1)
+    })?;
+    let place = WINDOWS_BASE + index as u64 * WINDOW;
+    Some(place.wrapping_sub(number * WINDOW))
+}
+
 /// Maps `size` bytes of device registers at physical address `address`,
 /// uncached. Registers that are mapped already are found where they are.
 ///
@@ -393,7 +396,7 @@ pub fn map_mmio(address: u64, size: u64) -> Result<NonNull<u8>, MapError> {
     let start = PhysAddr::new_truncate(address);
     let end = address
         .checked_add(size)
-        .filter(|&end| size != 0 && end <= MMIO_LIMIT)
+        .filter(|&end| size != 0 && end - 1 <= cpu::max_physical_address())
         .ok_or(MapError::OutOfRange(start, size))?;
     if size > MAX_MMIO {
         return Err(MapError::TooLarge(start, size));
@@ -408,12 +411,13 @@ pub fn map_mmio(address: u64, size: u64) -> Result<NonNull<u8>, MapError> {
     }
 
     let _lock = LOCK.lock();
+    let base = mmio_base(address, end).ok_or(MapError::OutOfRange(start, size))?;
     let offset = VirtAddr::new_truncate(MEMORY_BASE);
     // SAFETY: all memory is mapped at `MEMORY_BASE`, and the lock makes this
     // the only reference to the tables.
     let mut tables = unsafe { OffsetPageTable::new(active_root(offset), offset) };
     for frame in (address / PAGE * PAGE..end).step_by(PAGE as usize) {
-        let page: Page = Page::containing_address(VirtAddr::new_truncate(MMIO_BASE + frame));
+        let page: Page = Page::containing_address(VirtAddr::new_truncate(base.wrapping_add(frame)));
         let frame = PhysFrame::containing_address(PhysAddr::new_truncate(frame));
         // SAFETY: the page lies where only device registers are mapped, each
         // at its own address.
@@ -423,7 +427,7 @@ pub fn map_mmio(address: u64, size: u64) -> Result<NonNull<u8>, MapError> {
             Err(error) => return Err(map_error(error)),
         }
     }
-    NonNull::new(VirtAddr::new_truncate(MMIO_BASE + address).as_mut_ptr())
+    NonNull::new(VirtAddr::new_truncate(base.wrapping_add(address)).as_mut_ptr())
         .ok_or(MapError::OutOfRange(start, size))
 }
 

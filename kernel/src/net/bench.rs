@@ -1,9 +1,12 @@
-//! The driver's transmit path alone, measured by the guest itself: prebuilt
-//! frames, add, publish, kick, reclaim; no network stack.
+//! The driver's paths alone, measured by the guest itself: frames are added,
+//! published, kicked and reclaimed, or checked, copied out and posted again, without
+//! a network stack.
 //!
 //! What is counted lies between two reads of the time stamp counter. Under
 //! QEMU's `-icount shift=0` that counter advances by one an instruction. Waits
 //! for the device lie outside.
+
+mod receive;
 
 use alloc::format;
 use alloc::string::String;
@@ -14,10 +17,10 @@ use kickpath_services::Blast;
 use smoltcp::time::Instant;
 use virtio_net::net::{NetError, QueueRole, Stats};
 
-use super::device::{Nic, PhyDevice};
-use super::report::Fixed;
+use super::device::{NetDevice, Nic};
 use crate::arch::time;
 use crate::memory::heap;
+pub use receive::receive;
 
 /// Frames outstanding at most.
 const DEPTH: u16 = 64;
@@ -41,56 +44,79 @@ const PATIENCE_US: u64 = 5_000_000;
 const ETHERTYPE_EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 
 /// Why there is no result.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// The device failed.
-    Net(NetError),
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The device did not use the frames in time.
+    #[error("the device kept {outstanding} frames for more than {PATIENCE_US} us")]
     Stuck {
         /// Frames that it still had.
         outstanding: u16,
     },
+    /// Nobody is at the far end that answers, or it answered too few.
+    #[error("the gateway does not answer")]
+    NoAnswer,
 }
 
-impl core::fmt::Display for BenchError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Net(error) => error.fmt(f),
-            Self::Stuck { outstanding } => write!(
-                f,
-                "the device kept {outstanding} frames for more than {PATIENCE_US} us"
-            ),
-        }
-    }
-}
-
-impl From<NetError> for BenchError {
-    fn from(error: NetError) -> Self {
-        Self::Net(error)
-    }
-}
-
-/// Runs the bench and prints one line, `kickpath: bench {json}`.
+/// Sends frames in three ways and prints one line, `kickpath: bench {json}`: those
+/// that lie ready, in batches and one by one, and those that are copied in, in
+/// batches.
 ///
 /// # Errors
 ///
 /// [`BenchError`], when the device fails or stalls.
 pub fn transmit(nic: &mut Nic) -> Result<(), BenchError> {
     warm_up(nic, DEPTH)?;
+    let frame = frame(nic);
+    let prepared = measure(nic, |nic| batch(nic, |_| ()))?;
+    let each = measure(nic, |nic| frames(nic, DEPTH, |_| ()))?;
+    let copied = measure(nic, |nic| batch(nic, |buffer| copy(buffer, &frame)))?;
+    log::info!(
+        "kickpath: bench {{\"{}\":{{{prepared}}},\"tx_each\":{{{each}}},\"tx_copied\":{{{copied}}}}}",
+        config::Bench::Tx,
+    );
+    Ok(())
+}
+
+/// What [`ROUNDS`] rounds of a way to send cost, as members of a JSON object.
+fn measure(
+    nic: &mut Nic,
+    mut add: impl FnMut(&mut Nic) -> Result<(), BenchError>,
+) -> Result<String, BenchError> {
+    for _ in 0..WARM_UP {
+        round(nic, &mut add)?;
+    }
     let before = nic.stats();
     let allocations = heap::stats().allocations;
     let mut cycles = 0;
     for _ in 0..ROUNDS {
-        cycles += round(nic, |nic| frames(nic, DEPTH, |_| ()))?.driver();
+        cycles += round(nic, &mut add)?.driver();
     }
-    let after = nic.stats();
     let allocations = heap::stats().allocations - allocations;
-    log::info!(
-        "kickpath: bench {{\"{}\":{{{}}}}}",
-        config::Bench::Tx,
-        sums(&before, &after, cycles, allocations)
-    );
+    let after = nic.stats();
+    let packets = after.tx_packets - before.tx_packets;
+    Ok(sums(packets, &before, &after, cycles, allocations))
+}
+
+/// Adds [`DEPTH`] frames at once.
+#[inline(always)]
+fn batch(nic: &mut Nic, build: impl Fn(&mut [u8])) -> Result<(), BenchError> {
+    let (_, tx) = nic.queues()?;
+    tx.start_xmit_batch(DEPTH, |_, buffer| {
+        build(buffer);
+        FRAME_LENGTH
+    });
     Ok(())
+}
+
+/// Writes a frame into its buffer, which has room for it.
+#[inline(always)]
+fn copy(buffer: &mut [u8], frame: &[u8; FRAME_LENGTH]) {
+    if let Some(place) = buffer.first_chunk_mut() {
+        *place = *frame;
+    }
 }
 
 /// Sends datagrams from a socket, the network stack included, and prints one
@@ -99,53 +125,33 @@ pub fn transmit(nic: &mut Nic) -> Result<(), BenchError> {
 /// # Errors
 ///
 /// As [`transmit`].
-pub fn datagrams(nic: &mut Nic, fixed: &Fixed) -> Result<(), BenchError> {
+pub fn datagrams(nic: &mut Nic) -> Result<(), BenchError> {
     let mac = nic.info().mac;
     let now = Instant::from_micros(i64::try_from(time::now()).unwrap_or(i64::MAX));
     let mut report = String::new();
     for payload in [&[0x42; 64][..], &[0x42; 1400]] {
-        let mut blast = Blast::new(mac, &mut first(nic, fixed), now);
-        let mut send = |nic: &mut Nic| {
+        let mut blast = Blast::new(mac, &mut NetDevice::first(nic, None), now);
+        let sums = measure(nic, |nic| {
             // Once a poll, as in the network's loop.
-            let device = &mut first(nic, fixed);
+            let device = &mut NetDevice::first(nic, None);
             for _ in 0..DEPTH {
                 blast.send(now, device, payload);
             }
             Ok(())
-        };
-        for _ in 0..WARM_UP {
-            round(nic, &mut send)?;
-        }
-        let before = nic.stats();
-        let allocations = heap::stats().allocations;
-        let mut cycles = 0;
-        for _ in 0..ROUNDS {
-            cycles += round(nic, &mut send)?.driver();
-        }
-        let allocations = heap::stats().allocations - allocations;
+        })?;
         let separator = if report.is_empty() { "" } else { "," };
         // Writing to a `String` does not fail.
-        let _ = write!(
-            report,
-            "{separator}{{\"size\":{},{}}}",
-            payload.len(),
-            sums(&before, &nic.stats(), cycles, allocations)
-        );
+        let _ = write!(report, "{separator}{{\"size\":{},{sums}}}", payload.len(),);
     }
     log::info!("kickpath: bench {{\"{}\":[{report}]}}", config::Bench::Udp);
     Ok(())
 }
 
-fn first<'n>(nic: &'n mut Nic, fixed: &'n Fixed) -> PhyDevice<'n> {
-    PhyDevice::first(nic, fixed, None)
-}
-
 /// What was counted between two readings, as members of a JSON object.
-fn sums(before: &Stats, after: &Stats, cycles: u64, allocations: u64) -> String {
+fn sums(packets: u64, before: &Stats, after: &Stats, cycles: u64, allocations: u64) -> String {
     format!(
-        "\"packets\":{},\"instructions\":{cycles},\"kicks\":{},\"kicks_suppressed\":{},\
+        "\"packets\":{packets},\"instructions\":{cycles},\"kicks\":{},\"kicks_suppressed\":{},\
          \"register_accesses\":{},\"heap_allocations\":{allocations}",
-        after.tx_packets - before.tx_packets,
         after.kicks - before.kicks,
         after.kicks_suppressed - before.kicks_suppressed,
         after.register_accesses - before.register_accesses,
@@ -203,11 +209,7 @@ pub fn kick(nic: &mut Nic) -> Result<(), BenchError> {
 
 /// Leaves a frame in every buffer, and warms caches and QEMU's translator.
 fn warm_up(nic: &mut Nic, burst: u16) -> Result<(), BenchError> {
-    let mac = nic.info().mac;
-    let mut frame = [0; FRAME_LENGTH];
-    frame[..6].fill(0xff);
-    frame[6..12].copy_from_slice(&mac);
-    frame[12..14].copy_from_slice(&ETHERTYPE_EXPERIMENTAL);
+    let frame = frame(nic);
     let transmit = nic
         .snapshots()
         .find(|queue| queue.role == QueueRole::Transmit)
@@ -218,6 +220,15 @@ fn warm_up(nic: &mut Nic, burst: u16) -> Result<(), BenchError> {
         })?;
     }
     Ok(())
+}
+
+/// A frame that nobody answers.
+fn frame(nic: &Nic) -> [u8; FRAME_LENGTH] {
+    let mut frame = [0; FRAME_LENGTH];
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&nic.info().mac);
+    frame[12..14].copy_from_slice(&ETHERTYPE_EXPERIMENTAL);
+    frame
 }
 
 /// Cycles of the parts of a round.

@@ -19,16 +19,15 @@
 //! from core to core by mail until one has it; its answer leads the next one
 //! there. Only what none has is answered by RST. Other services do not care.
 
-mod shared;
+mod team;
 mod worker;
 
-pub use shared::Mail;
-pub use worker::Own;
+pub use team::Mail;
 
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
 
-use kickpath_abi::config::Config;
+use kickpath_abi::config::{Config, UdpWay};
 use kickpath_abi::status::Status;
 use kickpath_services::{Ipv4State, Stack};
 use smoltcp::phy::Device;
@@ -39,7 +38,7 @@ use super::interrupts;
 use super::report::{NicRest, Pair};
 use crate::arch::{self, percpu, smp, time};
 use crate::memory::heap;
-use shared::{Assignment, Core, Shared, Stray};
+use team::{Assignment, Core, Stray, Team};
 
 /// Heap that a core with its pair takes, in bytes: sockets, rings and frame
 /// buffers.
@@ -68,7 +67,7 @@ pub fn wanted_pairs(config: &Config) -> u16 {
 
 /// The other cores, as the first one sees them.
 pub struct Cores {
-    shared: &'static Shared,
+    team: &'static Team,
     /// The IPv4 address that they were told.
     ipv4: Option<Ipv4State>,
     /// What the first pair counted before the device was opened again.
@@ -78,16 +77,16 @@ pub struct Cores {
 impl Cores {
     /// Starts a network stack on as many CPUs as the device has pairs. They
     /// wait for [`Self::hand_out`].
-    pub fn start(pairs: usize) -> Self {
-        let shared: &'static Shared = Box::leak(Box::new(Shared::new(pairs)));
-        for (number, core) in shared.cores.iter().enumerate().skip(1) {
+    pub fn start(pairs: usize, udp: UdpWay) -> Self {
+        let team: &'static Team = Box::leak(Box::new(Team::new(pairs, udp)));
+        for (number, core) in team.cores.iter().enumerate().skip(1) {
             smp::run_on(
                 core.cpu,
-                Box::new(move || worker::serve(shared, core, number)),
+                Box::new(move || worker::serve(team, core, number)),
             );
         }
         Self {
-            shared,
+            team,
             ipv4: None,
             past: Stats::default(),
         }
@@ -95,7 +94,7 @@ impl Cores {
 
     /// Every core but the first, with its number.
     fn others(&self) -> impl Iterator<Item = (usize, &'static Core)> {
-        self.shared.cores.iter().enumerate().skip(1)
+        self.team.cores.iter().enumerate().skip(1)
     }
 
     /// Gives the pairs of an open device to the cores.
@@ -155,30 +154,30 @@ impl Cores {
     /// Whether the first core has mail.
     #[inline]
     pub fn has_mail(&self) -> bool {
-        self.shared.cores.first().is_some_and(Core::has_mail)
+        self.team.cores.first().is_some_and(Core::has_mail)
     }
 
     /// The next mail of the first core.
     pub fn next_mail(&self) -> Option<Mail> {
-        self.shared.cores.first()?.next_mail()
+        self.team.cores.first()?.next_mail()
     }
 
     /// Has the first core look for the connection of a segment that came to
     /// another one.
     pub fn look_up<D: Device>(&self, stray: Stray, stack: &mut Stack, device: &mut D) {
-        self.shared.look_up(0, stray, stack, device);
+        self.team.look_up(0, stray, stack, device);
     }
 
     /// The same for those that came to the first core.
     #[inline]
     pub fn look_up_strays<D: Device>(&self, stack: &mut Stack, device: &mut D) {
-        self.shared.look_up_strays(0, stack, device);
+        self.team.look_up_strays(0, stack, device);
     }
 
     /// Tells the others what the first core's stack has learnt.
     pub fn share(&mut self, stack: &mut Stack) {
         for frame in stack.take_shared() {
-            self.shared.spread(0, &frame);
+            self.team.spread(0, &frame);
         }
         let ipv4 = stack.ipv4();
         if self.ipv4 != Some(ipv4) {
@@ -192,14 +191,14 @@ impl Cores {
     /// Tells what the first core has counted, and makes the report complete.
     pub fn complete(&self, status: &mut Status, first: Option<&Pair>, nic: &NicRest<'_>) {
         self.publish(first, nic);
-        self.shared.complete(status);
+        self.team.complete(status);
     }
 
     /// Makes the first core's part of the report known to the others, and
     /// whether the link is up.
     pub fn publish_status(&self, status: Status, link_up: bool) {
-        *self.shared.status.lock() = status;
-        if self.shared.link_up.0.swap(link_up, Ordering::AcqRel) != link_up {
+        *self.team.status.lock() = status;
+        if self.team.link_up.0.swap(link_up, Ordering::AcqRel) != link_up {
             for (_, core) in self.others() {
                 arch::interrupts::wake(core.cpu);
             }
@@ -208,7 +207,7 @@ impl Cores {
 
     /// Tells what the first core has counted.
     pub fn publish(&self, first: Option<&Pair>, nic: &NicRest<'_>) {
-        let Some(core) = self.shared.cores.first() else {
+        let Some(core) = self.team.cores.first() else {
             return;
         };
         let mut report = core.report.lock();

@@ -1,21 +1,17 @@
-//! The driver as smoltcp's physical device, with no copy in between: a
-//! `TxToken` writes into the memory that the device reads, an `RxToken` reads
-//! where the device wrote.
+//! The device as the network stack sees it, for the length of a poll. For the host of
+//! a VLAN, what is sent gets a tag (IEEE 802.1Q), and of what comes it gets the frames
+//! with that tag, without it. One type for all cores, with and without a VLAN, so that
+//! the stack is compiled once: with several the compiler makes each core's path longer.
 
-use alloc::vec::Vec;
-use core::num::{NonZeroU16, NonZeroUsize};
+use core::num::NonZeroU16;
 
-use kickpath_abi::status::Status;
-use kickpath_services::StatusSource;
-use kickpath_trace::{Event, NO_QUEUE, tracepoint};
-use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium, PacketMeta};
+use kickpath_services::NetworkDevice;
+use smoltcp::phy::{self, Device, DeviceCapabilities, PacketMeta};
 use smoltcp::time::Instant;
-use virtio_net::net::rx::{RxFrame, RxQueue};
-use virtio_net::net::tx::{TxPlace, TxQueue, TxSlot};
-use virtio_net::net::{DeviceInfo, Features, QueuePair, Rest, VirtioNet};
+use virtio_net::net::tx::TxQueue;
+use virtio_net::net::{DeviceInfo, QueuePair, VirtioNet};
+use virtio_net::smoltcp::{Phy, RxToken, TxToken};
 
-use super::cores::{Cores, Own};
-use super::report::{self, Fixed};
 use crate::memory::KernelHal;
 use crate::virtio::KernelTransport;
 
@@ -25,228 +21,165 @@ pub type NicTransport = KernelTransport;
 /// The network device of this kernel.
 pub type Nic = VirtioNet<KernelHal, NicTransport>;
 
-/// Length in bytes of an Ethernet header, which smoltcp counts as part of the
-/// transmission unit.
-const ETHERNET_HEADER: usize = 14;
+/// Length of both addresses at the beginning of a frame, behind which the tag
+/// is, in bytes.
+pub const ADDRESSES: usize = 12;
+/// Length of a tag in bytes.
+const TAG: usize = 4;
+/// Tag protocol identifier of a VLAN tag.
+const TPID: [u8; 2] = [0x81, 0x00];
+/// The VLAN's id in the tag; beside it are priority and drop eligibility.
+const ID: u16 = 0xfff;
 
-/// Largest frame that smoltcp may hand over to be segmented: the largest IPv4
-/// packet.
-const MAX_SEGMENTED: usize = ETHERNET_HEADER + u16::MAX as usize;
-
-/// The network stack's handle of a core's part of the device, for the length
-/// of a poll. One type for all cores: with a copy of the network stack for
-/// each, the compiler makes the first core's path longer.
-pub struct PhyDevice<'c> {
-    /// The core's pair; `None` while the device is stopped.
-    pair: Option<&'c mut QueuePair<KernelHal>>,
-    info: &'c DeviceInfo,
-    reporter: Reporter<'c>,
+/// The tag of a VLAN, with priority 0.
+pub fn tag(id: u16) -> [u8; TAG] {
+    let [a, b] = TPID;
+    let [c, d] = (id & ID).to_be_bytes();
+    [a, b, c, d]
 }
 
-/// Who makes the status report.
-enum Reporter<'c> {
-    /// The first core, which has the device.
-    First {
-        rest: Rest<'c, KernelHal, NicTransport>,
-        fixed: &'c Fixed,
-        /// The other cores, if there are any.
-        cores: Option<&'c Cores>,
-    },
-    /// Another core.
-    Own(Own<'c>),
+/// Whether a frame is of this VLAN.
+fn is_of(frame: &[u8], id: u16) -> bool {
+    match frame.get(ADDRESSES..ADDRESSES + TAG) {
+        Some(&[a, b, c, d]) => [a, b] == TPID && u16::from_be_bytes([c, d]) & ID == id,
+        _ => false,
+    }
 }
 
-impl<'c> PhyDevice<'c> {
-    /// The first core's part: the device itself, and its first pair.
+/// See the module.
+pub struct NetDevice<'n> {
+    /// Checksums are left to the network stack.
+    phy: Phy<'n, KernelHal>,
+    vlan: Option<NonZeroU16>,
+}
+
+impl<'n> NetDevice<'n> {
+    /// The first pair of the device, in a VLAN, 1 to 4094, if the host is of one.
     #[inline]
-    pub fn first(nic: &'c mut Nic, fixed: &'c Fixed, cores: Option<&'c Cores>) -> Self {
-        let (pair, rest) = nic.split();
-        Self {
-            pair,
-            info: rest.info(),
-            reporter: Reporter::First { rest, fixed, cores },
-        }
+    pub fn first(nic: &'n mut Nic, vlan: Option<NonZeroU16>) -> Self {
+        let phy = Phy::of(nic).unverified();
+        Self { phy, vlan }
     }
 
-    /// Another core's part: its pair.
+    /// Another core's pair.
     #[inline]
-    pub fn own(pair: &'c mut QueuePair<KernelHal>, info: &'c DeviceInfo, own: Own<'c>) -> Self {
-        Self {
-            pair: Some(pair),
-            info,
-            reporter: Reporter::Own(own),
-        }
-    }
-
-    /// The queues of the core's pair; `None` while the device is stopped.
-    #[inline]
-    pub fn queues(&mut self) -> Option<(&mut RxQueue<KernelHal>, &mut TxQueue<KernelHal>)> {
-        Some(self.pair.as_mut()?.queues())
+    pub fn own(pair: &'n mut QueuePair<KernelHal>, info: &'n DeviceInfo) -> Self {
+        let phy = Phy::new(Some(pair), info).unverified();
+        // A host of a VLAN has one pair (`wanted_pairs`).
+        Self { phy, vlan: None }
     }
 }
 
-impl StatusSource for PhyDevice<'_> {
-    fn status(&self) -> Status {
-        let pair = self.pair.as_deref();
-        match &self.reporter {
-            Reporter::First { rest, fixed, cores } => {
-                let mut status = report::status(fixed, pair, rest);
-                if let Some(cores) = cores {
-                    cores.complete(&mut status, pair, rest);
-                }
-                status
-            }
-            Reporter::Own(own) => own.status(pair),
-        }
+impl NetworkDevice for NetDevice<'_> {
+    fn is_verified(token: &Untagged<'_>) -> bool {
+        token.token.is_verified()
     }
 }
 
-impl phy::Device for PhyDevice<'_> {
+impl Device for NetDevice<'_> {
     type RxToken<'a>
-        = RxToken<'a>
+        = Untagged<'a>
     where
         Self: 'a;
     type TxToken<'a>
-        = TxToken<'a>
+        = Tagged<'a>
     where
         Self: 'a;
 
-    /// smoltcp wants to be able to reply to whatever it receives. So nothing
-    /// is received while the transmit queue is full; it waits at the device.
     #[inline]
-    fn receive(&mut self, _now: Instant) -> Option<(RxToken<'_>, TxToken<'_>)> {
-        let (rx, tx) = self.queues()?;
-        if !tx.has_room() {
-            return None;
-        }
-        let frame = if rx.verifies_checksums() {
-            receive_verified(rx)?
-        } else {
-            // smoltcp has been told that nobody has verified it.
-            rx.receive()?
+    fn receive(&mut self, now: Instant) -> Option<(Untagged<'_>, Tagged<'_>)> {
+        let vlan = self.vlan;
+        let (token, TxToken { tx, segment_size }, skipped) = match vlan {
+            None => {
+                let (token, answer) = self.phy.receive(now)?;
+                (token, answer, 0)
+            }
+            Some(id) => {
+                let (token, answer) = self.receive_of(id.get())?;
+                (token, answer, TAG)
+            }
         };
-        let frame = Some(frame);
-        Some((
-            RxToken { rx, frame },
-            TxToken {
-                tx,
-                segment_size: None,
-            },
-        ))
+        let answer = Tagged {
+            tx,
+            segment_size,
+            vlan,
+        };
+        Some((Untagged { token, skipped }, answer))
     }
 
-    /// `None` while the transmit queue is full: the packet stays in its
-    /// socket. That may be a large one, if the device cuts it into segments.
     #[inline]
-    fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_>> {
-        let (_, tx) = self.queues()?;
-        tx.has_large_room().then_some(TxToken {
+    fn transmit(&mut self, now: Instant) -> Option<Tagged<'_>> {
+        let vlan = self.vlan;
+        let TxToken { tx, segment_size } = self.phy.transmit(now)?;
+        Some(Tagged {
             tx,
-            segment_size: None,
+            segment_size,
+            vlan,
         })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        let info = self.info;
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = ETHERNET_HEADER + usize::from(info.mtu);
-        // The header of IPv4 is nobody's affair but ours.
-        let checksum = match (
-            info.negotiated.contains(Features::GUEST_CSUM),
-            info.negotiated.contains(Features::CSUM),
-        ) {
-            (false, false) => Checksum::Both,
-            (false, true) => Checksum::Rx,
-            (true, false) => Checksum::Tx,
-            (true, true) => Checksum::None,
-        };
-        capabilities.checksum.udp = checksum;
-        capabilities.checksum.tcp = checksum;
-        // smoltcp 0.14 drops an IPv6 packet that is larger than the MTU, even if
-        // it is to be segmented. So over IPv6 it cuts its segments itself, and
-        // `TxQueue::xmit_with` puts them together again.
-        capabilities.segmentation.tcpv4 = info
-            .negotiated
-            .contains(Features::HOST_TSO4)
-            .then_some(MAX_SEGMENTED)
-            .and_then(NonZeroUsize::new);
-        capabilities
+        // The tag does not count, here as anywhere (IEEE 802.3as).
+        self.phy.capabilities()
     }
 }
 
-/// Receives a frame with right checksums: the device vouches for some, all
-/// others are verified here.
-fn receive_verified(rx: &mut RxQueue<KernelHal>) -> Option<RxFrame> {
-    loop {
-        let frame = rx.receive()?;
-        if frame.is_checksum_valid() || kickpath_services::has_right_checksums(rx.frame(&frame)) {
-            return Some(frame);
-        }
-        rx.recycle(frame);
+impl NetDevice<'_> {
+    /// The next frame of a VLAN.
+    #[cold]
+    fn receive_of(&mut self, id: u16) -> Option<(RxToken<'_>, TxToken<'_, KernelHal>)> {
+        self.phy.receive_if(|frame| {
+            let is_mine = is_of(frame, id);
+            if is_mine {
+                // The addresses move behind the tag.
+                frame.copy_within(..ADDRESSES, TAG);
+            }
+            is_mine
+        })
     }
 }
 
-/// A received frame; its buffer goes back to the device when this is dropped.
-pub struct RxToken<'a> {
-    pub(super) rx: &'a mut RxQueue<KernelHal>,
-    /// `Some` until dropped.
-    pub(super) frame: Option<RxFrame>,
+/// A received frame without its tag.
+pub struct Untagged<'a> {
+    token: RxToken<'a>,
+    /// Bytes at its beginning that are none of the frame.
+    skipped: usize,
 }
 
-impl phy::RxToken for RxToken<'_> {
+impl phy::RxToken for Untagged<'_> {
     #[inline]
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        let bytes = match &self.frame {
-            Some(frame) => self.rx.frame(frame),
-            None => &[],
-        };
-        tracepoint!(Event::RxTokenConsume, NO_QUEUE, bytes.len() as u64);
-        f(bytes)
+        let skipped = self.skipped;
+        self.token
+            .consume(|frame| f(frame.get(skipped..).unwrap_or_default()))
     }
 }
 
-impl Drop for RxToken<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(frame) = self.frame.take() {
-            self.rx.recycle(frame);
-        }
-    }
+/// Room for one frame that gets a tag if the host is of a VLAN. Not around a
+/// [`TxToken`]: so it fits two registers.
+pub struct Tagged<'a> {
+    tx: &'a mut TxQueue<KernelHal>,
+    segment_size: Option<NonZeroU16>,
+    vlan: Option<NonZeroU16>,
 }
 
-/// Room for one frame in the transmit queue. It takes the buffer only when it
-/// is consumed; smoltcp drops most of those that come with received frames.
-pub struct TxToken<'a> {
-    pub(super) tx: &'a mut TxQueue<KernelHal>,
-    /// Bytes of payload a segment, if the device is to cut the packet.
-    pub(super) segment_size: Option<NonZeroU16>,
-}
-
-impl phy::TxToken for TxToken<'_> {
+impl phy::TxToken for Tagged<'_> {
     #[inline]
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        tracepoint!(Event::TxTokenConsume, NO_QUEUE, length as u64);
-        let Self { tx, segment_size } = self;
-        let mut room = if tx.fills_checksums() {
-            tx.place(length, segment_size).map(Room::Place)
-        } else {
-            tx.reserve().map(Room::Slot)
-        };
-        let mut nowhere = Vec::new();
-        // One call for all of them: with several the compiler hands over by
-        // memory what `f` needs, for every packet.
-        let result = f(match &mut room {
-            Some(Room::Slot(slot)) => slot.frame_mut(length),
-            Some(Room::Place(place)) => place.frame_mut(),
-            None => discarded(&mut nowhere, length),
-        });
-        match room {
-            Some(Room::Slot(slot)) => slot.start_xmit(length),
-            Some(Room::Place(place)) => place.xmit(),
-            None => (),
-        }
-        result
+        let Self {
+            tx,
+            segment_size,
+            vlan,
+        } = self;
+        let added = if vlan.is_some() { TAG } else { 0 };
+        TxToken { tx, segment_size }.consume(added + length, |frame| {
+            // Written where it will stay, but for the addresses.
+            let result = f(frame.get_mut(added..).unwrap_or_default());
+            if let Some(id) = vlan {
+                write_tag(frame, id.get());
+            }
+            result
+        })
     }
 
     #[inline]
@@ -255,16 +188,13 @@ impl phy::TxToken for TxToken<'_> {
     }
 }
 
-/// Where a frame is built.
-enum Room<'a> {
-    Slot(TxSlot<'a, KernelHal>),
-    Place(TxPlace<'a, KernelHal>),
-}
-
-/// Memory for a frame that goes nowhere. A token exists only where there was
-/// room, so this is reached only when the queue broke in between.
+/// Moves the addresses in front of the tag, and writes that.
 #[cold]
-fn discarded(nowhere: &mut Vec<u8>, length: usize) -> &mut [u8] {
-    nowhere.resize(length, 0);
-    nowhere
+fn write_tag(frame: &mut [u8], id: u16) {
+    if let Some(head) = frame.first_chunk_mut::<{ ADDRESSES + TAG }>() {
+        head.copy_within(TAG.., 0);
+        if let Some(place) = head.last_chunk_mut() {
+            *place = tag(id);
+        }
+    }
 }

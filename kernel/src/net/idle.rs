@@ -18,6 +18,11 @@ const POLL_SPIN_US: u64 = 200;
 /// little, and a guest that nobody talks to costs little.
 const POLL_SLEEP_US: RangeInclusive<u64> = 1_000..=10_000;
 
+/// The time as the network stacks count it.
+pub fn now() -> Instant {
+    Instant::from_micros(i64::try_from(time::now()).unwrap_or(i64::MAX))
+}
+
 /// Until when, in microseconds since boot, a loop without interrupts may sleep
 /// if it last had work at `last_work`; `None` while it is better not to.
 pub fn poll_sleep_until(now: u64, last_work: u64) -> Option<u64> {
@@ -28,24 +33,25 @@ pub fn poll_sleep_until(now: u64, last_work: u64) -> Option<u64> {
 
 /// When the network stack has something to do at the latest, in microseconds
 /// since boot; `None` if it is for others to begin.
-pub fn deadline(stack: &mut Stack, time: Instant) -> Option<u64> {
-    let at = stack.poll_at(time)?;
+pub fn deadline(stack: &Stack) -> Option<u64> {
+    let at = stack.poll_at()?;
     Some(u64::try_from(at.total_micros()).unwrap_or(0))
 }
 
 /// Sleeps until `deadline`, in microseconds since boot, or until `is_called`: it is
 /// asked before each sleep, with interrupts off, and has the device interrupt.
 /// If the device was to let frames lie (`frames_left`), an interrupt alone does
-/// not end the sleep, else any does.
+/// not end the sleep, else any does. Returns whether there was a sleep.
 pub fn sleep(
     moderation: &mut Moderation,
     now: u64,
     deadline: u64,
     frames_left: u16,
     mut is_called: impl FnMut() -> bool,
-) {
+) -> bool {
     interrupts_at_cpu::disable();
     let mut now = now;
+    let mut has_slept = false;
     loop {
         // From here an interrupt waits until the CPU sleeps, and wakes it.
         if is_called() || deadline <= now {
@@ -54,6 +60,7 @@ pub fn sleep(
         tracepoint_unless_repeated!(Event::Idle, NO_QUEUE);
         moderation.sleep();
         arch::idle_until((deadline != u64::MAX).then_some(deadline));
+        has_slept = true;
         if frames_left == 0 {
             break;
         }
@@ -62,4 +69,5 @@ pub fn sleep(
         now = time::now();
     }
     interrupts_at_cpu::enable();
+    has_slept
 }

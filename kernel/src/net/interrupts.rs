@@ -57,6 +57,23 @@ fn intx() {
     }
 }
 
+/// Most looks at the status for one edge.
+const MAX_LOOKS: u32 = 8;
+
+/// On a line where a change counts, nothing tells of what the device adds to its
+/// status while that is read: it is read until it is empty.
+fn intx_by_edge() {
+    if let Some(isr) = INTX_ISR.try_lock().and_then(|isr| *isr) {
+        for _ in 0..MAX_LOOKS {
+            let before = STATE.not_ours();
+            STATE.vp_interrupt(isr);
+            if STATE.not_ours() != before {
+                break;
+            }
+        }
+    }
+}
+
 /// The vectors that this kernel has given to the network device.
 pub struct Controller {
     msi: Vec<Vector>,
@@ -104,7 +121,8 @@ impl InterruptController for Controller {
         self.line = self.line.or_else(|| self.device.line());
         let line = self.line.ok_or(InterruptUnavailable::NoRoute)?;
         *INTX_ISR.lock() = Some(isr);
-        let vector = interrupts::allocate_vector(intx).ok_or(InterruptUnavailable::NoVector)?;
+        let handler = if line.is_edge() { intx_by_edge } else { intx };
+        let vector = interrupts::allocate_vector(handler).ok_or(InterruptUnavailable::NoVector)?;
         if let Err(error) = interrupts::route(line, &vector) {
             log::warn!("{error}");
             interrupts::free_vector(vector);
@@ -117,7 +135,7 @@ impl InterruptController for Controller {
     fn detach_intx(&mut self) {
         if let Some(vector) = self.intx.take() {
             if let Some(line) = self.line {
-                interrupts::mask_gsi(line.gsi);
+                interrupts::mask(line);
             }
             interrupts::free_vector(vector);
         }

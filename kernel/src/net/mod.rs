@@ -2,56 +2,43 @@
 //! drives both.
 
 mod bench;
+mod control_steps;
 mod cores;
 mod device;
+mod extras;
+mod first;
+mod host;
 mod idle;
 mod interrupts;
 mod netconsole;
-mod probe;
+mod presence;
 mod report;
+mod select;
 mod serve;
 mod trace_cost;
-mod vlan;
-mod wishes;
+mod watch;
 
-use core::fmt;
-
-use kickpath_abi::config::{self, Config};
+use kickpath_abi::config::{self, Config, Ipv4Config};
 use kickpath_abi::status::Boot;
 use kickpath_trace::RING;
-use virtio_net::net::{Features, NetError};
+use virtio_net::net::{Features, NetError, Options};
 use virtio_net::vectors::Rung;
 
+use crate::arch::time;
 use crate::stages;
+use host::Host;
 use interrupts::Controller;
-use probe::Found;
-use report::Fixed;
-use serve::Host;
+use presence::Presence;
+use select::{Found, SelectError};
 
 /// Why there is no network.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
 pub enum NetworkError {
-    /// No virtio network device was found.
-    NoDevice,
-    /// Every one that was found is unusable; each was reported.
-    NoUsableDevice,
-    /// No device offers the transport that was asked for.
-    NoTransport(config::Transport),
+    /// No device was taken.
+    Select(#[from] SelectError),
     /// The measurement failed.
-    Bench(bench::BenchError),
-}
-
-impl fmt::Display for NetworkError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoDevice => f.write_str("there is no virtio network device"),
-            Self::NoUsableDevice => f.write_str("no virtio network device is usable"),
-            Self::NoTransport(transport) => {
-                write!(f, "no virtio network device offers transport={transport}")
-            }
-            Self::Bench(error) => error.fmt(f),
-        }
-    }
+    Bench(#[from] bench::BenchError),
 }
 
 /// Finds the device, brings it up and runs the measurement or the services
@@ -60,9 +47,11 @@ impl fmt::Display for NetworkError {
 pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
     if config.trace {
         // SAFETY: the other CPUs have no job yet, and so no tracepoint.
-        unsafe { RING.start() };
+        unsafe { RING.start(time::cycles) };
     }
-    let mut host = probe::probe(config, refused_features(config), |found| {
+    // The network stack serves all.
+    let options = Options::serving(Features::OPT_IN).refusing(refused_features(config));
+    let host = select::select(config, options, |found| {
         stages::ended("device probed");
         open(config, &boot, found)
     })?;
@@ -74,25 +63,28 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
         }
     }
     match config.bench {
-        config::Bench::Off => serve::serve(config, host),
-        config::Bench::Tx => bench::transmit(host.nic).map_err(NetworkError::Bench),
-        config::Bench::Udp => {
-            let (nic, fixed) = host.parts();
-            bench::datagrams(nic, fixed).map_err(NetworkError::Bench)
+        config::Bench::Off => first::serve(config, host),
+        config::Bench::Tx => bench::transmit(host.nic)?,
+        config::Bench::Rx => {
+            let own = match config.ipv4 {
+                Ipv4Config::Static(own) => own,
+                Ipv4Config::Dhcp => Ipv4Config::FALLBACK,
+            };
+            bench::receive(host.nic, own.address, config.gateway)?;
         }
-        config::Bench::Kick => bench::kick(host.nic).map_err(NetworkError::Bench),
-        config::Bench::Trace => {
-            trace_cost::measure();
-            Ok(())
-        }
+        config::Bench::Udp => bench::datagrams(host.nic)?,
+        config::Bench::Kick => bench::kick(host.nic)?,
+        config::Bench::Trace => trace_cost::measure(),
     }
+    Ok(())
 }
 
 /// Brings a device up as `config` says.
 fn open(config: &Config, boot: &Boot, found: Found) -> Result<Host, NetError> {
-    let fixed = Fixed::new(boot.clone(), &found);
+    let fixed = found.fixed(boot.clone());
+    let presence = Presence::of(&found.device);
     let controller = Controller::new(found.device.clone());
-    let mut host = Host::new(found.nic, controller, top_rung(config.irq), fixed);
+    let mut host = Host::new(found.nic, controller, top_rung(config.irq), fixed, presence);
     if let Some(mtu) = config.mtu
         && let Err(error) = host.nic.change_mtu(mtu)
     {

@@ -12,8 +12,7 @@ use smoltcp::phy::Device;
 use smoltcp::time::Instant;
 use virtio_net::net::{LastWords, NetError, Netpoll};
 
-use super::device::Nic;
-use super::vlan;
+use super::device::{self, Nic};
 use crate::backlog::{self, Line, MAX_LINE};
 use crate::console;
 use crate::memory::KernelHal;
@@ -78,7 +77,7 @@ impl Sender {
 
     /// Whether there is something to send.
     pub fn is_waiting(&self) -> bool {
-        backlog::is_waiting() || self.netconsole.is_waiting()
+        backlog::is_waiting()
     }
 
     /// Sends what waits.
@@ -156,8 +155,8 @@ fn send_line(
 ) -> Result<(), NetError> {
     let length = template.write(line, buffer).unwrap_or(0);
     let frame = buffer.get(..length).unwrap_or_default();
-    match vlan.zip(frame.split_at_checked(vlan::ADDRESSES)) {
-        Some((id, (addresses, rest))) => last_words.send(&[addresses, &vlan::tag(id), rest]),
+    match vlan.zip(frame.split_at_checked(device::ADDRESSES)) {
+        Some((id, (addresses, rest))) => last_words.send(&[addresses, &device::tag(id), rest]),
         None => last_words.send(&[frame]),
     }
 }

@@ -14,7 +14,6 @@ use virtio_net::transport::BusName;
 use virtio_net::vectors::Rung;
 
 use super::device::NicTransport;
-use super::probe::Found;
 use crate::arch::{self, time};
 use crate::memory::{KernelHal, heap};
 
@@ -59,27 +58,6 @@ pub struct Fixed {
     pub alternatives: Vec<String>,
     /// What a kick would be by each of those.
     pub alternative_kicks: Vec<String>,
-}
-
-impl Fixed {
-    /// What does not change of this device.
-    pub fn new(boot: Boot, found: &Found) -> Self {
-        let others = &found.others;
-        Self {
-            boot,
-            device_id: found.device.id(),
-            transport: found.interface.transport(),
-            place: found.interface.place(),
-            alternatives: others
-                .iter()
-                .map(|other| other.transport().to_string())
-                .collect(),
-            alternative_kicks: others
-                .iter()
-                .map(|other| format!("{}: {}", other.transport(), other.kick()))
-                .collect(),
-        }
-    }
 }
 
 /// A queue pair of this kernel's device.
@@ -172,28 +150,14 @@ pub fn queue(queue: &QueueSnapshot) -> Queue {
 
 /// The driver's counters.
 pub fn counters(stats: &Stats) -> Counters {
-    Counters {
-        rx_packets: stats.rx_packets,
-        rx_bytes: stats.rx_bytes,
-        rx_dropped: stats.rx_dropped,
-        rx_errors: stats.rx_errors,
-        tx_packets: stats.tx_packets,
-        tx_bytes: stats.tx_bytes,
-        tx_waited: stats.tx_waited,
-        tx_errors: stats.tx_errors,
-        rx_merged: stats.rx_merged,
-        rx_checksum_valid: stats.rx_checksum_valid,
-        rx_hashed: stats.rx_hashed,
-        rx_hash_wrong: stats.rx_hash_wrong,
-        rx_missteered: stats.rx_missteered,
-        tx_checksum_offloaded: stats.tx_checksum_offloaded,
-        tx_segmented: stats.tx_segmented,
-        tx_coalesced: stats.tx_coalesced,
-        kicks: stats.kicks,
-        kicks_suppressed: stats.kicks_suppressed,
-        interrupts: stats.interrupts,
-        interrupts_spurious: stats.interrupts_spurious,
-        register_accesses: stats.register_accesses,
+    macro_rules! same {
+        ($($name:ident)+) => { Counters { $($name: stats.$name,)+ } };
+    }
+    same! {
+        rx_packets rx_bytes rx_dropped rx_errors rx_merged rx_checksum_valid rx_hashed
+        rx_hash_wrong rx_missteered tx_packets tx_bytes tx_waited tx_errors tx_segmented
+        tx_checksum_offloaded tx_coalesced kicks kicks_suppressed kicks_lost interrupts
+        interrupts_lost interrupts_spurious stuck register_accesses
     }
 }
 
@@ -204,7 +168,7 @@ pub fn cpu() -> Cpu {
     Cpu {
         uptime_us: time::now(),
         cycles: time::uptime_cycles(),
-        idle_cycles: first.map_or(0, |cpu| cpu.idle_cycles()),
+        idle_cycles: first.map_or(0, |cpu| arch::idle_cycles(cpu)),
         heap_allocations: heap.allocations,
         heap_used: heap.used,
         heap_size: heap.size,
@@ -218,7 +182,7 @@ fn names(features: Features) -> Vec<String> {
         .names()
         .map(String::from)
         .chain(
-            (0..u64::BITS)
+            (0..u128::BITS)
                 .filter(|bit| unknown >> bit & 1 != 0)
                 .map(|bit| format!("bit {bit}")),
         )

@@ -23,7 +23,7 @@ pub fn measure() {
         off = with();
     }
     // SAFETY: the other CPUs have no job, and so no tracepoint.
-    unsafe { RING.start() };
+    unsafe { RING.start(time::cycles) };
     let on = with();
     // SAFETY: as above.
     unsafe { RING.stop() };

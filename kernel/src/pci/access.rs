@@ -9,12 +9,15 @@ use spin::Once;
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
 use x86_64::instructions::port::Port;
 
-use crate::arch::acpi::Ecam;
+use crate::arch::acpi::{Ecam, Tables};
 use crate::memory::map_mmio;
 
 const CONFIG_ADDRESS: u16 = 0xcf8;
 const CONFIG_DATA: u16 = 0xcfc;
 const CONFIG_ENABLE: u32 = 1 << 31;
+
+/// Offset of the command and status register.
+const COMMAND: u8 = 4;
 
 /// Bytes of ECAM a bus: 32 devices of 8 functions of 4 KiB.
 const ECAM_BUS: u64 = 1 << 20;
@@ -25,9 +28,23 @@ static ECAM: Once<Ecam> = Once::new();
 static BUSES: [AtomicPtr<u8>; 256] = [const { AtomicPtr::new(core::ptr::null_mut()) }; 256];
 
 /// Takes note of the ECAM, where the machine has one.
-pub fn init(ecam: Option<Ecam>) {
+pub fn init(tables: &Tables) {
+    let ecam = tables.ecam.or_else(|| {
+        // Ports do as well, so the DSDT is read through only where there are none.
+        (!has_ports()).then(|| tables.host_bridge_ecam()).flatten()
+    });
     if let Some(ecam) = ecam {
         ECAM.call_once(|| ecam);
+    }
+}
+
+/// Whether the port of the address keeps one.
+fn has_ports() -> bool {
+    let mut port = Port::<u32>::new(CONFIG_ADDRESS);
+    // SAFETY: the port is the host bridge's, or nothing.
+    unsafe {
+        port.write(CONFIG_ENABLE);
+        port.read() == CONFIG_ENABLE
     }
 }
 
@@ -93,6 +110,19 @@ fn read_ports(place: DeviceFunction, register: u8) -> u32 {
     unsafe { Port::<u32>::new(CONFIG_DATA).read() }
 }
 
+fn write_command(place: DeviceFunction, command: u16) {
+    match in_memory(place, COMMAND) {
+        // SAFETY: the lower half of a mapped, aligned register; drivers of this
+        // kernel give a device no more than the memory that is theirs.
+        Some(word) => unsafe { word.cast::<u16>().write_volatile(command.to_le()) },
+        None => {
+            select(place, COMMAND);
+            // SAFETY: as above.
+            unsafe { Port::<u16>::new(CONFIG_DATA).write(command) }
+        }
+    }
+}
+
 impl ConfigurationAccess for PciAccess {
     fn read_word(&self, device_function: DeviceFunction, register_offset: u8) -> u32 {
         match in_memory(device_function, register_offset) {
@@ -104,6 +134,11 @@ impl ConfigurationAccess for PciAccess {
     }
 
     fn write_word(&mut self, device_function: DeviceFunction, register_offset: u8, data: u32) {
+        if register_offset == COMMAND {
+            // Its upper half, the status, keeps what is not written as 1, and
+            // some hypervisors (Alioth) take the command by 16 bits only.
+            return write_command(device_function, data as u16);
+        }
         match in_memory(device_function, register_offset) {
             // SAFETY: a mapped, aligned register; the users of this type move
             // no BAR onto memory.

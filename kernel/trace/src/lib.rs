@@ -2,9 +2,9 @@
 //!
 //! A [`tracepoint!`] costs one predictable branch while tracing is off. While
 //! it is on, it stores a [`Record`] of 32 bytes in the [`Ring`]: what happened,
-//! where in the source, at which queue, two arguments, and the time stamp
-//! counter. Nothing leaves the guest by itself: whoever can read the guest's
-//! memory reads the ring, by the symbol [`RING_SYMBOL`].
+//! where in the source, at which queue, two arguments, and the time by the clock
+//! that [`Ring::start`] was given. Nothing leaves the guest by itself: whoever can
+//! read the guest's memory reads the ring, by the symbol [`RING_SYMBOL`].
 //!
 //! The ring keeps the first records and counts those for which there was no
 //! room: the beginning of a journey is worth more than its end, and nothing
@@ -16,7 +16,7 @@
 //! use kickpath_trace::{Event, RING, tracepoint};
 //!
 //! // SAFETY: this program has no other thread.
-//! unsafe { RING.start() };
+//! unsafe { RING.start(|| 0) };
 //! tracepoint!(Event::Publish, 1, 7, 6);
 //! // SAFETY: as above.
 //! unsafe { RING.stop() };
@@ -31,7 +31,7 @@
 #![deny(missing_docs)]
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+use core::sync::atomic::{AtomicUsize, Ordering, compiler_fence};
 
 /// Name of the symbol at which the ring lies in the guest's image.
 pub const RING_SYMBOL: &str = "KICKPATH_TRACE_RING";
@@ -189,7 +189,7 @@ pub struct Site {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Record {
-    /// Time stamp counter.
+    /// The clock, on x86 the time stamp counter.
     pub tsc: u64,
     /// Address of the [`Site`] in bits 0 to 47 (the others repeat bit 47), the
     /// queue's index in bits 48 to 57 and the CPU's number in bits 58 to 63.
@@ -233,10 +233,11 @@ impl Record {
 /// sees.
 #[repr(C)]
 pub struct Ring {
-    magic: u64,
-    capacity: u64,
+    /// Both 0 until recording begins: a ring of zeroes takes no room in the image.
+    magic: UnsafeCell<u64>,
+    capacity: UnsafeCell<u64>,
     /// Records that were made, including those that were lost.
-    count: AtomicU64,
+    count: AtomicUsize,
     records: [UnsafeCell<Record>; CAPACITY],
 }
 
@@ -244,12 +245,21 @@ pub struct Ring {
 /// ask for it in one instruction.
 static ENABLED: Flag = Flag(UnsafeCell::new(false));
 
+/// What records are stamped with.
+static CLOCK: Clock = Clock(UnsafeCell::new(|| 0));
+
+struct Clock(UnsafeCell<fn() -> u64>);
+
+// SAFETY: as for `Flag`: only `Ring::start` writes it.
+unsafe impl Sync for Clock {}
+
 /// CPUs read it all the time: nothing that is written has its cache line.
 #[repr(align(64))]
 struct Flag(UnsafeCell<bool>);
 
-/// Place of the last record, so that one that repeats can be left out.
-static LAST: AtomicU64 = AtomicU64::new(0);
+/// Place of the last record, so that one that repeats can be left out; on a CPU
+/// of 32 bits the address of its site alone.
+static LAST: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: it is written only by `Ring::start` and `Ring::stop`, whose callers
 // promise that nobody reads it meanwhile.
@@ -269,7 +279,8 @@ pub mod layout {
     pub const MAGIC: usize = core::mem::offset_of!(Ring, magic);
     /// 64 bits: number of records that there is room for.
     pub const CAPACITY: usize = core::mem::offset_of!(Ring, capacity);
-    /// 64 bits: number of records made, lost ones included.
+    /// As wide as the CPU, 64 bits of x86-64: number of records made, lost ones
+    /// included.
     pub const COUNT: usize = core::mem::offset_of!(Ring, count);
     /// The first record.
     pub const RECORDS: usize = core::mem::offset_of!(Ring, records);
@@ -288,9 +299,9 @@ pub mod layout {
 // SAFETY: nothing else in the program has this name.
 #[unsafe(export_name = "KICKPATH_TRACE_RING")]
 pub static RING: Ring = Ring {
-    magic: MAGIC,
-    capacity: CAPACITY as u64,
-    count: AtomicU64::new(0),
+    magic: UnsafeCell::new(0),
+    capacity: UnsafeCell::new(0),
+    count: AtomicUsize::new(0),
     records: [const {
         UnsafeCell::new(Record {
             tsc: 0,
@@ -302,14 +313,24 @@ pub static RING: Ring = Ring {
 };
 
 impl Ring {
-    /// Begins to record, after what is there.
+    /// Begins to record, after what is there, and stamps each record by `clock`:
+    /// on x86 the CPU's time stamp counter, if the runner shall join the records
+    /// with what the host recorded. It is called anywhere, also in interrupts.
     ///
     /// # Safety
     ///
     /// No other thread may be at a tracepoint. (An interrupt handler of the
     /// same CPU may; it sees the one or the other.)
-    pub unsafe fn start(&self) {
-        // SAFETY: the caller's promise.
+    pub unsafe fn start(&self, clock: fn() -> u64) {
+        // SAFETY: the caller's promise; and only who records or reads a ring that is
+        // recorded to looks at the rest.
+        unsafe {
+            *CLOCK.0.get() = clock;
+            *self.magic.get() = MAGIC;
+            *self.capacity.get() = CAPACITY as u64;
+        }
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: as above; who sees it sees the clock.
         unsafe { *ENABLED.0.get() = true };
         compiler_fence(Ordering::SeqCst);
     }
@@ -327,14 +348,12 @@ impl Ring {
 
     /// Records that there was no room for.
     pub fn lost(&self) -> u64 {
-        self.count
-            .load(Ordering::Relaxed)
-            .saturating_sub(CAPACITY as u64)
+        self.count.load(Ordering::Relaxed).saturating_sub(CAPACITY) as u64
     }
 
     /// The records, oldest first. To be called while recording is stopped.
     pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
-        let count = self.count.load(Ordering::Acquire).min(CAPACITY as u64) as usize;
+        let count = self.count.load(Ordering::Acquire).min(CAPACITY);
         self.records[..count]
             .iter()
             // SAFETY: the record was finished before `stop`.
@@ -356,14 +375,15 @@ pub fn is_enabled() -> bool {
 #[cold]
 #[inline(never)]
 pub fn emit(site: &'static Site, queue: u16, a: u64, b: u64) {
-    let tsc = time_stamp();
+    // SAFETY: `Ring::start` wrote it before it let anybody come here.
+    let tsc = unsafe { *CLOCK.0.get() }();
     // An interrupt may come at any place here and make records of its own.
     let index = RING.count.fetch_add(1, Ordering::Relaxed);
-    let Some(slot) = RING.records.get(index as usize) else {
+    let Some(slot) = RING.records.get(index) else {
         return;
     };
     let place = place(site, queue);
-    LAST.store(place, Ordering::Relaxed);
+    LAST.store(place as usize, Ordering::Relaxed);
     let record = Record { tsc, place, a, b };
     // SAFETY: the index is ours alone, so nobody else writes the slot, and
     // readers wait for `stop`.
@@ -375,7 +395,7 @@ pub fn emit(site: &'static Site, queue: u16, a: u64, b: u64) {
 #[cold]
 #[inline(never)]
 pub fn emit_unless_repeated(site: &'static Site, queue: u16, a: u64, b: u64) {
-    if LAST.load(Ordering::Relaxed) != place(site, queue) {
+    if LAST.load(Ordering::Relaxed) != place(site, queue) as usize {
         emit(site, queue, a, b);
     }
 }
@@ -407,18 +427,6 @@ fn with_cpu(place: u64) -> u64 {
 #[inline(always)]
 fn with_cpu(place: u64) -> u64 {
     place
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn time_stamp() -> u64 {
-    // SAFETY: every x86-64 CPU has the counter, and it has no effect.
-    unsafe { core::arch::x86_64::_rdtsc() }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn time_stamp() -> u64 {
-    0
 }
 
 /// Reports an [`Event`] at a queue with up to two arguments (`u64`). Arguments
@@ -521,13 +529,15 @@ mod tests {
         assert_eq!((record.queue(), record.cpu()), (0x234, 63));
     }
 
+    static COUNTER: AtomicUsize = AtomicUsize::new(0);
+
     // One test alone uses the program's ring.
     #[test]
     fn the_ring_keeps_the_first_records_and_counts_the_rest() {
         tracepoint!(Event::Notify, 9);
         assert_eq!(RING.records().count(), 0);
         // SAFETY: no other test has a tracepoint.
-        unsafe { RING.start() };
+        unsafe { RING.start(|| COUNTER.fetch_add(1, Ordering::Relaxed) as u64) };
         let idle = || tracepoint_unless_repeated!(Event::Idle, NO_QUEUE);
         idle();
         idle();
@@ -552,7 +562,7 @@ mod tests {
             assert_eq!((record.a, record.b), (index as u64, !(index as u64)));
             assert_eq!(record.queue(), 1);
             assert_eq!(record.site().event, Event::Add);
-            assert!(record.tsc >= last);
+            assert!(record.tsc > last);
             last = record.tsc;
         }
         assert_eq!(RING.records().count(), CAPACITY);

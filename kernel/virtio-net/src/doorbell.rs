@@ -1,9 +1,13 @@
 //! The notify hook of a virtqueue: one precomputed write (Linux `vq->notify`).
 
+extern crate alloc;
+
+use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
 
-use kickpath_trace::{Event, tracepoint};
+use crate::mmio;
+use crate::trace::tracepoint;
 
 /// How the device is told that a queue has new buffers. Computed once, when
 /// the queue is set up; ringing it is a single store, and that store is the
@@ -15,15 +19,17 @@ use kickpath_trace::{Event, tracepoint};
 /// [`Self::mmio32`], whose callers answer for what is there:
 ///
 /// ```compile_fail,E0639
-/// # use virtio_net::doorbell::Doorbell;
-/// let anywhere = Doorbell::Port { port: 0x70, queue: 1 };
+/// # use {core::ptr::NonNull, kickpath_virtio_net::doorbell::Doorbell};
+/// let anywhere = Doorbell::Mmio16 { register: NonNull::dangling(), queue: 1 };
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 #[doc(alias = "vp_notify")]
 pub enum Doorbell {
     /// A 16-bit port write of the queue's index: the legacy interface's
     /// QUEUE_NOTIFY register (specification 4.1.4.10), or a notification
-    /// structure that a modern device has in ports (4.1.4.4).
+    /// structure that a modern device has in ports (4.1.4.4). Other CPUs have
+    /// ports in a window of memory, if at all.
+    #[cfg(target_arch = "x86_64")]
     #[non_exhaustive]
     Port {
         /// Port address of the register.
@@ -49,17 +55,17 @@ pub enum Doorbell {
         /// The queue's index.
         queue: u16,
     },
-    /// A function of the embedder, for transports with a way of their own.
+    /// A function with what it needs, for transports with a way of their own.
     Call {
-        /// Called with the queue's index.
-        function: fn(u16),
+        /// Called with the queue's index, on any CPU that sends.
+        function: Arc<dyn Fn(u16) + Send + Sync>,
         /// The queue's index.
         queue: u16,
     },
 }
 
-// SAFETY: it is an address of a device register and a value to write there;
-// the device accepts the write from any CPU.
+// SAFETY: it is an address of a device register and a value to write there,
+// which the device accepts from any CPU, or a function that can be sent.
 unsafe impl Send for Doorbell {}
 
 impl Doorbell {
@@ -70,6 +76,7 @@ impl Doorbell {
     /// The port must be the notification register of a device that the driver
     /// owns, with 16 bits, or with 32 where they are written
     /// (`VIRTIO_F_NOTIFICATION_DATA`); on a CPU that may access it.
+    #[cfg(target_arch = "x86_64")]
     pub const unsafe fn port(port: u16, queue: u16) -> Self {
         Self::Port { port, queue }
     }
@@ -100,35 +107,39 @@ impl Doorbell {
     #[doc(alias = "vp_notify")]
     #[doc(alias = "vm_notify")]
     #[inline]
-    pub fn ring(self) {
+    pub fn ring(&self) {
         let (queue, [kind, target]) = (self.queue(), self.trace_arguments());
         tracepoint!(Event::DoorbellRing, queue, kind, target);
-        match self {
+        match *self {
             // SAFETY: the caller of `Self::port` answers for the register;
             // writing it makes the device read the queue, nothing else.
+            #[cfg(target_arch = "x86_64")]
             Self::Port { port, queue } => unsafe { vp_notify_port(queue, port) },
             // SAFETY: the same of `Self::mmio16`.
             Self::Mmio16 { register, queue } => unsafe { vp_notify_mmio(queue, register) },
             // SAFETY: the same of `Self::mmio32`.
             Self::Mmio32 { register, queue } => unsafe { vm_notify(queue, register) },
-            Self::Call { function, queue } => function(queue),
+            Self::Call {
+                ref function,
+                queue,
+            } => function(queue),
         }
         tracepoint!(Event::DoorbellRang, queue, kind, target);
     }
 
     /// Tells the device how far the driver has come as well
     /// (`VIRTIO_F_NOTIFICATION_DATA`, specification 4.1.5.2 and 4.2.3.3): 32
-    /// bits, made by [`Ring::notification_data`]. Without [`Self::takes_data`]
+    /// bits, made by [`QueueRing::notification_data`]. Without [`Self::takes_data`]
     /// as [`Self::ring`].
     ///
-    /// [`Ring::notification_data`]: crate::queue::Ring::notification_data
-    pub fn ring_with(self, data: u32) {
+    /// [`QueueRing::notification_data`]: crate::queue::QueueRing::notification_data
+    pub fn ring_with(&self, data: u32) {
         if !self.takes_data() {
             return self.ring();
         }
         let (queue, [kind, target]) = (self.queue(), self.trace_arguments());
         tracepoint!(Event::DoorbellRing, queue, kind, target);
-        match self {
+        match *self {
             // SAFETY: as in `ring`; with this feature the register has 32
             // bits (specification 4.1.4.4), and is aligned for them, as
             // `takes_data` says.
@@ -136,18 +147,23 @@ impl Doorbell {
             // SAFETY: as in `ring`.
             Self::Mmio32 { register, .. } => unsafe { notify_with_data(data, register) },
             // SAFETY: as in `ring`; the four ports are the register's.
+            #[cfg(target_arch = "x86_64")]
             Self::Port { port, .. } => unsafe { notify_port_with_data(data, port) },
-            Self::Call { function, queue } => function(queue),
+            Self::Call {
+                ref function,
+                queue,
+            } => function(queue),
         }
         tracepoint!(Event::DoorbellRang, queue, kind, target);
     }
 
     /// Whether [`Self::ring_with`] can tell the device anything: the register
     /// is aligned to 4 bytes, and the transport's own.
-    pub fn takes_data(self) -> bool {
-        match self {
+    pub fn takes_data(&self) -> bool {
+        match *self {
             Self::Mmio16 { register, .. } => register.addr().get().is_multiple_of(4),
             Self::Mmio32 { .. } => true,
+            #[cfg(target_arch = "x86_64")]
             Self::Port { port, .. } => port.is_multiple_of(4),
             Self::Call { .. } => false,
         }
@@ -155,19 +171,21 @@ impl Doorbell {
 
     /// Index of the queue that is told of.
     #[inline]
-    pub fn queue(self) -> u16 {
-        match self {
-            Self::Port { queue, .. }
-            | Self::Mmio16 { queue, .. }
-            | Self::Mmio32 { queue, .. }
-            | Self::Call { queue, .. } => queue,
+    pub fn queue(&self) -> u16 {
+        match *self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Port { queue, .. } => queue,
+            Self::Mmio16 { queue, .. } | Self::Mmio32 { queue, .. } | Self::Call { queue, .. } => {
+                queue
+            }
         }
     }
 
     /// Kind and target as trace records have them.
     #[inline]
-    pub(crate) fn trace_arguments(self) -> [u64; 2] {
-        match self {
+    pub(crate) fn trace_arguments(&self) -> [u64; 2] {
+        match *self {
+            #[cfg(target_arch = "x86_64")]
             Self::Port { port, .. } => [0, u64::from(port)],
             Self::Mmio16 { register, .. } => [1, register.addr().get() as u64],
             Self::Mmio32 { register, .. } => [2, register.addr().get() as u64],
@@ -183,10 +201,13 @@ impl Doorbell {
 /// # Safety
 ///
 /// `port` must be the QUEUE_NOTIFY register of a device that the driver owns.
-#[inline(never)]
-#[unsafe(export_name = "vp_notify_port")]
+#[cfg(target_arch = "x86_64")]
+#[cfg_attr(
+    feature = "trace",
+    inline(never),
+    unsafe(export_name = "vp_notify_port")
+)]
 unsafe extern "C" fn vp_notify_port(queue: u16, port: u16) {
-    #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller's promise. Not `nomem`: the ring's stores stay before
     // it.
     unsafe {
@@ -197,8 +218,6 @@ unsafe extern "C" fn vp_notify_port(queue: u16, port: u16) {
             options(nostack, preserves_flags),
         );
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (port, queue);
 }
 
 /// The 16-bit memory write of a kick (Linux `vp_notify` of a modern device); a
@@ -208,11 +227,14 @@ unsafe extern "C" fn vp_notify_port(queue: u16, port: u16) {
 ///
 /// `register` must be the mapped notification register of a device that the
 /// driver owns.
-#[inline(never)]
-#[unsafe(export_name = "vp_notify_mmio")]
+#[cfg_attr(
+    feature = "trace",
+    inline(never),
+    unsafe(export_name = "vp_notify_mmio")
+)]
 unsafe extern "C" fn vp_notify_mmio(queue: u16, register: NonNull<u16>) {
     // SAFETY: the caller's promise.
-    unsafe { register.write_volatile(queue.to_le()) };
+    unsafe { mmio::write(register, queue.to_le()) };
 }
 
 /// The 32-bit memory write of a kick (Linux `vm_notify` of virtio-mmio); a
@@ -222,11 +244,10 @@ unsafe extern "C" fn vp_notify_mmio(queue: u16, register: NonNull<u16>) {
 ///
 /// `register` must be the mapped QueueNotify register of a device that the
 /// driver owns.
-#[inline(never)]
-#[unsafe(export_name = "vm_notify")]
+#[cfg_attr(feature = "trace", inline(never), unsafe(export_name = "vm_notify"))]
 unsafe extern "C" fn vm_notify(queue: u16, register: NonNull<u32>) {
     // SAFETY: the caller's promise.
-    unsafe { register.write_volatile(u32::from(queue).to_le()) };
+    unsafe { mmio::write(register, u32::from(queue).to_le()) };
 }
 
 /// The 32-bit memory write of a kick with data (Linux `vp_notify_with_data`,
@@ -236,12 +257,15 @@ unsafe extern "C" fn vm_notify(queue: u16, register: NonNull<u32>) {
 ///
 /// `register` must be the mapped notification register of a device that the
 /// driver owns, of 32 bits and aligned for them.
-#[inline(never)]
-#[unsafe(export_name = "vp_notify_with_data")]
+#[cfg_attr(
+    feature = "trace",
+    inline(never),
+    unsafe(export_name = "vp_notify_with_data")
+)]
 #[doc(alias = "vm_notify_with_data")]
 unsafe extern "C" fn notify_with_data(data: u32, register: NonNull<u32>) {
     // SAFETY: the caller's promise.
-    unsafe { register.write_volatile(data.to_le()) };
+    unsafe { mmio::write(register, data.to_le()) };
 }
 
 /// The 32-bit port write of a kick with data.
@@ -250,10 +274,13 @@ unsafe extern "C" fn notify_with_data(data: u32, register: NonNull<u32>) {
 ///
 /// `port` must be that of a notification register of a device that the driver
 /// owns.
-#[inline(never)]
-#[unsafe(export_name = "vp_notify_port_with_data")]
+#[cfg(target_arch = "x86_64")]
+#[cfg_attr(
+    feature = "trace",
+    inline(never),
+    unsafe(export_name = "vp_notify_port_with_data")
+)]
 unsafe extern "C" fn notify_port_with_data(data: u32, port: u16) {
-    #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller's promise. Not `nomem`: the ring's stores stay before
     // it.
     unsafe {
@@ -264,56 +291,23 @@ unsafe extern "C" fn notify_port_with_data(data: u32, port: u16) {
             options(nostack, preserves_flags),
         );
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (data, port);
+}
+
+impl fmt::Debug for Doorbell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// The access in one line, such as `outw 1 -> port 0xc010`.
 impl fmt::Display for Doorbell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            #[cfg(target_arch = "x86_64")]
             Self::Port { port, queue } => write!(f, "outw {queue} -> port {port:#x}"),
             Self::Mmio16 { register, queue } => write!(f, "movw {queue} -> {:p}", *register),
             Self::Mmio32 { register, queue } => write!(f, "movl {queue} -> {:p}", *register),
             Self::Call { queue, .. } => write!(f, "call of the transport for queue {queue}"),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    extern crate alloc;
-    use super::*;
-    use alloc::string::ToString;
-
-    #[test]
-    fn it_is_shown_with_the_address_of_its_register() {
-        let at = |address| NonNull::new(core::ptr::without_provenance_mut::<u8>(address)).unwrap();
-        let queue = 1;
-        for (doorbell, text) in [
-            (
-                Doorbell::Port {
-                    port: 0xc010,
-                    queue,
-                },
-                "outw 1 -> port 0xc010",
-            ),
-            (
-                Doorbell::Mmio16 {
-                    register: at(0xfeb0_3004).cast::<u16>(),
-                    queue,
-                },
-                "movw 1 -> 0xfeb03004",
-            ),
-            (
-                Doorbell::Mmio32 {
-                    register: at(0xfeb0_0050).cast::<u32>(),
-                    queue,
-                },
-                "movl 1 -> 0xfeb00050",
-            ),
-        ] {
-            assert_eq!(doorbell.to_string(), text);
         }
     }
 }

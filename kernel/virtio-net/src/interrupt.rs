@@ -1,127 +1,29 @@
 //! What happens in an interrupt: as little as possible.
 //!
 //! The handlers only note that something is to be done; the poll loop does it
-//! (Linux's NAPI). So they need no lock, and an [`InterruptState`] can be a
-//! `static` that the embedder's handlers share with the driver.
+//! (Linux's NAPI). So they need no lock, and share an [`InterruptState`]
+//! with the driver.
 
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::ops::Deref;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use kickpath_trace::{Event, NO_QUEUE, tracepoint};
+use crate::trace::{NO_QUEUE, tracepoint};
+use crate::transport::isr::{ISR_CONFIG, ISR_QUEUE};
+pub use crate::transport::isr::{IsrRegister, MmioInterrupt};
 
-/// In the ISR status: a queue has used buffers (specification 4.1.4.5).
-const ISR_QUEUE: u8 = 1;
-/// In the ISR status: the device's configuration has changed.
-const ISR_CONFIG: u8 = 2;
-
-/// The register that tells why INTx was raised, and lowers it when read
-/// (specification 4.1.4.5, the legacy interface's 4.1.4.10). It is made by
-/// [`Self::port`], [`Self::mmio`] and [`Self::virtio_mmio`], whose callers answer
-/// for what is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IsrRegister {
-    /// A byte at this port (legacy virtio-pci).
-    #[non_exhaustive]
-    Port(u16),
-    /// A byte at this mapped address (modern virtio-pci).
-    #[non_exhaustive]
-    Mmio(NonNull<u8>),
-    /// The two registers of virtio-mmio, which keeps its line up until it is
-    /// told what was seen.
-    #[non_exhaustive]
-    VirtioMmio(MmioInterrupt),
-}
-
-/// The interrupt registers of virtio-mmio, mapped (specification 4.2.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MmioInterrupt {
-    /// InterruptStatus: why the line is up.
-    pub status: NonNull<u32>,
-    /// InterruptACK: what of it was seen.
-    pub acknowledge: NonNull<u32>,
-}
-
-// SAFETY: it is the address of a device register that any CPU may read.
-unsafe impl Send for IsrRegister {}
-// SAFETY: as above; a shared reference allows no more than a copy.
-unsafe impl Sync for IsrRegister {}
-
-impl IsrRegister {
-    /// The register at a port.
-    ///
-    /// # Safety
-    ///
-    /// The port must be the ISR status of a device that the driver owns, on a
-    /// CPU that may access it.
-    pub const unsafe fn port(port: u16) -> Self {
-        Self::Port(port)
-    }
-
-    /// The register at a mapped address.
-    ///
-    /// # Safety
-    ///
-    /// It must be the ISR status of a device that the driver owns, mapped for as
-    /// long as the program runs.
-    pub const unsafe fn mmio(register: NonNull<u8>) -> Self {
-        Self::Mmio(register)
-    }
-
-    /// The registers of virtio-mmio.
-    ///
-    /// # Safety
-    ///
-    /// They must be those of a device that the driver owns, mapped for as long
-    /// as the program runs.
-    pub const unsafe fn virtio_mmio(registers: MmioInterrupt) -> Self {
-        Self::VirtioMmio(registers)
-    }
-
-    /// Reads, and so acknowledges, the interrupt status.
-    #[inline]
-    fn read(self) -> u8 {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Port(port) => {
-                let value: u8;
-                // SAFETY: the caller of `Self::port` answers for the register;
-                // reading only acknowledges.
-                unsafe {
-                    core::arch::asm!(
-                        "in al, dx",
-                        in("dx") port,
-                        out("al") value,
-                        options(nostack, preserves_flags),
-                    );
-                }
-                value
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Port(_) => 0,
-            // SAFETY: the same of `Self::mmio`.
-            Self::Mmio(register) => unsafe { register.read_volatile() },
-            Self::VirtioMmio(registers) => {
-                // SAFETY: the same of `Self::virtio_mmio`. The upper bits are
-                // reserved.
-                let status = u32::from_le(unsafe { registers.status.read_volatile() });
-                if status != 0 {
-                    // SAFETY: as above.
-                    unsafe { registers.acknowledge.write_volatile(status.to_le()) };
-                }
-                status as u8
-            }
-        }
-    }
-}
+/// A way to an [`InterruptState`] that handlers have too: a reference, such as one
+/// to a `static`, or an `Arc` in a structure of the kernel's.
+pub trait StateRef: Deref<Target = InterruptState> {}
+impl<S: Deref<Target = InterruptState>> StateRef for S {}
 
 /// What the interrupt handlers tell the poll loop. They write it, so it has a
 /// cache line for itself.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct InterruptState {
-    interrupts: AtomicU64,
-    not_ours: AtomicU64,
-    isr_reads: AtomicU64,
+    interrupts: AtomicUsize,
+    not_ours: AtomicUsize,
+    isr_reads: AtomicUsize,
     config_changed: AtomicBool,
 }
 
@@ -129,9 +31,9 @@ impl InterruptState {
     /// Nothing has happened.
     pub const fn new() -> Self {
         Self {
-            interrupts: AtomicU64::new(0),
-            not_ours: AtomicU64::new(0),
-            isr_reads: AtomicU64::new(0),
+            interrupts: AtomicUsize::new(0),
+            not_ours: AtomicUsize::new(0),
+            isr_reads: AtomicUsize::new(0),
             config_changed: AtomicBool::new(false),
         }
     }
@@ -194,21 +96,22 @@ impl InterruptState {
         }
     }
 
-    /// Interrupts taken that were the device's, since boot. 64 bits do not wrap.
+    /// Interrupts taken that were the device's, since boot. The counters have the
+    /// CPU's width: 32 bits wrap.
     pub fn interrupts(&self) -> u64 {
-        self.interrupts.load(Ordering::Relaxed)
+        self.interrupts.load(Ordering::Relaxed) as u64
     }
 
     /// INTx interrupts whose ISR status was 0, since boot. They are not among
     /// [`Self::interrupts`].
     pub fn not_ours(&self) -> u64 {
-        self.not_ours.load(Ordering::Relaxed)
+        self.not_ours.load(Ordering::Relaxed) as u64
     }
 
     /// Reads of the ISR register since boot, each an access to the device: one
     /// for each INTx interrupt, none for MSI-X.
     pub fn isr_reads(&self) -> u64 {
-        self.isr_reads.load(Ordering::Relaxed)
+        self.isr_reads.load(Ordering::Relaxed) as u64
     }
 
     /// Whether the configuration changed since the last call.

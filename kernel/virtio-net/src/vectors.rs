@@ -10,13 +10,14 @@ extern crate alloc;
 
 use core::fmt;
 
+use crate::trace::{NO_QUEUE, tracepoint};
+use alloc::boxed::Box;
 use alloc::vec::Vec;
-use kickpath_trace::{Event, NO_QUEUE, tracepoint};
 use virtio_drivers::Hal;
 
 use crate::doorbell::Doorbell;
-use crate::interrupt::IsrRegister;
-use crate::queue::{QueueError, Ring, RingShape, Virtqueue};
+use crate::queue::{CommandRing, PositionalRing, QueueError, QueueRing, RingShape, Virtqueue};
+use crate::transport::IsrRegister;
 use crate::transport::{ConfigOps, MsiMessage, RingAddresses, TransportError};
 
 /// A rung of the ladder, from the top, in the order of Linux's `vp_find_vqs`
@@ -75,24 +76,18 @@ pub enum VectorUse {
 }
 
 /// The embedder's interrupt controller did not do what was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InterruptUnavailable {
     /// There is no vector left.
+    #[error("no interrupt vector is left")]
     NoVector,
     /// It is not known where the device's INTx line leads.
+    #[error("it is not known where the INTx line leads")]
     NoRoute,
     /// The platform has no such interrupts at all.
+    #[error("the platform has no such interrupts")]
     Unsupported,
-}
-
-impl fmt::Display for InterruptUnavailable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoVector => "no interrupt vector is left",
-            Self::NoRoute => "it is not known where the INTx line leads",
-            Self::Unsupported => "the platform has no such interrupts",
-        })
-    }
 }
 
 /// What the driver needs of the embedder's interrupt controller: what Linux's
@@ -144,44 +139,18 @@ impl InterruptController for NoInterrupts {
 
 /// Why a rung was not taken: what makes Linux's `vp_find_vqs` try the next one
 /// (specification 4.1.5.1.2.2 for a vector that the device refuses).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum FindVqsError {
     /// The device did not cooperate.
-    Transport(TransportError),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
     /// A ring could not be made.
-    Queue(QueueError),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
     /// The platform could not deliver such interrupts.
-    Interrupt(InterruptUnavailable),
-}
-
-impl fmt::Display for FindVqsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Transport(error) => error.fmt(f),
-            Self::Queue(error) => error.fmt(f),
-            Self::Interrupt(error) => error.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for FindVqsError {}
-
-impl From<TransportError> for FindVqsError {
-    fn from(error: TransportError) -> Self {
-        Self::Transport(error)
-    }
-}
-
-impl From<QueueError> for FindVqsError {
-    fn from(error: QueueError) -> Self {
-        Self::Queue(error)
-    }
-}
-
-impl From<InterruptUnavailable> for FindVqsError {
-    fn from(error: InterruptUnavailable) -> Self {
-        Self::Interrupt(error)
-    }
+    #[error(transparent)]
+    Interrupt(#[from] InterruptUnavailable),
 }
 
 /// One rung that was tried.
@@ -205,10 +174,27 @@ pub struct WantedQueue {
     pub interrupt: bool,
 }
 
+/// The queues that [`find_vqs`] is to set up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WantedQueues {
+    /// Those for frames.
+    pub data: Vec<WantedQueue>,
+    /// The one for commands.
+    pub control: Option<WantedQueue>,
+}
+
+impl WantedQueues {
+    fn all(&self) -> impl Iterator<Item = &WantedQueue> {
+        self.data.iter().chain(&self.control)
+    }
+}
+
 /// What [`find_vqs`] found.
 pub struct Vqs<H: Hal> {
-    /// The queues, in the order in which they were wanted.
-    pub queues: Vec<Virtqueue<H>>,
+    /// The queues for frames, in the order in which they were wanted.
+    pub data: Vec<Box<Virtqueue<PositionalRing<H>>>>,
+    /// The queue for commands, if one was wanted.
+    pub control: Option<Box<Virtqueue<CommandRing<H>>>>,
     /// The rung that was taken.
     pub rung: Rung,
 }
@@ -229,38 +215,27 @@ pub fn find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
     transport: &mut T,
     controller: &mut I,
     top: Rung,
-    mut negotiate: impl FnMut(&mut T) -> Result<Vec<WantedQueue>, TransportError>,
+    mut negotiate: impl FnMut(&mut T) -> Result<WantedQueues, TransportError>,
     attempts: &mut Vec<Attempt>,
 ) -> Result<Vqs<H>, FindVqsError> {
     attempts.clear();
-    let mut last = FindVqsError::Interrupt(InterruptUnavailable::Unsupported);
+    let mut last = Err(InterruptUnavailable::Unsupported.into());
     for rung in Rung::LADDER.into_iter().filter(|rung| *rung >= top) {
         tracepoint!(Event::FindVqsTry, NO_QUEUE, rung as u64);
-        let result = try_find_vqs(transport, controller, rung, &mut negotiate);
+        last = try_find_vqs(transport, controller, rung, &mut negotiate);
         tracepoint!(
             Event::FindVqsResult,
             NO_QUEUE,
             rung as u64,
-            u64::from(result.is_ok())
+            u64::from(last.is_ok())
         );
-        match result {
-            Ok(queues) => {
-                attempts.push(Attempt {
-                    rung,
-                    result: Ok(()),
-                });
-                return Ok(Vqs { queues, rung });
-            }
-            Err(error) => {
-                attempts.push(Attempt {
-                    rung,
-                    result: Err(error),
-                });
-                last = error;
-            }
+        let result = last.as_ref().map(|_| ()).map_err(|error| *error);
+        attempts.push(Attempt { rung, result });
+        if last.is_ok() {
+            break;
         }
     }
-    Err(last)
+    last
 }
 
 /// Tries one rung (Linux `vp_try_to_find_vqs`).
@@ -269,48 +244,54 @@ fn try_find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
     transport: &mut T,
     controller: &mut I,
     rung: Rung,
-    negotiate: &mut impl FnMut(&mut T) -> Result<Vec<WantedQueue>, TransportError>,
-) -> Result<Vec<Virtqueue<H>>, FindVqsError> {
+    negotiate: &mut impl FnMut(&mut T) -> Result<WantedQueues, TransportError>,
+) -> Result<Vqs<H>, FindVqsError> {
     // The rings live outside of the attempt, so that the reset in `del_vqs`
     // comes before their memory is given back.
-    let mut queues = Vec::new();
+    let mut vqs = Vqs {
+        data: Vec::new(),
+        control: None,
+        rung,
+    };
     let result = (|| {
         let wanted = negotiate(transport)?;
         request_vectors(transport, controller, &wanted, rung)?;
-        queues.reserve_exact(wanted.len());
+        vqs.data.reserve_exact(wanted.data.len());
         // Entry 0 is for configuration changes.
         let mut entries = 1..;
-        for WantedQueue {
-            index,
-            shape,
-            interrupt,
-        } in wanted
-        {
-            let queue = setup_queue(transport, index, shape)?;
-            queues.push(queue);
+        let mut route = |transport: &mut T, queue: &WantedQueue| {
             let entry = match rung {
                 // A queue without a callback keeps NO_VECTOR, which it has
                 // since the reset.
-                _ if !interrupt => None,
+                _ if !queue.interrupt => None,
                 Rung::MsixPerQueue => entries.next(),
                 Rung::MsixShared => Some(1),
                 Rung::Intx | Rung::Polling => None,
             };
-            if let Some(entry) = entry {
-                transport.set_queue_vector(index, entry)?;
-            }
+            entry.map_or(Ok(()), |entry| {
+                transport.set_queue_vector(queue.index, entry)
+            })
+        };
+        for queue in &wanted.data {
+            vqs.data
+                .push(setup_queue(transport, queue.index, queue.shape)?);
+            route(transport, queue)?;
+        }
+        if let Some(queue) = &wanted.control {
+            vqs.control = Some(setup_queue(transport, queue.index, queue.shape)?);
+            route(transport, queue)?;
         }
         // Last, because there is no way back but a reset (Linux
         // `vp_modern_find_vqs`).
-        for queue in &queues {
-            transport.enable_queue(queue.ring().queue())?;
+        for queue in wanted.all() {
+            transport.enable_queue(queue.index)?;
         }
         Ok(())
     })();
     match result {
-        Ok(()) => Ok(queues),
+        Ok(()) => Ok(vqs),
         Err(error) => {
-            del_vqs(transport, controller, queues);
+            del_vqs(transport, controller, vqs);
             Err(error)
         }
     }
@@ -318,13 +299,14 @@ fn try_find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
 
 /// Prepares the interrupts of a rung (Linux `vp_request_msix_vectors` and
 /// `vp_request_intx`). MSI-X entry 0 is for configuration changes.
+#[inline(never)]
 fn request_vectors<T: ConfigOps, I: InterruptController>(
     transport: &mut T,
     controller: &mut I,
-    wanted: &[WantedQueue],
+    wanted: &WantedQueues,
     rung: Rung,
 ) -> Result<(), FindVqsError> {
-    let interrupting = || wanted.iter().filter(|queue| queue.interrupt);
+    let interrupting = || wanted.all().filter(|queue| queue.interrupt);
     let needed = match rung {
         Rung::MsixPerQueue => u16::try_from(1 + interrupting().count()).unwrap_or(u16::MAX),
         Rung::MsixShared => 2,
@@ -360,18 +342,19 @@ fn request_vectors<T: ConfigOps, I: InterruptController>(
 /// Makes a ring of the device's size, tells the device of it and attaches the
 /// notify hook (Linux `setup_vq`).
 #[doc(alias = "setup_vq")]
-pub(crate) fn setup_queue<H: Hal, T: ConfigOps>(
+pub(crate) fn setup_queue<R: QueueRing, T: ConfigOps>(
     transport: &mut T,
     index: u16,
     shape: RingShape,
-) -> Result<Virtqueue<H>, FindVqsError> {
-    let queue = setup_queue_untraced::<H, T>(transport, index, shape)?;
+) -> Result<Box<Virtqueue<R>>, FindVqsError> {
+    let queue: Box<Virtqueue<R>> = setup_queue_untraced(transport, index, shape)?;
     let ring = queue.ring();
+    let [descriptors, ..] = ring.areas();
     tracepoint!(
         Event::SetupQueue,
         index,
         u64::from(ring.size()),
-        ring.descriptor_area()
+        descriptors
     );
     let [kind, target] = queue.doorbell().trace_arguments();
     tracepoint!(Event::AttachDoorbell, index, kind, target);
@@ -379,11 +362,12 @@ pub(crate) fn setup_queue<H: Hal, T: ConfigOps>(
 }
 
 /// [`setup_queue`] of a queue that will not be used.
-pub(crate) fn setup_queue_untraced<H: Hal, T: ConfigOps>(
+#[inline(never)]
+pub(crate) fn setup_queue_untraced<R: QueueRing, T: ConfigOps>(
     transport: &mut T,
     index: u16,
     shape: RingShape,
-) -> Result<Virtqueue<H>, FindVqsError> {
+) -> Result<Box<Virtqueue<R>>, FindVqsError> {
     let size = transport.max_queue_size(index);
     if size == 0 {
         return Err(TransportError::NoSuchQueue { queue: index }.into());
@@ -393,21 +377,25 @@ pub(crate) fn setup_queue_untraced<H: Hal, T: ConfigOps>(
     } else {
         shape.size(size)
     };
-    let ring = Ring::<H>::new(index, size, shape)?;
-    let doorbell: Doorbell = transport.setup_queue(index, addresses(&ring))?;
+    // It is moved once, to where it stays: a kernel's stack is small.
+    let place = Box::new_uninit();
+    let ring = R::new(index, size, shape);
+    let rings = ring.as_ref().map(addresses).map_err(|error| *error)?;
+    let doorbell: Doorbell = transport.setup_queue(index, rings)?;
     if shape.notification_data && !doorbell.takes_data() {
         return Err(TransportError::NoNotificationData { queue: index }.into());
     }
-    Ok(Virtqueue::new(ring, doorbell))
+    Ok(Box::write(place, Virtqueue::new(ring?, doorbell)))
 }
 
 /// Where the parts of a ring are.
-pub(crate) fn addresses<H: Hal>(ring: &Ring<H>) -> RingAddresses {
+pub(crate) fn addresses(ring: &impl QueueRing) -> RingAddresses {
+    let [descriptors, driver, device] = ring.areas();
     RingAddresses {
         size: ring.size(),
-        descriptors: ring.descriptor_area(),
-        driver: ring.driver_area(),
-        device: ring.device_area(),
+        descriptors,
+        driver,
+        device,
     }
 }
 
@@ -426,16 +414,17 @@ pub(crate) fn enable_queue<T: ConfigOps>(
 
 /// Takes the queues and interrupts back (Linux `vp_del_vqs`): first the
 /// device is reset, so that it no longer touches the rings, then they are
-/// freed.
+/// freed: all that `memory` owns.
 ///
-/// A device that does not finish its reset keeps its rings: their memory is
+/// A device that does not finish its reset keeps them: their memory is
 /// leaked, which is reported to the log, because it could still be written.
 /// Returns whether the reset was finished.
 #[doc(alias = "vp_del_vqs")]
-pub fn del_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
+#[inline(never)]
+pub fn del_vqs<T: ConfigOps, I: InterruptController, M>(
     transport: &mut T,
     controller: &mut I,
-    queues: Vec<Virtqueue<H>>,
+    memory: M,
 ) -> bool {
     let reset = transport.reset();
     transport.msix_disable();
@@ -444,7 +433,7 @@ pub fn del_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
     controller.detach_intx();
     if let Err(error) = reset {
         log::error!("{error}; the memory of its queues is not used again");
-        core::mem::forget(queues);
+        core::mem::forget(memory);
         return false;
     }
     true

@@ -15,7 +15,7 @@ mod route;
 pub use checksum::fix_ipv4_checksum;
 pub use forbidden::{FORBIDDEN, Forbidden, forbidden};
 pub use junk::junk;
-pub use random::{Random, random};
+pub use random::random;
 pub use reply::{answered, arp_reply};
 pub use route::Route;
 

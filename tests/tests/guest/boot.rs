@@ -60,7 +60,7 @@ pub fn add_clocks(suite: &mut Suite) {
     for (kind, arguments, source) in [
         (Kind::Pc, acpi, "PM timer"),
         (Kind::Q35, acpi, "PM timer"),
-        (Kind::Pc, &["-no-acpi"], "PIT"),
+        (Kind::Pc, &["-machine", "acpi=off"], "PIT"),
     ] {
         let spec = Spec::new(kind).extra(arguments);
         let name = source.to_lowercase().replace(' ', "_");
@@ -85,12 +85,11 @@ pub fn add_words(suite: &mut Suite) {
             expect_on_console(
                 lab,
                 &[
-                    "unknown configuration key in 'colour=red'",
+                    "unknown configuration keys in: colour=red transport",
                     "log='loud'",
                     "irq='none'",
                     "ip='10.0.0.1/33'",
                     "gateway='x'",
-                    "unknown configuration key in 'transport'",
                     "features='mac'",
                 ],
             )?;

@@ -82,7 +82,7 @@ fn crowd(lab: &Lab, ports: &[u16], with: impl Fn(&Lab, &Connection) -> Result<()
 fn others(lab: &Lab) -> Result<()> {
     lab.echo_flood(200, 64)?;
     lab.eventually("TCP echo beside the crowd", || {
-        let bound = Duration::from_secs(2);
+        let bound = Duration::from_secs(5);
         Ok(lab.peer.tcp_echo(lab.address(), 16 * 1024, bound)?)
     })?;
     lab.eventually("HTTP beside the crowd", || lab.status())?;

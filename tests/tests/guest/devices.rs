@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use kickpath::qemu::{Kind, Machine, Net, Nic, NicTransport};
 use kickpath_abi::config::Transport;
-use kickpath_tests::{Lab, Spec, Suite};
+use kickpath_tests::{Lab, Skip, Spec, Suite, setup};
 use serde_json::json;
 
 use crate::faults::{expect_failure, expect_on_console};
@@ -192,6 +192,7 @@ fn unassigned(suite: &mut Suite) {
         expect_on_console(lab, &["00:08.0 1af4:1000 class 0200 ignored: it has no"])?;
         check_location(lab, "00:09.0")
     });
+    physical_function(suite);
     // The port BAR's place in the bridge's window is a window that is closed.
     let closed = Spec::new(Kind::Q35).edit(|machine| {
         behind(machine, "pcie-root-port,id=bridge,io-reserve=0", 0, "");
@@ -200,12 +201,48 @@ fn unassigned(suite: &mut Suite) {
         "devices::q35_behind_a_port_without_io_takes_the_modern_interface",
         closed,
         |lab| {
-            expect_on_console(lab, &["legacy PCI: the device does not finish its reset"])?;
+            expect_on_console(lab, &["legacy PCI: the device is gone"])?;
             let device = lab.status()?.device;
             ensure!(device.transport == "modern", "{device:?}");
             lab.check_services()
         },
     );
+}
+
+/// A device with virtual ones beside it: it offers `SR_IOV`, which the driver refuses,
+/// and the virtual ones, which nobody has turned on, are not seen.
+fn physical_function(suite: &mut Suite) {
+    let spec = Spec::new(Kind::Q35).edit(|machine| {
+        machine.config.transport = Transport::Modern;
+        behind(machine, "pcie-root-port,id=bridge", 0, ",id=physical");
+        let virtual_one = [
+            "-netdev",
+            "hubport,id=virtual,hubid=1",
+            "-device",
+            "virtio-net-pci,netdev=virtual,bus=bridge,addr=0x0.0x1,sriov-pf=physical",
+        ];
+        // QEMU wants them first.
+        let device = machine.extra.len() - 2;
+        let virtual_one = virtual_one.map(Into::into);
+        machine.extra.splice(device..device, virtual_one);
+    });
+    suite.test("devices::q35_physical_function", move || {
+        if !setup::qemu_has_property("virtio-net-pci", "sriov-pf")? {
+            return Err(Skip("this QEMU's virtio-net has no virtual functions".into()).into());
+        }
+        let mut lab = Lab::launch(spec)?;
+        let check = |lab: &mut Lab| {
+            lab.wait_until_up()?;
+            let device = lab.status()?.device;
+            let has = |names: &[String]| names.iter().any(|name| name == "SR_IOV");
+            ensure!(
+                has(&device.features_offered) && !has(&device.features_negotiated),
+                "{device:?}"
+            );
+            check_location(lab, "01:00.0")
+        };
+        check(&mut lab).map_err(|error| lab.report(&error))
+    });
 }
 
 /// Moves the network device behind a bridge with the id `bridge`, to this slot.

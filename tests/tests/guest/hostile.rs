@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use fastrand::Rng;
 use kickpath::qemu::GUEST_MAC;
 use kickpath::wire::peer::PEER_MAC;
-use kickpath_tests::frames::{self, Random, Route};
+use kickpath_tests::frames::{self, Route};
 use kickpath_tests::{Lab, Spec, Suite};
 
 /// The number of an honest request behind those that are looked at.
@@ -60,6 +61,12 @@ pub fn add(suite: &mut Suite) {
         "hostile::junk_leaves_the_guest_answering",
         Spec::pc(),
         |lab| {
+            // Until then who claims its IPv6 address has it (RFC 4862, 5.4).
+            lab.eventually("an address that is the guest's own", || {
+                let uptime = lab.status()?.cpu.uptime_us;
+                ensure!(uptime > 3_000_000, "up for {uptime} us");
+                Ok(())
+            })?;
             let junk = frames::junk(&from_stranger(lab)?);
             for (index, frame) in junk.iter().enumerate() {
                 lab.peer.send_frame(frame);
@@ -79,7 +86,7 @@ pub fn add(suite: &mut Suite) {
         |lab| {
             let route = from_stranger(lab)?;
             let seed = seed()?;
-            let mut source = Random::new(seed);
+            let mut source = Rng::with_seed(seed);
             for thousand in 0..20 {
                 for _ in 0..1000 {
                     lab.peer.send_frame(&frames::random(&route, &mut source));

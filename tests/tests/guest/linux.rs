@@ -1,14 +1,40 @@
 //! Linux's own network stack at the far end: a tap device in a network
 //! namespace of its own. Needs root.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
+use kickpath::install::{AB, WRK};
 use kickpath::wire::FarEnd;
 use kickpath_abi::status::Status;
 use kickpath_tests::{Spec, Suite, setup};
 
-use crate::site::{BOUND, GUEST, LINK_LOCAL, Site, pull, push};
+use crate::site::{BOUND, GUEST, LINK_LOCAL, Site, connect, output, pull, push};
+
+/// As many connections at once, each served in the end.
+fn thousand(site: &Site, count: usize) -> Result<()> {
+    let address = site.address();
+    site.inside(|| {
+        let ports = [7, 80];
+        let mut clients = (0..count)
+            .map(|n| connect(SocketAddr::new(address, ports[n % 2])))
+            .collect::<Result<Vec<_>>>()?;
+        for (n, client) in clients.iter_mut().enumerate() {
+            let (ask, expected) = match n % 2 {
+                0 => (&b"is there room?"[..], &b"is there room?"[..]),
+                _ => (&b"HEAD / HTTP/1.0\r\n\r\n"[..], &b"HTTP/1.1 200 O"[..]),
+            };
+            client.write_all(ask)?;
+            let mut answer = [0; 14];
+            client
+                .read_exact(&mut answer)
+                .with_context(|| format!("client {n}"))?;
+            ensure!(answer == expected, "client {n}: {answer:?}");
+        }
+        Ok(())
+    })
+}
 
 pub fn add(suite: &mut Suite) {
     suite.needs(setup::lacks_tap(), |suite| {
@@ -51,6 +77,43 @@ pub fn add(suite: &mut Suite) {
             let report = site.curl(&format!("http://[{LINK_LOCAL}%25tap0]/stats.json"))?;
             serde_json::from_str::<Status>(&report)?;
             Ok(())
+        });
+        Site::test(suite, "linux::ab_and_wrk", Spec::pc(), |site| {
+            setup::require(&[AB, WRK])?;
+            for keep_alive in [&["-k"][..], &[]] {
+                let mut ab = site.tap.command("ab");
+                ab.args(["-q", "-c", "64", "-n", "10000", "-s", "30"]);
+                let report = output(ab.args(keep_alive).arg(format!("http://{GUEST}/")))?;
+                let says = |line: &str| {
+                    report
+                        .lines()
+                        .any(|l| l.split_whitespace().eq(line.split(' ')))
+                };
+                ensure!(
+                    says("Complete requests: 10000") && says("Failed requests: 0"),
+                    "{report}"
+                );
+            }
+            let mut wrk = site.tap.command("wrk");
+            wrk.args(["-c", "64", "-t", "1", "-d", "5s", "--timeout", "30s"]);
+            let report = output(wrk.arg(format!("http://{GUEST}/stats.json")))?;
+            ensure!(
+                report.contains("requests in")
+                    && !report.contains("errors")
+                    && !report.contains("Non-2xx"),
+                "{report}"
+            );
+            Ok(())
+        });
+        let mut spec = Spec::pc();
+        spec = spec.edit(|machine| machine.memory = "128M".parse().expect("an amount"));
+        Site::test(suite, "linux::a_thousand_connections", spec, |site| {
+            thousand(site, 1000)
+        });
+        let mut spec = Spec::pc();
+        spec = spec.edit(|machine| machine.memory = "16M".parse().expect("an amount"));
+        Site::test(suite, "linux::50_connections_with_16M", spec, |site| {
+            thousand(site, 50)
         });
         Site::test(suite, "linux::tcp_echo_of_8_mib", Spec::pc(), |site| {
             site.sockets.tcp_echo(site.address(), 8 << 20, BOUND)?;

@@ -7,16 +7,24 @@
 //! `kickpath_tests::setup`. What a test needs and this machine has not is said
 //! for each test that was skipped.
 
+mod any_cpu;
 mod boot;
+mod bzimage;
 mod checksums;
 mod connections;
 mod control;
 mod devices;
 mod dhcp;
+mod disks;
+mod endings;
 mod evidence;
+mod far_ends;
 mod faults;
 mod features;
+mod host;
 mod hostile;
+mod hosts;
+mod hotplug;
 mod http;
 mod idle;
 mod images;
@@ -24,9 +32,12 @@ mod interrupts;
 mod kvm;
 mod link;
 mod linux;
+mod loader;
 mod mtu;
 mod multiqueue;
+mod nested;
 mod netconsole;
+mod networks;
 mod offloads;
 mod other_drivers;
 mod packet_socket;
@@ -42,17 +53,22 @@ mod super_frames;
 mod trace;
 mod transmit_queue;
 mod transports;
+mod vmm;
+mod watchdog;
 
 use std::process::ExitCode;
 
-use kickpath_tests::Suite;
+use kickpath_tests::{Suite, Way};
 
 fn main() -> ExitCode {
     let mut suite = Suite::default();
     // The longest first, so that those that run at a time end together.
     suite.over_every_transport(kvm::add);
     kvm::add_clock_and_line(&mut suite);
+    nested::add(&mut suite);
     images::add(&mut suite);
+    any_cpu::add(&mut suite);
+    bzimage::add(&mut suite);
     suite.over_every_transport(|suite| {
         connections::add(suite);
         services::add(suite);
@@ -60,6 +76,7 @@ fn main() -> ExitCode {
         reopen::add(suite);
         link::add(suite);
         transmit_queue::add(suite);
+        watchdog::add(suite);
         http::add(suite);
         interrupts::add(suite);
         control::add(suite);
@@ -79,14 +96,23 @@ fn main() -> ExitCode {
         offloads::add(suite);
         super_frames::add(suite);
     });
+    for way in [Way::Legacy, Way::Modern, Way::MmioV1, Way::MmioV2] {
+        suite.over(way, host::add);
+    }
     // What has one transport of its own, or nothing to do with any.
     trace::add(&mut suite);
     runner::add(&mut suite);
+    disks::add(&mut suite);
+    endings::add(&mut suite);
     transports::add(&mut suite);
     idle::add(&mut suite);
     boot::add_clocks(&mut suite);
     devices::add(&mut suite);
+    hosts::add(&mut suite);
+    hotplug::add(&mut suite);
     boot::add_words(&mut suite);
+    far_ends::add(&mut suite);
+    vmm::add(&mut suite);
     faults::add(&mut suite);
     smp::add_faults(&mut suite);
     multiqueue::add_faults(&mut suite);
@@ -94,5 +120,6 @@ fn main() -> ExitCode {
     other_drivers::add(&mut suite);
     offloads::add_costs(&mut suite);
     checksums::add(&mut suite);
+    networks::add(&mut suite);
     suite.run()
 }

@@ -202,6 +202,8 @@ fn last_words(lab: &mut Lab, expected: &[&str]) -> Result<()> {
         .iter()
         .map(|line| line.text.as_str())
         .skip_while(|line| !line.contains("fatal: "))
+        // It is for who has the console and not QEMU's exit status.
+        .filter(|line| !line.contains("] verdict: "))
         .collect();
     let first = fatal.first().context("no last words on the console")?;
     let mut sent = lines_until(lab, first)?.join("\n");

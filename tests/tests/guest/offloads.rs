@@ -421,7 +421,7 @@ fn wrong_checksums(site: &Site) -> Result<()> {
         right.push(number);
         tap.send(&route.syn(number))?;
     }
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + BOUND;
     let mut answered = Vec::new();
     let mut look = |frame: &[u8]| {
         // Pings have numbers, too.
@@ -507,6 +507,8 @@ fn what_a_mebibyte_costs() -> Result<()> {
     let none = Spec::pc().config(|config| config.features_off = ALL.join(","));
     let with = cost(Spec::pc())?;
     let without = cost(none)?;
+    // Over IPv6 smoltcp makes small segments, which are put together at a copy more; what
+    // that saves is the host's and the wire's.
     let ways = [("out of", 2.5), ("into", 2.5), ("over IPv6 out of", 0.9)];
     for (((way, least), with), without) in ways.iter().zip(&with).zip(&without) {
         let ratio = without.instructions / with.instructions;
@@ -515,10 +517,13 @@ fn what_a_mebibyte_costs() -> Result<()> {
              offloads, {:.0} and {:.0} without: {ratio:.1} times as many instructions",
             with.instructions, with.frames, without.instructions, without.frames
         );
-        ensure!(ratio > *least, "{ratio:.1} times as many");
+        ensure!(
+            ratio > *least,
+            "{ratio:.2} times as many {way} the guest, at least {least:.2}"
+        );
     }
-    // smoltcp makes each segment over IPv6, with all that costs; it is the
-    // device and the host that get fewer frames.
+    // smoltcp makes each segment over IPv6, with all that costs, and it is copied
+    // behind the others; it is the device and the host that get fewer frames.
     let spec = Spec::pc().config(|config| config.features_off = "host_tso6".into());
     let [.., segments] = cost(spec)?;
     let [.., super_frames] = with;
@@ -532,7 +537,7 @@ fn what_a_mebibyte_costs() -> Result<()> {
     );
     ensure!(
         super_frames.frames * 10.0 < segments.frames
-            && super_frames.instructions < segments.instructions * 1.1,
+            && super_frames.instructions < segments.instructions * 1.2,
         "that is too much"
     );
     Ok(())

@@ -24,7 +24,7 @@ pub fn add(suite: &mut Suite) {
         .config(|config| config.selftest = SelfTest::Entropy)
         .extra(&["-device", "virtio-rng-pci,disable-modern=on"]);
     suite.launch("other_drivers::entropy", entropy, |lab| {
-        expect_success(lab, &["selftest entropy: "])
+        works_or_is_refused(lab, "selftest entropy: ").map(drop)
     });
     let modern = Spec::new(Kind::Q35)
         .config(|config| config.selftest = SelfTest::Entropy)
@@ -91,8 +91,10 @@ fn block(suite: &mut Suite, name: &str, spec: Spec, device: &'static str) {
             .config(|config| config.selftest = SelfTest::Block)
             .extra(&["-drive", &drive, "-device", &device]);
         let lab = Lab::launch(spec)?;
-        expect_success(&lab, &["selftest block: 64 sectors"])
-            .map_err(|error| lab.report(&error))?;
+        let works = works_or_is_refused(&lab, "selftest block: 64 sectors");
+        if !works.map_err(|error| lab.report(&error))? {
+            return Ok(());
+        }
         for byte in &mut disk[INVERTED * SECTOR..][..SECTOR] {
             *byte = !*byte;
         }
@@ -109,6 +111,22 @@ fn block(suite: &mut Suite, name: &str, spec: Spec, device: &'static str) {
         );
         Ok(())
     });
+}
+
+/// Whether it works. Debian's QEMU 10.0.13 has 1024 descriptors in every queue, whatever
+/// was asked for: a legacy device then is of no use to drivers that have fewer, and the
+/// guest must say so.
+fn works_or_is_refused(lab: &Lab, text: &str) -> Result<bool> {
+    const REFUSED: &str = "the device dictates a queue of 1024";
+    lab.guest.wait_for_exit(lab.left())?;
+    let version = setup::setup()?.version;
+    let lines = lab.guest.console_since(0);
+    let is_refused = lines.iter().any(|line| line.text.contains(REFUSED));
+    if is_refused && (version.major, version.minor) == (10, 0) {
+        expect_failure(lab, &[REFUSED])?;
+        return Ok(false);
+    }
+    expect_success(lab, &[text]).map(|()| true)
 }
 
 fn expect_success(lab: &Lab, texts: &[&str]) -> Result<()> {

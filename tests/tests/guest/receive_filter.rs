@@ -2,7 +2,9 @@
 //! guest serves: by QEMU's own account (`query-rx-filter`), and by frames that
 //! reach the guest or do not.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use kickpath::qemu::GUEST_MAC;
 use kickpath::wire::FarEnd;
 use kickpath_abi::config::{RxMode, VlanId};
@@ -22,6 +24,12 @@ pub fn add(suite: &mut Suite) {
         .no_router()
         .config(|config| config.rx_mode = Steps::parse::<RxMode>(modes).unwrap_or_default());
     suite.guest("receive_filter::every_mode_on_and_off", spec, every_mode);
+
+    suite.guest(
+        "receive_filter::a_frame_with_a_priority_and_no_vlan",
+        Spec::pc(),
+        priority,
+    );
 
     let spec = Spec::pc().config(|config| {
         config.unicast = addresses(3);
@@ -93,7 +101,9 @@ pub fn add(suite: &mut Suite) {
             let filter = rx_filter(lab)?;
             let mut table: Vec<u16> = serde_json::from_value(filter["vlan-table"].clone())?;
             table.sort_unstable();
-            ensure!(table == vlans, "{vlans:?}: {filter}");
+            // And tags that name none, for their priority.
+            let expected = [&[0], vlans].concat();
+            ensure!(table == expected, "{vlans:?}: {filter}");
             for id in [4, 5, 6, 7, 4095] {
                 let tag = [&[0x81, 0x00], &u16::to_be_bytes(id)[..]].concat();
                 let received = received_of(lab, GUEST_MAC, &tag, FRAMES)?;
@@ -264,4 +274,24 @@ fn every_mode(lab: &mut Lab) -> Result<()> {
     step(lab, steps.len() + 1, "receive mode: RxFlags(0x0)")?;
     check_state(&NORMAL)?;
     lab.check_services()
+}
+
+/// A switch may send a tag that names no VLAN to anybody (IEEE 802.1Q, 9.6).
+fn priority(lab: &mut Lab) -> Result<()> {
+    const HOST: [u8; 4] = [10, 0, 2, 78];
+    const MAC: [u8; 6] = [0x02, 0x4b, 0x50, 0x00, 0x00, 0x79];
+    lab.peer.capture(256);
+    let head = [0x81, 0x00, 0xa0, 0x00, 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1];
+    let guest = lab.ipv4().octets();
+    let parts = [&[0xff; 6][..], &MAC, &head, &MAC, &HOST, &[0; 6], &guest];
+    let mut question = parts.concat();
+    question.resize(64, 0);
+    lab.peer.send_frame(&question);
+    lab.eventually("an answer", || {
+        let frame = lab.peer.recv_frame(Duration::from_millis(100));
+        let frame = frame.context("no frame")?.bytes;
+        let is_answer = frame.starts_with(&MAC) && frame.get(12..14) == Some(&[0x08, 0x06]);
+        ensure!(is_answer, "another frame: {frame:x?}");
+        Ok(())
+    })
 }

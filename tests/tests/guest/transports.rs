@@ -2,8 +2,6 @@
 //! be, and what is refused. What must be the same over each is tested over each
 //! by the other modules ([`Suite::over_every_transport`]).
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use kickpath::qemu::{Kind, Machine, NicTransport};
 use kickpath::wire::FarEnd;
@@ -12,6 +10,7 @@ use kickpath_tests::{Lab, Spec, Suite};
 
 use crate::devices::behind;
 use crate::faults::{expect_failure, expect_on_console};
+use crate::interrupts::check_traffic;
 
 /// A way to the device, and what the guest must say of it.
 struct Way {
@@ -291,20 +290,5 @@ fn check_interrupts(lab: &Lab, irq: Irq) -> Result<()> {
         "{:?}",
         before.interrupts
     );
-    lab.check_services()?;
-    lab.echo_flood(2000, 64)?;
-    let report = lab.peer.ping(lab.address(), 100, 56, lab.soon())?;
-    ensure!(report.lost() == 0, "{report:?}");
-    ensure!(
-        report.average() < Duration::from_millis(100),
-        "an answer takes {:?}: an interrupt is missing",
-        report.average()
-    );
-    let interrupts = lab.status()?.counters.interrupts - before.counters.interrupts;
-    if irq == Irq::Poll {
-        ensure!(interrupts == 0, "{interrupts} interrupts while polling");
-    } else {
-        ensure!(interrupts >= 50, "{interrupts} interrupts only");
-    }
-    Ok(())
+    check_traffic(lab, irq)
 }

@@ -1,4 +1,4 @@
-//! The guests of one column of the table.
+//! The guests of one way, which all features take together.
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -17,8 +17,8 @@ use kickpath_abi::status::Status;
 use kickpath_tests::{Lab, Spec, UP, setup};
 use virtio_net::net::Features;
 
-use crate::Way;
-use crate::table::{Cell, Column};
+use crate::table::{Cell, Results};
+use crate::{IN_ORDER_SINCE, Way};
 
 /// The bound for what takes seconds at most.
 const BOUND: Duration = Duration::from_secs(30);
@@ -38,8 +38,8 @@ const AT_A_TAP: Features = Features::OFFLOADS
     .union(Features::SEVERAL_PAIRS)
     .union(Features::HASH_REPORT);
 
-/// All cells of a column.
-pub fn column(way: &Way) -> Result<Column> {
+/// All that a way says.
+pub fn results(way: &Way) -> Result<Results> {
     let qemu = qemu_version()?;
     let cells = cells(way);
     for (feature, cell) in &cells {
@@ -47,8 +47,8 @@ pub fn column(way: &Way) -> Result<Column> {
             eprintln!("matrix: {}, {feature}: {error}", way.title);
         }
     }
-    Ok(Column {
-        title: way.title,
+    Ok(Results {
+        way: way.title,
         qemu,
         cells,
     })
@@ -68,9 +68,9 @@ fn qemu_version() -> Result<String> {
 
 fn cells(way: &Way) -> Vec<(String, Cell)> {
     let all = run(way, Features::empty());
-    let mut cells: Vec<_> = Features::IMPLEMENTED
+    let mut cells: Vec<_> = Features::all()
         .iter()
-        .zip(Features::IMPLEMENTED.names())
+        .zip(Features::all().names())
         .map(|(feature, name)| {
             let cell = match &all {
                 Ok(all) => cell(way, all, feature),
@@ -99,6 +99,14 @@ fn cell(way: &Way, all: &Status, feature: Features) -> Cell {
     if feature == Features::RING_PACKED && !way.packed {
         return Cell::Other;
     }
+    let is_offered = features(&all.device.features_offered).contains(feature);
+    if !Features::IMPLEMENTED.contains(feature) {
+        // Traffic has passed without it.
+        return match is_offered {
+            true => Cell::Refused,
+            false => Cell::NotOffered,
+        };
+    }
     if AT_A_TAP.contains(feature)
         && let Some(reason) = setup::lacks_tap()
     {
@@ -110,7 +118,7 @@ fn cell(way: &Way, all: &Status, feature: Features) -> Cell {
         access_platform(way)
     } else if is_not_done(all).contains(feature) {
         return Cell::NotDone;
-    } else if !features(&all.device.features_offered).contains(feature) {
+    } else if !is_offered {
         return Cell::NotOffered;
     } else if feature == Features::RSS {
         several_pairs(way, [Features::MQ, Features::empty()])
@@ -158,6 +166,12 @@ fn access_platform(way: &Way) -> Result<()> {
 
 /// The properties of QEMU's device that it does not have by default.
 fn offering(spec: Spec) -> Spec {
+    let (major, minor) = IN_ORDER_SINCE;
+    // Without a set-up there is no guest either.
+    let spec = match setup::qemu_is_at_least(major, minor) {
+        Ok(true) => spec.property("in_order", "on"),
+        _ => spec,
+    };
     spec.property("host_mtu", "9000")
         .property("speed", "25000")
         .property("duplex", "full")

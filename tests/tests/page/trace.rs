@@ -28,7 +28,13 @@ pub fn add(suite: &mut Suite) {
         recorded_text_is_shown_as_text,
     );
     add("a_timeline_without_steps", a_timeline_without_steps);
-    add("a_packet_of_this_machine", a_packet_of_this_machine);
+    add("a_packet_of_this_machine", || {
+        a_packet_of_this_machine("run", &[])
+    });
+    add("a_packet_by_packed_rings", || {
+        let packed = ["--transport", "modern", "--layout", "packed"];
+        a_packet_of_this_machine("packed", &packed)
+    });
 }
 
 fn sample() -> Result<Timeline> {
@@ -85,6 +91,7 @@ fn check_step(page: &mut Page, timeline: &Timeline, index: usize) -> Result<()> 
 fn every_step_forward_and_back() -> Result<()> {
     let timeline = sample()?;
     let mut page = open(&timeline)?;
+    only_this_packet(&mut page, &timeline)?;
     page.press("Home")?;
     for index in 0..timeline.steps.len() {
         check_step(&mut page, &timeline, index)?;
@@ -202,6 +209,7 @@ fn places(page: &mut Page) -> Result<Vec<(usize, f64)>> {
 fn lanes_are_to_scale() -> Result<()> {
     let timeline = sample()?;
     let mut page = open(&timeline)?;
+    page.click("[data-filter=everything]")?;
     for phase in ["attach", "receive", "transmit", "return"] {
         page.click(&format!("[data-phase={phase}]"))?;
         for scale in ["log", "linear", "order"] {
@@ -313,25 +321,57 @@ fn a_timeline_without_steps() -> Result<()> {
     Ok(())
 }
 
-/// The command's own page of a run that was just made.
-fn a_packet_of_this_machine() -> Result<()> {
+/// At first the page walks over what is not of the packet; then over all.
+fn only_this_packet(page: &mut Page, timeline: &Timeline) -> Result<()> {
+    page.press("Home")?;
+    let mut met = Vec::new();
+    for _ in 0..timeline.steps.len() + 2 {
+        met.push(page.evaluate("current")?);
+        page.press("ArrowRight")?;
+    }
+    met.dedup();
+    let own = timeline.steps.iter().filter(|step| !step.aside);
+    let own: Vec<serde_json::Value> = own.map(|step| step.number.into()).collect();
+    ensure!(met == own, "{met:?} are not {own:?}");
+    let aside = timeline.steps.iter().find(|step| step.aside);
+    if let Some(aside) = aside {
+        // A link to one of the others shows them.
+        page.reopen(&format!("#step-{}", aside.number + 1))?;
+        check_step(page, timeline, aside.number)?;
+        page.click("[data-filter=packet]")?;
+        ensure!(page.evaluate("visible(steps[current])")? == true);
+        page.click("[data-filter=everything]")?;
+    }
+    Ok(())
+}
+
+/// Words of the other layout: the page may have none of them.
+fn foreign_words(timeline: &Timeline) -> &'static [&'static str] {
+    let features = &timeline.run.device.features;
+    match features.iter().any(|feature| feature == "RING_PACKED") {
+        true => &["available ring", "used ring", "used index", "_event"],
+        false => &["wrap counter", "AVAIL", "event suppression structure"],
+    }
+}
+
+/// The command's own page of a run that was just made. Pictures of it are
+/// called after `name`.
+fn a_packet_of_this_machine(name: &str, options: &[&str]) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let path = |name: &str| directory.path().join(name).display().to_string();
     let [json, html, perfetto] = ["trace.json", "trace.html", "perfetto.json"].map(path);
-    program::run(&[
-        "trace",
-        "--json",
-        &json,
-        "--html",
-        &html,
-        "--perfetto",
-        &perfetto,
-    ])?;
+    let files = ["--json", &json, "--html", &html, "--perfetto", &perfetto];
+    program::run(&[&["trace"], &files[..], options].concat())?;
     let timeline: Timeline = serde_json::from_str(&std::fs::read_to_string(&json)?)?;
     let mut page = Page::open(&std::fs::read_to_string(&html)?)?;
+    only_this_packet(&mut page, &timeline)?;
     page.press("Home")?;
     for index in 0..timeline.steps.len() {
         check_step(&mut page, &timeline, index)?;
+        let text = page.text("#step")? + &page.text("#queue")?;
+        for word in foreign_words(&timeline) {
+            ensure!(!text.contains(word), "step {index} says '{word}': {text}");
+        }
         page.press("ArrowRight")?;
     }
     page.check()?;
@@ -346,12 +386,13 @@ fn a_packet_of_this_machine() -> Result<()> {
         page.count("#source tr.hot")? >= 2,
         "the instruction's line is not shown"
     );
-    for dark in [false, true] {
-        page.view(desk(dark))?;
-        let name = format!("run-{}", if dark { "dark" } else { "light" });
-        page.picture(&name, desk(dark), false)?;
-        page.picture(&format!("{name}-whole"), desk(dark), true)?;
+    for view in views() {
+        page.view(view)?;
+        page.check()?;
+        page.picture(&picture_name(name, view), view, true)?;
     }
+    page.view(desk(false))?;
+    page.picture(&format!("{name}-first-screen"), desk(false), false)?;
     let trace: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&perfetto)?)?;
     let events = trace["traceEvents"].as_array().context("no events")?;
     let slices = events.iter().filter(|event| event["ph"] == "X").count();

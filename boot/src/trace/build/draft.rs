@@ -14,6 +14,17 @@ pub struct Draft {
     pub rule: &'static str,
     /// The draft of another layer that made it happen.
     pub cause: Option<usize>,
+    /// The record of the guest or of QEMU that it is.
+    pub origin: Option<Origin>,
+}
+
+/// A record by its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// In the guest's records.
+    Guest(usize),
+    /// In QEMU's log.
+    Log(usize),
 }
 
 impl Draft {
@@ -24,11 +35,17 @@ impl Draft {
             raw,
             rule: "",
             cause: None,
+            origin: None,
         }
     }
 
     pub fn rule(mut self, rule: &'static str) -> Self {
         self.rule = rule;
+        self
+    }
+
+    pub fn of(mut self, origin: Origin) -> Self {
+        self.origin = Some(origin);
         self
     }
 

@@ -42,6 +42,23 @@ impl Kvm {
                 format!("its buffers had no room for {} of them", trace.lost),
             );
         }
+        for (event, what) in [
+            ("kvm_exit", "the exits themselves (kvm_exit)"),
+            ("kvm_entry", "the guest's entries (kvm_entry)"),
+        ] {
+            let asked = trace.events.iter().any(|name| name == event);
+            let fired = kvm.records.iter().any(|record| record.event == event);
+            if !fired {
+                kvm.note_absent(
+                    what,
+                    match asked {
+                        true => "asked for, and this kind of KVM left no record of it",
+                        false => "this kernel has no such event",
+                    }
+                    .to_owned(),
+                );
+            }
+        }
         if let Some(address) = recording.doorbell_address {
             let rings = |record: &KvmRecord| {
                 record.write().is_some_and(|(to, what)| {
@@ -144,11 +161,12 @@ impl Builder<'_> {
         };
         let guest = &self.recording.guest;
         let end = guest[self.journey.awake.end - 1].tsc;
+        let sleep = self.sleep(offset);
         let socket = guest[self.journey.socket_receive].tsc;
         let records = self.kvm.records.iter().enumerate();
         let mine = records.filter_map(|(place, record)| {
             let at = record.time.wrapping_add_signed(offset);
-            (at <= end).then_some((place, at))
+            (at <= end || sleep.is_some_and(|sleep| place <= sleep)).then_some((place, at))
         });
         for (place, at) in mine.take(MOST) {
             let phase = match at <= socket {
@@ -156,9 +174,26 @@ impl Builder<'_> {
                 false => Phase::Transmit,
             };
             let cause = self.kvm_cause(place, drafts);
-            drafts.push(self.kvm(place, phase).caused_by(cause));
+            let mut draft = self.kvm(place, phase).caused_by(cause);
+            draft.step.aside = !self.kvm_of_packet(place) && sleep != Some(place);
+            drafts.push(draft);
         }
         self.link_wake(drafts);
+    }
+
+    /// The exit by which the guest sleeps when it is done: the `hlt` behind its last
+    /// record, before it records anything again.
+    fn sleep(&self, offset: i64) -> Option<usize> {
+        let guest = &self.recording.guest;
+        let asleep = self.journey.awake.end;
+        let (from, awake) = (guest[asleep - 1].tsc, guest.get(asleep).map(|r| r.tsc));
+        self.kvm.records.iter().position(|record| {
+            let at = record.time.wrapping_add_signed(offset);
+            let meanwhile = at > from && awake.is_none_or(|awake| at < awake);
+            // As SVM and VMX call it.
+            let reason = record.text("reason").filter(|_| record.event == "kvm_exit");
+            meanwhile && matches!(reason, Some("hlt" | "HLT" | "EXIT_HLT" | "EXIT_REASON_HLT"))
+        })
     }
 
     /// KVM's events of the kick where the clocks cannot be compared: the exit
@@ -213,8 +248,40 @@ impl Builder<'_> {
         let mut step = step(phase, Layer::Kvm, &record.event, explain::kvm(record, kick));
         step.function = record.stack.first().cloned();
         step.stack.clone_from(&record.stack);
+        step.queue = kick.and_then(|_| {
+            let doorbell = self.journey.doorbell?;
+            self.recording.guest[doorbell].queue
+        });
         step.thread = Some(record.thread);
         Draft::new(step, Clock::HostTsc, record.time)
+    }
+
+    /// Whether the event is the kick's exit, with what the same thread does
+    /// around it, or the interrupt of the received frame.
+    fn kvm_of_packet(&self, place: usize) -> bool {
+        let record = &self.kvm.records[place];
+        if let Some(kick) = self.kvm_doorbell() {
+            let thread = self.kvm.records[kick].thread;
+            let same = |record: &&KvmRecord| record.thread == thread;
+            let begins = |record: &&KvmRecord| record.event == "kvm_exit";
+            let ends = |record: &&KvmRecord| record.event == "kvm_entry";
+            let around = if place <= kick {
+                // Nothing but its own exit before it.
+                let between = self.kvm.records[place..kick].iter().filter(same);
+                place == kick || begins(&record) && between.count() == 1
+            } else {
+                let mut between = self.kvm.records[kick + 1..place].iter().filter(same);
+                !between.any(|r| begins(&r) || ends(&r) || r.write().is_some())
+                    && matches!(record.event.as_str(), "kvm_userspace_exit" | "kvm_entry")
+            };
+            if around && same(&record) {
+                return true;
+            }
+        }
+        let woken = self.recording.guest[self.journey.awake.clone()].iter();
+        let mut woken = woken.filter(|record| record.event == Event::InterruptVector);
+        let vector = woken.next().map(|record| record.a);
+        vector.is_some() && record.vector() == vector
     }
 
     /// The draft that made this event happen, if it is of another layer.
@@ -236,7 +303,8 @@ impl Builder<'_> {
                     .iter()
                     .any(|before| before.event == record.event) =>
             {
-                step_of(Layer::QemuMain, "virtio_notify_irqfd")
+                step_of(Layer::QemuMain, "virtio_notify_irqfd_deferred_fn")
+                    .or_else(|| step_of(Layer::QemuMain, "virtio_notify_irqfd"))
                     .or_else(|| step_of(Layer::QemuMain, "virtio_notify"))
             }
             _ => None,

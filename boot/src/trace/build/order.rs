@@ -4,7 +4,7 @@
 use super::super::clock::{Clocks, Moment};
 use super::super::recording::Recording;
 use super::super::timeline::{Clock, Delta, Layer, Phase, Since, Step, Time};
-use super::draft::{Draft, Drafts};
+use super::draft::{Draft, Drafts, Origin};
 
 /// Distance at which a step is drawn whose own is not known, in nanoseconds.
 const UNKNOWN: f64 = 500.0;
@@ -17,7 +17,7 @@ pub fn finish(
     offset: Option<i64>,
     drafts: Drafts,
     first: usize,
-) -> (Vec<Step>, Clocks) {
+) -> (Vec<Step>, Vec<Option<Origin>>, Clocks) {
     let guest_zero = recording.guest.get(first).map_or(0, |record| record.tsc);
     let mut window = drafts.0.iter().filter(|d| d.step.phase != Phase::Attach);
     let host_zero = window
@@ -42,8 +42,10 @@ pub fn finish(
     let tolerance = clocks.tolerance();
     let mut steps: Vec<Step> = Vec::with_capacity(placed.len());
     let mut moments: Vec<Option<Moment>> = Vec::with_capacity(placed.len());
+    let mut origins = Vec::with_capacity(placed.len());
     for (number, (_, draft, moment)) in placed.into_iter().enumerate() {
         let mut step = draft.step;
+        origins.push(draft.origin);
         step.number = number;
         step.caused_by = draft.cause.map(|cause| numbers[cause]);
         step.time = moment.map(|moment| Time {
@@ -73,7 +75,7 @@ pub fn finish(
         steps.push(step);
         moments.push(moment);
     }
-    (steps, clocks)
+    (steps, origins, clocks)
 }
 
 /// Sorts by time every run of steps whose clocks can be compared: the whole

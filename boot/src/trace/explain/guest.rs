@@ -11,15 +11,24 @@ use crate::trace::timeline::NamedValue;
 pub fn guest(record: &GuestRecord, context: Context) -> Explanation {
     let queue = context.queue_text(record);
     let mut explanation = common(record, &queue);
-    if is_packed(record)
-        && let Some((section, sentence, values)) = packed(record, &queue)
-    {
-        explanation.section = Some(section);
-        explanation.sentence = sentence;
-        explanation.values = values;
+    if context.packed {
+        explanation.function = explanation.function.map(of_packed);
         explanation.linux = explanation.linux.map(of_packed);
+        explanation.section = explanation.section.map(of_packed);
+        if let Some((sentence, values)) = packed(record, &queue) {
+            explanation.sentence = sentence;
+            explanation.values = values;
+        }
     }
     if context.mmio {
+        if matches!(record.event, Event::FindVqsTry | Event::FindVqsResult) {
+            // Linux's has no ladder: it takes the one line.
+            explanation.linux = (record.a == INTX).then_some("vm_find_vqs");
+            if record.a != INTX {
+                explanation.sentence += " Virtio-mmio has one line and no MSI-X. That it is tried all the same is our \
+                     driver's way: Linux's vm_find_vqs asks for the line at once.";
+            }
+        }
         explanation.linux = explanation.linux.map(of_mmio);
         explanation.section = explanation.section.map(of_mmio);
     }
@@ -181,6 +190,9 @@ fn common(record: &GuestRecord, queue: &str) -> Explanation {
     }
 }
 
+/// The rung of the INTx line.
+const INTX: u64 = 2;
+
 /// The rungs of the interrupt ladder, by their number.
 fn rung(number: u64) -> &'static str {
     match number {
@@ -192,25 +204,19 @@ fn rung(number: u64) -> &'static str {
     }
 }
 
-/// Whether the record is about a packed ring.
-pub fn is_packed(record: &GuestRecord) -> bool {
-    record.module.ends_with("::packed")
-}
-
 /// Position and wrap counter in a word of a packed ring (specification 2.8.1).
 fn wrapped(word: u64) -> String {
     format!("{} (wrap counter {})", word & 0x7fff, word >> 15 & 1)
 }
 
-/// What differs for a packed ring: section, sentence and values. `None` for
-/// what does not.
-fn packed(record: &GuestRecord, queue: &str) -> Option<(&'static str, String, Vec<NamedValue>)> {
+/// What differs for a packed ring: sentence and values. `None` for what does
+/// not.
+fn packed(record: &GuestRecord, queue: &str) -> Option<(String, Vec<NamedValue>)> {
     let (a, b) = (record.a, record.b);
     let (address, device_writes) = buffer(b);
     let (id, place) = (a as u16, (a >> 16) as u16);
     Some(match record.event {
         Event::Add => (
-            "2.8.21 Supplying Buffers to The Device",
             format!(
                 "Descriptor {place} of {queue} names buffer {id}, which the device {}.",
                 writes_or_reads(device_writes)
@@ -223,7 +229,6 @@ fn packed(record: &GuestRecord, queue: &str) -> Option<(&'static str, String, Ve
             ],
         ),
         Event::Publish => (
-            "2.8.21 Supplying Buffers to The Device",
             format!(
                 "The flags of the first descriptor are written: {queue} is available up to \
                  descriptor {}.",
@@ -235,7 +240,6 @@ fn packed(record: &GuestRecord, queue: &str) -> Option<(&'static str, String, Ve
             ],
         ),
         Event::KickPrepare => (
-            "2.8.7 Driver and Device Event Suppression",
             format!(
                 "The device's event suppression structure is read: the kick of {queue} is {}.",
                 match b {
@@ -254,7 +258,6 @@ fn packed(record: &GuestRecord, queue: &str) -> Option<(&'static str, String, Ve
             ],
         ),
         Event::PopUsed => (
-            "2.8.22 Receiving Used Buffers From The Device",
             format!(
                 "Descriptor {place} of {queue} is used: buffer {id} is back, {} bytes written.",
                 a >> 32
@@ -266,14 +269,16 @@ fn packed(record: &GuestRecord, queue: &str) -> Option<(&'static str, String, Ve
             ],
         ),
         Event::EnableInterrupts | Event::DisableInterrupts => (
-            "2.8.7 Driver and Device Event Suppression",
             match record.event {
                 Event::EnableInterrupts => format!(
                     "The driver asks for interrupts of {queue} in its event suppression structure."
                 ),
                 _ => format!("The driver asks for no interrupts of {queue}: it is polling."),
             },
-            vec![value("event or flags", a & 0xffff)],
+            vec![match a >> 48 & 1 {
+                1 => value("driver's event", wrapped(a & 0xffff)),
+                _ => value("driver's flags", a & 0xffff),
+            }],
         ),
         _ => return None,
     })

@@ -13,7 +13,13 @@ pub fn kvm(record: &KvmRecord, kick: Option<Option<bool>>) -> Explanation {
         None => "?".to_owned(),
     };
     let mut sentence = match record.event.as_str() {
-        "kvm_exit" => format!("The CPU leaves the guest: {}.", word("reason")),
+        "kvm_exit" => {
+            let reason = word("reason");
+            match in_words(&reason) {
+                Some(words) => format!("The CPU leaves the guest ({reason}): {words}."),
+                None => format!("The CPU leaves the guest: {reason}."),
+            }
+        }
         "kvm_entry" => "The CPU enters the guest again.".to_owned(),
         "kvm_userspace_exit" => format!(
             "KVM cannot finish this in the kernel and returns to QEMU: {}.",
@@ -32,7 +38,16 @@ pub fn kvm(record: &KvmRecord, kick: Option<Option<bool>>) -> Explanation {
             format!("The virtual CPU's local APIC accepts vector {}.", vector())
         }
         "kvm_inj_virq" => format!("KVM injects vector {} into the guest.", vector()),
-        "kvm_eoi" => "The guest acknowledges the interrupt.".to_owned(),
+        // Not always when the guest says so: with some kinds of APIC as soon as
+        // it is injected.
+        "kvm_eoi" => match record.vector() {
+            Some(vector) => format!(
+                "KVM notes the end of vector {vector} in the local APIC that it keeps. The guest's \
+                 own end of interrupt comes at the end of its handler."
+            ),
+            None => "An end of interrupt comes to KVM's local APIC when it has none in service."
+                .to_owned(),
+        },
         _ => format!("KVM records {}.", record.event),
     };
     match kick {
@@ -51,6 +66,39 @@ pub fn kvm(record: &KvmRecord, kick: Option<Option<bool>>) -> Explanation {
         sentence,
         values: vec![value("record", &record.text)],
     }
+}
+
+/// The reason of an exit in words, by the names that KVM prints for SVM and for
+/// VMX (Linux, `arch/x86/include/uapi/asm/svm.h` and `vmx.h`).
+fn in_words(reason: &str) -> Option<&'static str> {
+    let name = reason
+        .trim_start_matches("EXIT_")
+        .trim_start_matches("REASON_");
+    Some(match name.to_ascii_lowercase().as_str() {
+        "io" | "io_instruction" => "it reads or writes an I/O port",
+        "npf" | "ept_violation" => {
+            "it touched a page that no memory stands behind, as a device's registers are"
+        }
+        "ept_misconfig" => {
+            "it touched a page that KVM has marked as a device's, to be recognized at once"
+        }
+        "msr" | "msr_read" | "msr_write" => "it reads or writes a model-specific register",
+        "hlt" => "it has nothing to do and sleeps until an interrupt",
+        "interrupt" | "external_interrupt" | "intr" => {
+            "an interrupt of the host came, which has nothing to do with the guest"
+        }
+        "vintr" | "interrupt_window" | "pending_interrupt" => {
+            "it can take interrupts again, and one waits for it"
+        }
+        "cpuid" => "it asks what the CPU can do",
+        "preemption_timer" => "the time that KVM set for it is over",
+        "apic_access" | "apic_write" | "eoi_induced" | "avic_incomplete_ipi" => {
+            "it uses its local APIC"
+        }
+        "pause" | "pause_instruction" => "it spins",
+        "vmmcall" | "vmcall" => "it calls the hypervisor",
+        _ => return None,
+    })
 }
 
 fn access(record: &KvmRecord) -> String {
@@ -72,5 +120,58 @@ fn access(record: &KvmRecord) -> String {
             "The guest's read of {kind} at {place} gave {}.",
             record.text("val").unwrap_or("?")
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It comes before the guest has taken the interrupt, or with none at all.
+    #[test]
+    fn an_end_of_interrupt_is_not_told_as_the_guests() {
+        for (text, vector) in [("apicid 0 vector 48", "48"), ("apicid 0 vector -1", "none")] {
+            let record = KvmRecord {
+                thread: 1,
+                time: 0,
+                event: "kvm_eoi".into(),
+                text: text.into(),
+                stack: Vec::new(),
+            };
+            let sentence = kvm(&record, None).sentence;
+            assert!(sentence.contains(vector), "{sentence}");
+            assert!(!sentence.contains("acknowledge"), "{sentence}");
+            assert!(!sentence.starts_with("The guest"), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn reasons_of_both_makers_are_told_in_words() {
+        let exit = |reason: &str| KvmRecord {
+            thread: 1,
+            time: 0,
+            event: "kvm_exit".into(),
+            text: format!("vcpu 0 reason {reason} rip 0xffffffff80100000 info1 0x10"),
+            stack: Vec::new(),
+        };
+        for (names, words) in [
+            (["io", "IO_INSTRUCTION"], "I/O port"),
+            (["npf", "EPT_VIOLATION"], "no memory stands behind"),
+            (["msr", "MSR_WRITE"], "model-specific register"),
+            (["hlt", "HLT"], "sleeps until an interrupt"),
+        ] {
+            for name in names {
+                let sentence = kvm(&exit(name), None).sentence;
+                assert!(
+                    sentence.contains(words) && sentence.contains(name),
+                    "{sentence}"
+                );
+            }
+        }
+        assert!(
+            kvm(&exit("other"), None)
+                .sentence
+                .ends_with("guest: other.")
+        );
     }
 }

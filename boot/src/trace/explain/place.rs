@@ -11,7 +11,11 @@ pub(super) fn place(
     Option<&'static str>,
 ) {
     let (function, linux, section) = match event {
-        Event::FindVqsTry => ("find_vqs", "vp_find_vqs", "3.1.1 Device Initialization"),
+        Event::FindVqsTry => (
+            "find_vqs",
+            "vp_find_vqs",
+            "3.1.1 Driver Requirements: Device Initialization",
+        ),
         Event::FindVqsResult => (
             "try_find_vqs",
             "vp_try_to_find_vqs",
@@ -28,24 +32,28 @@ pub(super) fn place(
             "4.1.5.2 Available Buffer Notifications",
         ),
         Event::SocketSend => ("udp::Socket::send_slice", "udp_sendmsg", ""),
-        Event::TxTokenConsume => ("TxToken::consume", "dev_hard_start_xmit", ""),
+        Event::TxTokenConsume => (
+            "TxToken::consume",
+            "dev_hard_start_xmit, which calls net_device_ops.ndo_start_xmit",
+            "",
+        ),
         Event::StartXmit => (
             "TxSlot::start_xmit",
-            "start_xmit",
+            "start_xmit, the ndo_start_xmit of virtio_net",
             "5.1.6.2 Packet Transmission",
         ),
         Event::Descriptor => (
-            "Virtqueue::add",
+            "PositionalRing::add",
             "virtqueue_add_split",
             "2.7.13.1 Placing Buffers Into The Descriptor Table",
         ),
         Event::Add => (
-            "Virtqueue::add",
+            "PositionalRing::add",
             "virtqueue_add_split",
             "2.7.13.2 Updating The Available Ring",
         ),
         Event::Publish => (
-            "SplitRing::publish",
+            "SplitMemory::publish",
             "virtqueue_add_split, at its end",
             "2.7.13.3 Updating idx",
         ),
@@ -56,7 +64,7 @@ pub(super) fn place(
         ),
         Event::Notify => (
             "Virtqueue::notify",
-            "virtqueue_notify",
+            "virtqueue_notify, which calls vq->notify",
             "2.7.13.4 Notifying The Device",
         ),
         Event::DoorbellRing => (
@@ -83,7 +91,7 @@ pub(super) fn place(
         ),
         Event::Poll => ("VirtioNet::poll", "virtnet_poll", ""),
         Event::PopUsed => (
-            "Virtqueue::pop_used",
+            "PositionalRing::pop_used",
             "virtqueue_get_buf",
             "2.7.14 Receiving Used Buffers From The Device",
         ),
@@ -109,9 +117,25 @@ pub(super) fn place(
     (some(function), some(linux), some(section))
 }
 
-/// The Linux function for a packed ring.
-pub(super) fn of_packed(linux: &'static str) -> &'static str {
-    match linux {
+/// The same for a packed ring: Linux's functions and the sections are others.
+pub(super) fn of_packed(text: &'static str) -> &'static str {
+    match text {
+        "SplitMemory::publish" => "PackedMemory::publish",
+        "virtqueue_kick_prepare" => "virtqueue_kick_prepare_packed",
+        "virtqueue_get_buf" => "virtqueue_get_buf_ctx_packed",
+        "virtqueue_enable_cb" => "virtqueue_enable_cb_packed",
+        "virtqueue_disable_cb" => "virtqueue_disable_cb_packed",
+        "2.7.13.1 Placing Buffers Into The Descriptor Table"
+        | "2.7.13.2 Updating The Available Ring"
+        | "2.7.13.3 Updating idx" => "2.8.21.1 Placing Available Buffers Into The Descriptor Ring",
+        "2.7.13.4 Notifying The Device" => "2.8.21.2 Sending Available Buffer Notifications",
+        "2.7.10 Available Buffer Notification Suppression"
+        | "2.7.7 Used Buffer Notification Suppression" => {
+            "2.8.10 Driver and Device Event Suppression"
+        }
+        "2.7.14 Receiving Used Buffers From The Device" => {
+            "2.8.22 Receiving Used Buffers From The Device"
+        }
         "virtqueue_add_split" => "virtqueue_add_packed",
         "virtqueue_add_split, at its end" => "virtqueue_add_packed, at its end",
         other => other,
@@ -121,7 +145,6 @@ pub(super) fn of_packed(linux: &'static str) -> &'static str {
 /// The same for virtio-mmio: Linux's functions and the sections are others.
 pub(super) fn of_mmio(text: &'static str) -> &'static str {
     match text {
-        "vp_find_vqs" | "vp_try_to_find_vqs" => "vm_find_vqs",
         "setup_vq" => "vm_setup_vq",
         "vring_new_virtqueue(.., vp_notify, ..)" => "vring_create_virtqueue(.., vm_notify, ..)",
         "vp_notify" => "vm_notify",

@@ -1,12 +1,16 @@
 //! QEMU's trace events.
 
-use super::{Explanation, value};
+use super::{Context, Explanation, value};
 use crate::trace::qemu::QemuRecord;
 
 /// Explains an event of QEMU. `accesses_are_exits` is whether the guest's
 /// access came by a VM exit.
-pub fn qemu(record: &QemuRecord, accesses_are_exits: bool) -> Explanation {
+pub fn qemu(record: &QemuRecord, context: Context, accesses_are_exits: bool) -> Explanation {
     let text = |name: &str| record.text(name).unwrap_or("?").to_owned();
+    let wish = match context.packed {
+        true => "2.8.10 Driver and Device Event Suppression",
+        false => "2.7.7 Used Buffer Notification Suppression",
+    };
     let (function, section, sentence) = match record.event.as_str() {
         "virtio_set_status" => (
             "virtio_set_status",
@@ -66,7 +70,10 @@ pub fn qemu(record: &QemuRecord, accesses_are_exits: bool) -> Explanation {
         ),
         "virtio_queue_notify" => (
             "virtio_queue_notify",
-            "2.7.13.4 Notifying The Device",
+            match context.packed {
+                true => "2.8.21.2 Sending Available Buffer Notifications",
+                false => "2.7.13.4 Notifying The Device",
+            },
             format!("QEMU hears that queue {} has new chains.", text("n")),
         ),
         "virtio_pci_notify_write" | "virtio_pci_notify_write_pio" => (
@@ -76,12 +83,39 @@ pub fn qemu(record: &QemuRecord, accesses_are_exits: bool) -> Explanation {
         ),
         "virtqueue_pop" => (
             "virtqueue_pop",
-            "2.7.6 The Virtqueue Available Ring",
-            match record.number("in_num") {
-                Some(0) => "QEMU takes the chain out of the available ring: the frame to send.",
-                _ => "QEMU takes a chain out of the available ring, for the frame to go into.",
-            }
-            .to_owned(),
+            match context.packed {
+                true => "2.8.13 The Virtqueue Descriptor Format",
+                false => "2.7.6 The Virtqueue Available Ring",
+            },
+            format!(
+                "QEMU takes {}.",
+                match (record.number("in_num"), context.packed) {
+                    (Some(0), true) =>
+                        "the descriptors whose flags say that they are available: the frame to send",
+                    (Some(0), false) => "the chain out of the available ring: the frame to send",
+                    (_, true) =>
+                        "a descriptor whose flags say that it is available, for the frame to go into",
+                    (_, false) => "a chain out of the available ring, for the frame to go into",
+                }
+            ),
+        ),
+        "virtqueue_fill" if context.fill_is_flush => (
+            "virtqueue_fill",
+            "2.8.13 The Virtqueue Descriptor Format",
+            format!(
+                "QEMU gives the buffer back, with {} bytes written: next it writes a used \
+                 descriptor over the one that it has read first. (This QEMU logs no \
+                 virtqueue_flush for a packed ring.)",
+                text("len")
+            ),
+        ),
+        "virtqueue_fill" if context.packed => (
+            "virtqueue_fill",
+            "2.8.13 The Virtqueue Descriptor Format",
+            format!(
+                "QEMU notes that the buffer goes back, with {} bytes written.",
+                text("len")
+            ),
         ),
         "virtqueue_fill" => (
             "virtqueue_fill",
@@ -89,6 +123,14 @@ pub fn qemu(record: &QemuRecord, accesses_are_exits: bool) -> Explanation {
             format!(
                 "QEMU writes the chain into the used ring, with {} bytes written.",
                 text("len")
+            ),
+        ),
+        "virtqueue_flush" if context.packed => (
+            "virtqueue_flush",
+            "2.8.13 The Virtqueue Descriptor Format",
+            format!(
+                "QEMU writes used descriptors for {} chains: the driver may have them.",
+                text("count")
             ),
         ),
         "virtqueue_flush" => (
@@ -101,12 +143,12 @@ pub fn qemu(record: &QemuRecord, accesses_are_exits: bool) -> Explanation {
         ),
         "virtio_notify" => (
             "virtio_notify",
-            "2.7.7 Used Buffer Notification Suppression",
+            wish,
             "The driver wants an interrupt for this: QEMU raises it.".to_owned(),
         ),
-        "virtio_notify_irqfd" => (
+        "virtio_notify_irqfd" | "virtio_notify_irqfd_deferred_fn" => (
             "virtio_notify_irqfd",
-            "2.7.7 Used Buffer Notification Suppression",
+            wish,
             "The driver wants an interrupt for this: QEMU signals the irqfd, and KVM raises it."
                 .to_owned(),
         ),

@@ -29,7 +29,10 @@ const PHASES = [["attach", "Attach"], ["receive", "Receive"], ["transmit", "Tran
 const layerOf = step => LAYERS.find(layer => layer.id === step.layer);
 const nameOf = step => step.function ?? step.event;
 const isDoorbell = step => step.event === "DoorbellRing";
-const inPhase = id => steps.filter(step => step.phase === id);
+// Steps of other chains are shown on demand.
+let everything = false;
+const visible = step => everything || !step.aside;
+const inPhase = id => steps.filter(step => step.phase === id && visible(step));
 
 // The doorbell of the story: the one of the datagram that goes out.
 const bell = steps.find(step => isDoorbell(step) && step.phase === "transmit") ?? steps.find(isDoorbell) ?? null;
@@ -44,24 +47,28 @@ function span(ns) {
 // The time since the step before, where it was measured.
 const gap = step => step.delta.kind === "measured" ? step.delta.ns : null;
 const since = step => gap(step) !== null ? "+" + span(gap(step)) : step.delta.kind === "first" ? "" : "by order";
-// The guest's own measure of how long it stood still at a doorbell.
-function standstill(doorbell) {
-  const rang = steps.find(step => step.number > doorbell.number && step.event === "DoorbellRang");
-  if (!rang) return null;
-  if (rang.delta.since?.step === doorbell.number) return rang.delta.since.ns;
-  const between = steps.slice(doorbell.number + 1, rang.number + 1).map(gap);
-  return between.includes(null) ? null : between.reduce((all, ns) => all + ns, 0);
+// The time from one step to a later one, where it was measured.
+function between(from, to) {
+  if (to.delta.since?.step === from.number) return to.delta.since.ns;
+  const gaps = steps.slice(from.number + 1, to.number + 1).map(gap);
+  return gaps.includes(null) ? null : gaps.reduce((all, ns) => all + ns, 0);
 }
 // `Type::method` as a path tells it: `method`.
 const shortName = step => nameOf(step).split("::").at(-1);
 
 let current = 0;
 const listeners = [];
-// Goes to a step; everything that shows one is told.
+// Goes to a step; everything that shows one is told. One that is hidden is shown with all others.
 function go(index, from) {
   const next = Math.max(0, Math.min(steps.length - 1, index));
   current = next;
+  if (!visible(steps[next])) { everything = true; drawFilter(); list(); }
   for (const listener of listeners) listener(next, from);
+}
+// The step that is `by` visible ones further, or the last on that side.
+function further(by) {
+  const shown = steps.filter(visible).map(step => step.number), here = shown.findLastIndex(number => number <= current);
+  return shown[Math.max(0, Math.min(shown.length - 1, here + by))] ?? current;
 }
 const jump = index => () => go(index);
 

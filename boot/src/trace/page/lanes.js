@@ -8,7 +8,7 @@ let scale = "log", phase = null;
 // Horizontal places of steps in `width` pixels, and the bands of the gaps that
 // were not measured: those have a fixed, hatched width.
 function layout(shown, width) {
-  const gaps = shown.slice(1).map(gap);
+  const gaps = shown.slice(1).map((step, i) => between(shown[i], step));
   const unmeasured = gaps.filter(ns => ns === null).length, measured = gaps.length - unmeasured;
   const weigh = ns => scale === "linear" ? ns : Math.log2(1 + ns) + .4;
   const sum = gaps.reduce((all, ns) => ns === null ? all : all + weigh(ns), 0);
@@ -53,12 +53,12 @@ function drawLanes() {
     svg.append(el("line", { x1: gutter + 4, x2: full - 8, y1: y(i), y2: y(i), stroke: ever ? layer.fill : "var(--track)", "stroke-opacity": ever ? .25 : 1, "stroke-width": 3, "stroke-linecap": "round", "stroke-dasharray": ever ? null : "1 9" }));
   });
 
-  // The guest stands still between the doorbell's two records.
+  // What stands between the doorbell's two records.
   shown.forEach((step, i) => {
     if (!isDoorbell(step)) return;
     const back = shown.findIndex((other, j) => j > i && other.layer === "guest");
     const from = x(i), to = back > 0 ? x(back) : from;
-    if (to > from) svg.append(el("rect", { x: from, y: row(step) - 6, width: to - from, height: 12, rx: 6, fill: "var(--stop)" }, el("title", {}, "The guest stands still")));
+    if (to > from) svg.append(el("rect", { x: from, y: row(step) - 6, width: to - from, height: 12, rx: 6, fill: "var(--stop)" }, el("title", {}, "Between the doorbell's two records")));
     svg.append(el("line", { x1: from, x2: from, y1: 19, y2: bottom, stroke: "var(--device-fill)", "stroke-width": 2 }),
       el("text", { x: Math.max(68, Math.min(full - 68, from)), y: 13, "text-anchor": "middle", class: "strong", style: "fill:var(--device)" }, "the world stops here"));
   });
@@ -107,6 +107,18 @@ function drawLanes() {
     bands.length ? [" ", el("span", { class: "swatch" }), data.clock_note] : null);
 }
 
+// Which steps there are to see: those of the packet, or all.
+function setFilter(all) {
+  everything = all;
+  if (!visible(steps[current])) current = further(0);
+  drawFilter(); list();
+  for (const listener of listeners) listener(current, "filter");
+}
+function drawFilter() {
+  const aside = steps.filter(step => step.aside).length;
+  fill("filter", aside ? [["packet", "Only this packet", false], ["everything", `Everything (${aside} more)`, true]].map(([id, title, all]) =>
+    el("button", { type: "button", "data-filter": id, "aria-pressed": String(all === everything), title: "Refills of the receive queue, other chains, other exits", onclick: () => { setFilter(all); $("filter").querySelector(`[data-filter=${id}]`)?.focus(); } }, title)) : null);
+}
 function drawPhases() {
   fill("phases", PHASES.map(([id, title]) => {
     const first = steps.findIndex(step => step.phase === id);

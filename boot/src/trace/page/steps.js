@@ -69,7 +69,7 @@ function showStep(index) {
     isDoorbell(step) ? el("div", { class: "stop small" }, instruction(step)) : null,
     el("p", { class: "lead" }, step.sentence),
     decision(step),
-    WHY[step.event] || step.section ? el("p", { class: "why" }, WHY[step.event] ? WHY[step.event] + " " : null, step.section ? el("span", { class: "section" }, "Specification: ", step.section, ".") : null) : null,
+    why(step) || step.section ? el("p", { class: "why" }, why(step) ? why(step) + " " : null, step.section ? el("span", { class: "section" }, "Specification: ", step.section, ".") : null) : null,
     el("dl", {},
       row("Linux", step.linux, true), row("Record", step.event, true),
       row("Time", timing(step)),
@@ -77,24 +77,24 @@ function showStep(index) {
       (step.values ?? []).map(({ name, value }) => row(name, value, true))));
 }
 
-// Why a step is as it is: what the sentence has no room for.
+// Why a step is as it is: what the sentence has no room for. Of two texts the first is for split rings.
 const WHY = {
   FindVqsTry: "A device may have too few vectors, and a host may refuse one: so each rung is tried from a reset device, and one that fails leaves nothing behind.",
   AttachDoorbell: "From here on a kick is one precomputed store. This is the answer to “who set vq->notify”.",
   SetupQueue: "A legacy device dictates the size; the ring's address goes to the device once, and both sides work in that memory from then on.",
   TxTokenConsume: "The frame is written straight into the buffer that the device will read: nothing is copied later.",
   StartXmit: "The frame goes behind a virtio-net header. Nothing is told to the device yet, because more frames may be coming.",
-  Add: "The device does not look at this entry before the index says so.",
-  Publish: "The entries must be visible before the index that announces them: a release store.",
-  KickPrepare: "A full barrier stands between the index and this look at the device's wish. Without it the device could go to sleep between the two, and nobody would tell it.",
+  Add: ["The device does not look at this entry before the index says so.", "The device does not take this descriptor before the flags of the first one say so."],
+  Publish: ["The entries must be visible before the index that announces them: a release store.", "All else of the descriptors must be visible before the flags of the first: a release store."],
+  KickPrepare: "A full barrier stands between publishing and this look at the device's wish. Without it the device could go to sleep between the two, and nobody would tell it.",
   Notify: "Here Linux calls vq->notify. Up to here all was memory; the next instruction is not.",
-  DoorbellRing: "No code of the guest runs between this instruction and the next one: the CPU, or its emulator, hands control to the host. It is the only instruction of the way out for which that is so.",
-  DoorbellRang: "The guest runs again. How long it stood still depends on who took the kick: an ioeventfd only signals another thread, otherwise the device works before the guest goes on.",
+  DoorbellRing: "Here the CPU, or its emulator, hands control to the host: it is the only instruction of the way out for which that is so. The guest goes on behind it, unless an interrupt came meanwhile: that it takes first.",
+  DoorbellRang: "The guest runs again. What lies between depends on who took the kick: an ioeventfd only signals another thread, otherwise the device's code runs before the guest goes on.",
   virtio_queue_notify: "The device learns which queue has something. It is told nothing else: the rest it reads from memory.",
-  virtqueue_pop: "The device reads the available ring and the descriptors, from the guest's memory.",
-  virtqueue_fill: "The device writes an element of the used ring: the chain's head and how many bytes it wrote.",
-  virtqueue_flush: "Only now does the used index move, and the driver can see it.",
-  virtio_notify: "The device compares used_event before it interrupts, as the driver compared avail_event before it kicked.",
+  virtqueue_pop: ["The device reads the available ring and the descriptors, from the guest's memory.", "The device reads the descriptors, from the guest's memory: one is available when AVAIL is as its wrap counter and USED is not."],
+  virtqueue_fill: ["The device writes an element of the used ring: the chain's head and how many bytes it wrote.", "A used descriptor says the buffer's id and how many bytes the device wrote."],
+  virtqueue_flush: ["Only now does the used index move, and the driver can see it.", "Only now are AVAIL and USED both as the device's wrap counter, and the driver can see it."],
+  virtio_notify: "The device looks at the driver's wish before it interrupts, as the driver looked at the device's before it kicked.",
   virtio_notify_irqfd: "The interrupt goes through an eventfd into KVM, without a system call on the vCPU's thread.",
   kvm_pio: "KVM decodes the port access and looks for a device of its own at that port. An ioeventfd is such a device.",
   kvm_fast_mmio: "An ioeventfd without data match: KVM need not even decode the instruction.",
@@ -104,10 +104,15 @@ const WHY = {
   DisableInterrupts: "While the driver polls, an interrupt would tell it nothing new.",
 };
 
+function why({ event }) {
+  const packed = run.device.features.includes("RING_PACKED");
+  return Array.isArray(WHY[event]) ? WHY[event][Number(packed)] : WHY[event];
+}
+
 let playing = null;
 function play(on) {
   clearInterval(playing);
-  playing = on ? setInterval(() => current + 1 < steps.length ? go(current + 1, "play") : play(false), 1800) : null;
+  playing = on ? setInterval(() => further(1) !== current ? go(further(1), "play") : play(false), 1800) : null;
   $("play").setAttribute("aria-pressed", String(on));
   $("play").textContent = on ? "Pause" : "Play";
 }
@@ -120,8 +125,8 @@ listeners.push((index, from) => {
   $("slider").value = index + 1;
   $("slider").setAttribute("aria-valuetext", `Step ${index + 1} of ${steps.length}: ${nameOf(steps[index])}`);
   // aria-disabled, because a disabled button would lose the focus.
-  for (const id of ["first", "back"]) $(id).setAttribute("aria-disabled", String(index === 0));
-  for (const id of ["last", "next"]) $(id).setAttribute("aria-disabled", String(index === steps.length - 1));
+  for (const id of ["first", "back"]) $(id).setAttribute("aria-disabled", String(further(-1) === index));
+  for (const id of ["last", "next"]) $(id).setAttribute("aria-disabled", String(further(1) === index));
   for (const marked of document.querySelectorAll("[data-step]"))
     if (Number(marked.dataset.step) === index) marked.setAttribute("aria-current", "step"); else marked.removeAttribute("aria-current");
   if (from !== "start") try { history.replaceState(null, "", `#step-${index + 1}`); } catch { /* a page without a history */ }
@@ -129,23 +134,28 @@ listeners.push((index, from) => {
 
 function list() {
   fill("list", el("thead", {}, el("tr", {}, ["", "Layer", "Step", "Since the one before", "Linux", "Source"].map(head => el("th", { scope: "col" }, head)))),
-    el("tbody", {}, steps.map(step => el("tr", { "data-step": step.number }, el("td", { class: "right" }, String(step.number + 1)), el("td", { style: `color:${layerOf(step).text}` }, layerOf(step).name),
+    el("tbody", {}, steps.filter(visible).map(step => el("tr", { "data-step": step.number }, el("td", { class: "right" }, String(step.number + 1)), el("td", { style: `color:${layerOf(step).text}` }, layerOf(step).name),
       el("td", {}, link(step.number, nameOf(step))), el("td", { class: "right" }, since(step)), el("td", { class: "mono" }, step.linux ?? ""), el("td", { class: "mono" }, step.source ? `${step.source.file}:${step.source.line}` : "")))));
 }
 
 const fromHash = () => { const found = /^#step-(\d+)$/.exec(location.hash); return found && steps[found[1] - 1] ? found[1] - 1 : null; };
 function start() {
-  rest(); join(); hook(); wire();
+  rest(); join(); hook(); wire(); calls();
   if (!steps.length) {
     fill("hero", el("p", { class: "causal" }, "No step was recorded in this run: below is what is missing, and why."));
     for (const part of ["lanes", "step", "queue", "source", "all"]) $(part).closest("section").hidden = true;
     $("stepper").hidden = true;
     return;
   }
-  hero(); list(); drawScales();
+  hero(); list(); drawScales(); drawFilter();
   $("slider").max = steps.length;
-  $("slider").addEventListener("input", event => go(event.target.value - 1));
-  const buttons = { first: () => go(0), back: () => go(current - 1), next: () => go(current + 1), last: () => go(steps.length - 1), play: () => play(!playing) };
+  $("slider").addEventListener("input", event => {
+    const wanted = event.target.value - 1, back = wanted < current;
+    // Over those that are hidden, on in the same direction.
+    const shown = steps.filter(visible).map(step => step.number);
+    go((back ? shown.findLast(number => number <= wanted) : shown.find(number => number >= wanted)) ?? current);
+  });
+  const buttons = { first: () => go(further(-steps.length)), back: () => go(further(-1)), next: () => go(further(1)), last: () => go(further(steps.length)), play: () => play(!playing) };
   for (const [id, action] of Object.entries(buttons)) $(id).addEventListener("click", action);
   const keys = { ArrowRight: buttons.next, ArrowLeft: buttons.back, Home: buttons.first, End: buttons.last };
   addEventListener("keydown", event => {

@@ -15,9 +15,20 @@ function instruction(step) {
     el("p", { class: "bytes" + (bytes && bytes.length > 12 ? " long" : "") }, bytes ?? run.device.doorbell),
     el("p", { class: "asm" }, text ?? "the instruction was not recorded"),
     meaning ? el("p", { class: "what" }, el("code", {}, meaning)) : null,
-    standstill(step) === null ? null : el("p", { class: "what" }, "The guest stood still for ", el("b", {}, span(standstill(step)))),
+    ...stop(step),
     symbol ? el("p", { class: "where" }, el("code", {}, symbol), " at ", el("code", {}, hex(address))) : null,
     run.real_exits ? null : el("p", { class: "where" }, "On TCG no CPU exits: QEMU's translated code calls the device itself. That call stands for the exit.")];
+}
+
+// What stands between the records before and behind the followed doorbell's instruction.
+function stop(step) {
+  const { kicks } = timeline;
+  if (!kicks || step !== bell) return [];
+  const { ns, interrupts, counted, interrupted, spread_ns: spread } = kicks;
+  return [el("p", { class: "what" }, "Between its two records: ", el("b", {}, span(ns))),
+    el("p", { class: "where" }, "That is the exit and whatever else ran there without a record, on the host or in the guest."),
+    interrupts?.length ? el("p", { class: "where" }, `An interrupt was taken in between (${interrupts.join(", ")}): this is not the exit alone.`) : null,
+    spread && counted > 1 ? el("p", { class: "where" }, `${counted} kicks of this run${interrupted ? `, ${interrupted} with an interrupt left out` : ""}: ${spread.map(span).join(" / ")} (min / median / max)`) : null];
 }
 
 // The steps that a chain shows: each function once, noise left out.
@@ -61,7 +72,7 @@ function hook() {
   const tried = attach.filter(step => step.event === "FindVqsTry" || step.event === "FindVqsResult");
   const bells = attach.filter(step => step.event === "AttachDoorbell");
   fill("hook",
-    el("p", {}, el("code", {}, "find_vqs"), " tries the interrupt ladder from the top. On each rung ", el("code", {}, "setup_queue"), " makes the rings and attaches every queue's doorbell: what ", el("code", {}, "vq->notify = vp_notify"), " is in Linux's ", el("code", {}, "setup_vq"), "."),
+    el("p", {}, el("code", {}, "find_vqs"), " tries the interrupt ladder from the top. On each rung ", el("code", {}, "setup_queue"), " makes the rings and attaches every queue's doorbell: what ", el("code", {}, `vq->notify = ${run.device.transport === "mmio" ? "vm_notify" : "vp_notify"}`), " is in Linux's ", el("code", {}, run.device.transport === "mmio" ? "vm_setup_vq" : "setup_vq"), "."),
     tried.length ? el("ol", { class: "ladder" }, tried.map(step => el("li", step.event === "FindVqsResult" ? { class: "result" } : {}, link(step.number, step.sentence)))) : el("p", { class: "causal" }, "The set-up was not recorded in this run."),
     bells.length ? [el("h3", {}, "The doorbell that each queue got"), el("ul", { class: "plain" }, bells.map(step => el("li", {}, link(step.number, step.sentence))))] : null);
 }
@@ -69,13 +80,26 @@ function hook() {
 const VERDICTS = { matched: ["✓", "good"], coalesced: ["✓", "good"], failed: ["✗", "bad"] };
 function join() {
   const { joins, ring } = timeline;
-  $("verdict").textContent = data.sound ? "Every join holds" : "A check failed";
+  $("verdict").textContent = data.sound ? timeline.quiet ? "What was checked holds" : "What could be checked holds" : "A check failed";
+  $("verdict").title = data.conclusion;
   $("verdict").classList.add(data.sound ? "good" : "bad");
   fill("join", joins.length ? el("ul", { class: "plain" }, joins.map(({ what, method, left, right, verdict, detail }) => {
     const [mark, kind] = VERDICTS[verdict];
     return el("li", {}, el("b", { class: kind }, mark + " "), el("b", {}, what), `: ${left} to ${right}, ${verdict}`, el("br"), el("span", { class: "quiet" }, detail, detail && method ? " " : "", method));
   })) : el("p", { class: "causal" }, "Only one layer was recorded: there is nothing to join."),
+  el("p", {}, el("b", { class: data.sound ? "good" : "bad" }, data.conclusion)),
   el("p", { class: "note" }, `The guest's ring took ${whole(ring.recorded)} of ${whole(ring.capacity)} records; `, ring.lost ? el("b", { class: "bad" }, `${whole(ring.lost)} were lost.`) : "none was lost."));
+}
+
+// The kick in the words of the sources that a reader may come from.
+function calls() {
+  const rows = timeline.calls ?? [];
+  if (!rows.length) { $("calls").closest("section").hidden = true; return; }
+  fill("calls", el("p", {}, "For a reader who comes from Linux's source: its calls from the socket to the doorbell, then the host's. A link leads to the step that recorded a call, or to our own that does the same; what has none was not recorded here and is told from the source."),
+    el("ol", { class: "calls" }, rows.map(({ layer, words, step }) => {
+      const { name, text } = LAYERS.find(({ id }) => id === layer);
+      return el("li", {}, el("span", { class: "layer", style: `--c-text:${text}` }, name), " ", el("code", {}, words), step === undefined ? null : [" ", link(step, `step ${step + 1}`)]);
+    })));
 }
 
 // Which header a byte of an Ethernet frame belongs to: 0 Ethernet, 1 IPv4, 2 UDP.

@@ -26,7 +26,7 @@ const MIN_SIZE: usize = 8;
 const MAX_SIZE: usize = 1500 - 20 - 8;
 
 /// How long the guest has to answer ARP before a series.
-const RESOLVE_BOUND: Duration = Duration::from_secs(5);
+const RESOLVE_BOUND: Duration = Duration::from_secs(30);
 
 /// A series of echoes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,7 +20,8 @@ use std::time::Duration;
 use std::{io, net::Ipv4Addr};
 
 pub use flood::{Flood, FloodReport};
-pub use stack::PeerOptions;
+pub use servers::PeerOptions;
+pub use stack::PEER_MAC;
 use stack::Stack;
 pub use tcp::Connection;
 pub use udp::Datagram;
@@ -28,9 +29,6 @@ pub use udp::Datagram;
 use super::dgram::Transmit;
 use super::http::Response;
 use super::{Dgram, Echo, FarEnd, Frame, FrameLog, PingReport, Plan, WireCounters, WireError};
-
-/// The hardware address of the far end: a locally administered one.
-pub const PEER_MAC: [u8; 6] = [0x02, 0x4b, 0x50, 0x00, 0x00, 0x02];
 
 #[derive(Debug)]
 struct Shared {

@@ -1,6 +1,6 @@
 //! ARP by hand, for frames that are built without the stack.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
@@ -8,10 +8,13 @@ use smoltcp::wire::{
 };
 
 use super::stack::Stack;
-use crate::wire::WireError;
+use crate::interrupt;
+use crate::wire::{WireError, left};
 
 /// How often a request is repeated.
 const REPEAT: Duration = Duration::from_millis(500);
+/// How long a wait sleeps before it looks for Ctrl-C again.
+const SLICE: Duration = Duration::from_millis(50);
 
 impl Stack {
     /// The hardware address that answers for `target`.
@@ -22,20 +25,31 @@ impl Stack {
     ) -> Result<EthernetAddress, WireError> {
         let source = self.source_for(target);
         let request = request(self.mac(), source, target);
-        let mut due = std::time::Instant::now();
-        let mut answer = None;
-        self.run(&format!("ARP request for {target}"), bound, |stack| {
-            let now = std::time::Instant::now();
+        let deadline = Instant::now() + bound;
+        let mut due = Instant::now();
+        // Not by `run`, which gives frames to the stack unseen.
+        loop {
+            let now = Instant::now();
             if now >= due {
-                stack.send(&request);
+                self.send(&request);
                 due = now + REPEAT;
             }
-            if let Some(frame) = stack.next_frame(Duration::from_millis(10)) {
-                answer = answer.or_else(|| reply_from(&frame.bytes, target));
-                stack.ingest(frame);
+            self.poll();
+            if let Some(frame) = self.next_frame(SLICE.min(left(deadline))) {
+                let answer = reply_from(&frame.bytes, target);
+                self.ingest(frame);
+                if let Some(mac) = answer {
+                    return Ok(mac);
+                }
             }
-            answer
-        })
+            if interrupt::requested() {
+                return Err(WireError::Interrupted);
+            }
+            if left(deadline).is_zero() {
+                let what = format!("ARP request for {target}");
+                return Err(WireError::Timeout { what, bound });
+            }
+        }
     }
 }
 

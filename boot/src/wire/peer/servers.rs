@@ -10,7 +10,6 @@ use smoltcp::wire::{
     NdiscPrefixInformation, NdiscRepr, NdiscRouterFlags, UdpPacket, UdpRepr,
 };
 
-use super::stack::PeerOptions;
 use crate::wire::Plan;
 use crate::wire::plan::{ULA_PREFIX, ULA_PREFIX_LEN};
 
@@ -24,6 +23,26 @@ const ALL_NODES_MAC: EthernetAddress = EthernetAddress([0x33, 0x33, 0, 0, 0, 1])
 
 /// Neighbour discovery is only believed from the link itself (RFC 4861, 6.1).
 const NDISC_HOP_LIMIT: u8 = 255;
+
+/// What the host does besides answering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerOptions {
+    /// Answers DHCP with the plan's address for the guest.
+    pub dhcp: bool,
+    /// Answers router solicitations, so that the guest forms a unique local
+    /// IPv6 address.
+    pub router: bool,
+}
+
+impl PeerOptions {
+    /// DHCP where the plan says so, and a router.
+    pub fn of(plan: &Plan) -> Self {
+        Self {
+            dhcp: plan.dhcp,
+            router: true,
+        }
+    }
+}
 
 pub(super) struct Servers {
     plan: Plan,

@@ -13,12 +13,14 @@ use smoltcp::wire::{
     EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpEndpoint, Ipv4Address, Ipv6Address,
 };
 
-use super::PEER_MAC;
-use super::servers::Servers;
+use super::servers::{PeerOptions, Servers};
 use crate::interrupt;
 use crate::wire::dgram::Transmit;
 use crate::wire::plan::ULA_PREFIX_LEN;
 use crate::wire::{Dgram, Frame, Plan, WireError, left};
+
+/// The hardware address of the far end: a locally administered one.
+pub const PEER_MAC: [u8; 6] = [0x02, 0x4b, 0x50, 0x00, 0x00, 0x02];
 
 /// Bytes of an IP packet that the cable carries.
 const MTU: usize = 1500;
@@ -32,26 +34,6 @@ const FIRST_PORT: u16 = 49_152;
 
 /// How long a wait sleeps before it looks for Ctrl-C again.
 const SLICE: Duration = Duration::from_millis(50);
-
-/// What the host does besides answering.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerOptions {
-    /// Answers DHCP with the plan's address for the guest.
-    pub dhcp: bool,
-    /// Answers router solicitations, so that the guest forms a unique local
-    /// IPv6 address.
-    pub router: bool,
-}
-
-impl PeerOptions {
-    /// DHCP where the plan says so, and a router.
-    pub fn of(plan: &Plan) -> Self {
-        Self {
-            dhcp: plan.dhcp,
-            router: true,
-        }
-    }
-}
 
 /// The cable as a device of smoltcp, one received frame at a time.
 struct Port {
@@ -214,7 +196,7 @@ impl Stack {
         self.poll();
     }
 
-    fn poll(&mut self) {
+    pub fn poll(&mut self) {
         let now = self.now();
         self.interface.poll(now, &mut self.port, &mut self.sockets);
         let sockets = &mut self.sockets;

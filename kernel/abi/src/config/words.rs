@@ -67,6 +67,17 @@ words! {
 }
 
 words! {
+    /// How datagrams reach the UDP services (echo, discard, chargen).
+    UdpWay {
+        /// By a socket of the network stack.
+        Sockets = "sockets",
+        /// They are answered where they lie, without a socket: no queue, no
+        /// fragments, nothing of the way through the network stack to be seen.
+        InPlace = "in-place",
+    }
+}
+
+words! {
     /// What the device is to let through beside what is addressed to the guest,
     /// or not to (specification 5.1.6.5.1).
     RxMode {
@@ -123,6 +134,9 @@ words! {
         Off = "off",
         /// The driver's transmit path alone: prebuilt frames, 64 outstanding.
         Tx = "tx",
+        /// The driver's receive path alone: what the gateway answers to pings of 60
+        /// bytes.
+        Rx = "rx",
         /// Datagrams of 64 and of 1400 bytes from a socket.
         Udp = "udp",
         /// The kick itself, after one frame and after a burst.

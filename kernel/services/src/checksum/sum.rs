@@ -90,7 +90,7 @@ impl Sum {
 
     /// The checksum that makes it right, as it is in memory.
     #[inline]
-    pub(super) fn checksum(self) -> [u8; 2] {
+    pub(crate) fn checksum(self) -> [u8; 2] {
         (!self.fold()).to_ne_bytes()
     }
 

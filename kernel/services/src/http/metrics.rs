@@ -21,211 +21,99 @@ type Field = fn(&Counters) -> u64;
 
 type Labels = Vec<(&'static str, String)>;
 
-const TRAFFIC: [ByDirection; 10] = [
-    (
-        "packets_total",
-        "Frames since the device was opened.",
-        [Some(|c| c.rx_packets), Some(|c| c.tx_packets)],
-    ),
-    (
-        "bytes_total",
-        "Bytes of those frames, with Ethernet header.",
-        [Some(|c| c.rx_bytes), Some(|c| c.tx_bytes)],
-    ),
-    (
-        "errors_total",
-        "Used buffers with an impossible id or length.",
-        [Some(|c| c.rx_errors), Some(|c| c.tx_errors)],
-    ),
-    (
-        "dropped_total",
-        "Frames that the device gave and the guest did not take.",
-        [Some(|c| c.rx_dropped), None],
-    ),
-    (
-        "waited_total",
-        "Frames that waited because the queue was full.",
-        [None, Some(|c| c.tx_waited)],
-    ),
-    (
-        "checksums_offloaded_total",
-        "Frames whose checksum the device verified or filled in.",
-        [
-            Some(|c| c.rx_checksum_valid),
-            Some(|c| c.tx_checksum_offloaded),
-        ],
-    ),
-    (
-        "hashed_total",
-        "Frames for which the device reported a hash.",
-        [Some(|c| c.rx_hashed), None],
-    ),
-    (
-        "merged_total",
-        "Frames that lay in several buffers.",
-        [Some(|c| c.rx_merged), None],
-    ),
-    (
-        "segmented_total",
-        "Frames that the device cut into segments.",
-        [None, Some(|c| c.tx_segmented)],
-    ),
-    (
-        "coalesced_total",
-        "Of those, the ones that the driver has put together of segments.",
-        [None, Some(|c| c.tx_coalesced)],
-    ),
-];
+/// Families of what the fields of an item say: a name, its help, the field.
+macro_rules! families {
+    ($($name:literal $help:literal $($field:ident).+;)+) => {
+        &[$(($name, $help, |item| u64::from(item.$($field).+)),)+]
+    };
+}
 
-const COUNTERS: [Family<Status>; 8] = [
-    (
-        "kicks_total",
-        "Doorbell writes, each one VM exit.",
-        |status| status.counters.kicks,
-    ),
-    (
-        "kicks_suppressed_total",
-        "Kicks that kick_prepare found unnecessary.",
-        |status| status.counters.kicks_suppressed,
-    ),
-    (
-        "interrupts_total",
-        "Interrupts that were the device's.",
-        |status| status.counters.interrupts,
-    ),
-    (
-        "interrupts_spurious_total",
-        "INTx interrupts beside those, whose ISR status was 0.",
-        |status| status.counters.interrupts_spurious,
-    ),
-    (
-        "register_accesses_total",
-        "Accesses to device registers since boot, kicks included.",
-        |status| status.counters.register_accesses,
-    ),
-    ("cpu_cycles_total", "TSC cycles since boot.", |status| {
-        status.cpu.cycles
-    }),
-    (
-        "cpu_idle_cycles_total",
-        "TSC cycles spent in hlt.",
-        |status| status.cpu.idle_cycles,
-    ),
-    (
-        "heap_allocations_total",
-        "Heap allocations since boot.",
-        |status| status.cpu.heap_allocations,
-    ),
-];
+/// Families by direction: a name, its help, the fields of both; `-` for none.
+macro_rules! by_direction {
+    ($($name:literal $help:literal $receive:tt $transmit:tt;)+) => {
+        &[$(($name, $help, [by_direction!(@ $receive), by_direction!(@ $transmit)]),)+]
+    };
+    (@ -) => { None };
+    (@ $field:ident) => { Some(|counters| counters.$field) };
+}
+
+const TRAFFIC: &[ByDirection] = by_direction! {
+    "packets_total" "Frames since the device was opened." rx_packets tx_packets;
+    "bytes_total" "Bytes of those frames, with Ethernet header." rx_bytes tx_bytes;
+    "errors_total" "Used buffers with an impossible id or length." rx_errors tx_errors;
+    "dropped_total" "Frames that the device gave and the guest did not take." rx_dropped -;
+    "waited_total" "Frames that waited because the queue was full." - tx_waited;
+    "checksums_offloaded_total" "Frames whose checksum the device verified or filled in."
+        rx_checksum_valid tx_checksum_offloaded;
+    "hashed_total" "Frames for which the device reported a hash." rx_hashed -;
+    "merged_total" "Frames that lay in several buffers." rx_merged -;
+    "segmented_total" "Frames that the device cut into segments." - tx_segmented;
+    "coalesced_total" "Of those, the ones that the driver has put together of segments."
+        - tx_coalesced;
+};
+
+const COUNTERS: &[Family<Status>] = families! {
+    "kicks_total" "Doorbell writes, each one VM exit." counters.kicks;
+    "kicks_suppressed_total" "Kicks that kick_prepare found unnecessary."
+        counters.kicks_suppressed;
+    "interrupts_total" "Interrupts that were the device's." counters.interrupts;
+    "interrupts_spurious_total" "INTx interrupts beside those, whose ISR status was 0."
+        counters.interrupts_spurious;
+    "kicks_lost_total" "Frames that moved only when the device was notified again."
+        counters.kicks_lost;
+    "interrupts_lost_total" "Used buffers that no interrupt told of." counters.interrupts_lost;
+    "stuck_total" "Times that a queue was given up because the device gave nothing back."
+        counters.stuck;
+    "register_accesses_total" "Accesses to device registers since boot, kicks included."
+        counters.register_accesses;
+    "impossible_sources_total" "Packets dropped because of where they claim to be from."
+        network.impossible_sources;
+    "cpu_cycles_total" "TSC cycles since boot." cpu.cycles;
+    "cpu_idle_cycles_total" "TSC cycles spent in hlt." cpu.idle_cycles;
+    "heap_allocations_total" "Heap allocations since boot." cpu.heap_allocations;
+};
 
 /// What belongs to one of a pair's queues.
-const PAIR_TRAFFIC: [ByDirection; 5] = [
-    (
-        "pair_packets_total",
-        "Frames of a queue.",
-        [Some(|c| c.rx_packets), Some(|c| c.tx_packets)],
-    ),
-    (
-        "pair_bytes_total",
-        "Bytes of those frames, with Ethernet header.",
-        [Some(|c| c.rx_bytes), Some(|c| c.tx_bytes)],
-    ),
-    (
-        "pair_errors_total",
-        "Used buffers of a queue with an impossible id or length.",
-        [Some(|c| c.rx_errors), Some(|c| c.tx_errors)],
-    ),
-    (
-        "pair_dropped_total",
-        "Frames of a queue that the guest did not take.",
-        [Some(|c| c.rx_dropped), None],
-    ),
-    (
-        "pair_waited_total",
-        "Frames that waited because the queue was full.",
-        [None, Some(|c| c.tx_waited)],
-    ),
-];
+const PAIR_TRAFFIC: &[ByDirection] = by_direction! {
+    "pair_packets_total" "Frames of a queue." rx_packets tx_packets;
+    "pair_bytes_total" "Bytes of those frames, with Ethernet header." rx_bytes tx_bytes;
+    "pair_errors_total" "Used buffers of a queue with an impossible id or length."
+        rx_errors tx_errors;
+    "pair_dropped_total" "Frames of a queue that the guest did not take." rx_dropped -;
+    "pair_waited_total" "Frames that waited because the queue was full." - tx_waited;
+};
 
-const OF_PAIRS: [Family<Pair>; 4] = [
-    (
-        "pair_kicks_total",
-        "Doorbell writes for a pair's queues, each one VM exit.",
-        |pair| pair.counters.kicks,
-    ),
-    (
-        "pair_kicks_suppressed_total",
-        "Kicks of a pair that kick_prepare found unnecessary.",
-        |pair| pair.counters.kicks_suppressed,
-    ),
-    (
-        "pair_interrupts_total",
-        "Interrupts taken by a pair's CPU.",
-        |pair| pair.counters.interrupts,
-    ),
-    (
-        "pair_mail_lost_total",
-        "Messages of other CPUs that found no room in this one's box.",
-        |pair| pair.mail_lost,
-    ),
-];
+const OF_PAIRS: &[Family<Pair>] = families! {
+    "pair_kicks_total" "Doorbell writes for a pair's queues, each one VM exit." counters.kicks;
+    "pair_kicks_suppressed_total" "Kicks of a pair that kick_prepare found unnecessary."
+        counters.kicks_suppressed;
+    "pair_interrupts_total" "Interrupts taken by a pair's CPU." counters.interrupts;
+    "pair_mail_lost_total" "Messages of other CPUs that found no room in this one's box."
+        mail_lost;
+};
 
-const OF_CPUS: [Family<CpuLoad>; 1] = [(
-    "each_cpu_idle_cycles_total",
-    "TSC cycles that a CPU spent in hlt.",
-    |cpu| cpu.idle_cycles,
-)];
+const OF_CPUS: &[Family<CpuLoad>] = families! {
+    "each_cpu_idle_cycles_total" "TSC cycles that a CPU spent in hlt." idle_cycles;
+};
 
-const SIZES: [Family<Status>; 4] = [
-    ("heap_used_bytes", "Heap in use.", |status| {
-        status.cpu.heap_used
-    }),
-    ("heap_size_bytes", "Heap in all.", |status| {
-        status.cpu.heap_size
-    }),
-    ("memory_bytes", "Usable memory.", |status| {
-        status.boot.memory_bytes
-    }),
-    ("tsc_hertz", "Frequency of the TSC.", |status| {
-        status.boot.tsc_hz
-    }),
-];
+const SIZES: &[Family<Status>] = families! {
+    "heap_used_bytes" "Heap in use." cpu.heap_used;
+    "heap_size_bytes" "Heap in all." cpu.heap_size;
+    "memory_bytes" "Usable memory." boot.memory_bytes;
+    "tsc_hertz" "Frequency of the TSC." boot.tsc_hz;
+};
 
-const OF_QUEUES: [Family<Queue>; 7] = [
-    ("queue_size", "Descriptors of the virtqueue.", |queue| {
-        queue.size.into()
-    }),
-    (
-        "queue_free_descriptors",
-        "Descriptors not in use.",
-        |queue| queue.free.into(),
-    ),
-    (
-        "queue_avail_index",
-        "Free-running index of the available ring.",
-        |queue| queue.avail_idx.into(),
-    ),
-    (
-        "queue_used_index",
-        "Free-running index of the used ring.",
-        |queue| queue.used_idx.into(),
-    ),
-    (
-        "queue_last_used_index",
-        "How far the driver has consumed the used ring.",
-        |queue| queue.last_used_idx.into(),
-    ),
-    (
-        "queue_kicks_total",
-        "Doorbell writes since the device was opened.",
-        |queue| queue.kicks,
-    ),
-    (
-        "queue_kicks_suppressed_total",
-        "Kicks that kick_prepare found unnecessary since the device was opened.",
-        |queue| queue.kicks_suppressed,
-    ),
-];
+const OF_QUEUES: &[Family<Queue>] = families! {
+    "queue_size" "Descriptors of the virtqueue." size;
+    "queue_free_descriptors" "Descriptors not in use." free;
+    "queue_avail_index" "Free-running index of the available ring." avail_idx;
+    "queue_used_index" "Free-running index of the used ring." used_idx;
+    "queue_last_used_index" "How far the driver has consumed the used ring." last_used_idx;
+    "queue_kicks_total" "Doorbell writes since the device was opened." kicks;
+    "queue_kicks_suppressed_total"
+        "Kicks that kick_prepare found unnecessary since the device was opened."
+        kicks_suppressed;
+};
 
 /// Writes every figure of the report, and its names as labels.
 pub(super) fn write(status: &Status) -> String {
@@ -234,18 +122,18 @@ pub(super) fn write(status: &Status) -> String {
     write_info(&mut text, status);
     write_link(&mut text, &status.device);
     let directions = ["receive", "transmit"].map(|queue| vec![("queue", queue.to_string())]);
-    write_by_direction(&mut text, &TRAFFIC, &[(&status.counters, directions)]);
-    write_each(&mut text, &COUNTERS, report, |_| vec![]);
+    write_by_direction(&mut text, TRAFFIC, &[(&status.counters, directions)]);
+    write_each(&mut text, COUNTERS, report, |_| vec![]);
     if !status.pairs.is_empty() {
         write_pairs(&mut text, &status.pairs);
-        write_each(&mut text, &OF_CPUS, &status.cpus, |cpu| {
+        write_each(&mut text, OF_CPUS, &status.cpus, |cpu| {
             vec![("cpu", cpu.number.to_string())]
         });
     }
     let uptime = Seconds(status.cpu.uptime_us);
     write_one(&mut text, "uptime_seconds", "Time since boot.", uptime);
-    write_each(&mut text, &SIZES, report, |_| vec![]);
-    write_each(&mut text, &OF_QUEUES, &status.queues, |queue| {
+    write_each(&mut text, SIZES, report, |_| vec![]);
+    write_each(&mut text, OF_QUEUES, &status.queues, |queue| {
         vec![
             ("queue", queue.name.clone()),
             ("index", queue.index.to_string()),
@@ -339,8 +227,8 @@ fn write_pairs(text: &mut Text, pairs: &[Pair]) {
             )
         })
         .collect();
-    write_by_direction(text, &PAIR_TRAFFIC, &sources);
-    write_each(text, &OF_PAIRS, pairs, |pair| {
+    write_by_direction(text, PAIR_TRAFFIC, &sources);
+    write_each(text, OF_PAIRS, pairs, |pair| {
         vec![
             ("pair", pair.number.to_string()),
             ("cpu", pair.cpu.to_string()),

@@ -9,6 +9,7 @@ mod metrics;
 mod prometheus;
 mod request;
 mod response;
+mod status_code;
 
 use alloc::vec::Vec;
 
@@ -16,10 +17,10 @@ use kickpath_abi::status::Status;
 use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 
-use crate::pool::Service;
-use crate::tcp::discard;
+use crate::streams::discard;
 use request::Parsed;
-use response::Response;
+use response::{Answer, Response, Unreported};
+use status_code::StatusCode;
 
 /// Bytes of a request's line and fields; a longer one is answered by 431.
 const MAX_REQUEST: usize = 8 * 1024;
@@ -31,14 +32,36 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a client that has all of the last answer may go on sending.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// The service; `report` is asked for every answer that needs it.
-pub(crate) struct Server<'a> {
-    report: &'a dyn Fn() -> Status,
+/// The report, which is handed down when somebody has asked for it.
+#[derive(Default)]
+pub(crate) struct Report {
+    wanted: bool,
+    status: Option<Status>,
 }
 
-impl<'a> Server<'a> {
-    pub(crate) fn new(report: &'a dyn Fn() -> Status) -> Self {
-        Self { report }
+impl Report {
+    /// The report; who gets none is to ask again in the next turn.
+    fn get(&mut self) -> Option<&Status> {
+        self.wanted |= self.status.is_none();
+        self.status.as_ref()
+    }
+
+    #[inline]
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+
+    pub(crate) fn set(&mut self, status: Status) {
+        self.wanted = false;
+        self.status = Some(status);
+    }
+
+    /// The turn is over for which it was made.
+    #[inline]
+    pub(crate) fn forget(&mut self) {
+        if self.status.is_some() {
+            self.status = None;
+        }
     }
 }
 
@@ -59,26 +82,31 @@ pub(crate) struct Connection {
 enum State {
     #[default]
     Receiving,
+    /// The answer needs the report.
+    Reporting(Unreported),
     Sending(Response),
     /// We have closed our half. What still comes is thrown away, so that the
     /// client gets to read the answer before it hears of a closed port.
     Closing,
 }
 
-impl Service for Server<'_> {
-    type Connection = Connection;
-
-    fn serve(
+impl Connection {
+    /// Reads, answers and closes, as far as that goes now.
+    pub(crate) fn serve(
         &mut self,
         now: Instant,
         socket: &mut tcp::Socket<'static>,
-        connection: &mut Connection,
+        report: &mut Report,
     ) {
         // Ends when input is missing or the transmit buffer is full.
         loop {
-            match &mut connection.state {
-                State::Receiving => match connection.receive(now, socket, self.report) {
-                    Some(state) => connection.state = state,
+            match &mut self.state {
+                State::Receiving => match self.receive(now, socket) {
+                    Some(state) => self.state = state,
+                    None => return,
+                },
+                State::Reporting(unreported) => match report.get() {
+                    Some(status) => self.state = State::Sending(unreported.answer(status)),
                     None => return,
                 },
                 State::Sending(response) => {
@@ -87,21 +115,21 @@ impl Service for Server<'_> {
                     }
                     if response.closes() {
                         socket.close();
-                        connection.state = State::Closing;
-                        connection.deadline = None;
+                        self.state = State::Closing;
+                        self.deadline = None;
                     } else {
-                        connection.state = State::Receiving;
-                        connection.deadline = Some(now + KEEP_ALIVE);
+                        self.state = State::Receiving;
+                        self.deadline = Some(now + KEEP_ALIVE);
                     }
                 }
                 State::Closing => {
-                    connection.input = Vec::new();
+                    self.input = Vec::new();
                     discard(socket);
                     // Not before: what was sent last may still be on its way.
                     if socket.state() == tcp::State::FinWait2 {
-                        let end = *connection.deadline.get_or_insert(now + LINGER);
+                        let end = *self.deadline.get_or_insert(now + LINGER);
                         if now >= end {
-                            connection.deadline = None;
+                            self.deadline = None;
                             socket.abort();
                         }
                     }
@@ -111,19 +139,17 @@ impl Service for Server<'_> {
         }
     }
 
-    fn deadline(connection: &Connection) -> Option<Instant> {
-        connection.deadline
+    pub(crate) fn waits_for_report(&self) -> bool {
+        matches!(self.state, State::Reporting(_))
     }
-}
 
-impl Connection {
+    /// When [`Self::serve`] is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
     /// Reads on; returns the next state once it is known.
-    fn receive(
-        &mut self,
-        now: Instant,
-        socket: &mut tcp::Socket<'static>,
-        report: &dyn Fn() -> Status,
-    ) -> Option<State> {
+    fn receive(&mut self, now: Instant, socket: &mut tcp::Socket<'static>) -> Option<State> {
         let deadline = *self.deadline.get_or_insert(now + REQUEST_TIMEOUT);
         let begun = !self.input.is_empty();
         let (mut news, mut ends_line) = (false, false);
@@ -151,15 +177,18 @@ impl Connection {
         if ends_line || (news && !begun) || leftover || full {
             match request::parse(&self.input) {
                 Parsed::Complete { length, request } => {
-                    let response = response::answer(&request, report);
+                    let answer = response::answer(&request);
                     self.input.drain(..length);
                     self.leftover = !self.input.is_empty();
                     self.deadline = None;
-                    return Some(State::Sending(response));
+                    return Some(match answer {
+                        Answer::Response(response) => State::Sending(response),
+                        Answer::Unreported(unreported) => State::Reporting(unreported),
+                    });
                 }
                 Parsed::Refused(status) => return Some(self.refuse(status)),
                 Parsed::Partial if full => {
-                    return Some(self.refuse(response::FIELDS_TOO_LARGE));
+                    return Some(self.refuse(StatusCode::FIELDS_TOO_LARGE));
                 }
                 Parsed::Partial => {}
             }
@@ -171,13 +200,13 @@ impl Connection {
             return Some(State::Closing);
         }
         if now >= deadline {
-            return Some(self.refuse(response::REQUEST_TIMEOUT));
+            return Some(self.refuse(StatusCode::REQUEST_TIMEOUT));
         }
         None
     }
 
     /// Answers with an error and gives the connection up.
-    fn refuse(&mut self, status: response::StatusCode) -> State {
+    fn refuse(&mut self, status: StatusCode) -> State {
         self.input = Vec::new();
         self.deadline = None;
         State::Sending(Response::error(status, false, false))

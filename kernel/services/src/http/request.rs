@@ -1,6 +1,6 @@
 //! Reading a request.
 
-use super::response::{self, StatusCode};
+use super::status_code::StatusCode;
 
 /// More fields than any client has reason to send.
 const MAX_FIELDS: usize = 64;
@@ -30,22 +30,24 @@ pub(super) fn parse(buffer: &[u8]) -> Parsed<'_> {
     let length = match parsed.parse(buffer) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Parsed::Partial,
-        Err(httparse::Error::TooManyHeaders) => return Parsed::Refused(response::FIELDS_TOO_LARGE),
-        Err(httparse::Error::Version) => return Parsed::Refused(response::VERSION_NOT_SUPPORTED),
-        Err(_) => return Parsed::Refused(response::BAD_REQUEST),
+        Err(httparse::Error::TooManyHeaders) => {
+            return Parsed::Refused(StatusCode::FIELDS_TOO_LARGE);
+        }
+        Err(httparse::Error::Version) => return Parsed::Refused(StatusCode::VERSION_NOT_SUPPORTED),
+        Err(_) => return Parsed::Refused(StatusCode::BAD_REQUEST),
     };
     // All three are there once parsing is complete.
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version)
     else {
-        return Parsed::Refused(response::BAD_REQUEST);
+        return Parsed::Refused(StatusCode::BAD_REQUEST);
     };
     // RFC 9112, 3.2: exactly one Host field, from HTTP/1.1 on.
     let hosts = named(parsed.headers, "host").count();
     if hosts > 1 || (hosts == 0 && minor >= 1) {
-        return Parsed::Refused(response::BAD_REQUEST);
+        return Parsed::Refused(StatusCode::BAD_REQUEST);
     }
     let Some(path) = path(target) else {
-        return Parsed::Refused(response::BAD_REQUEST);
+        return Parsed::Refused(StatusCode::BAD_REQUEST);
     };
     // RFC 9112, 9.3: HTTP/1.0 closes unless asked not to.
     let keep_alive = if has_option(parsed.headers, "close") {
@@ -116,7 +118,7 @@ mod tests {
 
     fn refused(text: &str) -> u16 {
         match parse(text.as_bytes()) {
-            Parsed::Refused(status) => status.0,
+            Parsed::Refused(status) => status.line()[..3].parse().unwrap(),
             _ => panic!("not refused: {text:?}"),
         }
     }

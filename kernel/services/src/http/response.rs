@@ -1,6 +1,5 @@
 //! Writing a response.
 
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -9,22 +8,37 @@ use smoltcp::socket::tcp;
 
 use super::metrics;
 use super::request::Request;
+use super::status_code::StatusCode;
 
 /// The page: one file, nothing else to load.
 const PAGE: &str = include_str!("status.html");
 
-/// A status code and its reason phrase.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct StatusCode(pub(super) u16, &'static str);
+/// The fields of every response, but for those whose value is not the same. No Date:
+/// we have no clock (RFC 9110, 6.6.1). The policy lets the page use what is in it and
+/// fetch from us, and nothing else.
+const SAME: &str = concat!(
+    "\r\nServer: kickpath/",
+    env!("CARGO_PKG_VERSION"),
+    "\r\nCache-Control: no-store\r\n\
+     X-Content-Type-Options: nosniff\r\n\
+     Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; \
+     script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; \
+     form-action 'none'; frame-ancestors 'none'\r\n\
+     Content-Type: "
+);
 
-const OK: StatusCode = StatusCode(200, "OK");
-pub(super) const BAD_REQUEST: StatusCode = StatusCode(400, "Bad Request");
-const NOT_FOUND: StatusCode = StatusCode(404, "Not Found");
-const METHOD_NOT_ALLOWED: StatusCode = StatusCode(405, "Method Not Allowed");
-pub(super) const REQUEST_TIMEOUT: StatusCode = StatusCode(408, "Request Timeout");
-pub(super) const FIELDS_TOO_LARGE: StatusCode = StatusCode(431, "Request Header Fields Too Large");
-const INTERNAL_ERROR: StatusCode = StatusCode(500, "Internal Server Error");
-pub(super) const VERSION_NOT_SUPPORTED: StatusCode = StatusCode(505, "HTTP Version Not Supported");
+/// A number in ten digits, with blanks before it.
+fn decimal(mut number: usize) -> [u8; 10] {
+    let mut digits = [b' '; 10];
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    digits
+}
 
 enum Content {
     Constant(&'static [u8]),
@@ -50,34 +64,65 @@ pub(super) struct Response {
     keep_alive: bool,
 }
 
-/// The response to a request; `report` makes the report.
-pub(super) fn answer(request: &Request<'_>, report: &dyn Fn() -> Status) -> Response {
+/// What a request is answered with.
+pub(super) enum Answer {
+    Response(Response),
+    Unreported(Unreported),
+}
+
+/// The response to a request, but for the report that it is made of.
+pub(super) struct Unreported {
+    as_metrics: bool,
+    head_only: bool,
+    keep_alive: bool,
+}
+
+/// Answers a request.
+pub(super) fn answer(request: &Request<'_>) -> Answer {
     let head_only = request.method == "HEAD";
+    let keep_alive = request.keep_alive;
     let known = matches!(request.path, "/" | "/stats.json" | "/metrics");
-    if !known {
-        return Response::error(NOT_FOUND, head_only, request.keep_alive);
-    }
-    if request.method != "GET" && !head_only {
-        return Response::error(METHOD_NOT_ALLOWED, false, request.keep_alive);
-    }
-    let (kind, content) = match request.path {
-        "/stats.json" => match serde_json::to_vec(&report()) {
-            Ok(json) => ("application/json", Content::Made(json)),
-            Err(error) => {
-                log::error!("HTTP: the report cannot be written: {error}");
-                return Response::error(INTERNAL_ERROR, head_only, false);
+    Answer::Response(if !known {
+        Response::error(StatusCode::NOT_FOUND, head_only, keep_alive)
+    } else if request.method != "GET" && !head_only {
+        Response::error(StatusCode::METHOD_NOT_ALLOWED, false, keep_alive)
+    } else if request.path == "/" {
+        let kind = "text/html; charset=utf-8";
+        let content = Content::Constant(PAGE.as_bytes());
+        Response::new(StatusCode::OK, kind, content, head_only, keep_alive)
+    } else {
+        return Answer::Unreported(Unreported {
+            as_metrics: request.path == "/metrics",
+            head_only,
+            keep_alive,
+        });
+    })
+}
+
+impl Unreported {
+    /// The response made of this report.
+    pub(super) fn answer(&self, status: &Status) -> Response {
+        let (kind, content) = if self.as_metrics {
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            (kind, metrics::write(status).into_bytes())
+        } else {
+            match serde_json::to_vec(status) {
+                Ok(json) => ("application/json", json),
+                Err(error) => {
+                    log::error!("HTTP: the report cannot be written: {error}");
+                    return Response::error(StatusCode::INTERNAL_ERROR, self.head_only, false);
+                }
             }
-        },
-        "/metrics" => (
-            "text/plain; version=0.0.4; charset=utf-8",
-            Content::Made(metrics::write(&report()).into_bytes()),
-        ),
-        _ => (
-            "text/html; charset=utf-8",
-            Content::Constant(PAGE.as_bytes()),
-        ),
-    };
-    Response::new(OK, kind, content, head_only, request.keep_alive)
+        };
+        let content = Content::Made(content);
+        Response::new(
+            StatusCode::OK,
+            kind,
+            content,
+            self.head_only,
+            self.keep_alive,
+        )
+    }
 }
 
 impl Response {
@@ -88,30 +133,25 @@ impl Response {
         head_only: bool,
         keep_alive: bool,
     ) -> Self {
-        // No Date: we have no clock (RFC 9110, 6.6.1). The policy lets the page
-        // use what is in it and fetch from us, and nothing else.
-        let head = format!(
-            "HTTP/1.1 {} {}\r\n\
-             Server: kickpath/{}\r\n\
-             Content-Type: {kind}\r\n\
-             Content-Length: {}\r\n\
-             Cache-Control: no-store\r\n\
-             X-Content-Type-Options: nosniff\r\n\
-             Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; \
-             script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; \
-             form-action 'none'; frame-ancestors 'none'\r\n\
-             {}Connection: {}\r\n\r\n",
-            status.0,
-            status.1,
-            env!("CARGO_PKG_VERSION"),
-            content.bytes().len(),
-            if status == METHOD_NOT_ALLOWED {
-                "Allow: GET, HEAD\r\n"
+        let length = decimal(content.bytes().len());
+        let lines: [&str; 10] = [
+            "HTTP/1.1 ",
+            status.line(),
+            SAME,
+            kind,
+            "\r\nContent-Length: ",
+            core::str::from_utf8(length.trim_ascii_start()).unwrap_or("0"),
+            if status == StatusCode::METHOD_NOT_ALLOWED {
+                "\r\nAllow: GET, HEAD"
             } else {
                 ""
             },
+            "\r\nConnection: ",
             if keep_alive { "keep-alive" } else { "close" },
-        );
+            "\r\n\r\n",
+        ];
+        let mut head = String::with_capacity(512);
+        lines.into_iter().for_each(|line| head.push_str(line));
         Self {
             head,
             content: if head_only {
@@ -126,7 +166,7 @@ impl Response {
 
     /// A response that says no more than its status.
     pub(super) fn error(status: StatusCode, head_only: bool, keep_alive: bool) -> Self {
-        let text = format!("{} {}\n", status.0, status.1).into_bytes();
+        let text = [status.line().as_bytes(), b"\n"].concat();
         let kind = "text/plain; charset=utf-8";
         Self::new(status, kind, Content::Made(text), head_only, keep_alive)
     }

@@ -4,11 +4,12 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::net::Ipv6Addr;
 use std::rc::Rc;
 
-use kickpath_abi::config::Config;
+use kickpath_abi::config::{Config, UdpWay};
 use kickpath_abi::status::{Attempt, CpuLoad, Pair, Queue, Stage, Status};
-use kickpath_services::{Stack, StatusSource};
+use kickpath_services::{NetworkDevice, Stack};
 use smoltcp::iface::{self, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::{tcp, udp};
@@ -17,13 +18,17 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpEndpo
 
 pub const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 pub const HOST_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
+pub const GUEST4: [u8; 4] = [10, 0, 2, 15];
+pub const HOST4: [u8; 4] = [10, 0, 2, 2];
+/// Link-local addresses, from the MACs by EUI-64.
+pub const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x5054, 0xff, 0xfe12, 0x3456);
+pub const HOST6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x5054, 0xff, 0xfe00, 1);
 pub const GUEST: IpAddress = IpAddress::v4(10, 0, 2, 15);
 pub const HOST: IpAddress = IpAddress::v4(10, 0, 2, 2);
-/// The guest's link-local address, from its MAC by EUI-64.
-pub const GUEST_V6: IpAddress = IpAddress::v6(0xfe80, 0, 0, 0, 0x5054, 0xff, 0xfe12, 0x3456);
-pub const HOST_V6: IpAddress = IpAddress::v6(0xfe80, 0, 0, 0, 0x5054, 0xff, 0xfe00, 1);
+pub const GUEST_V6: IpAddress = IpAddress::Ipv6(GUEST6);
+pub const HOST_V6: IpAddress = IpAddress::Ipv6(HOST6);
 
-type Frames = Rc<RefCell<VecDeque<Vec<u8>>>>;
+pub type Frames = Rc<RefCell<VecDeque<Vec<u8>>>>;
 
 /// One end of the cable.
 pub struct Port {
@@ -33,7 +38,7 @@ pub struct Port {
     pub room: usize,
 }
 
-pub struct Received(Vec<u8>);
+pub struct Received(pub Vec<u8>);
 pub struct Sending(Frames);
 
 impl phy::RxToken for Received {
@@ -74,10 +79,18 @@ impl Device for Port {
     }
 }
 
-impl StatusSource for Port {
-    fn status(&self) -> Status {
-        status()
-    }
+impl NetworkDevice for Port {}
+
+/// A message of ARP to everybody: operation 1 asks, 2 answers.
+pub fn arp(operation: u8, mac: [u8; 6], sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+    let head = [8, 6, 0, 1, 8, 0, 6, 4, 0, operation];
+    let everybody = [0xff; 6];
+    [&everybody, &mac, &head[..], &mac, &sender, &[0; 6], &target].concat()
+}
+
+/// The host asks where the guest is, so that each knows the other.
+pub fn arp_request() -> Vec<u8> {
+    arp(1, HOST_MAC, HOST4, GUEST4)
 }
 
 /// A report with something in every field.
@@ -131,9 +144,11 @@ pub fn status() -> Status {
     status
 }
 
-pub struct World {
+/// The two ends; the guest's device is a [`Port`], or another one that leads to
+/// the host's.
+pub struct World<G = Port> {
     pub now: Instant,
-    pub guest: Port,
+    pub guest: G,
     pub stack: Stack,
     pub host: Port,
     pub interface: Interface,
@@ -148,18 +163,30 @@ impl World {
     }
 
     pub fn with(config: &str) -> Self {
-        let now = Instant::from_secs(1);
         let (to_guest, to_host) = (Frames::default(), Frames::default());
-        let mut guest = Port {
+        let guest = Port {
             inbox: to_guest.clone(),
             outbox: to_host.clone(),
             room: 256,
         };
-        let mut host = Port {
+        let host = Port {
             inbox: to_host,
             outbox: to_guest,
             room: 1024,
         };
+        Self::between(config, guest, host)
+    }
+
+    /// Sends a frame to the guest.
+    pub fn inject(&mut self, frame: impl Into<Vec<u8>>) {
+        self.guest.inbox.borrow_mut().push_back(frame.into());
+    }
+}
+
+impl<G: NetworkDevice> World<G> {
+    /// A guest on the device `guest`, whose cable ends at `host`.
+    pub fn between(config: &str, mut guest: G, mut host: Port) -> Self {
+        let now = Instant::from_secs(1);
         let config = Config::parse(config, |error| panic!("{error}"));
         let stack = Stack::new(&config, GUEST_MAC, &mut guest, now, 1);
         let mac = HardwareAddress::Ethernet(EthernetAddress(HOST_MAC));
@@ -184,7 +211,11 @@ impl World {
     /// Lets the guest work until it has nothing more to do now.
     pub fn turn_guest(&mut self) {
         for _ in 0..10_000 {
-            if !self.stack.poll(self.now, &mut self.guest) {
+            let busy = self.stack.poll(self.now, &mut self.guest);
+            if self.stack.wants_status() {
+                self.stack.set_status(status());
+            }
+            if !busy {
                 return;
             }
         }
@@ -215,11 +246,6 @@ impl World {
             self.step();
         }
         panic!("not done after {seconds} s");
-    }
-
-    /// Sends a frame to the guest.
-    pub fn inject(&mut self, frame: impl Into<Vec<u8>>) {
-        self.guest.inbox.borrow_mut().push_back(frame.into());
     }
 
     pub fn udp(&mut self) -> SocketHandle {
@@ -271,7 +297,16 @@ impl World {
 
     /// Starts to connect.
     pub fn tcp(&mut self, to: impl Into<IpEndpoint>) -> SocketHandle {
-        let buffer = || tcp::SocketBuffer::new(vec![0; 65535]);
+        self.tcp_with(to, 65535)
+    }
+
+    /// As [`Self::tcp`], with small buffers.
+    pub fn small_tcp(&mut self, to: impl Into<IpEndpoint>) -> SocketHandle {
+        self.tcp_with(to, 2048)
+    }
+
+    fn tcp_with(&mut self, to: impl Into<IpEndpoint>, bytes: usize) -> SocketHandle {
+        let buffer = || tcp::SocketBuffer::new(vec![0; bytes]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
         let local = self.next_port();
         socket
@@ -336,7 +371,7 @@ pub fn second(world: &World) -> (Port, Stack) {
         outbox: Frames::default(),
         room: 256,
     };
-    let mut stack = Stack::following(GUEST_MAC, &mut port, world.now, 2);
+    let mut stack = Stack::following(UdpWay::Sockets, GUEST_MAC, &mut port, world.now, 2);
     stack.follow_ipv4(world.now, world.stack.ipv4());
     while stack.poll(world.now, &mut port) {}
     port.outbox.borrow_mut().clear();

@@ -1,133 +1,75 @@
-//! A core other than the first: its pair, its network stack and its loop.
+//! A core other than the first: its pair, and its network stack, which follows
+//! that of the first core.
 
 use core::sync::atomic::Ordering;
 
 use kickpath_abi::status::Status;
 use kickpath_services::Stack;
 use smoltcp::time::Instant;
-use virtio_net::moderation::{HOLD_US, Moderation};
+use virtio_net::interrupt::InterruptState;
 use virtio_net::net::Stats;
+use virtio_net::queue::QueueError;
 use virtio_net::vectors::Rung;
 use x86_64::instructions::interrupts as interrupts_at_cpu;
 
-use super::shared::{Assignment, Core, Mail, Shared};
+use super::team::{Assignment, Core, Mail, Team};
 use crate::arch::time;
-use crate::net::device::PhyDevice;
+use crate::memory::heap;
+use crate::net::device::NetDevice;
+use crate::net::idle::now;
 use crate::net::report::Pair;
-use crate::net::serve::now;
-use crate::net::{idle, interrupts, report};
+use crate::net::serve::{self, Part};
+use crate::net::{interrupts, report};
 
-/// What another core than the first tells of itself.
-#[derive(Clone, Copy)]
-pub struct Own<'c> {
-    shared: &'static Shared,
+/// A core while it has a pair.
+struct Worker {
+    team: &'static Team,
     core: &'static Core,
+    number: usize,
+    assignment: Assignment,
     /// What the core's earlier pairs have counted.
-    past: &'c Stats,
-}
-
-impl Own<'_> {
-    /// Tells what this core has counted.
-    fn publish(&self, pair: &Pair) {
-        let mut report = self.core.report.lock();
-        report.device = pair.stats();
-        report.device.interrupts = interrupts::of_other(self.core.cpu).interrupts();
-        report.pair = *self.past;
-        report.pair.add(&pair.stats());
-        report.pair.interrupts = report.device.interrupts;
-        report.queues = pair.snapshots().into_iter().collect();
-    }
-
-    /// Whether the pair is to be given back.
-    #[inline]
-    fn is_recalled(&self, assignment: &Assignment) -> bool {
-        self.core.generation.load(Ordering::Relaxed) != assignment.generation
-    }
-
-    /// The report, with what this core knows now.
-    pub fn status(&self, pair: Option<&Pair>) -> Status {
-        if let Some(pair) = pair {
-            self.publish(pair);
-        }
-        let mut status = self.shared.status.lock().clone();
-        status.cpu = report::cpu();
-        self.shared.complete(&mut status);
-        status
-    }
-}
-
-/// Another core than the first while it has a pair.
-struct Worker<'c> {
-    assignment: &'c mut Assignment,
-    moderation: &'c mut Moderation,
-    own: Own<'c>,
+    past: Stats,
+    link_up: bool,
+    /// Why the pair cannot be used any more.
+    broken: Option<QueueError>,
 }
 
 /// Serves the network on another core than the first, for ever.
-pub(super) fn serve(shared: &'static Shared, core: &'static Core, number: usize) -> ! {
+pub(super) fn serve(team: &'static Team, core: &'static Core, number: usize) -> ! {
     let mut stack: Option<Stack> = None;
     let mut past = Stats::default();
-    let mut moderation = Moderation::default();
     loop {
-        let mut assignment = core.wait_for_pair();
-        let own = Own {
-            shared,
-            core,
-            past: &past,
-        };
         let mut worker = Worker {
-            assignment: &mut assignment,
-            moderation: &mut moderation,
-            own,
+            team,
+            core,
+            number,
+            assignment: core.wait_for_pair(),
+            past,
+            link_up: true,
+            broken: None,
         };
-        own.publish(&worker.assignment.pair);
+        worker.publish();
         let stack = stack.get_or_insert_with(|| {
             let mac = worker.assignment.info.mac;
             let seed = time::cycles() ^ (number as u64) << 32;
-            Stack::following(mac, &mut worker.device(), now(), seed)
+            let mut stack = Stack::following(team.udp, mac, &mut worker.device(), now(), seed);
+            stack.set_heap(heap::stats().share(team.cores.len() as u16));
+            stack
         });
         interrupts_at_cpu::enable();
-        let mut last_work = time::now();
-        let error = loop {
-            if own.is_recalled(worker.assignment) {
-                break None;
-            }
-            if let Err(error) = worker.assignment.pair.begin_poll() {
-                break Some(error);
-            }
-            let time = now();
-            if core.has_mail() {
-                worker.read_mail(number, stack, time);
-            }
-            let link_up = shared.link_up.get();
-            if !link_up && !worker.assignment.pair.has_work() {
-                // As on the first core: the sockets' clocks stand still.
-                worker.assignment.pair.kick();
-                worker.idle(None, last_work, link_up);
-                continue;
-            }
-            let busy = stack.poll(time, &mut worker.device());
-            // As on the first core: before the answers leave.
-            for frame in stack.take_shared() {
-                shared.spread(number, &frame);
-            }
-            shared.look_up_strays(number, stack, &mut worker.device());
-            worker.assignment.pair.kick();
-            if busy
-                || worker
-                    .moderation
-                    .has_received(worker.assignment.pair.received())
-            {
-                last_work = time::now();
-            }
-            if busy {
-                continue;
-            }
-            let deadline = idle::deadline(stack, time);
-            worker.idle(deadline, last_work, link_up);
-        };
+        serve::serve(&mut worker, stack);
         interrupts_at_cpu::disable();
-        past.add(&assignment.pair.stats());
+        past.add(&worker.assignment.pair.stats());
+        worker.give_back();
+    }
+}
+
+impl Worker {
+    /// Gives the pair back, and says why if it broke.
+    fn give_back(self) {
+        let Self {
+            core, assignment, ..
+        } = self;
         {
             let mut report = core.report.lock();
             *core.returned.lock() = Some(assignment.pair);
@@ -138,67 +80,136 @@ pub(super) fn serve(shared: &'static Shared, core: &'static Core, number: usize)
                 ..Stats::default()
             };
         }
-        if let Some(error) = error
-            && let Some(first) = shared.cores.first()
+        if let Some(error) = self.broken
+            && let Some(first) = self.team.cores.first()
         {
             first.post(Mail::Broken(error));
         }
     }
-}
-
-impl Worker<'_> {
-    /// The device as this core's network stack sees it.
-    fn device(&mut self) -> PhyDevice<'_> {
-        let Assignment { pair, info, .. } = &mut *self.assignment;
-        PhyDevice::own(pair, info, self.own)
-    }
 
     #[cold]
-    fn read_mail(&mut self, number: usize, stack: &mut Stack, time: Instant) {
-        let Own { shared, core, .. } = self.own;
-        while let Some(mail) = core.next_mail() {
+    fn read_mail(&mut self, stack: &mut Stack, time: Instant) {
+        while let Some(mail) = self.core.next_mail() {
             match mail {
-                Mail::Frame(frame) => stack.hear(time, &frame),
-                Mail::Stray(stray) => shared.look_up(number, stray, stack, &mut self.device()),
+                Mail::Frame(frame) => stack.receive_shared(time, &frame),
+                Mail::Stray(stray) => {
+                    let (team, number) = (self.team, self.number);
+                    team.look_up(number, stray, stack, &mut self.device());
+                }
                 Mail::Ipv4(state) => stack.follow_ipv4(time, state),
                 Mail::Broken(_) => (),
             }
         }
     }
 
-    /// Sleeps until there may be something to do: an interrupt, or `deadline`
-    /// in microseconds since boot.
-    fn idle(&mut self, deadline: Option<u64>, last_work: u64, link_up: bool) {
-        let now = time::now();
-        let received = self.assignment.pair.received();
-        let leave = self.moderation.frames_to_leave(now, received);
-        let polling = self.assignment.rung == Rung::Polling;
-        let mut deadline = deadline.unwrap_or(u64::MAX);
-        if polling {
-            let Some(until) = idle::poll_sleep_until(now, last_work) else {
-                core::hint::spin_loop();
-                return;
-            };
-            deadline = deadline.min(until);
-        } else if leave > 0 {
-            deadline = deadline.min(now + HOLD_US);
+    /// Whether the pair is to be given back.
+    #[inline]
+    fn is_recalled(&self) -> bool {
+        self.core.generation.load(Ordering::Relaxed) != self.assignment.generation
+    }
+}
+
+impl Part for Worker {
+    #[inline]
+    fn begin(&mut self, _stack: &mut Stack) -> bool {
+        if self.is_recalled() {
+            return false;
         }
-        self.own.publish(&self.assignment.pair);
-        let Self {
-            assignment,
-            moderation,
-            own,
-        } = self;
-        idle::sleep(moderation, now, deadline, leave, || {
-            let pair = &mut assignment.pair;
-            let work = if polling {
-                pair.has_work()
-            } else {
-                pair.enable_interrupts_after(leave)
-            };
-            work || own.core.has_mail()
-                || own.is_recalled(assignment)
-                || own.shared.link_up.get() != link_up
-        });
+        self.link_up = self.team.link_up.get();
+        self.broken = self.assignment.pair.begin_poll().err();
+        self.broken.is_none()
+    }
+
+    #[inline]
+    fn device(&mut self) -> NetDevice<'_> {
+        NetDevice::own(&mut self.assignment.pair, &self.assignment.info)
+    }
+
+    #[inline]
+    fn pair(&mut self) -> Option<&mut Pair> {
+        Some(&mut self.assignment.pair)
+    }
+
+    #[inline]
+    fn interrupts(&self) -> &'static InterruptState {
+        interrupts::of_other(self.core.cpu)
+    }
+
+    /// The first core does.
+    fn look_for_device(&mut self) {}
+
+    #[inline]
+    fn is_link_up(&self) -> bool {
+        self.link_up
+    }
+
+    #[inline]
+    fn talk(&mut self, time: Instant, stack: &mut Stack) {
+        for frame in stack.take_shared() {
+            self.team.spread(self.number, &frame);
+        }
+        if self.core.has_mail() {
+            self.read_mail(stack, time);
+        }
+        let (team, number) = (self.team, self.number);
+        team.look_up_strays(number, stack, &mut self.device());
+    }
+
+    #[inline]
+    fn kick(&mut self) {
+        self.assignment.pair.kick();
+    }
+
+    /// The report of the first core, with what this one knows now.
+    #[cold]
+    fn status(&mut self) -> Status {
+        self.publish();
+        let mut status = self.team.status.lock().clone();
+        status.cpu = report::cpu();
+        self.team.complete(&mut status);
+        status
+    }
+
+    #[inline]
+    fn has_work(&self) -> bool {
+        self.assignment.pair.has_work()
+    }
+
+    #[inline]
+    fn received(&self) -> u64 {
+        self.assignment.pair.received()
+    }
+
+    #[inline]
+    fn rung(&self) -> Option<Rung> {
+        Some(self.assignment.rung)
+    }
+
+    #[inline]
+    fn deadline(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn publish(&self) {
+        let pair = &self.assignment.pair;
+        let mut report = self.core.report.lock();
+        report.device = pair.stats();
+        report.device.interrupts = self.interrupts().interrupts();
+        report.pair = self.past;
+        report.pair.add(&pair.stats());
+        report.pair.interrupts = report.device.interrupts;
+        report.queues = pair.snapshots().into_iter().collect();
+    }
+
+    #[inline]
+    fn is_called(&mut self, frames_to_leave: u16) -> bool {
+        let pair = &mut self.assignment.pair;
+        let work = match self.assignment.rung {
+            Rung::Polling => pair.has_work(),
+            _ => pair.enable_interrupts_after(frames_to_leave),
+        };
+        work || self.core.has_mail()
+            || self.is_recalled()
+            || self.team.link_up.get() != self.link_up
     }
 }

@@ -1,13 +1,18 @@
 //! Frame buffers: memory that the device reads and writes directly, and that
 //! the network stack reads and writes in place.
 
+extern crate alloc;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::ptr::NonNull;
 
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
+use super::error::NetError;
 use super::features::Features;
-use super::header::header_length;
-use crate::queue::DmaRegion;
+use super::header::{Header, header_length};
+use crate::queue::{DmaRegion, SlotBuffers};
 
 /// Bytes that a small buffer takes; two fill a page and none crosses one.
 const SMALL: usize = 2048;
@@ -80,31 +85,32 @@ impl Layout {
     /// packet in bytes.
     ///
     /// With `VIRTIO_NET_F_MRG_RXBUF` a frame goes on in the next buffer, so
-    /// they are small and lie without a gap: a frame over several neighbours is
-    /// one piece of memory.
+    /// they are small. Each begins with the header, at a multiple of 64 bytes.
     pub fn receive(negotiated: Features, mtu: u16) -> Self {
         let header_length = header_length(negotiated);
-        if negotiated.contains(Features::MRG_RXBUF) {
-            Self {
-                header_offset: 0,
-                header_length,
-                capacity: SMALL - header_length,
-                stride: SMALL,
-            }
+        let most = header_length + largest_received(negotiated, mtu);
+        let stride = if negotiated.contains(Features::MRG_RXBUF) || most <= SMALL {
+            SMALL
         } else {
-            Self::new(header_length, largest_received(negotiated, mtu))
+            most.next_multiple_of(64)
+        };
+        Self {
+            header_offset: 0,
+            header_length,
+            capacity: stride - header_length,
+            stride,
         }
     }
 
-    /// How many of these a receive queue with so many slots gets, 1 to `slots`:
-    /// as many as Linux's `try_fill_recv` gives it, or what a bounded amount of
-    /// memory holds.
+    /// How many of these a receive queue with so many slots gets, a power of two
+    /// up to `slots`, which is one: as many as Linux's `try_fill_recv` gives it,
+    /// or what a bounded amount of memory holds.
     pub fn receive_count(&self, slots: u16) -> u16 {
         if self.stride == SMALL {
             return slots;
         }
-        let affordable = (RECEIVE_BUDGET / self.stride).max(1);
-        u16::try_from(affordable).map_or(slots, |count| count.min(slots))
+        let affordable = (RECEIVE_BUDGET / self.stride).max(1).ilog2();
+        slots.min(1 << affordable.min(15))
     }
 
     /// Largest frame, in bytes.
@@ -128,93 +134,103 @@ pub fn largest_received(negotiated: Features, mtu: u16) -> usize {
     }
 }
 
-/// Equal buffers in one piece of memory, which go by their number.
+/// Bytes of one piece of buffers, but for buffers that are larger.
+const PIECE: usize = 32 << 10;
+
+/// Equal buffers, which go by their number. They lie in pieces of memory: where
+/// a machine has run for a while, there may be no large one in a row.
 pub(super) struct FrameBuffers<H: Hal> {
-    memory: DmaRegion<H>,
-    /// Address of the first buffer's header as the device sees it.
-    first_header: PhysAddr,
-    /// Address of the first buffer's frame as the driver sees it.
-    first_frame: NonNull<u8>,
-    /// Bytes of memory a number.
-    step: u32,
-    header_length: u32,
-    capacity: u32,
+    pieces: Vec<DmaRegion<H>>,
+    /// Addresses of the frames as the driver sees them.
+    frames: Box<[NonNull<u8>]>,
+    /// Buffers a piece, as a power of 2.
+    shift: u32,
+    layout: Layout,
 }
 
-// SAFETY: `first_frame` points into `memory`, which this value owns.
+// SAFETY: `frames` points into `pieces`, which this value owns.
 unsafe impl<H: Hal> Send for FrameBuffers<H> {}
 
 impl<H: Hal> FrameBuffers<H> {
-    /// Allocates zeroed buffers. Their numbers are the multiples of
-    /// `numbers_each`, a power of two, below `numbers`; `tail` bytes follow the
-    /// last one, which the device never sees. `None` when there is no memory.
+    /// Allocates `count` zeroed buffers for a queue.
     ///
-    /// A transmit queue numbers its buffers by the first descriptor of their
-    /// slot, so that no division is needed to find one.
+    /// # Errors
+    ///
+    /// [`NetError::NoBuffers`] when there is no memory.
     pub fn new(
+        queue: u16,
         layout: Layout,
-        numbers: u16,
-        numbers_each: u16,
-        tail: usize,
+        count: u16,
         direction: BufferDirection,
-    ) -> Option<Self> {
-        let step = layout.stride.checked_div(usize::from(numbers_each))?;
-        let bytes = (usize::from(numbers) * step).checked_add(tail)?;
-        // Offsets are computed in 32 bits.
-        u32::try_from(bytes).ok()?;
-        let memory = DmaRegion::new(bytes, direction)?;
-        let frame_offset = layout.header_offset + layout.header_length;
-        if frame_offset > memory.size() {
-            return None;
+    ) -> Result<Self, NetError> {
+        let none = NetError::NoBuffers {
+            queue,
+            count,
+            size: layout.stride,
+        };
+        let shift = (PIECE / layout.stride).max(1).ilog2();
+        let count = usize::from(count);
+        let mut pieces = Vec::with_capacity(count.div_ceil(1 << shift));
+        let mut frames = Vec::with_capacity(count);
+        while frames.len() < count {
+            let here = (count - frames.len()).min(1 << shift);
+            let piece = DmaRegion::new(here * layout.stride, direction).ok_or(none)?;
+            let offset = layout.header_offset + layout.header_length;
+            // SAFETY: a frame begins within its buffer, and so within the piece.
+            let frame = |at| unsafe { piece.pointer().add(at * layout.stride + offset) };
+            frames.extend((0..here).map(frame));
+            pieces.push(piece);
         }
-        // SAFETY: it lies within the memory.
-        let first_frame = unsafe { memory.pointer().add(frame_offset) };
-        Some(Self {
-            first_header: memory.physical() + layout.header_offset as PhysAddr,
-            first_frame,
-            // All fit: they are parts of `bytes`.
-            step: step as u32,
-            header_length: layout.header_length as u32,
-            capacity: layout.capacity as u32,
-            memory,
+        Ok(Self {
+            pieces,
+            frames: frames.into(),
+            shift,
+            layout,
         })
+    }
+
+    /// How the slots of a ring describe them.
+    pub fn slots(&self, negotiated: Features, direction: BufferDirection) -> SlotBuffers {
+        SlotBuffers {
+            header: self.header_length(),
+            capacity: self.capacity(),
+            // Specification 2.7.4.3.
+            apart: !negotiated.any_layout(),
+            writable: matches!(direction, BufferDirection::DeviceToDriver),
+        }
     }
 
     /// Length of the header in bytes.
     #[inline]
     pub fn header_length(&self) -> u32 {
-        self.header_length
+        self.layout.header_length as u32
     }
 
     /// Largest frame in bytes.
     #[inline]
     pub fn capacity(&self) -> u32 {
-        self.capacity
-    }
-
-    /// From one buffer to the next in bytes, where each has a number of its
-    /// own.
-    #[inline]
-    pub fn stride(&self) -> u32 {
-        self.step
+        self.layout.capacity as u32
     }
 
     /// Address of a buffer's header as the device sees it; the frame follows.
     #[inline]
     pub fn header(&self, number: u16) -> PhysAddr {
-        self.first_header + PhysAddr::from(u32::from(number) * self.step)
+        let (piece, at) = (number >> self.shift, number & !(!0 << self.shift));
+        debug_assert!(usize::from(number) < self.frames.len());
+        // SAFETY: as in `frame`; every buffer is in a piece.
+        let piece = unsafe { self.pieces.get_unchecked(usize::from(piece)) };
+        let offset = usize::from(at) * self.layout.stride + self.layout.header_offset;
+        piece.physical() + offset as PhysAddr
     }
 
     /// Address of a buffer's frame as the driver sees it; its header ends
     /// there.
     #[inline]
     pub fn frame(&self, number: u16) -> NonNull<u8> {
-        let offset = u32::from(number) * self.step;
-        debug_assert!((offset as usize) < self.memory.size());
-        // SAFETY: a buffer of that number, or the tail, begins at `offset`
-        // from the first; the callers, all in this module's parent, have the
-        // number from the ring or from a count of buffers.
-        unsafe { self.first_frame.add(offset as usize) }
+        debug_assert!(usize::from(number) < self.frames.len());
+        // SAFETY: there is a buffer of that number: the callers, all in this
+        // module's parent, have it from the ring or from a count of buffers.
+        unsafe { *self.frames.get_unchecked(usize::from(number)) }
     }
 
     /// The first `length` bytes of a buffer's frame, or all, if there are fewer.
@@ -225,7 +241,7 @@ impl<H: Hal> FrameBuffers<H> {
     /// The number is that of a buffer, which the device does not have.
     #[inline]
     pub unsafe fn frame_mut(&mut self, number: u16, length: usize) -> &mut [u8] {
-        let length = length.min(self.capacity as usize);
+        let length = length.min(self.layout.capacity);
         // SAFETY: the buffer has so many bytes, which were zeroed when they were
         // allocated; the device does not have it, and no other reference
         // exists, because this value is borrowed.
@@ -238,17 +254,26 @@ impl<H: Hal> FrameBuffers<H> {
     /// # Safety
     ///
     /// Both numbers are those of buffers, which the device does not have.
+    #[cfg(feature = "smoltcp")]
     pub unsafe fn copy_frame(&mut self, from: u16, to: u16, length: usize) {
-        let length = length.min(self.capacity as usize);
+        let length = length.min(self.layout.capacity);
         // SAFETY: both buffers have so many bytes; the rest is the caller's
         // promise. They may be the same.
         unsafe { self.frame(to).copy_from(self.frame(from), length) }
+    }
+
+    /// Writes a buffer's header; what is longer than this part of it stays zero.
+    #[inline(always)]
+    pub fn write_header(&mut self, number: u16, header: Header) {
+        // SAFETY: the header is at least that long; the type needs no alignment.
+        // What the device reads meanwhile, in a buffer that it has, is its affair.
+        unsafe { self.header_pointer(number).cast::<Header>().write(header) };
     }
 
     /// Address of a buffer's header as the driver sees it.
     #[inline]
     pub fn header_pointer(&self, number: u16) -> NonNull<u8> {
         // SAFETY: the header lies directly before the frame.
-        unsafe { self.frame(number).sub(self.header_length as usize) }
+        unsafe { self.frame(number).sub(self.layout.header_length) }
     }
 }

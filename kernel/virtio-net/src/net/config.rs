@@ -8,7 +8,8 @@ use super::control::MacAddress;
 use super::filter::is_valid_ether_addr;
 use super::rss::{HashLimits, HashTypes};
 use super::{Changes, Features, NetError, VirtioNet};
-use crate::transport::ConfigOps;
+use crate::interrupt::StateRef;
+use crate::transport::{ConfigOps, TransportError, is_gone};
 
 /// Offsets of the fields, in bytes.
 mod offset {
@@ -95,7 +96,7 @@ pub enum Duplex {
     Full,
 }
 
-impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// Reads what does not change.
     pub(super) fn read_info(&mut self) -> Result<(), NetError> {
         self.info.mac = self.read_mac()?;
@@ -114,17 +115,12 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     ///
     /// # Errors
     ///
-    /// [`NetError::NeedsReset`], [`NetError::Config`].
+    /// [`NetError::NeedsReset`], [`NetError::Config`]; [`NetError::Transport`]
+    /// with [`TransportError::Gone`].
     #[cold]
     #[doc(alias = "virtnet_config_changed_work")]
     pub fn look_at_config(&mut self) -> Result<Changes, NetError> {
-        if self
-            .transport
-            .get_status()
-            .contains(DeviceStatus::DEVICE_NEEDS_RESET)
-        {
-            return Err(NetError::NeedsReset);
-        }
+        self.check_status()?;
         let mut changes = Changes::empty();
         let status = self.read_status()?;
         let link_up = status & S_LINK_UP != 0;
@@ -137,6 +133,24 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             self.read_speed()?;
         }
         Ok(changes)
+    }
+
+    /// Whether the device is there and does not ask for a reset: one read of its
+    /// status, now and then, tells of one that was taken out.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::NeedsReset`]; [`NetError::Transport`] with
+    /// [`TransportError::Gone`].
+    pub fn check_status(&self) -> Result<(), NetError> {
+        let status = self.transport.get_status();
+        if is_gone(status) {
+            return Err(TransportError::Gone.into());
+        }
+        match status.contains(DeviceStatus::DEVICE_NEEDS_RESET) {
+            true => Err(NetError::NeedsReset),
+            false => Ok(()),
+        }
     }
 
     fn read_mac(&mut self) -> Result<[u8; 6], NetError> {
@@ -222,7 +236,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
 
     /// May be read before the feature is agreed on, to see whether it should
     /// be (specification 3.1.1, step 4).
-    fn read_max_queue_pairs(&self) -> Result<u16, NetError> {
+    pub(super) fn read_max_queue_pairs(&self) -> Result<u16, NetError> {
         if !self.info.offered.intersects(Features::SEVERAL_PAIRS) {
             return Ok(1);
         }

@@ -5,7 +5,9 @@
 //! A command is a chain of a header, its data and a byte that the device
 //! answers with. All of that lies in memory of the queue's own.
 
-use core::fmt;
+extern crate alloc;
+
+use alloc::boxed::Box;
 use core::ptr::NonNull;
 
 use virtio_drivers::{BufferDirection, Hal};
@@ -13,15 +15,14 @@ use virtio_drivers::{BufferDirection, Hal};
 use super::rss::Rss;
 use super::{Features, NetError};
 use crate::patience::Patience;
-use crate::queue::Buffer;
-use crate::queue::{DmaRegion, QueueError, Virtqueue};
+use crate::queue::{Buffer, CommandRing, DmaRegion, QueueError, QueueRing, Virtqueue};
 
 /// Descriptors of the longest command: header, two tables, answer.
 pub(super) const CHAIN: u16 = 4;
 
-/// How long the device may take for an answer before it is given up, in cycles
-/// of the CPU's time stamp counter: 2 to 10 seconds.
-pub(super) const PATIENCE: u64 = 10_000_000_000;
+/// How long the device may take for an answer before it is given up, in
+/// microseconds.
+pub(super) const PATIENCE: u64 = 5_000_000;
 
 /// Where the parts of a command lie in the queue's memory, in bytes.
 mod area {
@@ -171,7 +172,7 @@ impl Command<'_> {
             Self::QueuePairs(pairs) => data.push(&pairs.to_le_bytes())?,
             Self::RssConfig(rss) => data.push_rss_config(rss)?,
             Self::HashConfig(rss) => data.push_hash_config(rss)?,
-            Self::GuestOffloads(offloads) => data.push(&offloads.bits().to_le_bytes())?,
+            Self::GuestOffloads(offloads) => data.push(&(offloads.bits() as u64).to_le_bytes())?,
         }
         Some([data.length, 0])
     }
@@ -230,9 +231,11 @@ impl Data<'_> {
 
 /// Why a command was not carried out (specification 5.1.6.5: the device answers
 /// `VIRTIO_NET_OK` or `VIRTIO_NET_ERR`; Linux `virtnet_send_command`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ControlError {
     /// The feature that the command needs was not agreed on.
+    #[error("command {command} needs {feature}, which was not negotiated")]
     NotNegotiated {
         /// The command's name in the specification.
         command: &'static str,
@@ -240,11 +243,13 @@ pub enum ControlError {
         feature: Features,
     },
     /// The data is too long for the queue's memory. Nothing was sent.
+    #[error("command {command} is too long")]
     TooLong {
         /// The command's name in the specification.
         command: &'static str,
     },
     /// The device answered that it did not do it.
+    #[error("the device refused command {command} (ack {ack})")]
     Refused {
         /// The command's name in the specification.
         command: &'static str,
@@ -252,50 +257,26 @@ pub enum ControlError {
         ack: u8,
     },
     /// The device did not answer in time. The control queue is given up.
+    #[error("the device does not answer command {command}; the control queue is given up")]
     NoAnswer {
         /// The command's name in the specification.
         command: &'static str,
     },
     /// The device broke the queue's protocol. The control queue is given up.
+    #[error("{0}; the control queue is given up")]
     Queue(QueueError),
     /// The control queue was given up before, until the device is opened
     /// again.
+    #[error("no command {command}: the control queue was given up")]
     GivenUp {
         /// The command's name in the specification.
         command: &'static str,
     },
 }
 
-impl fmt::Display for ControlError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::NotNegotiated { command, feature } => {
-                write!(
-                    f,
-                    "command {command} needs {feature}, which was not negotiated"
-                )
-            }
-            Self::TooLong { command } => write!(f, "command {command} is too long"),
-            Self::Refused { command, ack } => {
-                write!(f, "the device refused command {command} (ack {ack})")
-            }
-            Self::NoAnswer { command } => write!(
-                f,
-                "the device does not answer command {command}; the control queue is given up"
-            ),
-            Self::Queue(error) => write!(f, "{error}; the control queue is given up"),
-            Self::GivenUp { command } => {
-                write!(f, "no command {command}: the control queue was given up")
-            }
-        }
-    }
-}
-
-impl core::error::Error for ControlError {}
-
 /// The control virtqueue with the memory of its command.
 pub(super) struct ControlQueue<H: Hal> {
-    queue: Virtqueue<H>,
+    queue: Virtqueue<CommandRing<H>>,
     memory: DmaRegion<H>,
     /// Whether the device may still have the memory, or is not to be trusted.
     given_up: bool,
@@ -304,7 +285,7 @@ pub(super) struct ControlQueue<H: Hal> {
 }
 
 impl<H: Hal> ControlQueue<H> {
-    pub(super) fn new(queue: Virtqueue<H>) -> Result<Self, NetError> {
+    pub(super) fn new(queue: Virtqueue<CommandRing<H>>) -> Result<Box<Self>, NetError> {
         let memory = DmaRegion::new(area::SIZE, BufferDirection::Both).ok_or_else(|| {
             NetError::NoBuffers {
                 queue: queue.ring().queue(),
@@ -312,16 +293,16 @@ impl<H: Hal> ControlQueue<H> {
                 size: area::SIZE,
             }
         })?;
-        Ok(Self {
+        Ok(Box::new(Self {
             queue,
             memory,
             given_up: false,
             rss: None,
-        })
+        }))
     }
 
     /// The virtqueue, to look at.
-    pub(super) fn queue(&self) -> &Virtqueue<H> {
+    pub(super) fn queue(&self) -> &Virtqueue<CommandRing<H>> {
         &self.queue
     }
 
@@ -331,7 +312,7 @@ impl<H: Hal> ControlQueue<H> {
     pub(super) fn execute(
         &mut self,
         command: &Command<'_>,
-        patience: u64,
+        patience: Patience,
     ) -> Result<(), ControlError> {
         let name = command.name();
         if self.given_up {
@@ -390,21 +371,21 @@ impl<H: Hal> ControlQueue<H> {
         // SAFETY: the buffers lie in `memory`, which lives until the device
         // was reset (`into_parts`), and which is not touched until the device
         // has given the chain back, or never again.
-        unsafe { self.queue.add(chain, 0) }.map_err(ControlError::Queue)?;
+        unsafe { self.queue.add(chain) }.map_err(ControlError::Queue)?;
         self.queue.kick();
         Ok(())
     }
 
     /// Waits for the answer, not for ever.
-    fn wait(&mut self, command: &'static str, patience: u64) -> Result<(), ControlError> {
-        let mut patience = Patience::new(patience);
+    fn wait(&mut self, command: &'static str, patience: Patience) -> Result<(), ControlError> {
+        let mut wait = patience.start();
         while self
             .queue
             .pop_used()
             .map_err(ControlError::Queue)?
             .is_none()
         {
-            if patience.is_over() {
+            if wait.is_over() {
                 return Err(ControlError::NoAnswer { command });
             }
         }
@@ -415,11 +396,5 @@ impl<H: Hal> ControlQueue<H> {
         debug_assert!(offset < area::SIZE);
         // SAFETY: the offsets are those of `area`, and the memory has its size.
         unsafe { self.memory.pointer().add(offset) }
-    }
-
-    /// The virtqueue and its memory, which must outlive the device's use of
-    /// it.
-    pub(super) fn into_parts(self) -> (Virtqueue<H>, DmaRegion<H>) {
-        (self.queue, self.memory)
     }
 }

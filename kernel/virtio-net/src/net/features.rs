@@ -6,7 +6,7 @@ bitflags::bitflags! {
     /// Feature bits (specification 5.1.3 and 6; those that are not in version 1.2,
     /// of 1.4). Some are here only to be called by their name.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Features: u64 {
+    pub struct Features: u128 {
         /// Device checksums what the driver sends.
         const CSUM = 1 << 0;
         /// Driver takes frames with a partial checksum.
@@ -112,56 +112,43 @@ bitflags::bitflags! {
         const STANDBY = 1 << 62;
         /// Device tells speed and duplex.
         const SPEED_DUPLEX = 1 << 63;
+        /// Receive-side scaling with several tables.
+        const RSS_CONTEXT = 1 << 64;
+        /// Driver takes large pieces in a UDP tunnel.
+        const GUEST_UDP_TUNNEL_GSO = 1 << 65;
+        /// The same, with a partial checksum of the outer header.
+        const GUEST_UDP_TUNNEL_GSO_CSUM = 1 << 66;
+        /// Device segments what is in a UDP tunnel.
+        const HOST_UDP_TUNNEL_GSO = 1 << 67;
+        /// The same, and fills in the checksum of the outer header.
+        const HOST_UDP_TUNNEL_GSO_CSUM = 1 << 68;
     }
+}
+
+/// Several features in one.
+macro_rules! all {
+    ($($name:ident)*) => { Self::empty()$(.union(Self::$name))* };
 }
 
 impl Features {
     /// What this driver implements; no other bit is ever acknowledged.
-    pub const IMPLEMENTED: Self = Self::MAC
-        .union(Self::CSUM)
-        .union(Self::GUEST_CSUM)
-        .union(Self::GUEST_TSO4)
-        .union(Self::GUEST_TSO6)
-        .union(Self::HOST_TSO4)
-        .union(Self::HOST_TSO6)
-        .union(Self::MRG_RXBUF)
-        .union(Self::MTU)
-        .union(Self::STATUS)
-        .union(Self::CTRL_VQ)
-        .union(Self::CTRL_RX)
-        .union(Self::CTRL_RX_EXTRA)
-        .union(Self::CTRL_VLAN)
-        .union(Self::CTRL_MAC_ADDR)
-        .union(Self::CTRL_GUEST_OFFLOADS)
-        .union(Self::GUEST_ANNOUNCE)
-        .union(Self::MQ)
-        .union(Self::RSS)
-        .union(Self::HASH_REPORT)
-        .union(Self::SPEED_DUPLEX)
-        .union(Self::ANY_LAYOUT)
-        .union(Self::INDIRECT_DESC)
-        .union(Self::EVENT_IDX)
-        .union(Self::RING_PACKED)
-        .union(Self::IN_ORDER)
-        .union(Self::NOTIFICATION_DATA)
-        .union(Self::RING_RESET)
-        .union(Self::ACCESS_PLATFORM)
-        .union(Self::VERSION_1);
+    pub const IMPLEMENTED: Self = all! {
+        MAC CSUM GUEST_CSUM GUEST_TSO4 GUEST_TSO6 HOST_TSO4 HOST_TSO6 MRG_RXBUF MTU STATUS CTRL_VQ
+        CTRL_RX CTRL_RX_EXTRA CTRL_VLAN CTRL_MAC_ADDR CTRL_GUEST_OFFLOADS GUEST_ANNOUNCE MQ RSS
+        HASH_REPORT SPEED_DUPLEX ANY_LAYOUT INDIRECT_DESC EVENT_IDX RING_PACKED IN_ORDER
+        NOTIFICATION_DATA RING_RESET ACCESS_PLATFORM ORDER_PLATFORM VERSION_1
+    };
+
+    /// What a driver's caller has a part in, so that it is taken only where
+    /// [`Options`] say so: unfinished checksums, frames of 64 KiB, an
+    /// announcement to be sent, hashes that nobody else asks for.
+    pub const OPT_IN: Self = all!(OFFLOADS CTRL_GUEST_OFFLOADS GUEST_ANNOUNCE HASH_REPORT);
 
     /// What [`Self::CTRL_GUEST_OFFLOADS`] is about (specification 5.1.6.5.8).
-    pub const GUEST_OFFLOADS: Self = Self::GUEST_CSUM
-        .union(Self::GUEST_TSO4)
-        .union(Self::GUEST_TSO6)
-        .union(Self::GUEST_ECN)
-        .union(Self::GUEST_UFO);
+    pub const GUEST_OFFLOADS: Self = all!(GUEST_CSUM GUEST_TSO4 GUEST_TSO6 GUEST_ECN GUEST_UFO);
 
     /// Who does which checksums and segments, which a network stack learns once.
-    pub const OFFLOADS: Self = Self::GUEST_OFFLOADS
-        .union(Self::CSUM)
-        .union(Self::HOST_TSO4)
-        .union(Self::HOST_TSO6)
-        .union(Self::HOST_ECN)
-        .union(Self::HOST_UFO);
+    pub const OFFLOADS: Self = all!(GUEST_OFFLOADS CSUM HOST_TSO4 HOST_TSO6 HOST_ECN HOST_UFO);
 
     /// Each gives the device several queue pairs, as many as its configuration
     /// says (specification 5.1.2).
@@ -169,49 +156,32 @@ impl Features {
 
     /// Features with what each needs, of several any one (specification
     /// 5.1.3.1; and forms of rings that the legacy interface does not know).
-    const NEEDS: [(Self, Self); 22] = [
-        (Self::GUEST_TSO4, Self::GUEST_CSUM),
-        (Self::GUEST_TSO6, Self::GUEST_CSUM),
-        (Self::GUEST_ECN, Self::GUEST_TSO4.union(Self::GUEST_TSO6)),
-        (Self::GUEST_UFO, Self::GUEST_CSUM),
-        (Self::HOST_TSO4, Self::CSUM),
-        (Self::HOST_TSO6, Self::CSUM),
-        (Self::HOST_ECN, Self::HOST_TSO4.union(Self::HOST_TSO6)),
-        (Self::HOST_UFO, Self::CSUM),
-        (Self::CTRL_RX, Self::CTRL_VQ),
-        (Self::CTRL_VLAN, Self::CTRL_VQ),
-        (Self::CTRL_RX_EXTRA, Self::CTRL_VQ),
-        (Self::GUEST_ANNOUNCE, Self::CTRL_VQ),
-        (Self::CTRL_MAC_ADDR, Self::CTRL_VQ),
-        (Self::CTRL_GUEST_OFFLOADS, Self::CTRL_VQ),
-        (Self::MQ, Self::CTRL_VQ),
-        (Self::RSS, Self::CTRL_VQ),
-        (Self::HASH_REPORT, Self::CTRL_VQ),
-        (Self::RING_PACKED, Self::VERSION_1),
-        (Self::IN_ORDER, Self::VERSION_1),
-        (Self::NOTIFICATION_DATA, Self::VERSION_1),
-        (Self::RING_RESET, Self::VERSION_1),
-        (Self::ACCESS_PLATFORM, Self::VERSION_1),
+    const NEEDS: [(Self, Self); 6] = [
+        (all!(GUEST_TSO4 GUEST_TSO6 GUEST_UFO), Self::GUEST_CSUM),
+        (Self::GUEST_ECN, all!(GUEST_TSO4 GUEST_TSO6)),
+        (all!(HOST_TSO4 HOST_TSO6 HOST_UFO), Self::CSUM),
+        (Self::HOST_ECN, all!(HOST_TSO4 HOST_TSO6)),
+        (Self::NEED_CTRL_VQ, Self::CTRL_VQ),
+        (Self::NEED_VERSION_1, Self::VERSION_1),
     ];
+    const NEED_CTRL_VQ: Self = all! {
+        CTRL_RX CTRL_VLAN CTRL_RX_EXTRA GUEST_ANNOUNCE CTRL_MAC_ADDR CTRL_GUEST_OFFLOADS MQ RSS
+        HASH_REPORT
+    };
+    const NEED_VERSION_1: Self = all! {
+        RING_PACKED IN_ORDER NOTIFICATION_DATA RING_RESET ACCESS_PLATFORM
+    };
 
     /// Without the features that need others that are not there (Linux
-    /// `virtnet_validate_features`), and without `IN_ORDER` where this driver
-    /// would not keep to it.
+    /// `virtnet_validate_features`).
     #[doc(alias = "virtnet_validate_features")]
     pub fn without_dangling(mut self) -> Self {
         // In the order of the table, so that what is removed is missed by
         // what needs it further down.
-        for (feature, needed) in Self::NEEDS {
+        for &(features, needed) in &Self::NEEDS {
             if !self.intersects(needed) {
-                self.remove(feature);
+                self.remove(features);
             }
-        }
-        // Descriptors of a split ring are used in its order then (specification
-        // 2.7.9). A frame has one, but a command has two to four in a slot of
-        // four, and would leave gaps.
-        if self.contains(Self::CTRL_VQ) && !self.intersects(Self::INDIRECT_DESC | Self::RING_PACKED)
-        {
-            self.remove(Self::IN_ORDER);
         }
         self
     }
@@ -241,6 +211,41 @@ impl Features {
     }
 }
 
+/// What the caller of [`VirtioNet::probe`] can serve. By default that is frames
+/// of at most the MTU with whole checksums, which any network stack can, over any
+/// device.
+///
+/// [`VirtioNet::probe`]: super::VirtioNet::probe
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Features that are not taken, whoever offers them.
+    pub(super) refused: Features,
+}
+
+impl Options {
+    /// The caller can serve these of [`Features::OPT_IN`], such as
+    /// [`Features::CSUM`]; all others need nothing of it.
+    pub const fn serving(features: Features) -> Self {
+        Self {
+            refused: Features::OPT_IN.difference(features),
+        }
+    }
+
+    /// The same without these features, of whatever kind.
+    #[must_use]
+    pub const fn refusing(self, features: Features) -> Self {
+        Self {
+            refused: self.refused.union(features),
+        }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::serving(Features::empty())
+    }
+}
+
 /// The names with spaces between, and unknown bits as `bit N`.
 impl fmt::Display for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -250,28 +255,10 @@ impl fmt::Display for Features {
             separator = " ";
         }
         let unknown = self.bits() & !Self::all().bits();
-        for bit in (0..64).filter(|bit| unknown >> bit & 1 != 0) {
+        for bit in (0..u128::BITS).filter(|bit| unknown >> bit & 1 != 0) {
             write!(f, "{separator}bit {bit}")?;
             separator = " ";
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    extern crate alloc;
-    use super::*;
-    use alloc::string::ToString;
-
-    #[test]
-    fn names_read_back() {
-        for flag in <Features as bitflags::Flags>::FLAGS {
-            assert_eq!(Features::by_name(flag.name()), Some(*flag.value()));
-        }
-        assert_eq!(Features::by_name("event_idx"), Some(Features::EVENT_IDX));
-        assert_eq!(Features::by_name("colour"), None);
-        let features = Features::from_bits_retain(1 << 29 | 1 << 45 | 1 << 5);
-        assert_eq!(features.to_string(), "MAC EVENT_IDX bit 45");
     }
 }

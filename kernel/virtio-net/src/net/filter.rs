@@ -10,6 +10,7 @@ use virtio_drivers::Hal;
 
 use super::control::{Command, ControlError, MAC_TABLE_ENTRIES, MacAddress};
 use super::{Features, NetError, VirtioNet};
+use crate::interrupt::StateRef;
 use crate::transport::ConfigOps;
 
 /// Number of VLAN ids (IEEE 802.1Q; Linux `VLAN_N_VID`).
@@ -72,7 +73,7 @@ pub(super) struct Filter {
     flags_known: RxFlags,
 }
 
-impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// Has the device let through what is wanted and, as far as it can, drop
     /// everything else (Linux `virtnet_set_rx_mode`). More addresses than fit
     /// the device's tables become all of their kind.

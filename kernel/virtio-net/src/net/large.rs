@@ -3,50 +3,62 @@
 
 extern crate alloc;
 
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use virtio_drivers::{BufferDirection, Hal};
 
 use super::buffers::{FrameBuffers, Layout};
 use super::error::NetError;
-use crate::queue::{QueueError, Ring, Virtqueue};
+use crate::queue::{PositionalRing, QueueRing};
 
 /// Large buffers a transmit queue. A connection's window is a frame or two, and
 /// each takes 64 KiB.
 const COUNT: u16 = 8;
 
-/// In a chain's token: it lies in the large buffer of this number. Others have
-/// the number of a descriptor, which is smaller (specification 2.6).
-const LARGE: u16 = 1 << 15;
+/// One of them that is nobody else's, and that the device does not have. It goes back
+/// by [`TxQueue::start_xmit_large`](super::tx::TxQueue::start_xmit_large).
+#[cfg(feature = "smoltcp")]
+pub(crate) struct LargeBuffer(u16);
+
+#[cfg(feature = "smoltcp")]
+impl LargeBuffer {
+    pub(super) fn number(&self) -> u16 {
+        self.0
+    }
+}
 
 /// See the module.
 pub(super) struct LargeBuffers<H: Hal> {
     buffers: FrameBuffers<H>,
-    count: u16,
-    /// The numbers of those that the device does not have; room for all.
+    /// The numbers of those that nobody has; room for all.
     free: Vec<u16>,
+    /// Those that the device has, in the order of their slots: slot and number.
+    sent: VecDeque<(u16, u16)>,
 }
 
 impl<H: Hal> LargeBuffers<H> {
     /// Allocates them for the transmit queue with this ring.
-    pub(super) fn new(ring: &Ring<H>, layout: Layout) -> Result<Self, NetError> {
-        let count = COUNT.min(ring.capacity());
-        let buffers = FrameBuffers::new(layout, count, 1, 0, BufferDirection::DriverToDevice)
-            .ok_or(NetError::NoBuffers {
-                queue: ring.queue(),
-                count,
-                size: layout.stride(),
-            })?;
-        Ok(Self {
+    pub(super) fn new(ring: &PositionalRing<H>, layout: Layout) -> Result<Box<Self>, NetError> {
+        let count = COUNT.min(ring.slots());
+        let direction = BufferDirection::DriverToDevice;
+        let buffers = FrameBuffers::new(ring.queue(), layout, count, direction)?;
+        Ok(Box::new(Self {
             buffers,
-            count,
             free: (0..count).collect(),
-        })
+            sent: VecDeque::with_capacity(count.into()),
+        }))
     }
 
     /// Their memory.
     pub(super) fn buffers(&self) -> &FrameBuffers<H> {
         &self.buffers
+    }
+
+    /// Their memory, to write.
+    pub(super) fn buffers_mut(&mut self) -> &mut FrameBuffers<H> {
+        &mut self.buffers
     }
 
     /// As [`FrameBuffers::frame_mut`].
@@ -64,36 +76,53 @@ impl<H: Hal> LargeBuffers<H> {
         self.buffers.capacity() as usize
     }
 
-    /// Whether the device does not have all.
+    /// Whether there is one that nobody has.
     pub(super) fn has_free(&self) -> bool {
         !self.free.is_empty()
     }
 
     /// Whether the device has any.
     pub(super) fn are_out(&self) -> bool {
-        self.free.len() < self.count.into()
+        !self.sent.is_empty()
     }
 
-    /// One that the device does not have.
+    /// One that nobody has.
     pub(super) fn next_free(&self) -> Option<u16> {
         self.free.last().copied()
     }
 
-    /// Takes the one that [`Self::next_free`] has named, and returns the token
-    /// for its chain.
-    pub(super) fn take(&mut self, number: u16) -> u16 {
+    /// Takes the one that [`Self::next_free`] has named.
+    pub(super) fn take(&mut self, number: u16) {
         let taken = self.free.pop();
         debug_assert_eq!(taken, Some(number));
-        LARGE | number
     }
 
-    /// Takes back every used chain, large or not.
-    pub(super) fn reclaim(&mut self, queue: &mut Virtqueue<H>) -> Result<(), QueueError> {
-        while let Some(used) = queue.pop_used()? {
-            if used.token & LARGE != 0 {
-                self.free.push(used.token & !LARGE);
-            }
+    /// Takes one that nobody has, to be sent later.
+    #[cfg(feature = "smoltcp")]
+    pub(super) fn take_buffer(&mut self) -> Option<LargeBuffer> {
+        self.free.pop().map(LargeBuffer)
+    }
+
+    /// One that was taken is not sent.
+    #[cfg(feature = "smoltcp")]
+    pub(super) fn put_back(&mut self, number: u16) {
+        self.free.push(number);
+    }
+
+    /// One that was taken is in this slot of the ring, which is the next.
+    pub(super) fn send(&mut self, slot: u16, number: u16) {
+        self.sent.push_back((slot, number));
+    }
+
+    /// Takes back those whose slot is free again. To be called whenever slots
+    /// were reclaimed.
+    pub(super) fn reclaim(&mut self, ring: &mut PositionalRing<H>) {
+        while let Some(&(slot, number)) = self.sent.front()
+            && ring.is_free(slot)
+        {
+            ring.restore(slot);
+            self.free.push(number);
+            self.sent.pop_front();
         }
-        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 extern crate alloc;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use virtio_drivers::Hal;
@@ -10,21 +11,24 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType};
 use super::config::{DEFAULT_MTU, DeviceInfo};
 use super::control::{self, ControlQueue};
 use super::filter::Filter;
-use super::pair::{self, QueuePair};
+use super::lease::Lease;
+use super::pair::QueuePair;
 use super::rss;
 use super::rx::RxQueue;
 use super::stats::Stats;
 use super::tx::TxQueue;
-use super::{Features, NetError, Open, VirtioNet};
-use crate::interrupt::InterruptState;
-use crate::queue::{EventMode, MAX_SIZE, RingLayout, RingShape, Virtqueue};
-use crate::transport::{ConfigOps, TransportError, check_access_platform};
-use crate::vectors::{self, InterruptController, Rung, WantedQueue};
+use super::watchdog::Watchdog;
+use super::{Features, NetError, Open, Options, VirtioNet};
+use crate::interrupt::StateRef;
+use crate::patience::Patience;
+use crate::queue::{EventMode, MAX_SIZE, PositionalRing, RingLayout, RingShape, Virtqueue};
+use crate::transport::{ConfigOps, TransportError, check_access_platform, is_gone};
+use crate::vectors::{self, InterruptController, Rung, Vqs, WantedQueue, WantedQueues};
 
-impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// Resets the device, negotiates and reads its configuration (Linux
-    /// `virtnet_probe`). Of the features that the driver implements, those in
-    /// `refused` are not taken.
+    /// `virtnet_probe`): of the features that the driver implements, what
+    /// `options` allow.
     ///
     /// # Errors
     ///
@@ -32,11 +36,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// [`NetError::Config`]; [`NetError::FindVqs`] when a queue cannot be set up
     /// to try its reset with.
     #[doc(alias = "virtnet_probe")]
-    pub fn probe(
-        transport: T,
-        refused: Features,
-        interrupts: &'static InterruptState,
-    ) -> Result<Self, NetError> {
+    pub fn probe(transport: T, options: Options, interrupts: S) -> Result<Self, NetError> {
         let device_type = transport.device_type();
         if device_type != DeviceType::Network {
             return Err(NetError::NotNetwork { device_type });
@@ -44,7 +44,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         let mut net = Self {
             transport,
             open: None,
-            refused,
+            refused: options.refused,
             queue_pairs: 1,
             queue_size: MAX_SIZE,
             info: DeviceInfo {
@@ -62,11 +62,11 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             interrupts,
             attempts: Vec::with_capacity(Rung::LADDER.len()),
             past: Stats::default(),
-            unreset: false,
-            id: pair::next_id(),
-            epoch: 0,
             filter: Filter::default(),
-            patience: control::PATIENCE,
+            patience: Patience {
+                micros: control::PATIENCE,
+                clock: None,
+            },
             hash_key: rss::KEY,
             checks_hashes: false,
         };
@@ -121,10 +121,15 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         top: Rung,
     ) -> Result<(), NetError> {
         self.stop(controller);
+        if is_gone(self.transport.get_status()) {
+            return Err(TransportError::Gone.into());
+        }
+        self.info.max_queue_pairs = self.read_max_queue_pairs()?;
         let wanted_pairs = self.queue_pairs.min(self.info.max_queue_pairs);
-        let refused = self.refused | self.useless(wanted_pairs);
         let mut pairs = 1;
+        // What it did not do at probe the network stack has not been told of.
         let agreed = self.info.negotiated;
+        let refused = self.refused | self.useless(wanted_pairs) | (Features::OFFLOADS - agreed);
         let queue_size = self.queue_size;
         let info = &mut self.info;
         let vqs = vectors::find_vqs::<H, T, I>(
@@ -150,11 +155,9 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
                 return Err(error.into());
             }
         };
-        let rung = vqs.rung;
-        self.epoch += 1;
         let changed = (agreed ^ self.info.negotiated) & Features::OFFLOADS;
         let attached = if changed.is_empty() {
-            self.attach(vqs.queues, pairs, rung)
+            self.attach(vqs, pairs)
         } else {
             // The network stack has been told who does which checksums.
             self.info.negotiated = agreed;
@@ -173,7 +176,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
                 Ok(())
             }
             Err(error) => {
-                vectors::del_vqs::<H, T, I>(&mut self.transport, controller, Vec::new());
+                vectors::del_vqs(&mut self.transport, controller, ());
                 Err(error)
             }
         }
@@ -181,36 +184,40 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
 
     /// Makes the pairs and the control queue of virtqueues in the order of
     /// [`wanted_queues`], and fills the receive queues.
-    fn attach(
-        &self,
-        queues: Vec<Virtqueue<H>>,
-        pairs: u16,
-        rung: Rung,
-    ) -> Result<Open<H>, NetError> {
-        let mut queues = queues.into_iter();
-        // On an error the rings are gone by the end of this function, before
-        // the caller resets the device. It finds nothing in them: the buffers
-        // are published when it is live, and before DRIVER_OK it may use none
-        // (specification 2.1.2).
-        let first = self.attach_pair(&mut queues)?;
-        let others = (1..pairs)
-            .map(|_| self.attach_pair(&mut queues).map(Some))
-            .collect::<Result<Vec<_>, _>>()?;
-        let control = queues.next().map(ControlQueue::new).transpose()?;
-        Ok(Open {
-            active: 1,
-            mtu: self.info.mtu,
-            first,
-            others,
-            epoch: self.epoch,
+    #[inline(never)]
+    fn attach(&self, vqs: Vqs<H>, pairs: u16) -> Result<Box<Open<H>>, NetError> {
+        let Vqs {
+            data,
             control,
             rung,
-        })
+        } = vqs;
+        let mut queues = data.into_iter();
+        // On an error they are gone by the end of this function, before
+        // the caller resets the device. That finds nothing in them: the buffers
+        // are published when it is live, and before DRIVER_OK it may use none
+        // (specification 2.1.2).
+        let mut open = Box::new(Open {
+            active: 1,
+            mtu: self.info.mtu,
+            pairs: Vec::with_capacity(pairs.into()),
+            control: None,
+            rung,
+            lease: Lease::default(),
+        });
+        for _ in 0..pairs {
+            let pair = self.attach_pair(&mut queues, &open.lease)?;
+            open.pairs.push(Some(pair));
+        }
+        open.control = control.map(|queue| ControlQueue::new(*queue)).transpose()?;
+        open.lease.begin();
+        Ok(open)
     }
 
+    #[inline(never)]
     fn attach_pair(
         &self,
-        queues: &mut impl Iterator<Item = Virtqueue<H>>,
+        queues: &mut impl Iterator<Item = Box<Virtqueue<PositionalRing<H>>>>,
+        lease: &Lease,
     ) -> Result<QueuePair<H>, NetError> {
         let DeviceInfo {
             negotiated, mtu, ..
@@ -218,18 +225,19 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
             return Err(NetError::NotOpen);
         };
-        let mut rx = RxQueue::new(receive, negotiated, self.info.receive_mtu(mtu))?;
-        let tx = TxQueue::new(transmit, negotiated, mtu)?;
-        rx.fill()?;
-        Ok(QueuePair { rx, tx })
+        Ok(QueuePair {
+            rx: RxQueue::new(receive, negotiated, self.info.receive_mtu(mtu), lease)?,
+            tx: TxQueue::new(transmit, negotiated, mtu, lease)?,
+            watchdog: Watchdog::default(),
+        })
     }
 
     /// The first steps of a live device; only such a one may be kicked
     /// (specification 3.1.1).
+    #[inline(never)]
     fn activate(&mut self, pairs: u16) {
         if let Some(open) = &mut self.open {
-            open.first.kick();
-            open.others.iter_mut().flatten().for_each(QueuePair::kick);
+            open.pairs.iter_mut().flatten().for_each(QueuePair::kick);
         }
         self.steer(pairs);
         self.restore();
@@ -242,6 +250,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// taken and not given back. Frames that were not sent yet are lost.
     /// Stopping twice does nothing.
     #[doc(alias = "ndo_stop")]
+    #[inline(never)]
     pub fn stop<I: InterruptController>(&mut self, controller: &mut I) {
         self.past = {
             let (first, rest) = self.parts();
@@ -250,35 +259,12 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         let Some(open) = self.open.take() else {
             return;
         };
-        // The buffers of all queues stay until the reset in `del_vqs`.
-        let mut queues = Vec::new();
-        let mut buffers = Vec::new();
-        let Open {
-            first,
-            others,
-            control,
-            ..
-        } = open;
-        for QueuePair { rx, tx } in core::iter::once(first).chain(others.into_iter().flatten()) {
-            let (receive, rx_buffers) = rx.into_parts();
-            let (transmit, tx_buffers) = tx.into_parts();
-            queues.extend([receive, transmit]);
-            buffers.push((rx_buffers, tx_buffers));
-        }
-        let control = control.map(ControlQueue::into_parts);
-        let control = control.map(|(queue, memory)| {
-            queues.push(queue);
-            memory
-        });
-        if !vectors::del_vqs(&mut self.transport, controller, queues) {
-            // The device may still write there.
-            core::mem::forget((buffers, control));
-            self.unreset = true;
-        }
+        // Rings and buffers stay until the reset in `del_vqs`, or for ever.
+        vectors::del_vqs(&mut self.transport, controller, open);
     }
 }
 
-impl<H: Hal, T: ConfigOps> Drop for VirtioNet<H, T> {
+impl<H: Hal, T: ConfigOps, S: StateRef> Drop for VirtioNet<H, T, S> {
     /// Resets an open device before its memory is given back. As in
     /// [`Self::stop`], which also disconnects the interrupts, the memory of a
     /// device that does not finish its reset is leaked.
@@ -295,6 +281,7 @@ impl<H: Hal, T: ConfigOps> Drop for VirtioNet<H, T> {
 
 /// Brings the device from any state to agreed features (specification 3.1.1,
 /// steps 1 to 6) and returns what it offers and what was agreed.
+#[inline(never)]
 fn negotiate<T: ConfigOps>(
     transport: &mut T,
     refused: Features,
@@ -304,21 +291,25 @@ fn negotiate<T: ConfigOps>(
     transport.set_status(DeviceStatus::ACKNOWLEDGE);
     transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
     // 4. to 6. Features: of what is offered, what is implemented and wanted.
-    let offered = Features::from_bits_retain(transport.read_device_features());
-    check_access_platform(transport, offered.bits())?;
+    let low = transport.read_device_features();
+    let high = transport.read_device_features_beyond();
+    let offered = Features::from_bits_retain(u128::from(high) << 64 | u128::from(low));
+    check_access_platform(transport, low)?;
     if (offered & refused).contains(Features::ACCESS_PLATFORM) {
         return Err(TransportError::AccessPlatform);
     }
-    let refused = refused | Features::from_bits_retain(transport.unsupported_features());
+    let refused = refused | Features::from_bits_retain(transport.unsupported_features().into());
     let negotiated = (offered & (Features::IMPLEMENTED - refused)).without_dangling();
-    transport.finalize_features(negotiated.bits())?;
+    // What is implemented has 64 bits.
+    transport.finalize_features(negotiated.bits() as u64)?;
     Ok((offered, negotiated))
 }
 
 /// The queues of `pairs` pairs, and the control queue if there is one
 /// (specification 5.1.2): receiveqN is 2(N-1), transmitqN follows it, and
 /// controlq follows all that the device has.
-fn wanted_queues(info: &DeviceInfo, pairs: u16, queue_size: u16) -> Vec<WantedQueue> {
+#[inline(never)]
+fn wanted_queues(info: &DeviceInfo, pairs: u16, queue_size: u16) -> WantedQueues {
     let data = (0..2 * pairs).map(|index| WantedQueue {
         index,
         shape: data_queue_shape(info.negotiated, queue_size),
@@ -340,7 +331,10 @@ fn wanted_queues(info: &DeviceInfo, pairs: u16, queue_size: u16) -> Vec<WantedQu
             interrupt: false,
         }
     });
-    data.chain(control).collect()
+    WantedQueues {
+        data: data.collect(),
+        control,
+    }
 }
 
 /// The form of a receive or transmit queue's ring.

@@ -2,22 +2,23 @@
 //!
 //! - `lifecycle`: probe, open, stop.
 //! - `config`: what the device says of itself.
+//! - `private_copy`: where a received frame is looked at.
 //! - [`rx`], [`tx`] with their [`buffers`] and [`header`]s; `large`: the
 //!   buffers of frames that the device segments; [`offload`]: what the device
 //!   is to do to a frame; `pair`: both together.
-//! - `queue_reset`: one queue reset alone.
+//! - `lease`: how long memory is the device's; `queue_reset`: one queue reset
+//!   alone.
 //! - [`control`]: the control queue; `filter`: what the device lets through,
 //!   by it.
 //! - `parts`: the first pair apart from the rest.
 //! - [`flow`]: which pair a packet belongs to; [`rss`]: how the device is told;
 //!   `steering`: when.
 //! - `netpoll`: sending when nothing else works any more.
-//! - `stats`: what was counted.
+//! - `stats`: what was counted; [`watchdog`]: what does not move.
 
 extern crate alloc;
 
 pub mod buffers;
-mod coalesce;
 mod config;
 pub mod control;
 mod error;
@@ -26,37 +27,44 @@ mod filter;
 pub mod flow;
 mod hashes;
 pub mod header;
-mod large;
+pub(crate) mod large;
+mod lease;
 mod lifecycle;
 mod netpoll;
 pub mod offload;
 mod pair;
 mod parts;
+mod private_copy;
 mod queue_reset;
 pub mod rss;
 pub mod rx;
 mod stats;
 mod steering;
 pub mod tx;
+pub mod watchdog;
 
+pub use crate::patience::Clock;
 pub use config::{DeviceInfo, Duplex};
 pub use error::NetError;
-pub use features::Features;
+pub use features::{Features, Options};
 pub use filter::{RxFlags, RxMode};
 pub use netpoll::{LastWords, Netpoll};
-pub use pair::{QueuePair, TakenPair};
+pub use pair::{Half, QueuePair, RxHalf, TakenPair, TxHalf};
 pub use parts::Rest;
 pub use stats::{QueueRole, QueueSnapshot, Stats};
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use virtio_drivers::Hal;
 
-use crate::interrupt::InterruptState;
+use crate::interrupt::{InterruptState, StateRef};
+use crate::patience::Patience;
 use crate::transport::ConfigOps;
 use crate::vectors::{Attempt, Rung};
 use control::{Command, ControlError, ControlQueue};
 use filter::Filter;
 use flow::KEY_LENGTH;
+use lease::Lease;
 use rx::RxQueue;
 use tx::TxQueue;
 
@@ -75,50 +83,61 @@ bitflags::bitflags! {
 
 /// The queues of an open device.
 struct Open<H: Hal> {
-    /// Apart from the others, so that the way to it is short.
-    first: QueuePair<H>,
-    /// `None` where a pair has been taken.
-    others: Vec<Option<QueuePair<H>>>,
+    /// One at least; `None` where a pair has been taken.
+    pairs: Vec<Option<QueuePair<H>>>,
     /// Pairs that the device uses: the first ones.
     active: u16,
     /// The MTU that the buffers were made for.
     mtu: u16,
-    /// The number of this [`VirtioNet::open`].
-    epoch: u64,
-    control: Option<ControlQueue<H>>,
+    control: Option<Box<ControlQueue<H>>>,
     rung: Rung,
+    lease: Lease,
+}
+
+impl<H: Hal> Open<H> {
+    #[inline]
+    fn first(&self) -> Option<&QueuePair<H>> {
+        self.pairs.first()?.as_ref()
+    }
+
+    #[inline]
+    fn first_mut(&mut self) -> Option<&mut QueuePair<H>> {
+        self.pairs.first_mut()?.as_mut()
+    }
+}
+
+/// To be dropped when the device was reset, and forgotten when it was not.
+impl<H: Hal> Drop for Open<H> {
+    fn drop(&mut self) {
+        self.lease.end();
+    }
 }
 
 /// A virtio network device.
-pub struct VirtioNet<H: Hal, T: ConfigOps> {
+pub struct VirtioNet<H: Hal, T: ConfigOps, S: StateRef = &'static InterruptState> {
     transport: T,
     /// See [`Self::drop`] for how it goes.
-    open: Option<Open<H>>,
+    open: Option<Box<Open<H>>>,
     refused: Features,
     /// Queue pairs that are wanted.
     queue_pairs: u16,
     /// Largest size of a data queue that is wanted.
     queue_size: u16,
     info: DeviceInfo,
-    interrupts: &'static InterruptState,
+    interrupts: S,
     attempts: Vec<Attempt>,
     /// What queues that are gone have counted.
     past: Stats,
-    /// Whether the device once did not finish a reset.
-    unreset: bool,
-    /// Tells this device from all others, for [`TakenPair`].
-    id: u64,
-    /// How often the device has been opened.
-    epoch: u64,
     filter: Filter,
-    patience: u64,
+    /// For the control queue.
+    patience: Patience,
     /// The key of hashes that is wanted.
     hash_key: [u8; KEY_LENGTH],
     /// Whether the device's hashes are verified.
     checks_hashes: bool,
 }
 
-impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// What was learnt of the device.
     pub fn info(&self) -> &DeviceInfo {
         &self.info
@@ -150,35 +169,50 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     ///
     /// # Errors
     ///
-    /// [`NetError::NotOpen`].
+    /// [`NetError::NotOpen`]; [`NetError::NoSuchPair`] while it is taken.
     #[inline]
     pub fn queues(&mut self) -> Result<(&mut RxQueue<H>, &mut TxQueue<H>), NetError> {
-        match &mut self.open {
-            Some(open) => Ok(open.first.queues()),
-            None => Err(NetError::NotOpen),
-        }
+        let open = self.open.as_mut().ok_or(NetError::NotOpen)?;
+        let first = open.first_mut().ok_or(NetError::NoSuchPair { number: 0 })?;
+        Ok(first.queues())
     }
 
-    /// The first pair, to look at; `None` while stopped.
+    /// The first pair, to look at; `None` while stopped, or while it is taken.
+    #[inline]
     pub fn first_pair(&self) -> Option<&QueuePair<H>> {
-        self.open.as_ref().map(|open| &open.first)
+        self.open.as_ref()?.first()
+    }
+
+    #[inline]
+    fn first_pair_mut(&mut self) -> Option<&mut QueuePair<H>> {
+        self.open.as_mut()?.first_mut()
+    }
+
+    /// [`TxQueue::can_transmit`] of the first pair.
+    #[inline]
+    pub fn can_transmit(&self) -> bool {
+        self.first_pair().is_some_and(|pair| pair.tx.can_transmit())
     }
 
     /// Every queue pair that the device uses and that has not been taken
     /// ([`Self::take_pair`]), the first one included.
     pub fn pairs(&mut self) -> impl Iterator<Item = &mut QueuePair<H>> {
         self.open.iter_mut().flat_map(|open| {
-            let others = open.others.iter_mut().take(usize::from(open.active) - 1);
-            core::iter::once(&mut open.first).chain(others.flatten())
+            let active = usize::from(open.active);
+            open.pairs.iter_mut().take(active).flatten()
         })
     }
 
+    /// The clock by which waits end. Without one, 100 looks at a queue count as
+    /// a microsecond.
+    pub fn set_clock(&mut self, clock: Clock) {
+        self.patience.clock = Some(clock);
+    }
+
     /// How long the device may take for the answer to a command before the
-    /// control queue is given up, in cycles of the CPU's time stamp counter.
-    /// 10^10 if not said: 2 to 10 seconds. Where there is no such counter, it
-    /// is the number of looks at the queue.
-    pub fn set_control_patience(&mut self, cycles: u64) {
-        self.patience = cycles;
+    /// control queue is given up, in microseconds; 5 seconds if not said.
+    pub fn set_control_patience(&mut self, micros: u64) {
+        self.patience.micros = micros;
     }
 
     /// Has the device carry out a command (Linux `virtnet_send_command`), and
@@ -216,8 +250,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// [`QueuePair::kick`] of the first pair.
     #[inline]
     pub fn kick(&mut self) {
-        if let Some(open) = &mut self.open {
-            open.first.kick();
+        if let Some(first) = self.first_pair_mut() {
+            first.kick();
         }
     }
 
@@ -237,7 +271,9 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         let Some(open) = &mut self.open else {
             return Err(NetError::NotOpen);
         };
-        open.first.begin_poll()?;
+        if let Some(first) = open.first_mut() {
+            first.begin_poll()?;
+        }
         if self.interrupts.take_config_changed() {
             return self.look_at_config();
         }
@@ -257,21 +293,23 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     /// configuration as in [`Self::enable_interrupts`].
     #[inline]
     pub fn enable_interrupts_after(&mut self, frames: u16) -> bool {
-        let Some(open) = &mut self.open else {
+        if self.open.is_none() {
             return false;
-        };
-        open.first.enable_interrupts_after(frames) || self.interrupts.config_has_changed()
+        }
+        let first = self.first_pair_mut();
+        first.is_some_and(|first| first.enable_interrupts_after(frames))
+            || self.interrupts.config_has_changed()
     }
 
     /// [`QueuePair::has_work`] of the first pair.
     #[inline]
     pub fn has_work(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.first.has_work())
+        self.first_pair().is_some_and(QueuePair::has_work)
     }
 
     /// [`QueuePair::received`] of the first pair.
     #[inline]
     pub fn received(&self) -> u64 {
-        self.open.as_ref().map_or(0, |open| open.first.received())
+        self.first_pair().map_or(0, QueuePair::received)
     }
 }

@@ -13,17 +13,17 @@ use virtio_drivers::{BufferDirection, Hal};
 
 use super::header::header_length;
 use super::{Features, NetError, VirtioNet};
+use crate::interrupt::StateRef;
 use crate::patience::Patience;
-use crate::queue::{Buffer, DmaRegion, EventMode, Ring, RingShape, Virtqueue};
+use crate::queue::{Buffer, CommandRing, DmaRegion, EventMode, QueueRing, RingShape, Virtqueue};
 use crate::transport::ConfigOps;
 use crate::vectors;
 
 /// Index of transmitq1 (specification 5.1.2).
 const TRANSMIT_QUEUE: u16 = 1;
 
-/// How long the device may take to send a frame, in cycles of the CPU's time
-/// stamp counter: 0.4 to 2 seconds.
-const PATIENCE: u64 = 2_000_000_000;
+/// How long the device may take to send a frame, in microseconds.
+const PATIENCE: u64 = 1_000_000;
 
 /// Where the frame begins in the memory, behind its header.
 const FRAME: usize = 16;
@@ -34,7 +34,7 @@ const MIN_FRAME: usize = 60;
 
 /// A transmit queue in reserve (Linux `struct netpoll`).
 pub struct Netpoll<H: Hal> {
-    ring: Ring<H>,
+    ring: CommandRing<H>,
     memory: DmaRegion<H>,
     features: Features,
 }
@@ -42,12 +42,13 @@ pub struct Netpoll<H: Hal> {
 /// The device with nothing but a transmit queue. It is not reset when this is
 /// dropped, and the memory is not given back: this is the end.
 pub struct LastWords<H: Hal> {
-    queue: ManuallyDrop<Virtqueue<H>>,
+    queue: ManuallyDrop<Virtqueue<CommandRing<H>>>,
     memory: ManuallyDrop<DmaRegion<H>>,
     header_length: usize,
+    patience: Patience,
 }
 
-impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// Prepares for [`Self::poll_controller`] (Linux `netpoll_setup`):
     /// allocates a second transmit queue, which the device is not told of.
     ///
@@ -66,7 +67,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         } else {
             shape.size(size)
         };
-        let ring = Ring::new(TRANSMIT_QUEUE, size, shape)?;
+        let ring = CommandRing::new(TRANSMIT_QUEUE, size, shape)?;
         let memory = DmaRegion::new(FRAME + MAX_FRAME, BufferDirection::DriverToDevice).ok_or(
             NetError::NoBuffers {
                 queue: TRANSMIT_QUEUE,
@@ -109,8 +110,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         transport.reset()?;
         transport.set_status(DeviceStatus::ACKNOWLEDGE);
         transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
-        transport.finalize_features(features.bits())?;
-        let doorbell = transport.setup_queue(TRANSMIT_QUEUE, vectors::addresses(&ring))?;
+        transport.finalize_features(features.bits() as u64)?;
+        let doorbell = transport.setup_queue(TRANSMIT_QUEUE, vectors::addresses(&*ring))?;
         transport.enable_queue(TRANSMIT_QUEUE)?;
         transport.set_status(
             DeviceStatus::ACKNOWLEDGE
@@ -122,6 +123,10 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
             queue: ManuallyDrop::new(Virtqueue::new(ManuallyDrop::into_inner(ring), doorbell)),
             memory,
             header_length: header_length(features),
+            patience: Patience {
+                micros: PATIENCE,
+                ..self.patience
+            },
         })
     }
 }
@@ -137,7 +142,7 @@ impl<H: Hal> LastWords<H> {
     /// it within some seconds. Nothing more can be sent then.
     #[doc(alias = "netpoll_send_skb")]
     pub fn send(&mut self, pieces: &[&[u8]]) -> Result<(), NetError> {
-        if self.queue.ring().outstanding() != 0 {
+        if self.queue.ring().published() != 0 {
             return Err(NetError::NotSent);
         }
         // SAFETY: the memory has this size and was zeroed when it was
@@ -163,11 +168,11 @@ impl<H: Hal> LastWords<H> {
         ];
         // SAFETY: the memory is never given back, and not written until the
         // device has used the chain.
-        unsafe { self.queue.add(&chain, 0) }?;
+        unsafe { self.queue.add(&chain) }?;
         self.queue.kick();
-        let mut patience = Patience::new(PATIENCE);
+        let mut wait = self.patience.start();
         while self.queue.pop_used()?.is_none() {
-            if patience.is_over() {
+            if wait.is_over() {
                 return Err(NetError::NotSent);
             }
         }

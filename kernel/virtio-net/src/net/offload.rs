@@ -1,203 +1,87 @@
 //! What the device is asked to do to a frame before it goes out
 //! (specification 5.1.6.2): fill in the checksum of a UDP datagram or TCP
-//! segment, and cut a large TCP segment into small ones.
+//! segment, and cut a large TCP segment into small ones. Who sends says where
+//! they are: the driver reads nothing that its caller has just written.
 
 use core::num::NonZeroU16;
 
 use zerocopy::little_endian::U16;
 
+use super::features::Features;
 use super::header::{F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_TCPV6, Header};
-
-const ETHERNET: usize = 14;
-const VLAN_TAG: usize = 4;
-/// Protocol number of TCP.
-pub(super) const TCP: u8 = 6;
-const UDP: u8 = 17;
-
-/// EtherType of IPv4.
-const IPV4: [u8; 2] = [0x08, 0x00];
-/// EtherType of IPv6.
-pub(super) const IPV6: [u8; 2] = [0x86, 0xdd];
-
-/// Which protocols a frame carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Transport {
-    Tcp,
-    Udp,
-}
-
-impl Transport {
-    /// Where the checksum is in the header, in bytes.
-    const fn checksum_offset(self) -> u16 {
-        match self {
-            Self::Tcp => 16,
-            Self::Udp => 6,
-        }
-    }
-}
-
-/// A UDP datagram or TCP segment in a frame, whole.
-struct Found {
-    transport: Transport,
-    is_ipv4: bool,
-    /// Where its header begins, in bytes from the start of the frame.
-    start: u16,
-    /// The sum over both addresses, see [`sum`].
-    addresses: u64,
-}
 
 /// What the device is to do to one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Offload {
-    checksum_start: u16,
-    checksum_offset: u16,
-    segmentation: Option<Segmentation>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Segmentation {
-    is_ipv4: bool,
-    /// Ethernet, IP and TCP header together, in bytes.
-    header_length: u16,
-    /// Bytes of payload a segment.
-    size: NonZeroU16,
-}
+pub struct Offload(Header);
 
 impl Offload {
-    /// Prepares `frame`, which begins with its Ethernet header, may have VLAN
-    /// tags, and ends with its IP packet: the checksum covers all up to the end,
-    /// so there must be no padding. Puts the checksum of the pseudo-header where
-    /// that of the UDP datagram or TCP segment goes (Linux
-    /// `skb_partial_csum_set`, `__tcp_v4_send_check`). With a `segment_size`, a
-    /// TCP segment with more payload is to be cut into pieces of that many bytes.
+    /// The device is to fill in a checksum (Linux `skb_partial_csum_set`): the sum
+    /// over all from `start` up to the end of the frame, which has no padding
+    /// therefore, stored at `offset` behind `start`. Both are in bytes, `start`
+    /// from the begin of the frame. There the frame has the sum of the
+    /// pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1).
     ///
-    /// `None`, and the frame stays as it is, when there is neither a whole
-    /// datagram nor a whole segment in it: in a fragment, or behind an IPv6
-    /// extension header.
-    ///
-    /// The device must have agreed to `VIRTIO_NET_F_CSUM`, and for a segment
-    /// size to `VIRTIO_NET_F_HOST_TSO4` or `_TSO6`.
+    /// Not asked of a device that has not agreed to `VIRTIO_NET_F_CSUM`
+    /// ([`TxQueue::fills_checksums`](super::tx::TxQueue::fills_checksums)): the frame
+    /// goes out as it is.
     #[doc(alias = "skb_partial_csum_set")]
+    #[inline]
+    pub const fn checksum(start: u16, offset: u16) -> Self {
+        Self(Header {
+            flags: F_NEEDS_CSUM,
+            gso_type: GSO_NONE,
+            hdr_len: U16::ZERO,
+            gso_size: U16::ZERO,
+            csum_start: U16::new(start),
+            csum_offset: U16::new(offset),
+        })
+    }
+
+    /// The device is to cut the frame's TCP segment, too, into pieces with `size`
+    /// bytes of payload each. Ethernet, IP and TCP header together have
+    /// `header_length` bytes.
+    ///
+    /// Not asked of a device that has not agreed to `VIRTIO_NET_F_HOST_TSO4`, or
+    /// `_TSO6` where the frame is not `ipv4`: that fills in the checksum only.
     #[doc(alias = "virtio_net_hdr_from_skb")]
-    pub fn prepare(frame: &mut [u8], segment_size: Option<NonZeroU16>) -> Option<Self> {
-        let found = find(frame)?;
-        let (_, segment) = frame.split_at_mut_checked(found.start.into())?;
-        let protocol = match found.transport {
-            Transport::Tcp => TCP,
-            Transport::Udp => UDP,
+    #[inline]
+    pub const fn segmented(self, ipv4: bool, header_length: u16, size: NonZeroU16) -> Self {
+        Self(Header {
+            gso_type: if ipv4 { GSO_TCPV4 } else { GSO_TCPV6 },
+            hdr_len: U16::new(header_length),
+            gso_size: U16::new(size.get()),
+            ..self.0
+        })
+    }
+
+    /// What of this a device does that has agreed to these features: nothing else may
+    /// be asked of it (specification 5.1.6.2.1).
+    #[inline]
+    pub(super) fn agreed(self, negotiated: Features) -> Option<Self> {
+        if !negotiated.contains(Features::CSUM) {
+            return None;
+        }
+        let is_agreed = match self.0.gso_type {
+            GSO_NONE => true,
+            GSO_TCPV4 => negotiated.contains(Features::HOST_TSO4),
+            _ => negotiated.contains(Features::HOST_TSO6),
         };
-        let length = segment.len() as u64;
-        let header_length = match found.transport {
-            Transport::Tcp => usize::from(segment.get(12)? >> 4) * 4,
-            Transport::Udp => 8,
-        };
-        let payload = segment.len().checked_sub(header_length)?;
-        let offset = found.transport.checksum_offset();
-        let field = segment.get_mut(offset.into()..)?.first_chunk_mut::<2>()?;
-        // RFC 9293, 3.1; RFC 8200, 8.1.
-        *field = fold(found.addresses + u64::from(protocol) + length).to_be_bytes();
-        let segmentation = segment_size
-            .filter(|size| payload > usize::from(size.get()) && found.transport == Transport::Tcp)
-            .map(|size| Segmentation {
-                is_ipv4: found.is_ipv4,
-                // A TCP header has at most 60 bytes.
-                header_length: found.start + header_length as u16,
-                size,
-            });
-        Some(Self {
-            checksum_start: found.start,
-            checksum_offset: offset,
-            segmentation,
+        Some(if is_agreed {
+            self
+        } else {
+            Self::checksum(self.0.csum_start.get(), self.0.csum_offset.get())
         })
     }
 
     /// Whether the device is to cut it into pieces.
+    #[inline]
     pub fn is_segmented(&self) -> bool {
-        self.segmentation.is_some()
+        self.0.gso_type != GSO_NONE
     }
 
     /// The header that says so.
+    #[inline]
     pub(super) fn header(&self) -> Header {
-        let mut header = Header {
-            flags: F_NEEDS_CSUM,
-            gso_type: GSO_NONE,
-            csum_start: U16::new(self.checksum_start),
-            csum_offset: U16::new(self.checksum_offset),
-            ..Header::default()
-        };
-        if let Some(segmentation) = self.segmentation {
-            header.gso_type = if segmentation.is_ipv4 {
-                GSO_TCPV4
-            } else {
-                GSO_TCPV6
-            };
-            header.hdr_len = U16::new(segmentation.header_length);
-            header.gso_size = U16::new(segmentation.size.get());
-        }
-        header
+        self.0
     }
-}
-
-/// Where a frame's packet begins, behind VLAN tags, in bytes from the start;
-/// and its EtherType.
-#[inline]
-pub(super) fn network_header(frame: &[u8]) -> Option<(usize, [u8; 2])> {
-    let mut start = ETHERNET;
-    let mut ethertype = *frame.get(start - 2..)?.first_chunk::<2>()?;
-    while let [0x81, 0x00] | [0x88, 0xa8] = ethertype {
-        start += VLAN_TAG;
-        ethertype = *frame.get(start - 2..)?.first_chunk::<2>()?;
-    }
-    Some((start, ethertype))
-}
-
-/// Finds the UDP or TCP header of a frame.
-fn find(frame: &[u8]) -> Option<Found> {
-    let (start, ethertype) = network_header(frame)?;
-    let packet = frame.get(start..)?;
-    let (is_ipv4, header_length, protocol, addresses) = match ethertype {
-        IPV4 => {
-            let header = packet.first_chunk::<20>()?;
-            // "More fragments" or an offset.
-            if (header[6] & 0x3f) | header[7] != 0 {
-                return None;
-            }
-            let length = usize::from(header[0] & 0xf) * 4;
-            (true, length, header[9], sum(&header[12..]))
-        }
-        IPV6 => {
-            let header = packet.first_chunk::<40>()?;
-            (false, header.len(), header[6], sum(&header[8..]))
-        }
-        _ => return None,
-    };
-    let transport = match protocol {
-        TCP => Transport::Tcp,
-        UDP => Transport::Udp,
-        _ => return None,
-    };
-    Some(Found {
-        transport,
-        is_ipv4,
-        start: u16::try_from(start + header_length).ok()?,
-        addresses,
-    })
-}
-
-/// The sum of 16-bit words in network byte order; what is left over at the end
-/// does not count.
-fn sum(bytes: &[u8]) -> u64 {
-    let (words, _) = bytes.as_chunks::<2>();
-    words
-        .iter()
-        .map(|word| u64::from(u16::from_be_bytes(*word)))
-        .sum()
-}
-
-/// Brings the carries back in at the bottom (RFC 1071).
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
 }

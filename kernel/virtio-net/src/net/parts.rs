@@ -7,7 +7,7 @@ use super::control::ControlQueue;
 use super::rss::Rss;
 use super::stats::{QueueRole, QueueSnapshot, Stats};
 use super::{DeviceInfo, QueuePair, VirtioNet};
-use crate::interrupt::InterruptState;
+use crate::interrupt::{InterruptState, StateRef};
 use crate::transport::ConfigOps;
 use crate::vectors::{Attempt, Rung};
 
@@ -15,7 +15,7 @@ use crate::vectors::{Attempt, Rung};
 pub struct Rest<'d, H: Hal, T: ConfigOps> {
     transport: &'d T,
     info: &'d DeviceInfo,
-    interrupts: &'static InterruptState,
+    interrupts: &'d InterruptState,
     attempts: &'d [Attempt],
     past: &'d Stats,
     others: &'d [Option<QueuePair<H>>],
@@ -88,24 +88,25 @@ impl<'d, H: Hal, T: ConfigOps> Rest<'d, H, T> {
     }
 }
 
-impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// The first pair to work with, `None` while stopped, and the rest of the
     /// device to look at meanwhile.
     #[inline]
     pub fn split(&mut self) -> (Option<&mut QueuePair<H>>, Rest<'_, H, T>) {
         let (first, others, control, rung) = match &mut self.open {
-            Some(open) => (
-                Some(&mut open.first),
-                open.others.as_slice(),
-                open.control.as_ref(),
-                Some(open.rung),
-            ),
+            Some(open) => {
+                let (first, others) = match open.pairs.split_first_mut() {
+                    Some((first, others)) => (first.as_mut(), &*others),
+                    None => (None, &[][..]),
+                };
+                (first, others, open.control.as_deref(), Some(open.rung))
+            }
             None => (None, &[][..], None, None),
         };
         let rest = Rest {
             transport: &self.transport,
             info: &self.info,
-            interrupts: self.interrupts,
+            interrupts: &self.interrupts,
             attempts: &self.attempts,
             past: &self.past,
             others,
@@ -121,13 +122,15 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         let rest = Rest {
             transport: &self.transport,
             info: &self.info,
-            interrupts: self.interrupts,
+            interrupts: &self.interrupts,
             attempts: &self.attempts,
             past: &self.past,
-            others: open.map_or(&[], |open| &open.others),
-            control: open.and_then(|open| open.control.as_ref()),
+            others: open
+                .and_then(|open| open.pairs.get(1..))
+                .unwrap_or_default(),
+            control: open.and_then(|open| open.control.as_deref()),
             rung: open.map(|open| open.rung),
         };
-        (open.map(|open| &open.first), rest)
+        (self.first_pair(), rest)
     }
 }

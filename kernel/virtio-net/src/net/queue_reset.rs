@@ -1,18 +1,23 @@
 //! One queue reset alone, while the others go on (`VIRTIO_F_RING_RESET`,
 //! specification 2.6.1).
 
+extern crate alloc;
+
+use alloc::boxed::Box;
+use core::mem;
+
 use virtio_drivers::Hal;
 
 use super::lifecycle::data_queue_shape;
-use super::pair::QueuePair;
 use super::rx::RxQueue;
-use super::stats::Stats;
 use super::tx::TxQueue;
 use super::{DeviceInfo, Features, NetError, VirtioNet};
+use crate::interrupt::StateRef;
+use crate::queue::{PositionalRing, Virtqueue};
 use crate::transport::{ConfigOps, TransportError};
 use crate::vectors::{self, Rung};
 
-impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// Finds out whether a device resets a queue that was agreed to be reset
     /// alone, with its first queue before it is live, and negotiates again:
     /// without `VIRTIO_F_RING_RESET` if it does not.
@@ -20,7 +25,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         const QUEUE: u16 = 0;
         let shape = data_queue_shape(self.info.negotiated, self.queue_size);
         let transport = &mut self.transport;
-        let queue = vectors::setup_queue_untraced::<H, T>(transport, QUEUE, shape)?;
+        let queue: Box<Virtqueue<PositionalRing<H>>> =
+            vectors::setup_queue_untraced(transport, QUEUE, shape)?;
         let result = vectors::enable_queue(transport, QUEUE, None)
             .and_then(|()| Ok(transport.queue_reset(QUEUE)?));
         if let Err(error) = result {
@@ -44,7 +50,11 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
     ///
     /// Every buffer that the device had comes back. Frames that were received
     /// and not taken yet, or not sent yet, are lost, as over
-    /// [`Self::stop`]; the other queues do not notice.
+    /// [`Self::stop`]; the other queues do not notice. So may a queue be reset that
+    /// [`Self::poll`] found stuck ([`BrokenReason::Stuck`]), but not QEMU's (7.2 to 11.1),
+    /// which aborts (`flush_or_purge_queued_packets`) while its back end takes nothing.
+    ///
+    /// [`BrokenReason::Stuck`]: crate::queue::BrokenReason::Stuck
     ///
     /// # Errors
     ///
@@ -61,12 +71,8 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         };
         // Not that of now, which may be smaller and raised again.
         let mtu = open.mtu;
-        let pair = match usize::from(queue / 2).checked_sub(1) {
-            None => &mut open.first,
-            Some(other) => match open.others.get_mut(other) {
-                Some(Some(pair)) => pair,
-                _ => return Err(NetError::NotOpen),
-            },
+        let Some(Some(pair)) = open.pairs.get_mut(usize::from(queue / 2)) else {
+            return Err(NetError::NotOpen);
         };
         if !negotiated.contains(Features::RING_RESET) {
             return Err(TransportError::NoQueueReset { queue }.into());
@@ -82,39 +88,23 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         self.transport.queue_reset(queue)?;
         // From here the device does not touch ring and buffers, and must not be
         // notified of the queue.
-        let new = vectors::setup_queue::<H, T>(&mut self.transport, queue, shape)?;
+        let new = vectors::setup_queue(&mut self.transport, queue, shape)?;
         if queue.is_multiple_of(2) {
-            let mut rx = RxQueue::new(new, negotiated, self.info.receive_mtu(mtu))?;
-            rx.fill()?;
-            if let Err(error) = vectors::enable_queue(&mut self.transport, queue, entry) {
-                // Nobody knows whether the device uses it.
-                core::mem::forget(rx);
-                return Err(NetError::FindVqs(error));
-            }
+            let mtu = self.info.receive_mtu(mtu);
+            // On an error nobody knows whether the device uses it: it has the lease.
+            let mut rx = RxQueue::new(new, negotiated, mtu, &open.lease)?;
+            vectors::enable_queue(&mut self.transport, queue, entry)?;
             rx.follow(&mut pair.rx);
-            replace_rx(pair, rx, &mut self.past);
+            self.past.add_rx(&pair.rx);
+            mem::replace(&mut pair.rx, rx).was_reset(queue, &open.lease);
             pair.rx.kick();
         } else {
-            let tx = TxQueue::new(new, negotiated, mtu)?;
-            if let Err(error) = vectors::enable_queue(&mut self.transport, queue, entry) {
-                core::mem::forget(tx);
-                return Err(NetError::FindVqs(error));
-            }
-            replace_tx(pair, tx, &mut self.past);
+            let tx = TxQueue::new(new, negotiated, mtu, &open.lease)?;
+            vectors::enable_queue(&mut self.transport, queue, entry)?;
+            // A sender that waited for room has it now.
+            self.past.add_tx(&pair.tx);
+            mem::replace(&mut pair.tx, tx).was_reset(queue, &open.lease);
         }
         Ok(())
     }
-}
-
-/// Puts a new receive queue in the place of one that was reset, whose counts
-/// are kept.
-fn replace_rx<H: Hal>(pair: &mut QueuePair<H>, rx: RxQueue<H>, past: &mut Stats) {
-    past.add_rx(&pair.rx);
-    pair.rx = rx;
-}
-
-/// The same for a transmit queue. A sender that waited for room has it now.
-fn replace_tx<H: Hal>(pair: &mut QueuePair<H>, tx: TxQueue<H>, past: &mut Stats) {
-    past.add_tx(&pair.tx);
-    pair.tx = tx;
 }

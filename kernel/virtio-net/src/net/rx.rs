@@ -1,5 +1,6 @@
-//! The receive queue: every buffer is either at the device or, for the length
-//! of one call, at the network stack.
+//! The receive queue. A frame is copied out of the device's buffers once,
+//! before anything looks at it, and the buffers go straight back: what the
+//! network stack reads, the device cannot change any more.
 //!
 //! With `VIRTIO_NET_F_MRG_RXBUF` a frame may lie in several buffers: `merge`.
 
@@ -7,12 +8,14 @@ extern crate alloc;
 
 mod merge;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::mem::ManuallyDrop;
+use core::ops::{Deref, DerefMut};
 
-use kickpath_trace::{Event, tracepoint};
+use crate::trace::tracepoint;
 use virtio_drivers::{BufferDirection, Hal};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::buffers::{FrameBuffers, Layout, largest_received};
 use super::error::NetError;
@@ -22,35 +25,30 @@ use super::header::{
     F_DATA_VALID, F_NEEDS_CSUM, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, HashHeader, Header,
     MergeableHeader, header_length,
 };
+use super::lease::Lease;
+use super::private_copy::PrivateCopy;
 use super::rss::{FlowHash, HashKind};
 use crate::doorbell::Doorbell;
-use crate::queue::{Buffer, QueueError, Used, Virtqueue};
+use crate::queue::{PositionalRing, QueueError, QueueRing, UsedSlot, Virtqueue};
 
 /// A receive virtqueue with its buffers.
 pub struct RxQueue<H: Hal> {
-    pub(super) queue: Virtqueue<H>,
-    /// Tells this queue from all others, for [`RxFrame`].
-    id: u32,
-    buffers: FrameBuffers<H>,
-    /// Number of buffers; the one of this number is the memory behind them.
-    count: u16,
-    /// Whether header and frame may be one descriptor
-    /// (`VIRTIO_F_ANY_LAYOUT`, specification 2.7.4.3).
-    any_layout: bool,
+    pub(super) queue: ManuallyDrop<Virtqueue<PositionalRing<H>>>,
+    buffers: ManuallyDrop<FrameBuffers<H>>,
+    /// For how long both are the device's.
+    lease: Lease,
+    /// The frame that was received last, with its header.
+    copy: PrivateCopy,
     /// `VIRTIO_NET_F_MRG_RXBUF`.
     mergeable: bool,
     /// `VIRTIO_NET_F_GUEST_CSUM`.
     guest_csum: bool,
-    /// Nothing in the header says anything about a frame but `num_buffers`.
-    plain: bool,
     /// What `gso_type` may be beside "none".
     segmented: [Option<u8>; 2],
+    /// Frames of one buffer need no more than a look at their header.
+    plain: bool,
     /// Largest frame that the device may deliver.
     largest: u32,
-    /// A frame that the caller has lies in the memory behind the buffers.
-    behind_in_use: bool,
-    /// The buffers of the frame that is being put together; has room for all.
-    parts: Vec<Used>,
     pub(super) packets: u64,
     pub(super) bytes: u64,
     pub(super) dropped: u64,
@@ -67,23 +65,19 @@ pub struct RxQueue<H: Hal> {
     pub(super) error: Option<QueueError>,
 }
 
-/// A received frame that the device has given to the driver. It belongs to the
-/// queue that it was taken from, until the device is stopped or that queue reset;
-/// who gives it to another has made a mistake, and panics.
+/// A received frame: bytes of the driver's own, which nobody else changes. It
+/// is gone with the next [`RxQueue::receive`]; dropped, there is nothing to do.
+#[must_use = "a frame that is not looked at is lost"]
 #[derive(Debug)]
-pub struct RxFrame {
-    /// [`RxQueue::id`].
-    queue: u32,
-    /// Where it begins.
-    buffer: u16,
-    /// Buffers from there on that are to be posted again; behind the last one
-    /// comes the first.
-    buffers: u16,
-    length: u32,
+pub struct RxFrame<'q> {
+    header: &'q [u8],
+    bytes: &'q mut [u8],
     checksum_valid: bool,
+    /// The header has a hash (`VIRTIO_NET_F_HASH_REPORT`).
+    reports_hash: bool,
 }
 
-impl RxFrame {
+impl RxFrame<'_> {
     /// Whether the device vouches for the checksum of the UDP datagram or TCP
     /// segment in it: it has verified it, or the frame comes from a sender on
     /// the same machine that left it incomplete. If not, it must be verified.
@@ -92,186 +86,324 @@ impl RxFrame {
     pub fn is_checksum_valid(&self) -> bool {
         self.checksum_valid
     }
+
+    /// The hash that the device reports for it (`VIRTIO_NET_F_HASH_REPORT`,
+    /// specification 5.1.6.4.4); `None` when it reports none.
+    #[doc(alias = "virtio_skb_set_hash")]
+    pub fn hash(&self) -> Option<FlowHash> {
+        if !self.reports_hash {
+            return None;
+        }
+        let (header, _) = HashHeader::read_from_prefix(self.header).ok()?;
+        Some(FlowHash {
+            value: header.hash_value.get(),
+            kind: HashKind::from_report(header.hash_report.get())?,
+        })
+    }
+}
+
+/// The bytes, without the `virtio_net_hdr` before them (specification 5.1.6.4).
+impl Deref for RxFrame<'_> {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+/// To change them in place, such as to take a tag out.
+impl DerefMut for RxFrame<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.bytes
+    }
+}
+
+/// What is known of the frame in [`RxQueue::copy`].
+#[derive(Clone, Copy)]
+struct Received {
+    /// Bytes, without the header.
+    length: u32,
+    checksum_valid: bool,
 }
 
 impl<H: Hal> RxQueue<H> {
+    /// Makes the queue with all its buffers given to the device (Linux
+    /// `try_fill_recv`), which sees them at the first kick.
+    #[doc(alias = "try_fill_recv")]
     pub(super) fn new(
-        queue: Virtqueue<H>,
+        mut queue: Box<Virtqueue<PositionalRing<H>>>,
         negotiated: Features,
         mtu: u16,
-    ) -> Result<Self, NetError> {
-        let ring = queue.ring();
+        lease: &Lease,
+    ) -> Result<Box<Self>, NetError> {
+        let ring = queue.ring_mut();
         let layout = Layout::receive(negotiated, mtu);
-        let count = layout.receive_count(ring.capacity());
-        let mergeable = negotiated.contains(Features::MRG_RXBUF);
+        let count = layout.receive_count(ring.slots());
         let largest = largest_received(negotiated, mtu);
-        let behind = if mergeable {
-            header_length(negotiated) + largest
-        } else {
-            0
-        };
-        let buffers = FrameBuffers::new(layout, count, 1, behind, BufferDirection::DeviceToDriver)
-            .ok_or(NetError::NoBuffers {
-                queue: ring.queue(),
-                count,
-                size: layout.stride(),
-            })?;
-        let guest_csum = negotiated.contains(Features::GUEST_CSUM);
-        let hashes = Hashes::new(negotiated);
+        let direction = BufferDirection::DeviceToDriver;
+        let buffers = FrameBuffers::new(ring.queue(), layout, count, direction)?;
+        let whole = buffers.slots(negotiated, direction);
+        // SAFETY: the buffers are a part of the queue, which keeps them as long as the
+        // device may use them (`lease`). They are read by
+        // `PrivateCopy::fill` alone, which allows that the device writes them.
+        unsafe { ring.prepare(count, whole, |slot| buffers.header(slot)) };
+        ring.refill();
+        // A buffer is copied behind what there is of the largest frame.
+        let copy = PrivateCopy::new(header_length(negotiated) + largest + layout.stride());
+        let lease = lease.clone();
+        Ok(Self::assemble(
+            queue, buffers, lease, copy, largest, negotiated,
+        ))
+    }
+
+    /// Apart from [`Self::new`], because it needs much stack.
+    #[inline(never)]
+    fn assemble(
+        queue: Box<Virtqueue<PositionalRing<H>>>,
+        buffers: FrameBuffers<H>,
+        lease: Lease,
+        copy: PrivateCopy,
+        largest: usize,
+        negotiated: Features,
+    ) -> Box<Self> {
         let if_negotiated = |feature, gso_type| negotiated.contains(feature).then_some(gso_type);
-        // No frame is kept over 2^32 queues.
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        Ok(Self {
-            queue,
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            buffers,
-            count,
-            any_layout: negotiated.any_layout(),
-            mergeable,
-            guest_csum,
-            plain: !guest_csum && !hashes.are_looked_at(),
+        // Made where it stays, without a copy of the ring on the stack.
+        let place = Box::new_uninit();
+        let this = Self {
+            buffers: ManuallyDrop::new(buffers),
+            lease,
+            copy,
+            mergeable: negotiated.contains(Features::MRG_RXBUF),
+            guest_csum: negotiated.contains(Features::GUEST_CSUM),
             segmented: [
                 if_negotiated(Features::GUEST_TSO4, GSO_TCPV4),
                 if_negotiated(Features::GUEST_TSO6, GSO_TCPV6),
             ],
+            plain: !negotiated.contains(Features::HASH_REPORT),
             // Less than 2^17.
             largest: largest as u32,
-            behind_in_use: false,
-            parts: Vec::with_capacity(if mergeable { count.into() } else { 0 }),
             packets: 0,
             bytes: 0,
             dropped: 0,
             merged: 0,
             checksum_valid: 0,
-            hashes,
+            hashes: Hashes::new(negotiated),
             others: Vec::new(),
             kicks_of_others: 0,
             error: None,
-        })
+            queue: ManuallyDrop::new(*queue),
+        };
+        Box::write(place, this)
     }
 
-    /// Gives every buffer to the device (Linux `try_fill_recv`), without a
-    /// kick.
-    #[doc(alias = "try_fill_recv")]
-    pub(super) fn fill(&mut self) -> Result<(), NetError> {
-        for buffer in 0..self.count {
-            self.post(buffer)?;
+    /// As [`QueuePair::begin_poll`](super::QueuePair::begin_poll).
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Broken`].
+    #[inline]
+    pub fn begin_poll(&mut self) -> Result<(), QueueError> {
+        if let Some(error) = self.error {
+            return Err(error);
         }
+        if crate::trace::is_enabled() && self.has_work() {
+            tracepoint!(Event::Poll, crate::trace::NO_QUEUE);
+        }
+        self.queue.disable_interrupts();
         Ok(())
     }
 
-    /// Whether the device vouches for the checksums of some frames
-    /// (`VIRTIO_NET_F_GUEST_CSUM`): [`RxFrame::is_checksum_valid`] says of
-    /// which.
+    /// As [`QueuePair::enable_interrupts_after`](super::QueuePair::enable_interrupts_after).
     #[inline]
-    pub fn verifies_checksums(&self) -> bool {
-        self.guest_csum
+    pub fn enable_interrupts_after(&mut self, frames: u16) -> bool {
+        self.error.is_some() || self.queue.enable_interrupts_after(frames)
     }
 
-    /// Takes the next received frame, if there is one. It must go back by
-    /// [`Self::recycle`], before the next one is taken: a frame that must be
-    /// put together is lost when another such frame is still out.
+    /// Whether the device has used a buffer that was not looked at.
+    #[inline]
+    pub fn has_work(&self) -> bool {
+        self.queue.ring().has_used()
+    }
+
+    /// Takes the next received frame, if there is one. Its buffers go back to the
+    /// device at the next kick.
     ///
     /// After an error of the queue nothing more is received until the device
     /// has been reset.
     #[inline]
-    pub fn receive(&mut self) -> Option<RxFrame> {
-        let first = self.queue.pop_seen();
-        if let Some(used) = first
-            && self.plain
-            && let Some(length) = used.length.checked_sub(self.buffers.header_length())
-            && length > 0
-            && !(self.mergeable && self.num_buffers(used.token) != 1)
+    pub fn receive(&mut self) -> Option<RxFrame<'_>> {
+        self.receive_if(|_| true)
+    }
+
+    /// As [`Self::receive`], without the frames that `wanted` says no to.
+    #[inline]
+    pub fn receive_if(
+        &mut self,
+        mut wanted: impl FnMut(&mut RxFrame<'_>) -> bool,
+    ) -> Option<RxFrame<'_>> {
+        loop {
+            let received = self.next()?;
+            if wanted(&mut self.lend(received)) {
+                return Some(self.lend(received));
+            }
+        }
+    }
+
+    /// Takes `most` frames or, where there are fewer, all that have come, hands them
+    /// to `take` one after the other, and returns how many: what each costs by itself
+    /// is then done once.
+    #[inline]
+    pub fn receive_batch(&mut self, most: u32, mut take: impl FnMut(&mut RxFrame<'_>)) -> u32 {
+        let mut left = most;
+        while left != 0 {
+            let other = if self.plain {
+                self.take_plain(&mut left, &mut take)
+            } else {
+                None
+            };
+            let received = match other {
+                _ if left == 0 => None,
+                Some(written) => self.next_of(written),
+                None => self.next(),
+            };
+            let Some(received) = received else {
+                break;
+            };
+            take(&mut self.lend(received));
+            left -= 1;
+        }
+        most - left
+    }
+
+    /// Hands up to `left` frames, which are counted there, to `take`, while they are
+    /// plain: in one buffer, with nothing asked of us. Returns the bytes that were
+    /// copied of another, if one ended it.
+    #[inline(always)]
+    fn take_plain(
+        &mut self,
+        left: &mut u32,
+        mut take: impl FnMut(&mut RxFrame<'_>),
+    ) -> Option<u32> {
+        let (mut packets, mut total, mut valid, mut other) = (0, 0, 0, None);
+        // In variables, because the device's memory is read in between.
+        let (mergeable, guest_csum) = (self.mergeable, self.guest_csum);
+        let header = self.buffers.header_length();
+        let (buffers, copy) = (&self.buffers, &mut self.copy);
+        let ring = self.queue.ring_mut();
+        ring.pop_run(*left, header + 1, |slot, written| {
+            // SAFETY: as in `take_in`.
+            unsafe { copy.fill(0, buffers.header_pointer(slot), written as usize) };
+            let Some(flags) = Self::plain_flags(copy.header(), mergeable) else {
+                other = Some(written);
+                return false;
+            };
+            packets += 1;
+            total += u64::from(written);
+            valid += u64::from(flags);
+            let length = (written - header) as usize;
+            // SAFETY: together they were copied.
+            let (header, bytes) = unsafe { copy.parts(header as usize, length) };
+            take(&mut RxFrame {
+                header,
+                bytes,
+                checksum_valid: guest_csum && flags != 0,
+                reports_hash: false,
+            });
+            true
+        });
+        *left -= packets;
+        self.packets += u64::from(packets);
+        self.bytes += total - u64::from(packets) * u64::from(header);
+        if guest_csum {
+            self.checksum_valid += valid / u64::from(F_DATA_VALID);
+        }
+        other
+    }
+
+    /// Copies the next frame, if there is one; its buffers are free.
+    #[inline]
+    fn next(&mut self) -> Option<Received> {
+        let written = self.take_in(0)?;
+        let header = self.buffers.header_length();
+        if self.plain
+            && written > header
+            && let Some(flags) = Self::plain_flags(self.copy.header(), self.mergeable)
         {
+            let checksum_valid = self.guest_csum && flags != 0;
+            let length = written - header;
             self.packets += 1;
             self.bytes += u64::from(length);
-            return Some(RxFrame {
-                queue: self.id,
-                buffer: used.token,
-                buffers: 1,
+            self.checksum_valid += u64::from(checksum_valid);
+            return Some(Received {
                 length,
-                checksum_valid: false,
+                checksum_valid,
             });
         }
-        self.receive_from(first)
+        self.next_of(written)
     }
 
-    /// [`Self::receive`] for every case, from a buffer on that has been taken
-    /// already.
+    /// The frame that was copied last.
+    #[inline]
+    fn lend(&mut self, received: Received) -> RxFrame<'_> {
+        let header = self.buffers.header_length() as usize;
+        let reports_hash = self.hashes.are_reported();
+        // SAFETY: who made `received` has copied them.
+        let (header, bytes) = unsafe { self.copy.parts(header, received.length as usize) };
+        RxFrame {
+            header,
+            bytes,
+            checksum_valid: received.checksum_valid,
+            reports_hash,
+        }
+    }
+
+    /// The next frame, whatever it is, from a buffer on that has been copied.
     #[inline(never)]
-    fn receive_from(&mut self, mut first: Option<Used>) -> Option<RxFrame> {
+    fn next_of(&mut self, mut written: u32) -> Option<Received> {
         loop {
-            let used = match first.take() {
-                Some(used) => used,
-                None => match self.queue.pop_used() {
-                    Ok(used) => used?,
-                    Err(error) => {
-                        self.error = Some(error);
-                        return None;
-                    }
-                },
-            };
-            let Some(length) = used.length.checked_sub(self.buffers.header_length()) else {
-                // Not even a header: nothing to hand on.
-                self.drop_buffer(used.token);
-                continue;
-            };
-            let mut frame = RxFrame {
-                queue: self.id,
-                buffer: used.token,
-                buffers: 1,
-                // `pop_used` made sure that it is at most what was posted.
-                length,
-                checksum_valid: false,
-            };
-            if self.mergeable && self.num_buffers(used.token) != 1 {
-                frame = match self.merge(used) {
-                    Some(frame) => frame,
-                    None if self.error.is_some() => return None,
-                    None => continue,
-                };
+            if let Some(received) = self.judge(written) {
+                self.packets += 1;
+                self.bytes += u64::from(received.length);
+                if self.hashes.are_looked_at() {
+                    self.look_at_hash(received);
+                }
+                return Some(received);
             }
-            if self.guest_csum && !self.judge(&mut frame) || frame.length == 0 {
-                self.dropped += 1;
-                self.recycle(frame);
-                continue;
+            if self.error.is_some() {
+                return None;
             }
-            self.packets += 1;
-            self.bytes += u64::from(frame.length);
-            if self.hashes.are_looked_at() {
-                self.look_at_hash(&frame);
-            }
-            return Some(frame);
+            self.dropped += 1;
+            written = self.take_in(0)?;
         }
     }
 
-    fn look_at_hash(&mut self, frame: &RxFrame) {
+    /// Takes the next buffer, if there is one, and copies what the device wrote into
+    /// it behind the `offset` bytes that there are, a whole frame at most. Returns how
+    /// much that was.
+    #[inline(always)]
+    fn take_in(&mut self, offset: usize) -> Option<u32> {
+        let used = self.queue.ring_mut().pop_used();
+        let UsedSlot { slot, length } = used.unwrap_or_else(|error| {
+            self.error = Some(error);
+            None
+        })?;
+        let from = self.buffers.header_pointer(slot);
+        // SAFETY: every buffer begins at a multiple of 64 bytes and has a length
+        // that is one; the ring made sure that the device wrote no more than was
+        // posted, for which there is room behind a frame. Its memory lives as long
+        // as `buffers`, and the device may change it meanwhile, which `fill` allows.
+        unsafe { self.copy.fill(offset, from, length as usize) };
+        Some(length)
+    }
+
+    fn look_at_hash(&mut self, received: Received) {
         let queue = self.queue.ring().queue();
-        let reported = self.hash(frame);
         let mut hashes = core::mem::take(&mut self.hashes);
-        hashes.look_at(queue, reported, self.frame(frame));
+        let mut frame = self.lend(received);
+        frame.reports_hash = hashes.are_reported();
+        hashes.look_at(queue, frame.hash(), &frame);
         self.hashes = hashes;
-    }
-
-    /// The hash that the device reports for a frame
-    /// (`VIRTIO_NET_F_HASH_REPORT`, specification 5.1.6.4.4); `None` when it
-    /// reports none.
-    ///
-    /// # Panics
-    ///
-    /// If the frame is another queue's.
-    #[doc(alias = "virtio_skb_set_hash")]
-    pub fn hash(&self, frame: &RxFrame) -> Option<FlowHash> {
-        self.check(frame);
-        if !self.hashes.are_reported() {
-            return None;
-        }
-        let header: &[u8; size_of::<HashHeader>()] = self.header(frame.buffer);
-        let header = HashHeader::read_from_bytes(header).ok()?;
-        Some(FlowHash {
-            value: header.hash_value.get(),
-            kind: HashKind::from_report(header.hash_report.get())?,
-        })
     }
 
     /// From now on compares what the device does with what `check` says.
@@ -283,12 +415,14 @@ impl<H: Hal> RxQueue<H> {
         self.hashes.check(check, skip);
     }
 
-    /// Tells the device of the buffers that it has back, if it wants to know.
+    /// Gives the free buffers back to the device (specification 5.1.6.3; Linux
+    /// `try_fill_recv`), and tells it of them, if it wants to know.
     /// It does when it had none: then it may have frames for this queue waiting
     /// where they came in, and QEMU (7.2, `virtio_net_receive_rcu`) tries those
     /// again only when told of the queue there. So it is told of all.
     #[inline]
-    pub(super) fn kick(&mut self) {
+    pub fn kick(&mut self) {
+        self.queue.ring_mut().refill();
         if self.queue.kick() {
             self.kick_others();
         }
@@ -312,7 +446,14 @@ impl<H: Hal> RxQueue<H> {
         }
         let own = self.queue.ring().queue();
         let others = doorbells.iter().filter(|doorbell| doorbell.queue() != own);
-        self.others = others.copied().collect();
+        self.others = others.cloned().collect();
+    }
+
+    /// See [`TxQueue::was_reset`](super::tx::TxQueue::was_reset).
+    pub(super) fn was_reset(mut self: Box<Self>, queue: u16, lease: &Lease) {
+        if self.lease == *lease && self.queue.ring().queue() == queue {
+            self.lease = Lease::default();
+        }
     }
 
     /// Goes on where the queue was that this one replaces.
@@ -323,176 +464,76 @@ impl<H: Hal> RxQueue<H> {
         }
     }
 
-    /// The `num_buffers` of a header that has it.
-    #[inline]
-    fn num_buffers(&self, buffer: u16) -> u16 {
-        let header: &[u8; size_of::<MergeableHeader>()] = self.header(buffer);
-        MergeableHeader::read_from_bytes(header).map_or(0, |header| header.num_buffers.get())
-    }
-
-    /// The first `N` bytes of a buffer's header, which has at least so many.
-    #[inline]
-    fn header<const N: usize>(&self, buffer: u16) -> &[u8; N] {
-        debug_assert!(N <= self.buffers.header_length() as usize);
-        // SAFETY: every buffer begins with a header of that length; this one
-        // is not at the device, and the memory was zeroed when it was
-        // allocated.
-        unsafe { self.buffers.header_pointer(buffer).cast().as_ref() }
-    }
-
-    /// Reads what the header says of the frame (Linux
-    /// `virtio_net_hdr_to_skb`); returns whether it can be.
+    /// What the header says of the frame whose first `written` bytes were copied
+    /// (Linux `receive_buf`, `virtio_net_hdr_to_skb`); takes the rest in, if it
+    /// lies in several buffers. `None` when there is nothing to hand on.
+    #[doc(alias = "receive_buf")]
     #[doc(alias = "virtio_net_hdr_to_skb")]
-    fn judge(&mut self, frame: &mut RxFrame) -> bool {
-        let header: &[u8; size_of::<Header>()] = self.header(frame.buffer);
-        let Ok(header) = Header::read_from_bytes(header) else {
-            return false;
+    fn judge(&mut self, written: u32) -> Option<Received> {
+        let mut length = written.checked_sub(self.buffers.header_length())?;
+        if self.mergeable && self.copy.header().num_buffers != 1 {
+            length = self.merge(written)?;
+        }
+        if length == 0 {
+            return None;
+        }
+        let header = self.copy.header().header;
+        let checksum_valid = self.is_checksum_valid(&header, length)?;
+        self.checksum_valid += u64::from(checksum_valid);
+        Some(Received {
+            length,
+            checksum_valid,
+        })
+    }
+
+    /// As [`Self::is_checksum_valid`] for a frame in one buffer of which nothing is
+    /// asked: [`F_DATA_VALID`] or 0. `None` for any other.
+    #[inline(always)]
+    fn plain_flags(header: &MergeableHeader, mergeable: bool) -> Option<u32> {
+        let [flags, gso_type, ..] = *header.as_bytes() else {
+            return None;
         };
+        let asked = u32::from(u16::from_le_bytes([flags, gso_type]));
+        let is_whole = !mergeable || header.num_buffers == 1;
+        (asked & !u32::from(F_DATA_VALID) == 0 && is_whole).then_some(asked)
+    }
+
+    /// Whether the device vouches for the checksum of a frame of `length` bytes with
+    /// this header; `None` when the header cannot be.
+    fn is_checksum_valid(&self, header: &Header, length: u32) -> Option<bool> {
+        // kvmtool leaves checksums out although nobody has agreed to that.
+        if !self.guest_csum && header.flags & F_NEEDS_CSUM == 0 {
+            return Some(false);
+        }
+        let wrong = (!self.guest_csum).then_some(false);
         // ECN needs nothing from us: no connection here uses it.
         let gso_type = header.gso_type & !GSO_ECN;
         let is_segmented = gso_type != GSO_NONE;
         if is_segmented && (header.gso_size.get() == 0 || !self.segmented.contains(&Some(gso_type)))
         {
-            return false;
+            return wrong;
         }
         if header.flags & F_NEEDS_CSUM != 0 {
             let end = u32::from(header.csum_start.get()) + u32::from(header.csum_offset.get()) + 2;
-            if end > frame.length {
-                return false;
+            if end > length {
+                return wrong;
             }
         }
         // Of a frame that needs its checksum, that one and all before it are
         // right (specification 5.1.6.4).
-        frame.checksum_valid = header.flags & (F_NEEDS_CSUM | F_DATA_VALID) != 0;
-        self.checksum_valid += u64::from(frame.checksum_valid);
-        true
-    }
-
-    /// The bytes of a received frame, where the device wrote them, without the
-    /// `virtio_net_hdr` before it (specification 5.1.6.4).
-    ///
-    /// # Panics
-    ///
-    /// If the frame is another queue's.
-    #[inline]
-    pub fn frame(&self, frame: &RxFrame) -> &[u8] {
-        self.check(frame);
-        // SAFETY: the frame is this queue's. The device has given its buffers
-        // back, `recycle` consumes the `RxFrame`, and `receive` checked the
-        // length against what was posted, so that these are initialised bytes of
-        // buffers that nobody writes; those of several buffers have no gap
-        // between them.
-        unsafe {
-            core::slice::from_raw_parts(
-                self.buffers.frame(frame.buffer).as_ptr(),
-                frame.length as usize,
-            )
-        }
-    }
-
-    /// The same, to change in place, such as to take a tag out.
-    ///
-    /// # Panics
-    ///
-    /// If the frame is another queue's.
-    #[inline]
-    pub fn frame_mut(&mut self, frame: &mut RxFrame) -> &mut [u8] {
-        self.check(frame);
-        // SAFETY: as in `frame`; both the queue and the frame are borrowed
-        // for as long as the bytes are.
-        unsafe {
-            core::slice::from_raw_parts_mut(
-                self.buffers.frame(frame.buffer).as_ptr(),
-                frame.length as usize,
-            )
-        }
-    }
-
-    /// Panics if the frame is not this queue's.
-    // It does not return a frame without bytes instead, which costs the way of
-    // every other frame more.
-    #[inline(always)]
-    fn check(&self, frame: &RxFrame) {
-        if frame.queue != self.id {
-            foreign(self.queue.ring().queue());
-        }
-    }
-
-    /// Gives the buffers of a frame back to the device; it sees them at the
-    /// next kick (specification 5.1.6.3; Linux `try_fill_recv`).
-    ///
-    /// # Panics
-    ///
-    /// If it is another queue's.
-    #[inline]
-    pub fn recycle(&mut self, frame: RxFrame) {
-        self.check(&frame);
-        if frame.buffers == 1 {
-            self.repost(frame.buffer);
-        } else {
-            self.recycle_merged(&frame);
-        }
-    }
-
-    /// Gives a buffer back that holds nothing to hand on.
-    fn drop_buffer(&mut self, buffer: u16) {
-        self.dropped += 1;
-        self.repost(buffer);
-    }
-
-    #[inline]
-    fn repost(&mut self, buffer: u16) {
-        if self.any_layout
-            && !kickpath_trace::is_enabled()
-            && let Some(head) = self.queue.ring().next_head()
-        {
-            let frame = self.whole(buffer);
-            // SAFETY: as in `post`, and the head is the next one.
-            unsafe { self.queue.add_untraced(head, frame, buffer) };
-        } else if let Err(error) = self.post(buffer) {
-            self.error = Some(error);
-        }
-    }
-
-    /// Header and frame of a buffer as one piece.
-    #[inline]
-    fn whole(&self, buffer: u16) -> Buffer {
-        let length = self.buffers.header_length() + self.buffers.capacity();
-        Buffer::new(self.buffers.header(buffer), length, true)
-    }
-
-    #[inline(never)]
-    fn post(&mut self, buffer: u16) -> Result<(), QueueError> {
-        let header = self.buffers.header_length();
-        let whole = self.whole(buffer);
-        let parts = [
-            Buffer::new(whole.address, header, true),
-            Buffer::new(
-                whole.address + u64::from(header),
-                self.buffers.capacity(),
-                true,
-            ),
-        ];
-        let chain = if self.any_layout {
-            &[whole][..]
-        } else {
-            &parts
-        };
-        // SAFETY: the buffer is part of `self.buffers`, which outlives the
-        // device's use of it (`del_vqs` resets first), and it is not at the
-        // device: it was never posted or has just come back.
-        unsafe { self.queue.add(chain, buffer) }
-    }
-
-    /// The virtqueue and the memory of its buffers, which must outlive the
-    /// device's use of them.
-    pub(super) fn into_parts(self) -> (Virtqueue<H>, FrameBuffers<H>) {
-        (self.queue, self.buffers)
+        Some(header.flags & (F_NEEDS_CSUM | F_DATA_VALID) != 0)
     }
 }
 
-#[cold]
-#[inline(never)]
-fn foreign(queue: u16) -> ! {
-    panic!("queue {queue}: the frame is another queue's, or of one that had this place before")
+impl<H: Hal> Drop for RxQueue<H> {
+    /// As long as the device may use its memory, that is never used again.
+    fn drop(&mut self) {
+        if !self.lease.is_running() {
+            // SAFETY: once, and nobody uses them after it.
+            unsafe {
+                ManuallyDrop::drop(&mut self.queue);
+                ManuallyDrop::drop(&mut self.buffers);
+            }
+        }
+    }
 }

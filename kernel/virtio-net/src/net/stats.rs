@@ -6,7 +6,8 @@ use super::rx::RxQueue;
 use super::tx::TxQueue;
 use super::{QueuePair, VirtioNet};
 use crate::doorbell::Doorbell;
-use crate::queue::Virtqueue;
+use crate::interrupt::StateRef;
+use crate::queue::{QueueRing, Virtqueue};
 use crate::transport::ConfigOps;
 
 /// What has been counted since probe (Linux `ndo_get_stats64`, and what a
@@ -45,9 +46,15 @@ pub struct Stats {
     pub tx_checksum_offloaded: u64,
     /// Sent frames that the device segmented.
     pub tx_segmented: u64,
-    /// Of those, the ones that the driver has put together of segments
-    /// ([`TxQueue::xmit_with`]).
+    /// Of those, the ones that were put together of segments (feature `smoltcp`).
     pub tx_coalesced: u64,
+    /// Frames that moved only when the device was notified again
+    /// ([`QueuePair::watch`]).
+    pub kicks_lost: u64,
+    /// Used buffers that no interrupt told of, as found by the same.
+    pub interrupts_lost: u64,
+    /// Times that the device gave no frame back.
+    pub stuck: u64,
     /// Doorbell writes, each a VM exit.
     pub kicks: u64,
     /// Kicks that the device did not want.
@@ -73,7 +80,7 @@ pub enum QueueRole {
 }
 
 /// What one queue looks like now.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct QueueSnapshot {
     /// What it is for.
     pub role: QueueRole,
@@ -103,7 +110,7 @@ pub struct QueueSnapshot {
 }
 
 impl QueueSnapshot {
-    pub(super) fn of<H: Hal>((role, queue): (QueueRole, &Virtqueue<H>)) -> Self {
+    pub(super) fn of<R: QueueRing>((role, queue): (QueueRole, &Virtqueue<R>)) -> Self {
         let ring = queue.ring();
         Self {
             role,
@@ -113,7 +120,7 @@ impl QueueSnapshot {
             used_idx: ring.used_idx(),
             last_used_idx: ring.last_used_idx(),
             free: ring.free(),
-            doorbell: queue.doorbell(),
+            doorbell: queue.doorbell().clone(),
             kicks: queue.stats().kicks,
             kicks_suppressed: queue.stats().kicks_suppressed,
         }
@@ -123,56 +130,29 @@ impl QueueSnapshot {
 impl Stats {
     /// Adds what another part of the device has counted.
     pub fn add(&mut self, other: &Self) {
-        let Self {
-            rx_packets,
-            rx_bytes,
-            rx_dropped,
-            rx_errors,
-            tx_packets,
-            tx_bytes,
-            tx_waited,
-            tx_errors,
-            rx_merged,
-            rx_checksum_valid,
-            rx_hashed,
-            rx_hash_wrong,
-            rx_missteered,
-            tx_checksum_offloaded,
-            tx_segmented,
-            tx_coalesced,
-            kicks,
-            kicks_suppressed,
-            interrupts,
-            interrupts_spurious,
-            register_accesses,
-        } = other;
-        self.rx_packets += rx_packets;
-        self.rx_bytes += rx_bytes;
-        self.rx_dropped += rx_dropped;
-        self.rx_errors += rx_errors;
-        self.tx_packets += tx_packets;
-        self.tx_bytes += tx_bytes;
-        self.tx_waited += tx_waited;
-        self.tx_errors += tx_errors;
-        self.rx_merged += rx_merged;
-        self.rx_checksum_valid += rx_checksum_valid;
-        self.rx_hashed += rx_hashed;
-        self.rx_hash_wrong += rx_hash_wrong;
-        self.rx_missteered += rx_missteered;
-        self.tx_checksum_offloaded += tx_checksum_offloaded;
-        self.tx_segmented += tx_segmented;
-        self.tx_coalesced += tx_coalesced;
-        self.kicks += kicks;
-        self.kicks_suppressed += kicks_suppressed;
-        self.interrupts += interrupts;
-        self.interrupts_spurious += interrupts_spurious;
-        self.register_accesses += register_accesses;
+        // All of them, or it would not compile.
+        macro_rules! add {
+            ($($field:ident)*) => {{
+                let Self { $($field),* } = other;
+                $(self.$field += $field;)*
+            }};
+        }
+        add! {
+            rx_packets rx_bytes rx_dropped rx_errors tx_packets tx_bytes tx_waited tx_errors
+            rx_merged rx_checksum_valid rx_hashed rx_hash_wrong rx_missteered
+            tx_checksum_offloaded tx_segmented tx_coalesced kicks_lost interrupts_lost stuck
+            kicks kicks_suppressed interrupts interrupts_spurious register_accesses
+        }
     }
 
     /// Adds what the queues of a pair have counted.
-    pub(super) fn add_pair<H: Hal>(&mut self, QueuePair { rx, tx }: &QueuePair<H>) {
+    pub(super) fn add_pair<H: Hal>(&mut self, pair: &QueuePair<H>) {
+        let QueuePair { rx, tx, watchdog } = pair;
         self.add_rx(rx);
         self.add_tx(tx);
+        self.kicks_lost += watchdog.trips.kicks_lost;
+        self.interrupts_lost += watchdog.trips.interrupts_lost;
+        self.stuck += watchdog.trips.stuck;
     }
 
     /// Adds what a receive queue has counted.
@@ -192,7 +172,7 @@ impl Stats {
 
     /// Adds what a transmit queue has counted.
     pub(super) fn add_tx<H: Hal>(&mut self, tx: &TxQueue<H>) {
-        self.tx_packets += tx.queue.ring().added();
+        self.tx_packets += tx.packets;
         self.tx_bytes += tx.bytes;
         self.tx_waited += tx.waited;
         self.tx_errors += u64::from(tx.error.is_some());
@@ -202,7 +182,7 @@ impl Stats {
         self.add_kicks(&tx.queue);
     }
 
-    pub(super) fn add_kicks<H: Hal>(&mut self, queue: &Virtqueue<H>) {
+    pub(super) fn add_kicks<R: QueueRing>(&mut self, queue: &Virtqueue<R>) {
         let stats = queue.stats();
         self.kicks += stats.kicks;
         self.kicks_suppressed += stats.kicks_suppressed;
@@ -224,14 +204,14 @@ impl<H: Hal> QueuePair<H> {
     /// What its receive and its transmit queue look like now.
     pub fn snapshots(&self) -> [QueueSnapshot; 2] {
         [
-            (QueueRole::Receive, &self.rx.queue),
-            (QueueRole::Transmit, &self.tx.queue),
+            (QueueRole::Receive, &*self.rx.queue),
+            (QueueRole::Transmit, &*self.tx.queue),
         ]
         .map(QueueSnapshot::of)
     }
 }
 
-impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// What has been counted (Linux `ndo_get_stats64`).
     #[doc(alias = "ndo_get_stats64")]
     pub fn stats(&self) -> Stats {

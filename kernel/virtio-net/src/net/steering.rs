@@ -13,9 +13,10 @@ use super::flow::{self, Flow, KEY_LENGTH};
 use super::hashes::HashCheck;
 use super::rss::{HashLimits, Rss};
 use super::{Features, VirtioNet};
+use crate::interrupt::StateRef;
 use crate::transport::ConfigOps;
 
-impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
+impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// Has the device hash with this key from the next [`Self::open`] on, where
     /// it hashes at all. If not said it is [`flow::DEFAULT_KEY`], so that each
     /// run is like the other. A kernel with a source of randomness takes one
@@ -119,7 +120,10 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         if let Some(open) = &mut self.open {
             open.active = pairs;
         }
-        let doorbells: Vec<_> = self.pairs().map(|pair| pair.rx.queue.doorbell()).collect();
+        let doorbells: Vec<_> = self
+            .pairs()
+            .map(|p| p.rx.queue.doorbell().clone())
+            .collect();
         for pair in self.pairs() {
             pair.rx.moves_between(&doorbells);
         }
@@ -141,9 +145,7 @@ impl<H: Hal, T: ConfigOps> VirtioNet<H, T> {
         let Some(open) = &mut self.open else {
             return;
         };
-        let others = open.others.iter_mut().flatten();
-        let pairs = core::iter::once(&mut open.first).chain(others);
-        for (number, pair) in (0..).zip(pairs) {
+        for (number, pair) in (0..).zip(open.pairs.iter_mut().flatten()) {
             pair.rx.check_hashes(HashCheck { rss, pair: number });
         }
     }

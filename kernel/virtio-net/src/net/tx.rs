@@ -1,129 +1,155 @@
 //! The transmit queue. A frame is written straight into the memory that the
 //! device will read; buffers come back lazily, when new ones are needed.
 
-mod super_frames;
+mod owned;
 
 extern crate alloc;
 
 use alloc::boxed::Box;
-use core::ptr::NonNull;
+use core::mem::{ManuallyDrop, forget};
+#[cfg(feature = "smoltcp")]
+use core::ops::Range;
 
-use kickpath_trace::{Event, tracepoint};
+use crate::trace::tracepoint;
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
 use super::buffers::{FrameBuffers, Layout};
 use super::error::NetError;
 use super::features::Features;
 use super::header::Header;
+#[cfg(feature = "smoltcp")]
+use super::large::LargeBuffer;
 use super::large::LargeBuffers;
+use super::lease::Lease;
 use super::offload::Offload;
-use crate::queue::{Buffer, Head, QueueError, Virtqueue};
-use super_frames::SuperFrames;
-pub use super_frames::TxPlace;
+use crate::queue::{PositionalRing, QueueError, QueueRing, Virtqueue};
+#[cfg(feature = "smoltcp")]
+use crate::smoltcp::coalesce::Segments;
+use owned::Elsewhere;
+pub use owned::TxBuffer;
 
 /// A transmit virtqueue with its buffers, one a slot of the ring.
 pub struct TxQueue<H: Hal> {
-    pub(super) queue: Virtqueue<H>,
-    buffers: FrameBuffers<H>,
+    pub(super) queue: ManuallyDrop<Virtqueue<PositionalRing<H>>>,
+    buffers: ManuallyDrop<FrameBuffers<H>>,
+    /// For how long these and the frames below are the device's.
+    lease: Lease,
     /// For frames that the device segments, if it does.
-    large: Option<LargeBuffers<H>>,
-    /// TCP segments over IPv6 that become large ones, if the device segments
-    /// those.
-    super_frames: Option<Box<SuperFrames>>,
-    /// Largest frame that goes the short way, in bytes: header and frame are one
-    /// descriptor, and the header is all zero. 0 where that is not so.
-    plain_capacity: u32,
-    /// As in the receive queue.
-    any_layout: bool,
-    /// Headers are not always zero (`VIRTIO_NET_F_CSUM`).
-    writes_headers: bool,
+    large: Option<Box<LargeBuffers<H>>>,
+    /// Frames that are not in their slots' buffers, once there are any.
+    elsewhere: Option<Box<Elsewhere<H>>>,
+    /// TCP segments over IPv6 that grow, if the device segments those.
+    #[cfg(feature = "smoltcp")]
+    pub(crate) segments: Segments,
+    negotiated: Features,
     /// Whether somebody waits for a buffer: only then the device is asked to
     /// interrupt for used ones.
     pub(super) waiting: bool,
+    pub(super) packets: u64,
     pub(super) bytes: u64,
     pub(super) waited: u64,
     /// Frames whose checksum the device fills in.
     pub(super) checksum_offloaded: u64,
     /// Frames that the device segments.
     pub(super) segmented: u64,
-    /// Of those, the ones that were put together here.
-    pub(super) coalesced: u64,
+    /// Of those, the ones that were put together of segments.
+    pub(crate) coalesced: u64,
     pub(super) error: Option<QueueError>,
 }
 
 /// Room for one frame in the transmit queue. Dropped, it sends nothing.
 pub struct TxSlot<'q, H: Hal> {
     queue: &'q mut TxQueue<H>,
-    head: Head,
+    /// The next one of the ring, which stays it while the queue is borrowed.
+    slot: u16,
 }
 
 /// Room for one frame that the device segments. Dropped, it sends nothing.
 pub struct LargeTxSlot<'q, H: Hal> {
     queue: &'q mut TxQueue<H>,
-    head: Head,
+    /// As in [`TxSlot`].
+    slot: u16,
     /// The large buffer that is used instead of the slot's own.
     number: u16,
 }
 
 impl<H: Hal> TxQueue<H> {
     pub(super) fn new(
-        mut queue: Virtqueue<H>,
+        mut queue: Box<Virtqueue<PositionalRing<H>>>,
         negotiated: Features,
         mtu: u16,
-    ) -> Result<Self, NetError> {
-        let ring = queue.ring();
-        let layout = Layout::transmit(negotiated, mtu);
-        // Zeroed: without offloads the header of every frame is all zero
-        // (specification 5.1.6.2), so it is never written again.
-        let buffers = FrameBuffers::new(
-            layout,
-            ring.size(),
-            ring.slot_length(),
-            0,
-            BufferDirection::DriverToDevice,
-        )
-        .ok_or(NetError::NoBuffers {
-            queue: ring.queue(),
-            count: ring.capacity(),
-            size: layout.stride(),
-        })?;
+        lease: &Lease,
+    ) -> Result<Box<Self>, NetError> {
+        let ring = queue.ring_mut();
+        let buffers = Self::allocate(ring, negotiated, mtu)?;
         let large = if negotiated.intersects(Features::HOST_TSO4 | Features::HOST_TSO6) {
             Some(LargeBuffers::new(ring, Layout::segmented(negotiated))?)
         } else {
             None
         };
-        let any_layout = negotiated.any_layout();
-        let writes_headers = negotiated.contains(Features::CSUM);
-        let mut plain_capacity = 0;
-        if any_layout && !writes_headers && large.is_none() {
-            plain_capacity = buffers.capacity();
-            queue.prepare(|head| Buffer::new(buffers.header(head.descriptor()), 0, false));
-        }
-        Ok(Self {
-            plain_capacity,
-            queue,
-            buffers,
+        let lease = lease.clone();
+        Ok(Self::assemble(queue, buffers, lease, large, negotiated))
+    }
+
+    /// Allocates the buffers, and gives each slot its own. Apart from [`Self::new`],
+    /// because it needs much stack, as [`Self::assemble`] does.
+    #[inline(never)]
+    fn allocate(
+        ring: &mut PositionalRing<H>,
+        negotiated: Features,
+        mtu: u16,
+    ) -> Result<FrameBuffers<H>, NetError> {
+        let layout = Layout::transmit(negotiated, mtu);
+        let slots = ring.slots();
+        // Zeroed: without offloads the header of every frame is all zero
+        // (specification 5.1.6.2), so it is never written again.
+        let direction = BufferDirection::DriverToDevice;
+        let buffers = FrameBuffers::new(ring.queue(), layout, slots, direction)?;
+        let whole = buffers.slots(negotiated, direction);
+        // SAFETY: the buffers are a part of the queue, which keeps them as long as the
+        // device may use them (`lease`). A buffer is written
+        // through a `TxSlot` alone, and so while its slot is free.
+        unsafe { ring.prepare(slots, whole, |slot| buffers.header(slot)) };
+        Ok(buffers)
+    }
+
+    /// Apart from [`Self::new`], because it needs much stack.
+    #[inline(never)]
+    fn assemble(
+        queue: Box<Virtqueue<PositionalRing<H>>>,
+        buffers: FrameBuffers<H>,
+        lease: Lease,
+        large: Option<Box<LargeBuffers<H>>>,
+        negotiated: Features,
+    ) -> Box<Self> {
+        // Made where it stays, without a copy of the ring on the stack.
+        let place = Box::new_uninit();
+        let this = Self {
+            queue: ManuallyDrop::new(*queue),
+            buffers: ManuallyDrop::new(buffers),
+            lease,
             large,
-            super_frames: negotiated
-                .contains(Features::HOST_TSO6)
-                .then(SuperFrames::new),
-            any_layout,
-            writes_headers,
+            elsewhere: None,
+            #[cfg(feature = "smoltcp")]
+            segments: Segments::new(negotiated),
+            negotiated,
             waiting: false,
+            packets: 0,
             bytes: 0,
             waited: 0,
             checksum_offloaded: 0,
             segmented: 0,
             coalesced: 0,
             error: None,
-        })
+        };
+        Box::write(place, this)
     }
 
     /// Whether the device fills in checksums (`VIRTIO_NET_F_CSUM`):
-    /// [`TxSlot::start_xmit_offloaded`] asks it to.
+    /// [`TxSlot::start_xmit_offloaded`] asks it to. If not, all headers are zero.
     #[inline]
     pub fn fills_checksums(&self) -> bool {
-        self.writes_headers
+        self.negotiated.contains(Features::CSUM)
     }
 
     /// Largest frame that a slot of [`Self::reserve`] takes, in bytes.
@@ -138,12 +164,40 @@ impl<H: Hal> TxQueue<H> {
         Some(self.large.as_ref()?.capacity())
     }
 
+    /// As [`QueuePair::begin_poll`](super::QueuePair::begin_poll).
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Broken`].
+    #[inline]
+    pub fn begin_poll(&mut self) -> Result<(), QueueError> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        self.queue.disable_interrupts();
+        Ok(())
+    }
+
+    /// Whether a sender that waits for a buffer can have one.
+    #[inline]
+    pub fn has_work(&self) -> bool {
+        self.waiting && self.queue.ring().has_used()
+    }
+
+    /// Whether [`Self::reserve`] will find room, as far as that can be told
+    /// without a change.
+    #[inline]
+    pub fn can_transmit(&self) -> bool {
+        let ring = self.queue.ring();
+        ring.next_slot().is_some() || (self.error.is_none() && ring.has_used())
+    }
+
     /// Whether a frame can be sent now. If not, used buffers were looked for,
     /// the device was told of everything that waits, and an interrupt will
     /// tell when to try again (Linux `netif_stop_queue` in `start_xmit`).
     #[inline]
     pub fn has_room(&mut self) -> bool {
-        self.queue.ring().next_head().is_some() || self.make_room(Self::has_slot)
+        self.queue.ring().next_slot().is_some() || self.make_room(Self::has_slot)
     }
 
     /// As [`Self::has_room`], for a frame of any size that the device takes.
@@ -160,7 +214,7 @@ impl<H: Hal> TxQueue<H> {
     }
 
     fn has_large_slot(&self) -> bool {
-        self.has_slot() && self.large.as_ref().is_some_and(LargeBuffers::has_free)
+        self.has_slot() && self.large.as_deref().is_some_and(LargeBuffers::has_free)
     }
 
     /// Reclaims, at the price of a kick when nothing has come back yet: the
@@ -184,7 +238,10 @@ impl<H: Hal> TxQueue<H> {
     /// interrupt is asked for because of them, unless a sender waits. Returns
     /// whether that one must be told to try again.
     #[inline]
-    pub(super) fn enable_interrupts(&mut self) -> bool {
+    pub fn enable_interrupts(&mut self) -> bool {
+        if self.error.is_some() {
+            return true;
+        }
         let outstanding = self.outstanding();
         self.reclaim();
         if !self.waiting {
@@ -201,25 +258,29 @@ impl<H: Hal> TxQueue<H> {
     #[doc(alias = "free_old_xmit")]
     #[inline]
     pub fn reclaim(&mut self) {
-        let result = match &mut self.large {
-            Some(large) if large.are_out() => large.reclaim(&mut self.queue),
-            // What was sent lies in its slot's buffer, which is free by that.
-            _ => self.queue.discard_used(),
-        };
-        if let Err(error) = result {
+        // What was sent lies in its slot's buffer, which is free by that.
+        if let Err(error) = self.queue.ring_mut().reclaim() {
             self.error = Some(error);
+        }
+        if let Some(large) = &mut self.large
+            && large.are_out()
+        {
+            large.reclaim(self.queue.ring_mut());
+        }
+        if let Some(elsewhere) = &mut self.elsewhere {
+            elsewhere.reclaim(self.queue.ring_mut());
         }
     }
 
     /// Takes a buffer, if there is room; see [`Self::has_room`].
     #[inline]
     pub fn reserve(&mut self) -> Option<TxSlot<'_, H>> {
-        let head = match self.queue.ring().next_head() {
-            Some(head) => head,
-            None if self.make_room(Self::has_slot) => self.queue.ring().next_head()?,
+        let slot = match self.queue.ring().next_slot() {
+            Some(slot) => slot,
+            None if self.make_room(Self::has_slot) => self.queue.ring().next_slot()?,
             None => return None,
         };
-        Some(TxSlot { queue: self, head })
+        Some(TxSlot { queue: self, slot })
     }
 
     /// Takes a buffer for a frame that the device segments, if there is room;
@@ -229,114 +290,142 @@ impl<H: Hal> TxQueue<H> {
         {
             return None;
         }
-        let head = self.queue.ring().next_head()?;
+        let slot = self.queue.ring().next_slot()?;
         let number = self.large.as_ref()?.next_free()?;
         Some(LargeTxSlot {
             queue: self,
-            head,
+            slot,
             number,
         })
     }
 
-    /// Writes the header of the buffer at `frame`, where headers are written.
-    ///
-    /// # Safety
-    ///
-    /// The frame and the header before it are a buffer of this queue that the
-    /// device does not have.
-    unsafe fn write_header(&mut self, frame: NonNull<u8>, offload: Option<Offload>) {
-        if !self.writes_headers {
-            return;
+    /// Sends `most` frames or, where there is less room, fewer, and returns how
+    /// many: what each costs by itself is then done once. `write` writes each frame
+    /// and returns its length, as for [`TxSlot::start_xmit`]; its first argument
+    /// counts from 0. The device sees them at the next kick.
+    #[inline]
+    pub fn start_xmit_batch(
+        &mut self,
+        most: u16,
+        mut write: impl FnMut(u16, &mut [u8]) -> usize,
+    ) -> u16 {
+        if self.queue.ring().free() < most {
+            self.make_room(Self::has_slot);
         }
-        let header = offload.map_or_else(Header::default, |offload| offload.header());
-        self.checksum_offloaded += u64::from(offload.is_some());
-        self.segmented += u64::from(offload.is_some_and(|offload| offload.is_segmented()));
-        // SAFETY: the header that ends at the frame is at least that long, says
-        // the caller; the type needs no alignment. What follows in longer
-        // headers stays zero.
-        unsafe {
-            frame
-                .sub(self.buffers.header_length() as usize)
-                .cast::<Header>()
-                .write(header);
+        let count = most.min(self.queue.ring().free());
+        if crate::trace::is_enabled() {
+            for number in 0..count {
+                if let Some(mut slot) = self.reserve() {
+                    let length = write(number, slot.frame_mut(usize::MAX));
+                    slot.start_xmit(length);
+                }
+            }
+            return count;
+        }
+        let writes_headers = self.fills_checksums();
+        let Self { queue, buffers, .. } = self;
+        let capacity = buffers.capacity() as usize;
+        let (mut number, mut bytes) = (0, 0);
+        queue.ring_mut().add_batch(count, |slot| {
+            // SAFETY: the slot is free, so the device does not have its buffer.
+            let frame = unsafe { buffers.frame_mut(slot, capacity) };
+            let length = write(number, frame).min(capacity) as u32;
+            if writes_headers {
+                buffers.write_header(slot, Header::default());
+            }
+            number += 1;
+            bytes += u64::from(length);
+            length
+        });
+        self.packets += u64::from(count);
+        self.bytes += bytes;
+        count
+    }
+
+    /// Counts what is asked of the device, as far as it has agreed to it, and says it
+    /// in a header.
+    fn request(&mut self, offload: Option<Offload>) -> Header {
+        let Some(offload) = offload.and_then(|offload| offload.agreed(self.negotiated)) else {
+            return Header::default();
+        };
+        self.checksum_offloaded += 1;
+        self.segmented += u64::from(offload.is_segmented());
+        offload.header()
+    }
+
+    /// Adds the frame of `length` bytes in the next slot's own buffer.
+    fn add_slot(&mut self, slot: u16, length: usize, offload: Option<Offload>) {
+        let length = length.min(self.capacity()) as u32;
+        if self.fills_checksums() {
+            let header = self.request(offload);
+            self.buffers.write_header(slot, header);
+        }
+        self.queue.ring_mut().add(length);
+        self.packets += 1;
+        self.bytes += u64::from(length);
+        if crate::trace::is_enabled() {
+            self.trace(slot, length);
         }
     }
 
-    /// Adds the frame of `length` bytes behind the header at `address`.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Virtqueue::add_at`], with that buffer.
-    unsafe fn add(&mut self, head: Head, address: PhysAddr, length: u32, token: u16) {
-        let header = self.buffers.header_length();
+    /// Records what has just been added from the slot's own buffer.
+    #[cold]
+    #[inline(never)]
+    fn trace(&self, slot: u16, length: u32) {
+        let address = self.buffers.header(slot);
+        self.trace_xmit(address, length);
+        self.queue.ring().trace_add(length);
+    }
+
+    fn trace_xmit(&self, address: PhysAddr, length: u32) {
         tracepoint!(
             Event::StartXmit,
             self.queue.ring().queue(),
             u64::from(length),
             address
         );
-        let whole = [Buffer::new(address, header + length, false)];
-        let parts = [
-            Buffer::new(address, header, false),
-            Buffer::new(address + u64::from(header), length, false),
-        ];
-        let chain = if self.any_layout { &whole[..] } else { &parts };
-        // SAFETY: the caller's promise.
-        if let Err(error) = unsafe { self.queue.add_at(head, chain, token) } {
-            self.error = Some(error);
-        }
-        self.bytes += u64::from(length);
     }
 
-    /// Adds the frame of `length` bytes in the slot's own buffer.
+    /// Adds the frame of `length` bytes in the large buffer of this number, in
+    /// the next slot.
     ///
     /// # Safety
     ///
-    /// The head is the next one.
-    unsafe fn add_slot(&mut self, head: Head, length: usize, offload: Option<Offload>) {
-        let length = length.min(self.capacity()) as u32;
-        let buffer = head.descriptor();
-        let address = self.buffers.header(buffer);
-        // SAFETY: the buffer is part of `buffers`, which outlives the device's
-        // use of it (`del_vqs` resets first). It belongs to the slot, so nobody
-        // writes it until that is free again. The head is the caller's promise.
-        unsafe {
-            self.write_header(self.buffers.frame(buffer), offload);
-            self.add(head, address, length, buffer);
-        }
-    }
-
-    /// Adds the frame of `length` bytes in the large buffer of this number.
-    ///
-    /// # Safety
-    ///
-    /// The head is the next one; the buffer was taken with this token, and
-    /// nobody writes it any more.
+    /// The buffer was taken, and nobody writes it any more.
     unsafe fn add_large(
         &mut self,
-        head: Head,
+        slot: u16,
         number: u16,
-        token: u16,
         length: usize,
         offload: Option<Offload>,
     ) {
-        let Some(large) = &self.large else {
+        let header = self.request(offload);
+        let Some(large) = &mut self.large else {
             return;
         };
         let length = length.min(large.capacity()) as u32;
         let address = large.buffers().header(number);
-        let frame = large.buffers().frame(number);
-        // SAFETY: the buffer is part of `large`, which outlives the device's
-        // use of it (`del_vqs` resets first). It is taken until the chain with
-        // this token has come back. Its header is as long as the slots'. The
-        // rest is the caller's promise.
-        unsafe {
-            self.write_header(frame, offload);
-            self.add(head, address, length, token);
+        large.buffers_mut().write_header(number, header);
+        large.send(slot, number);
+        let ring = self.queue.ring_mut();
+        // SAFETY: the buffer is part of `large`, which is kept as long as the device
+        // may use it (`lease`). It is taken until its slot is free,
+        // and then restored (`LargeBuffers::reclaim`).
+        unsafe { ring.add_elsewhere(address, length) };
+        self.packets += 1;
+        self.bytes += u64::from(length);
+        if crate::trace::is_enabled() {
+            self.trace_xmit(address, length);
+            self.queue.ring().trace_add_elsewhere(address, length);
         }
     }
 
-    /// Number of frames that the device has not been seen to have used.
+    /// Number of frames that can be sent now, if no buffers came back.
+    pub fn free(&self) -> usize {
+        self.queue.ring().free().into()
+    }
+
+    /// Number of frames whose buffers did not come back yet.
     pub fn outstanding(&self) -> u16 {
         self.queue.ring().outstanding()
     }
@@ -345,8 +434,7 @@ impl<H: Hal> TxQueue<H> {
     /// and reclaims nothing (specification 5.1.6.2.3).
     #[inline]
     pub fn all_used(&self) -> bool {
-        let ring = self.queue.ring();
-        ring.used_idx().wrapping_sub(ring.last_used_idx()) == ring.outstanding()
+        self.queue.ring().all_used()
     }
 
     /// Tells the device of the frames added since the last kick, if it wants
@@ -354,16 +442,30 @@ impl<H: Hal> TxQueue<H> {
     /// specification 2.7.13.4 and 2.8.21.2).
     #[inline]
     pub fn kick(&mut self) -> bool {
-        if self.super_frames.is_some() {
-            self.send_super_frames();
-        }
         self.queue.kick()
     }
 
-    /// The virtqueue and the memory of its buffers, which must outlive the
-    /// device's use of them.
-    pub(super) fn into_parts(self) -> (Virtqueue<H>, impl Sized) {
-        (self.queue, (self.buffers, self.large))
+    /// Drops it after a reset of queue number `queue` of the device that gave this
+    /// lease. Its memory goes, if it is that queue.
+    pub(super) fn was_reset(mut self: Box<Self>, queue: u16, lease: &Lease) {
+        if self.lease == *lease && self.queue.ring().queue() == queue {
+            self.lease = Lease::default();
+        }
+    }
+}
+
+impl<H: Hal> Drop for TxQueue<H> {
+    /// As long as the device may use its memory, that is never used again.
+    fn drop(&mut self) {
+        if self.lease.is_running() {
+            forget((self.large.take(), self.elsewhere.take()));
+            return;
+        }
+        // SAFETY: once, and nobody uses them after it.
+        unsafe {
+            ManuallyDrop::drop(&mut self.queue);
+            ManuallyDrop::drop(&mut self.buffers);
+        }
     }
 }
 
@@ -374,7 +476,7 @@ impl<H: Hal> TxSlot<'_, H> {
     pub fn frame_mut(&mut self, length: usize) -> &mut [u8] {
         // SAFETY: the slot is free, so the device does not have its buffer;
         // nobody else can reserve it while this value borrows the queue.
-        unsafe { self.queue.buffers.frame_mut(self.head.descriptor(), length) }
+        unsafe { self.queue.buffers.frame_mut(self.slot, length) }
     }
 
     /// Puts the frame, `length` bytes long, into the queue (Linux
@@ -386,44 +488,121 @@ impl<H: Hal> TxSlot<'_, H> {
     #[doc(alias = "ndo_start_xmit")]
     #[inline(always)]
     pub fn start_xmit(self, length: usize) {
-        // The long way has the tracepoints; here they would keep their
-        // arguments in registers.
-        if length > self.queue.plain_capacity as usize || kickpath_trace::is_enabled() {
-            return self.start_xmit_with_header(length);
-        }
-        let Self { queue: tx, head } = self;
-        let length = length as u32;
-        let buffer = head.descriptor();
-        let address = tx.buffers.header(buffer);
-        let header = tx.buffers.header_length();
-        // SAFETY: the buffer is part of `buffers`, which outlives the
-        // device's use of it (`del_vqs` resets first). It belongs to the
-        // slot, so nobody writes it until that is free again; `new` has
-        // prepared the slot for it, and where frames go this way the slot never
-        // holds anything else. The head is the next one still, because the
-        // queue was borrowed since it was asked.
-        unsafe {
-            let frame = Buffer::new(address, header + length, false);
-            tx.queue.add_prepared(head, frame, buffer);
-        }
-        tx.bytes += u64::from(length);
+        self.queue.add_slot(self.slot, length, None);
     }
 
-    /// [`Self::start_xmit`] the long way.
-    #[cold]
-    #[inline(never)]
-    fn start_xmit_with_header(self, length: usize) {
-        self.start_xmit_offloaded(length, None);
-    }
-
-    /// As [`Self::start_xmit`], for a frame whose checksum the device is to
-    /// fill in: [`Offload::prepare`] has prepared it. Without
-    /// [`TxQueue::fills_checksums`] it goes out as it is.
+    /// As [`Self::start_xmit`], for a frame with which the device is to do what
+    /// `offload` says. Without [`TxQueue::fills_checksums`] it goes out as it is.
+    #[inline]
     pub fn start_xmit_offloaded(self, length: usize, offload: Option<Offload>) {
-        let Self { queue: tx, head } = self;
-        // SAFETY: the head is the next one still, because the queue was
-        // borrowed since it was asked.
-        unsafe { tx.add_slot(head, length, offload) };
+        self.queue.add_slot(self.slot, length, offload);
+    }
+}
+
+/// For who puts segments together.
+#[cfg(feature = "smoltcp")]
+impl<'q, H: Hal> TxSlot<'q, H> {
+    /// [`Self::start_xmit_offloaded`], and the queue again.
+    #[inline]
+    pub(crate) fn xmit(self, length: usize, offload: Option<Offload>) -> &'q mut TxQueue<H> {
+        self.queue.add_slot(self.slot, length, offload);
+        self.queue
+    }
+
+    /// The queue, with nothing sent.
+    pub(crate) fn into_queue(self) -> &'q mut TxQueue<H> {
+        self.queue
+    }
+
+    /// The queue, to look at.
+    pub(crate) fn queue(&self) -> &TxQueue<H> {
+        self.queue
+    }
+
+    /// Has `first` send other frames before the one of `length` bytes that was
+    /// written here, which moves if they took its slot.
+    ///
+    /// # Errors
+    ///
+    /// The queue, when no room is left; the frame is lost.
+    pub(crate) fn send_before(
+        self,
+        length: usize,
+        first: impl FnOnce(&mut TxQueue<H>),
+    ) -> Result<Self, &'q mut TxQueue<H>> {
+        let Self {
+            queue,
+            slot: written,
+        } = self;
+        first(queue);
+        let Some(slot) = queue.queue.ring().next_slot() else {
+            return Err(queue);
+        };
+        if slot != written {
+            // SAFETY: the device has neither: one is free, and the other's slot was
+            // taken by a frame in a large buffer, as all of `first`'s are.
+            unsafe { queue.buffers.copy_frame(written, slot, length) };
+        }
+        Ok(Self { queue, slot })
+    }
+
+    /// The queue's segments that grow.
+    pub(crate) fn segments(&mut self) -> &mut Segments {
+        &mut self.queue.segments
+    }
+
+    /// Takes a large buffer, if there is one.
+    pub(crate) fn take_large(&mut self) -> Option<LargeBuffer> {
+        self.queue.large.as_mut()?.take_buffer()
+    }
+
+    /// Copies a part of what was written here into a large buffer, behind its first
+    /// `at` bytes, if it has room.
+    pub(crate) fn copy_to(&mut self, part: Range<usize>, buffer: &mut LargeBuffer, at: usize) {
+        let TxQueue { buffers, large, .. } = &mut *self.queue;
+        // SAFETY: the slot is free, and so is its buffer.
+        let from = unsafe { buffers.frame_mut(self.slot, part.end) };
+        let end = at + part.len();
+        if let (Some(from), Some(large)) = (from.get(part), large) {
+            // SAFETY: it was taken, and not sent.
+            let to = unsafe { large.frame_mut(buffer.number(), end) };
+            if let Some(to) = to.get_mut(at..end) {
+                to.copy_from_slice(from);
+            }
+        }
+    }
+}
+
+/// The same.
+#[cfg(feature = "smoltcp")]
+impl<H: Hal> TxQueue<H> {
+    /// The first `length` bytes of a large buffer, as far as there are so many.
+    pub(crate) fn large_frame(&mut self, buffer: &mut LargeBuffer, length: usize) -> &mut [u8] {
+        match &mut self.large {
+            // SAFETY: it was taken, and not sent.
+            Some(large) => unsafe { large.frame_mut(buffer.number(), length) },
+            None => &mut [],
+        }
+    }
+
+    /// Sends the frame of `length` bytes in a large buffer, if there is a slot; else
+    /// it is lost.
+    pub(crate) fn start_xmit_large(
+        &mut self,
+        buffer: LargeBuffer,
+        length: usize,
+        offload: Option<Offload>,
+    ) {
+        let number = buffer.number();
+        match self.queue.ring().next_slot() {
+            // SAFETY: it was taken, and is given away here.
+            Some(slot) => unsafe { self.add_large(slot, number, length, offload) },
+            None => {
+                if let Some(large) = &mut self.large {
+                    large.put_back(number);
+                }
+            }
+        }
     }
 }
 
@@ -443,14 +622,13 @@ impl<H: Hal> LargeTxSlot<'_, H> {
     pub fn start_xmit_offloaded(self, length: usize, offload: Option<Offload>) {
         let Self {
             queue: tx,
-            head,
+            slot,
             number,
         } = self;
         if let Some(large) = &mut tx.large {
-            let token = large.take(number);
-            // SAFETY: it has just been taken. The head is the next one still,
-            // because the queue was borrowed since it was asked.
-            unsafe { tx.add_large(head, number, token, length, offload) };
+            large.take(number);
+            // SAFETY: it has just been taken.
+            unsafe { tx.add_large(slot, number, length, offload) };
         }
     }
 }

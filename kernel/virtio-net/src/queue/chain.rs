@@ -1,6 +1,14 @@
-//! What goes into a virtqueue and what comes back.
+//! What goes into a virtqueue.
 
 use virtio_drivers::PhysAddr;
+
+/// In a descriptor's flags, in either layout (specification 2.7.5 and 2.8.6): the
+/// chain goes on with another.
+pub(super) const DESC_F_NEXT: u16 = 1;
+/// The device writes the buffer (else it reads it).
+pub(super) const DESC_F_WRITE: u16 = 2;
+/// The buffer is a table of descriptors.
+pub(super) const DESC_F_INDIRECT: u16 = 4;
 
 /// One physically contiguous piece of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,30 +42,5 @@ impl Buffer {
     #[inline]
     pub(super) fn writable_length(&self) -> u32 {
         if self.writable { self.length } else { 0 }
-    }
-}
-
-/// A buffer chain that the device has given back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
-    /// The token given to [`Ring::add`](super::Ring::add), any 16 bits. The
-    /// device never sees it.
-    pub token: u16,
-    /// Bytes that the device wrote, at most the chain's writable bytes.
-    pub length: u32,
-}
-
-/// The number of a free slot, which the next chain will take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head(pub(super) usize);
-
-impl Head {
-    /// The number, 0 to size - 1, a multiple of the slot's length. A caller
-    /// that keeps a buffer a slot knows by it which is free. In a split ring
-    /// it is the slot's first descriptor, in a packed ring the buffer id.
-    #[inline]
-    pub fn descriptor(self) -> u16 {
-        // Below the ring's size, at most 2^15, so it fits.
-        self.0 as u16
     }
 }

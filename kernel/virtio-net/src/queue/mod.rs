@@ -1,32 +1,33 @@
 //! Virtqueues (specification 2.6): the rings, and the notify hook on them.
 //! Sections of the specification are those of version 1.2 in this module.
 //!
-//! [`Ring`] is the ring alone, with no hardware in it, in the layout that was
-//! negotiated. What the driver knows of a ring is the same in every layout
-//! (`slots`); the layouts are what the device sees of it: [`split`],
-//! [`packed`], and `VIRTIO_F_IN_ORDER` over either. A [`Virtqueue`] is a ring
-//! together with the [`Doorbell`] that was attached to it when it was set up,
-//! Linux's `vring_new_virtqueue(.., vp_notify, ..)`.
+//! There are two kinds of rings, with no hardware in them, each in the layout that
+//! was negotiated. A [`PositionalRing`] is for frames, which come by the million:
+//! its buffers stay where they are. A [`CommandRing`] takes one chain of any buffers
+//! at a time, for the control queue. The layouts are what the device sees: [`split`] and [`packed`].
+//!
+//! A [`Virtqueue`] is a ring together with the [`Doorbell`] that was attached to it
+//! when it was set up, Linux's `vring_new_virtqueue(.., vp_notify, ..)`.
 
-pub mod barrier;
 mod chain;
-mod dma;
+mod command;
 mod error;
 mod event;
-mod in_order;
-mod indirect;
+mod memory;
 pub mod packed;
+mod positional;
 mod ring;
-mod slots;
 pub mod split;
 
-pub use chain::{Buffer, Head, Used};
-pub use dma::DmaRegion;
+pub use crate::hal::DmaRegion;
+pub use chain::Buffer;
+pub use command::CommandRing;
 pub use error::{BrokenReason, QueueError};
 pub use event::{EventMode, need_event};
-pub use ring::{MAX_SIZE, Ring, RingLayout, RingShape};
+pub use positional::{PositionalRing, SlotBuffers, UsedSlot};
+pub use ring::{MAX_SIZE, QueueRing, RingLayout, RingShape};
 
-use kickpath_trace::{Event, tracepoint};
+use crate::trace::tracepoint;
 use virtio_drivers::Hal;
 
 use crate::doorbell::Doorbell;
@@ -42,16 +43,16 @@ pub struct QueueStats {
 
 /// A virtqueue that a device has been told of, with its notify hook
 /// (Linux `struct virtqueue`).
-pub struct Virtqueue<H: Hal> {
-    ring: Ring<H>,
+pub struct Virtqueue<R> {
+    ring: R,
     doorbell: Doorbell,
     stats: QueueStats,
 }
 
-impl<H: Hal> Virtqueue<H> {
+impl<R: QueueRing> Virtqueue<R> {
     /// Attaches the notify hook to a ring (Linux `vring_new_virtqueue`).
     #[doc(alias = "vring_new_virtqueue")]
-    pub fn new(ring: Ring<H>, doorbell: Doorbell) -> Self {
+    pub fn new(ring: R, doorbell: Doorbell) -> Self {
         Self {
             ring,
             doorbell,
@@ -60,115 +61,25 @@ impl<H: Hal> Virtqueue<H> {
     }
 
     /// The ring, to look at.
-    pub fn ring(&self) -> &Ring<H> {
+    #[inline]
+    pub fn ring(&self) -> &R {
         &self.ring
     }
 
+    /// The ring, to add to and to take back from.
+    #[inline]
+    pub(crate) fn ring_mut(&mut self) -> &mut R {
+        &mut self.ring
+    }
+
     /// The notify hook.
-    pub fn doorbell(&self) -> Doorbell {
-        self.doorbell
+    pub fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
     }
 
     /// What has been counted.
     pub fn stats(&self) -> QueueStats {
         self.stats
-    }
-
-    /// Adds a buffer chain; see [`Ring::add`].
-    ///
-    /// # Safety
-    ///
-    /// As for [`Ring::add`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`Ring::add`].
-    #[doc(alias = "virtqueue_add_outbuf")]
-    #[doc(alias = "virtqueue_add_inbuf")]
-    #[inline]
-    pub unsafe fn add(&mut self, buffers: &[Buffer], token: u16) -> Result<(), QueueError> {
-        // SAFETY: the caller keeps the promise of `Ring::add`.
-        unsafe { self.ring.add(buffers, token) }
-    }
-
-    /// Adds a buffer chain at a slot; see [`Ring::add_at`].
-    ///
-    /// # Safety
-    ///
-    /// As for [`Ring::add_at`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`Ring::add_at`].
-    #[inline]
-    pub unsafe fn add_at(
-        &mut self,
-        head: Head,
-        buffers: &[Buffer],
-        token: u16,
-    ) -> Result<(), QueueError> {
-        // SAFETY: the caller keeps the promise of `Ring::add_at`.
-        unsafe { self.ring.add_at(head, buffers, token) }
-    }
-
-    /// Adds a single buffer at a slot; see [`Ring::add_untraced`].
-    ///
-    /// # Safety
-    ///
-    /// As for [`Ring::add_at`].
-    #[inline(always)]
-    pub unsafe fn add_untraced(&mut self, head: Head, buffer: Buffer, token: u16) {
-        // SAFETY: the caller keeps the promise of `Ring::add_at`.
-        unsafe { self.ring.add_untraced(head, buffer, token) }
-    }
-
-    /// Says which buffer each slot will hold; see [`Ring::prepare`].
-    pub fn prepare(&mut self, buffer: impl Fn(Head) -> Buffer) {
-        self.ring.prepare(buffer);
-    }
-
-    /// Adds the buffer that a slot was prepared for; see [`Ring::add_prepared`].
-    ///
-    /// # Safety
-    ///
-    /// As for [`Ring::add_prepared`].
-    #[inline(always)]
-    pub unsafe fn add_prepared(&mut self, head: Head, buffer: Buffer, token: u16) {
-        // SAFETY: the caller keeps the promise of `Ring::add_prepared`.
-        unsafe { self.ring.add_prepared(head, buffer, token) }
-    }
-
-    /// Takes the next used buffer; see [`Ring::pop_used`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`Ring::pop_used`].
-    #[doc(alias = "virtqueue_get_buf")]
-    #[inline]
-    pub fn pop_used(&mut self) -> Result<Option<Used>, QueueError> {
-        self.ring.pop_used()
-    }
-
-    /// Takes the next used buffer where that is quick; see [`Ring::pop_seen`].
-    #[inline(always)]
-    pub fn pop_seen(&mut self) -> Option<Used> {
-        self.ring.pop_seen()
-    }
-
-    /// Takes every used buffer and forgets it; see [`Ring::discard_used`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`Ring::discard_used`].
-    #[inline]
-    pub fn discard_used(&mut self) -> Result<(), QueueError> {
-        self.ring.discard_used()
-    }
-
-    /// Makes the queue unusable because of what the device did to it in the
-    /// buffers; see [`Ring::mark_broken`].
-    pub fn mark_broken(&mut self, reason: BrokenReason) -> QueueError {
-        self.ring.mark_broken(reason)
     }
 
     /// Publishes what was added and tells the device, if it wants to know.
@@ -248,5 +159,33 @@ impl<H: Hal> Virtqueue<H> {
         // it would run dry without an interrupt.
         self.ring
             .enable_interrupts_after(published - published.div_ceil(4))
+    }
+}
+
+impl<H: Hal> Virtqueue<CommandRing<H>> {
+    /// Adds a buffer chain; see [`CommandRing::add`].
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[doc(alias = "virtqueue_add_outbuf")]
+    #[doc(alias = "virtqueue_add_inbuf")]
+    pub unsafe fn add(&mut self, buffers: &[Buffer]) -> Result<(), QueueError> {
+        // SAFETY: the caller keeps the promise of `CommandRing::add`.
+        unsafe { self.ring.add(buffers) }
+    }
+
+    /// Takes the chain back; see [`CommandRing::pop_used`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[doc(alias = "virtqueue_get_buf")]
+    pub fn pop_used(&mut self) -> Result<Option<u32>, QueueError> {
+        self.ring.pop_used()
     }
 }

@@ -9,35 +9,69 @@
 //!
 //! [`ModernPciTransport`]: super::modern_pci::ModernPciTransport
 
+extern crate alloc;
+
+use alloc::sync::Arc;
 use core::fmt;
+use core::mem::transmute;
 
 use spin::Mutex;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{Error, PAGE_SIZE, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::isr::IsrRegister;
 use super::{ConfigOps, NOTIFICATION_DATA, RING_RESET, RingAddresses, TransportError, steps};
+use crate::barrier;
 use crate::doorbell::Doorbell;
-use crate::interrupt::IsrRegister;
 
-/// A transport of `virtio-drivers`, shared between the driver and the function
-/// by which it kicks.
+/// A transport of `virtio-drivers`, shared between the driver and its doorbells.
+///
+/// There has to be a lock, and the transport has to be `'static`: `Transport::notify`
+/// takes `&mut self`, while a kick may come from any CPU, by a queue that was taken out
+/// of the driver (`VirtioNet::take_pair`) and has no lifetime, as `mem::forget` of the
+/// driver would end any. Transports that are one register a kick,
+/// such as [`ModernPciTransport`], need neither.
 ///
 /// The lock is taken for every access. Interrupt handlers must keep away from
 /// it, and so must [`VirtioNet::poll_controller`] in a panic: it may interrupt
 /// who holds the lock, and would wait for ever.
 ///
 /// [`VirtioNet::poll_controller`]: crate::net::VirtioNet::poll_controller
-pub struct Adapter<T: Transport + 'static> {
-    transport: &'static Mutex<T>,
-    notify: fn(u16),
+/// [`ModernPciTransport`]: super::modern_pci::ModernPciTransport
+pub struct Adapter<T: Transport> {
+    transport: Arc<Mutex<T>>,
+    notify: Arc<Notify<'static>>,
 }
 
-impl<T: Transport> Adapter<T> {
-    /// Takes a transport that stands in a `static`. `notify` is the driver's
-    /// doorbell: it must call [`Transport::notify`] of the same transport with
-    /// the index that it is given.
-    pub const fn new(transport: &'static Mutex<T>, notify: fn(u16)) -> Self {
+type Notify<'t> = dyn Fn(u16) + Send + Sync + 't;
+
+impl<T: Transport + Send> Adapter<T> {
+    /// Takes a transport.
+    pub fn new(transport: T) -> Self
+    where
+        T: 'static,
+    {
+        // SAFETY: it borrows nothing.
+        unsafe { Self::borrowing(transport) }
+    }
+
+    /// Takes a transport that borrows something, such as the mapping of its
+    /// registers.
+    ///
+    /// # Safety
+    ///
+    /// What it borrows must outlive this value and every doorbell that it makes:
+    /// a pair that was taken from the driver has some.
+    pub unsafe fn borrowing(transport: T) -> Self {
+        let transport = Arc::new(Mutex::new(transport));
+        let shared = Arc::clone(&transport);
+        let notify: Arc<Notify<'_>> = Arc::new(move |queue| {
+            barrier::before_register();
+            shared.lock().notify(queue);
+        });
+        // SAFETY: the types differ in a lifetime, for which the caller answers.
+        let notify = unsafe { transmute::<Arc<Notify<'_>>, Arc<Notify<'static>>>(notify) };
         Self { transport, notify }
     }
 }
@@ -60,11 +94,13 @@ impl<T: Transport> Transport for Adapter<T> {
     }
 
     fn notify(&mut self, queue: u16) {
-        self.transport.lock().notify(queue);
+        (self.notify)(queue);
     }
 
     fn get_status(&self) -> DeviceStatus {
-        self.transport.lock().get_status()
+        let status = self.transport.lock().get_status();
+        barrier::after_register();
+        status
     }
 
     fn set_status(&mut self, status: DeviceStatus) {
@@ -75,6 +111,7 @@ impl<T: Transport> Transport for Adapter<T> {
         } else {
             status
         };
+        barrier::before_register();
         transport.set_status(status);
     }
 
@@ -94,6 +131,7 @@ impl<T: Transport> Transport for Adapter<T> {
         driver_area: PhysAddr,
         device_area: PhysAddr,
     ) {
+        barrier::before_register();
         self.transport
             .lock()
             .queue_set(queue, size, descriptors, driver_area, device_area);
@@ -108,7 +146,9 @@ impl<T: Transport> Transport for Adapter<T> {
     }
 
     fn ack_interrupt(&mut self) -> InterruptStatus {
-        self.transport.lock().ack_interrupt()
+        let status = self.transport.lock().ack_interrupt();
+        barrier::after_register();
+        status
     }
 
     fn read_config_generation(&self) -> u32 {
@@ -171,7 +211,7 @@ impl<T: Transport> ConfigOps for Adapter<T> {
             rings.device,
         );
         Ok(Doorbell::Call {
-            function: self.notify,
+            function: Arc::clone(&self.notify),
             queue,
         })
     }

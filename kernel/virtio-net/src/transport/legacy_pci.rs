@@ -23,13 +23,13 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Trans
 use virtio_drivers::{Error, Hal, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::isr::IsrRegister;
 use super::msix::vector_taken;
 use super::pci_common::{PciFunction, TRANSITIONAL, VENDOR_VIRTIO};
-use super::ports::{Ports, X86Ports};
+use super::ports::{NativePorts, Ports};
 use super::registers::Accesses;
 use super::{BarProblem, ConfigOps, MsiMessage, RingAddresses, TransportError, steps};
 use crate::doorbell::Doorbell;
-use crate::interrupt::IsrRegister;
 
 /// Offsets of the registers from the start of BAR 0, in bytes.
 mod register {
@@ -54,7 +54,7 @@ mod register {
 const RESET_READS: u32 = 1000;
 
 /// A legacy or transitional virtio-pci device, driven by port I/O.
-pub struct LegacyPciTransport<H: Hal, C: ConfigurationAccess, P: Ports = X86Ports> {
+pub struct LegacyPciTransport<H: Hal, C: ConfigurationAccess, P: Ports = NativePorts> {
     pci: PciFunction<H, C>,
     device_type: DeviceType,
     ports: P,
@@ -74,7 +74,7 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
     /// [`TransportError::NotThisTransport`] when it is no legacy or
     /// transitional virtio device (1af4:1000 to :103f, revision 0),
     /// [`TransportError::UnusableBar`], [`TransportError::UnknownDeviceType`].
-    pub fn new(access: C, ports: P, function: DeviceFunction) -> Result<Self, TransportError> {
+    pub fn new(access: &C, ports: P, function: DeviceFunction) -> Result<Self, TransportError> {
         let mut pci = PciFunction::new(access, function);
         let (vendor, device) = pci.id();
         // Specification 4.1.2.3: a transitional device has revision 0.
@@ -86,13 +86,13 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
             DeviceType::try_from(id).map_err(|_| TransportError::UnknownDeviceType { id })?;
 
         let unusable = |problem| TransportError::UnusableBar { bar: 0, problem };
-        let (address, size) = match pci.root.bar_info(function, 0) {
+        pci.size_bars();
+        let (address, size) = match pci.bars[0] {
             // A device that decodes 16 bits of address has no upper half to
             // size (PCI Local Bus 3.0, 6.2.5.1).
-            Ok(Some(BarInfo::IO { address, size })) => (address, size & 0xffff),
-            Ok(Some(BarInfo::Memory { .. })) => return Err(unusable(BarProblem::WrongKind)),
-            Ok(None) => return Err(unusable(BarProblem::Missing)),
-            Err(_) => return Err(unusable(BarProblem::Unreadable)),
+            Some(BarInfo::IO { address, size }) => (address, size & 0xffff),
+            Some(BarInfo::Memory { .. }) => return Err(unusable(BarProblem::WrongKind)),
+            None => return Err(unusable(BarProblem::Missing)),
         };
         if address == 0 {
             return Err(unusable(BarProblem::Unassigned));
@@ -113,6 +113,9 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
                 address: u64::from(address),
             }));
         }
+        if ports.access().isr(base + register::ISR).is_none() {
+            return Err(unusable(BarProblem::OutOfReach));
+        }
         pci.enable();
         Ok(Self {
             pci,
@@ -122,11 +125,6 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
             size,
             accesses: Accesses::default(),
         })
-    }
-
-    /// Address of the first port.
-    pub fn port_base(&self) -> u16 {
-        self.base
     }
 
     /// Place of the device on its bus.
@@ -327,9 +325,11 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<
         if read != wrote {
             return Err(TransportError::QueueNotTaken { queue, wrote, read });
         }
-        Ok(Doorbell::Port {
-            port: self.base + register::QUEUE_NOTIFY,
-            queue,
+        let port = self.base + register::QUEUE_NOTIFY;
+        let doorbell = self.ports.access().doorbell(port, queue);
+        doorbell.ok_or(TransportError::UnusableBar {
+            bar: 0,
+            problem: BarProblem::OutOfReach,
         })
     }
 
@@ -371,7 +371,7 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<
     }
 
     fn isr(&self) -> Option<IsrRegister> {
-        Some(IsrRegister::Port(self.base + register::ISR))
+        self.ports.access().isr(self.base + register::ISR)
     }
 
     fn register_accesses(&self) -> u64 {

@@ -26,16 +26,15 @@
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use core::str::FromStr;
 
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{Error, Hal, PAGE_SIZE, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::isr::{IsrRegister, MmioInterrupt};
 use super::registers::{Accesses, MappedRegisters, Registers};
 use super::{AccessPlatform, ConfigOps, RingAddresses, TransportError, config_space, steps};
 use crate::doorbell::Doorbell;
-use crate::interrupt::{IsrRegister, MmioInterrupt};
 
 /// Offsets of the registers, in bytes (specification 4.2.2 and 4.2.4).
 mod register {
@@ -70,73 +69,6 @@ const MAGIC: u32 = 0x7472_6976;
 
 /// Reads of the queue's registers until its reset counts as failed.
 const QUEUE_RESET_READS: u32 = 100_000;
-
-/// A device as Linux's kernel parameter `virtio_mmio.device=` describes it:
-/// `SIZE@ADDRESS:INTERRUPT[:ID]`, SIZE with an optional K or M. QEMU's microvm
-/// adds such words to the command line.
-#[doc(alias = "vm_cmdline_set")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceWord {
-    /// Physical address of the registers.
-    pub address: PhysAddr,
-    /// Length of the registers in bytes.
-    pub size: usize,
-    /// Number of the interrupt, counted as ACPI's global system interrupts are:
-    /// on a PC the input of the I/O APICs. Any 32 bits; what the machine does
-    /// not have is the embedder's to refuse.
-    pub interrupt: u32,
-}
-
-/// A text that is not `SIZE@ADDRESS:INTERRUPT[:ID]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotADevice;
-
-impl fmt::Display for NotADevice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("expected SIZE@ADDRESS:INTERRUPT, such as 512@0xfeb00000:5")
-    }
-}
-
-impl core::error::Error for NotADevice {}
-
-/// A number, hexadecimal after `0x`.
-fn number(text: &str) -> Option<u64> {
-    match text.strip_prefix("0x") {
-        // `from_str_radix` would take a sign.
-        Some(digits) if digits.starts_with(|c: char| c.is_ascii_hexdigit()) => {
-            u64::from_str_radix(digits, 16).ok()
-        }
-        None if text.starts_with(|c: char| c.is_ascii_digit()) => text.parse().ok(),
-        _ => None,
-    }
-}
-
-impl FromStr for DeviceWord {
-    type Err = NotADevice;
-
-    fn from_str(text: &str) -> Result<Self, NotADevice> {
-        let read = || {
-            let (size, place) = text.split_once('@')?;
-            let mut place = place.split(':');
-            let (address, interrupt) = (place.next()?, place.next()?);
-            if let Some(id) = place.next() {
-                number(id)?;
-            }
-            let (size, scale) = match size.as_bytes().last()? {
-                b'K' | b'k' => (size.get(..size.len() - 1)?, 1 << 10),
-                b'M' | b'm' => (size.get(..size.len() - 1)?, 1 << 20),
-                _ => (size, 1),
-            };
-            let device = Self {
-                address: number(address)?,
-                size: usize::try_from(number(size)?.checked_mul(scale)?).ok()?,
-                interrupt: u32::try_from(number(interrupt)?).ok()?,
-            };
-            place.next().is_none().then_some(device)
-        };
-        read().ok_or(NotADevice)
-    }
-}
 
 /// The version of the registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,8 +113,10 @@ impl<H: Hal, R: Registers> MmioTransport<H, R> {
             let needed = register::CONFIG;
             return Err(TransportError::RegionTooSmall { size, needed });
         }
+        let size = size.min(PAGE_SIZE);
         // SAFETY: the caller's promise.
-        let registers = unsafe { R::map::<H>(address, size) };
+        let registers = unsafe { R::map::<H>(address, size) }
+            .ok_or(TransportError::Unmappable { address, size })?;
         // Specification 4.2.3.1.1: in this order.
         let read = registers.read32(register::MAGIC);
         if read != MAGIC {
@@ -246,6 +180,12 @@ impl<H: Hal, R: Registers> MmioTransport<H, R> {
         self.registers.read32(register)
     }
 
+    /// The word of 32 feature bits with this number.
+    fn device_features(&mut self, select: u32) -> u64 {
+        self.write(register::DEVICE_FEATURES_SEL, select);
+        u64::from(self.read(register::DEVICE_FEATURES))
+    }
+
     fn write(&mut self, register: usize, value: u32) {
         self.accesses.count(1);
         self.registers.write32(register, value);
@@ -285,14 +225,9 @@ impl<H: Hal, R: Registers> Transport for MmioTransport<H, R> {
 
     #[doc(alias = "vm_get_features")]
     fn read_device_features(&mut self) -> u64 {
-        let version = self.version;
-        let mut half = |select| {
-            self.write(register::DEVICE_FEATURES_SEL, select);
-            u64::from(self.read(register::DEVICE_FEATURES))
-        };
-        match version {
-            Version::Legacy => half(0),
-            Version::Modern => half(1) << 32 | half(0),
+        match self.version {
+            Version::Legacy => self.device_features(0),
+            Version::Modern => self.device_features(1) << 32 | self.device_features(0),
         }
     }
 
@@ -420,6 +355,17 @@ impl<H: Hal, R: Registers> ConfigOps for MmioTransport<H, R> {
         // Version 1 forgets it at a reset.
         self.set_guest_page_size(PAGE_SIZE as u32);
         Ok(())
+    }
+
+    fn read_device_features_beyond(&mut self) -> u64 {
+        match self.version {
+            Version::Legacy => 0,
+            // QEMU 7.2 takes any number but 0 for 1, where VERSION_1 is.
+            Version::Modern => match [1, 2, 3].map(|select| self.device_features(select)) {
+                [one, two, _] if one == two => 0,
+                [_, two, three] => three << 32 | two,
+            },
+        }
     }
 
     #[doc(alias = "vm_finalize_features")]

@@ -9,6 +9,7 @@ pub mod adapter;
 pub mod any;
 mod config_space;
 mod error;
+pub(crate) mod isr;
 pub mod legacy_pci;
 pub mod mmio;
 pub mod modern_pci;
@@ -20,16 +21,18 @@ mod steps;
 pub mod structures;
 
 pub use error::{BarProblem, Structure, StructureProblem, TransportError};
-pub use ports::{Ports, X86Ports};
+pub use isr::{IsrRegister, MmioInterrupt};
+#[cfg(target_arch = "x86_64")]
+pub use ports::X86Ports;
+pub use ports::{NativePorts, PortAccess, PortWindow, Ports};
 pub use registers::{MappedRegisters, Registers};
 
 use core::fmt;
 
-use virtio_drivers::transport::Transport;
+use virtio_drivers::transport::{DeviceStatus, Transport};
 use virtio_drivers::{Hal, PhysAddr};
 
 use crate::doorbell::Doorbell;
-use crate::interrupt::IsrRegister;
 
 /// `VIRTIO_F_VERSION_1` (specification 6).
 const VERSION_1: u64 = 1 << 32;
@@ -77,9 +80,17 @@ pub trait ConfigOps: Transport {
     ///
     /// # Errors
     ///
-    /// [`TransportError::ResetTimeout`] after a bounded number of reads.
+    /// [`TransportError::ResetTimeout`] after a bounded number of reads,
+    /// [`TransportError::Gone`].
     #[doc(alias = "vp_reset")]
     fn reset(&mut self) -> Result<(), TransportError>;
+
+    /// The features 64 to 127 that the device offers, to be shown: none of them
+    /// is implemented, and [`Self::finalize_features`] acknowledges none. 0
+    /// where the transport has no register for them.
+    fn read_device_features_beyond(&mut self) -> u64 {
+        0
+    }
 
     /// Tells the device which features the driver takes and makes sure that
     /// it agrees. The status is `ACKNOWLEDGE | DRIVER` before, and has
@@ -252,6 +263,12 @@ impl<T: ConfigOps> fmt::Display for BusName<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.bus_name(f)
     }
+}
+
+/// Whether a status is what a device reads as that is not there any more: all ones
+/// (PCI Express Base 5.0, 2.3.2).
+pub(crate) fn is_gone(status: DeviceStatus) -> bool {
+    matches!(status.bits(), 0xff | u32::MAX)
 }
 
 /// Makes sure that a device's accesses are such as the transport's `Hal` can

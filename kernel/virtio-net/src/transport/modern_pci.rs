@@ -28,16 +28,16 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Trans
 use virtio_drivers::{Error, Hal, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::isr::IsrRegister;
 use super::msix::vector_taken;
 use super::pci_common::{PciFunction, TRANSITIONAL, VENDOR_VIRTIO};
 use super::registers::{Accesses, MappedRegisters, Registers};
-use super::structures::{self, Location, Region, Structures};
+use super::structures::{Location, Region, Structures};
 use super::{
-    AccessPlatform, ConfigOps, MsiMessage, NOTIFICATION_DATA, RingAddresses, TransportError,
-    config_space, steps,
+    AccessPlatform, ConfigOps, MsiMessage, NOTIFICATION_DATA, PortAccess, RingAddresses, Structure,
+    TransportError, config_space, steps,
 };
 use crate::doorbell::Doorbell;
-use crate::interrupt::IsrRegister;
 
 /// Offsets in the common configuration, in bytes (specification 4.1.4.3).
 mod register {
@@ -77,9 +77,8 @@ pub struct ModernPciTransport<H: Hal, C: ConfigurationAccess, R: Registers = Map
     pci: PciFunction<H, C>,
     device_type: DeviceType,
     structures: Structures,
+    ports: PortAccess,
     common: R,
-    /// `None` when the kicks are port writes.
-    notify: Option<R>,
     isr: R,
     device: Option<R>,
     access_platform: bool,
@@ -90,38 +89,45 @@ pub struct ModernPciTransport<H: Hal, C: ConfigurationAccess, R: Registers = Map
 
 impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
     /// Takes the device at `function`, turning on its decoding and bus
-    /// mastering. The device is not reset yet.
+    /// mastering. The device is not reset yet. `ports` serve a device that has
+    /// its notification structure in ports.
     ///
     /// A broken MSI-X capability is reported to the log and treated as none.
     ///
     /// # Errors
     ///
     /// [`TransportError::NotThisTransport`] when it is no virtio device
-    /// (1af4:1000 to :107f), [`TransportError::UnknownDeviceType`], and those
-    /// of [`Structures::find`].
-    pub fn new(access: C, function: DeviceFunction) -> Result<Self, TransportError> {
+    /// (1af4:1000 to :107f), [`TransportError::UnknownDeviceType`],
+    /// [`TransportError::Unmappable`], and those of [`Structures::find`].
+    pub fn new(
+        access: &C,
+        ports: PortAccess,
+        function: DeviceFunction,
+    ) -> Result<Self, TransportError> {
         let mut pci = PciFunction::new(access, function);
         let device_type = device_type(&pci)?;
-        let bars = structures::bars(&mut pci.root, function);
-        let structures = Structures::find(&pci.root, &pci.access, function, &bars)?;
+        pci.size_bars();
+        let structures = Structures::find(&pci.root, &pci.access, function, &pci.bars, ports)?;
         pci.enable();
-        let map = |region: Region| match region.location {
+        let map = |structure, region: Region| {
+            let size = region.length as usize;
+            let Location::Memory(address) = region.location else {
+                return Err(TransportError::NoStructure { structure });
+            };
             // SAFETY: the structure was checked to lie within a memory BAR of
             // this device that has an address.
-            Location::Memory(address) => {
-                Some(unsafe { R::map::<H>(address, region.length as usize) })
-            }
-            Location::Ports(_) => None,
+            unsafe { R::map::<H>(address, size) }
+                .ok_or(TransportError::Unmappable { address, size })
         };
-        let missing = |structure| TransportError::NoStructure { structure };
+        let device = structures.device;
         Ok(Self {
-            common: map(structures.common).ok_or(missing(super::Structure::Common))?,
-            notify: map(structures.notify),
-            isr: map(structures.isr).ok_or(missing(super::Structure::Isr))?,
-            device: structures.device.and_then(map),
+            common: map(Structure::Common, structures.common)?,
+            isr: map(Structure::Isr, structures.isr)?,
+            device: device.map(|it| map(Structure::Device, it)).transpose()?,
             pci,
             device_type,
             structures,
+            ports,
             access_platform: false,
             notification_data: false,
             accesses: Accesses::default(),
@@ -171,6 +177,13 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
             .write32(register + 4, (address >> 32) as u32);
     }
 
+    /// The word of 32 feature bits with this number.
+    fn device_features(&mut self, select: u32) -> u64 {
+        self.common_mut()
+            .write32(register::DEVICE_FEATURE_SELECT, select);
+        u64::from(self.common().read32(register::DEVICE_FEATURE))
+    }
+
     /// The notify hook of the selected queue (specification 4.1.4.4).
     fn doorbell(&self, queue: u16) -> Result<Doorbell, TransportError> {
         let notify_off = self.common().read16(register::QUEUE_NOTIFY_OFF);
@@ -186,17 +199,23 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ModernPciTransport<H, C, R> {
         if offset + width > u64::from(length) {
             return Err(outside);
         }
-        match (self.structures.notify.location, &self.notify) {
+        match self.structures.notify.location {
             // The whole structure was checked to lie within the 64 KiB.
-            (Location::Ports(base), _) => Ok(Doorbell::Port {
-                port: base + offset as u16,
-                queue,
-            }),
-            (Location::Memory(_), Some(notify)) => Ok(Doorbell::Mmio16 {
-                register: notify.pointer(offset as usize).ok_or(outside)?,
-                queue,
-            }),
-            (Location::Memory(_), None) => Err(outside),
+            Location::Ports(base) => {
+                let doorbell = self.ports.doorbell(base + offset as u16, queue);
+                doorbell.ok_or(outside)
+            }
+            Location::Memory(base) => {
+                let (address, size) = (base + offset, width as usize);
+                // SAFETY: the register lies within the structure, and that within
+                // a memory BAR of this device.
+                let register = unsafe { R::map::<H>(address, size) }
+                    .ok_or(TransportError::Unmappable { address, size })?;
+                Ok(Doorbell::Mmio16 {
+                    register: register.pointer(0).ok_or(outside)?,
+                    queue,
+                })
+            }
         }
     }
 }
@@ -224,12 +243,7 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> Transport for ModernPciTransp
 
     #[doc(alias = "vp_get_features")]
     fn read_device_features(&mut self) -> u64 {
-        let mut half = |select| {
-            self.common_mut()
-                .write32(register::DEVICE_FEATURE_SELECT, select);
-            u64::from(self.common().read32(register::DEVICE_FEATURE))
-        };
-        half(0) | half(1) << 32
+        self.device_features(0) | self.device_features(1) << 32
     }
 
     fn write_driver_features(&mut self, driver_features: u64) {
@@ -337,6 +351,10 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ConfigOps for ModernPciTransp
 
     fn reset(&mut self) -> Result<(), TransportError> {
         steps::reset(self, steps::RESET_READS)
+    }
+
+    fn read_device_features_beyond(&mut self) -> u64 {
+        self.device_features(2) | self.device_features(3) << 32
     }
 
     fn finalize_features(&mut self, features: u64) -> Result<(), TransportError> {

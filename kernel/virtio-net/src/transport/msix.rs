@@ -9,6 +9,7 @@ use virtio_drivers::transport::pci::bus::{BarInfo, ConfigurationAccess, DeviceFu
 
 use super::structures::capabilities;
 use super::{MsiMessage, TransportError};
+use crate::{hal, mmio};
 
 /// PCI capability id of MSI-X.
 const CAPABILITY_ID: u8 = 0x11;
@@ -41,8 +42,8 @@ pub enum MsixUnusable {
         /// Offset of the capability in bytes.
         offset: u8,
     },
-    /// The BAR that it names is missing, of ports, has no address or ends
-    /// beyond the last one.
+    /// The BAR that it names is missing, of ports, has no address, ends beyond
+    /// the last one or cannot be mapped.
     Bar {
         /// Index of the BAR as the capability gives it, 0 to 7.
         bar: u8,
@@ -81,7 +82,7 @@ impl fmt::Display for MsixUnusable {
 impl<H: Hal> Msix<H> {
     /// Finds the capability, turns MSI-X off if a boot loader or another kernel
     /// left it on (Linux `pci_msix_init`), and maps its table. `Ok(None)` when
-    /// the function has no MSI-X.
+    /// the function, whose BARs are `bars`, has no MSI-X.
     ///
     /// # Errors
     ///
@@ -90,6 +91,7 @@ impl<H: Hal> Msix<H> {
         root: &mut PciRoot<C>,
         access: &mut C,
         function: DeviceFunction,
+        bars: &[Option<BarInfo>; 6],
     ) -> Result<Option<Self>, MsixUnusable> {
         let found = capabilities(root, function).find(|capability| capability.id == CAPABILITY_ID);
         let Some(capability) = found else {
@@ -105,8 +107,8 @@ impl<H: Hal> Msix<H> {
         };
         let location = access.read_word(function, location);
         let (bar, offset) = ((location & 7) as u8, location & !7);
-        let (address, size) = match (bar < 6).then(|| root.bar_info(function, bar)) {
-            Some(Ok(Some(BarInfo::Memory { address, size, .. })))
+        let (address, size) = match bars.get(usize::from(bar)) {
+            Some(&Some(BarInfo::Memory { address, size, .. }))
                 if address != 0 && address.checked_add(size).is_some() =>
             {
                 (address, size)
@@ -123,7 +125,8 @@ impl<H: Hal> Msix<H> {
         }
         // SAFETY: the range was checked to lie within a memory BAR that has
         // an address.
-        let table = unsafe { H::mmio_phys_to_virt(address + u64::from(offset), bytes) };
+        let table = unsafe { hal::map_registers::<H>(address + u64::from(offset), bytes) };
+        let table = table.ok_or(MsixUnusable::Bar { bar })?;
         Ok(Some(Self {
             function,
             capability: capability.offset,
@@ -212,9 +215,8 @@ impl<H: Hal> Msix<H> {
         debug_assert!(entry < self.entries && word < ENTRY_WORDS);
         // SAFETY: `find` mapped `entries` entries of four words each.
         unsafe {
-            self.table
-                .add(usize::from(entry) * ENTRY_WORDS + word)
-                .write_volatile(value.to_le());
+            let register = self.table.add(usize::from(entry) * ENTRY_WORDS + word);
+            mmio::write(register, value.to_le());
         }
     }
 }

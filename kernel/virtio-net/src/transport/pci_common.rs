@@ -5,10 +5,12 @@
 use core::ops::RangeInclusive;
 
 use virtio_drivers::Hal;
-use virtio_drivers::transport::pci::bus::{Command, ConfigurationAccess, DeviceFunction, PciRoot};
+use virtio_drivers::transport::pci::bus::{
+    BarInfo, Command, ConfigurationAccess, DeviceFunction, PciRoot,
+};
 
 use super::msix::Msix;
-use super::{MsiMessage, TransportError};
+use super::{MsiMessage, TransportError, structures};
 
 /// PCI vendor id of virtio devices.
 pub(super) const VENDOR_VIRTIO: u16 = 0x1af4;
@@ -21,20 +23,23 @@ pub(super) struct PciFunction<H: Hal, C: ConfigurationAccess> {
     pub(super) place: DeviceFunction,
     pub(super) root: PciRoot<C>,
     pub(super) access: C,
+    /// Sized once: what is mapped is what was checked.
+    pub(super) bars: [Option<BarInfo>; 6],
     msix: Option<Msix<H>>,
     msix_on: bool,
 }
 
 impl<H: Hal, C: ConfigurationAccess> PciFunction<H, C> {
     /// The function at `place`; nothing was accessed yet.
-    pub(super) fn new(access: C, place: DeviceFunction) -> Self {
+    pub(super) fn new(access: &C, place: DeviceFunction) -> Self {
+        // SAFETY: the transport is the only user of the device; the clones size
+        // its BARs, read its capabilities and set its command register and MSI-X.
+        let clone = || unsafe { access.unsafe_clone() };
         Self {
             place,
-            // SAFETY: the transport is the only user of the device; the clone
-            // only sizes its BARs, reads its capabilities and sets its command
-            // register.
-            root: PciRoot::new(unsafe { access.unsafe_clone() }),
-            access,
+            root: PciRoot::new(clone()),
+            access: clone(),
+            bars: [const { None }; 6],
             msix: None,
             msix_on: false,
         }
@@ -54,13 +59,18 @@ impl<H: Hal, C: ConfigurationAccess> PciFunction<H, C> {
         (self.access.read_word(self.place, 0x2c) >> 16) as u16
     }
 
+    /// Finds the BARs, of a function that is known to be the driver's.
+    pub(super) fn size_bars(&mut self) {
+        self.bars = structures::bars(&mut self.root, self.place);
+    }
+
     /// Looks for MSI-X, which is off then, and turns on decoding and bus
     /// mastering (Linux `pci_enable_device` and `pci_set_master`).
     ///
     /// A broken MSI-X capability is reported to the log and treated as none.
     pub(super) fn enable(&mut self) {
-        self.msix =
-            Msix::find(&mut self.root, &mut self.access, self.place).unwrap_or_else(|problem| {
+        self.msix = Msix::find(&mut self.root, &mut self.access, self.place, &self.bars)
+            .unwrap_or_else(|problem| {
                 log::warn!("{}: {problem}; going on without MSI-X", self.place);
                 None
             });

@@ -6,6 +6,8 @@ use core::ptr::NonNull;
 
 use virtio_drivers::{Hal, PhysAddr};
 
+use crate::{hal, mmio};
+
 /// Counts the accesses to a device's registers.
 #[derive(Debug, Default)]
 pub(super) struct Accesses(Cell<u64>);
@@ -32,13 +34,15 @@ impl Accesses {
 /// [`Self::pointer`] returns must be a register of the region, for as long as
 /// the program runs.
 pub unsafe trait Registers: Sized {
-    /// Makes `size` bytes of registers at a physical address accessible.
+    /// Makes `size` bytes of registers at a physical address accessible. `None`
+    /// where that cannot be: where `Hal::mmio_phys_to_virt`, which has no error,
+    /// returns [`NonNull::dangling`].
     ///
     /// # Safety
     ///
     /// The range must hold registers of one device that the caller owns, and
     /// no memory.
-    unsafe fn map<H: Hal>(physical: PhysAddr, size: usize) -> Self;
+    unsafe fn map<H: Hal>(physical: PhysAddr, size: usize) -> Option<Self>;
 
     /// Length of the region in bytes.
     fn size(&self) -> usize;
@@ -62,7 +66,7 @@ pub unsafe trait Registers: Sized {
 }
 
 /// Registers that `Hal::mmio_phys_to_virt` has mapped, accessed by single
-/// volatile loads and stores.
+/// loads and stores.
 #[derive(Debug)]
 pub struct MappedRegisters {
     base: NonNull<u8>,
@@ -73,6 +77,17 @@ pub struct MappedRegisters {
 // CPU may access them.
 unsafe impl Send for MappedRegisters {}
 
+impl MappedRegisters {
+    /// Registers that are mapped at `base`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Registers::map`], for as long as the program runs.
+    pub(super) unsafe fn at(base: NonNull<u8>, size: usize) -> Self {
+        Self { base, size }
+    }
+}
+
 macro_rules! access {
     ($read:ident, $write:ident, $type:ty) => {
         #[inline]
@@ -80,7 +95,7 @@ macro_rules! access {
             match self.pointer::<$type>(offset) {
                 // SAFETY: `pointer` checked that the register lies within what
                 // `map` has mapped, and its alignment.
-                Some(register) => <$type>::from_le(unsafe { register.read_volatile() }),
+                Some(register) => <$type>::from_le(unsafe { mmio::read(register) }),
                 None => !0,
             }
         }
@@ -90,7 +105,7 @@ macro_rules! access {
             if let Some(register) = self.pointer::<$type>(offset) {
                 // SAFETY: as for the read; registers are no memory of the
                 // program.
-                unsafe { register.write_volatile(value.to_le()) }
+                unsafe { mmio::write(register, value.to_le()) }
             }
         }
     };
@@ -99,12 +114,10 @@ macro_rules! access {
 // SAFETY: each access is one load or store in the range that `map`'s caller
 // answers for.
 unsafe impl Registers for MappedRegisters {
-    unsafe fn map<H: Hal>(physical: PhysAddr, size: usize) -> Self {
-        Self {
-            // SAFETY: the caller's promise.
-            base: unsafe { H::mmio_phys_to_virt(physical, size) },
-            size,
-        }
+    unsafe fn map<H: Hal>(physical: PhysAddr, size: usize) -> Option<Self> {
+        // SAFETY: the caller's promise.
+        let base = unsafe { hal::map_registers::<H>(physical, size) }?;
+        Some(Self { base, size })
     }
 
     fn size(&self) -> usize {

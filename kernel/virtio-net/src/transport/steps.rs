@@ -4,7 +4,7 @@
 use virtio_drivers::transport::{DeviceStatus, Transport};
 use virtio_drivers::{PAGE_SIZE, PhysAddr};
 
-use super::{BusName, ConfigOps, RingAddresses, TransportError, VERSION_1};
+use super::{BusName, ConfigOps, RingAddresses, TransportError, VERSION_1, is_gone};
 
 /// Status reads until a reset counts as failed. Each is an exit of a
 /// microsecond or more.
@@ -15,7 +15,7 @@ pub(super) const RESET_READS: u32 = 100_000;
 ///
 /// # Errors
 ///
-/// [`TransportError::ResetTimeout`].
+/// [`TransportError::ResetTimeout`], [`TransportError::Gone`].
 pub(super) fn reset<T: Transport>(transport: &mut T, reads: u32) -> Result<(), TransportError> {
     transport.set_status(DeviceStatus::empty());
     // Specification 4.1.4.3.2: the driver waits for a read of 0. The first
@@ -24,6 +24,9 @@ pub(super) fn reset<T: Transport>(transport: &mut T, reads: u32) -> Result<(), T
     for _ in 0..reads {
         if status.is_empty() {
             return Ok(());
+        }
+        if is_gone(status) {
+            return Err(TransportError::Gone);
         }
         core::hint::spin_loop();
         status = transport.get_status();

@@ -19,12 +19,12 @@
 
 use core::fmt;
 
-use virtio_drivers::PhysAddr;
 use virtio_drivers::transport::pci::bus::{
     BarInfo, CapabilityInfo, ConfigurationAccess, DeviceFunction, PCI_CAP_ID_VNDR, PciRoot,
 };
+use virtio_drivers::{PAGE_SIZE, PhysAddr};
 
-use super::{BarProblem, Structure, StructureProblem, TransportError};
+use super::{BarProblem, PortAccess, Structure, StructureProblem, TransportError};
 
 /// Length in bytes of `virtio_pci_cap`.
 const CAPABILITY: u8 = 16;
@@ -99,7 +99,8 @@ pub struct Region {
     pub bar: u8,
     /// Where it is.
     pub location: Location,
-    /// Its length in bytes.
+    /// Its length in bytes, as far as a driver makes use of it, whatever more the
+    /// device says: registers are mapped at this length.
     pub length: u32,
 }
 
@@ -143,7 +144,8 @@ impl Structures {
     ///
     /// Of several good capabilities for a structure the first counts
     /// (specification 4.1.4.1), except that a notification structure in ports
-    /// is preferred to one in memory.
+    /// is preferred to one in memory where ports are the CPU's own; where
+    /// `ports` are a window, or none, memory is.
     ///
     /// # Errors
     ///
@@ -155,6 +157,7 @@ impl Structures {
         access: &C,
         function: DeviceFunction,
         bars: &[Option<BarInfo>; 6],
+        ports: PortAccess,
     ) -> Result<Self, TransportError> {
         let (mut common, mut isr, mut device) = (Slot::new(), Slot::new(), Slot::new());
         let (mut notify, mut notify_ports) = (Slot::new(), Slot::new());
@@ -181,17 +184,22 @@ impl Structures {
             }
         }
         let common = common.take(Structure::Common)?;
-        let (notify, notify_off_multiplier) = match notify_ports.0 {
-            Some(Candidate {
-                region: Ok(region),
-                multiplier,
-                ..
-            }) => (region, multiplier),
-            _ => {
-                let multiplier = notify.0.as_ref().map_or(0, |notify| notify.multiplier);
-                (notify.take(Structure::Notify)?, multiplier)
-            }
-        };
+        if notify_ports.0.is_some() && (ports.is_native() || !notify.is_good()) {
+            notify = notify_ports;
+        }
+        let (notify_off_multiplier, capability) =
+            (notify.0.as_ref()).map_or((0, 0), |found| (found.multiplier, found.capability));
+        let notify = notify.take(Structure::Notify)?;
+        if matches!(notify.location, Location::Ports(port) if ports.isr(port).is_none()) {
+            return Err(TransportError::UnusableStructure {
+                structure: Structure::Notify,
+                capability,
+                problem: StructureProblem::Bar {
+                    bar: notify.bar,
+                    problem: BarProblem::OutOfReach,
+                },
+            });
+        }
         Ok(Self {
             common,
             notify,
@@ -225,9 +233,13 @@ impl Slot {
         Self(None)
     }
 
+    fn is_good(&self) -> bool {
+        matches!(self.0, Some(Candidate { region: Ok(_), .. }))
+    }
+
     /// Takes the candidate, unless a good one is there already.
     fn offer(&mut self, candidate: Candidate) {
-        if !matches!(self.0, Some(Candidate { region: Ok(_), .. })) {
+        if !self.is_good() {
             self.0 = Some(candidate);
         }
     }
@@ -302,13 +314,14 @@ fn locate(
     length: u32,
 ) -> Result<Region, StructureProblem> {
     let unusable = |problem| StructureProblem::Bar { bar, problem };
-    // What the registers need, and what the specification says of their
-    // alignment (4.1.4.3.1, 4.1.4.4.1, 4.1.4.6).
-    let (needed, alignment) = match structure {
-        Structure::Common => (super::modern_pci::COMMON_LENGTH, 4),
-        Structure::Notify => (2, 2),
-        Structure::Isr => (1, 1),
-        Structure::Device => (1, 4),
+    // What the registers need at least and at most, and what the specification
+    // says of their alignment (4.1.4.3.1, 4.1.4.4.1, 4.1.4.6). Of the notification
+    // structure each queue's register is mapped alone.
+    let (needed, used, alignment) = match structure {
+        Structure::Common => (super::modern_pci::COMMON_LENGTH, 64, 4),
+        Structure::Notify => (2, u32::MAX, 2),
+        Structure::Isr => (1, 1, 1),
+        Structure::Device => (1, PAGE_SIZE as u32, 4),
     };
     let (address, size, is_ports) = match *info.ok_or(unusable(BarProblem::Missing))? {
         // As for legacy devices: a BAR of 16 bits has no upper half.
@@ -345,6 +358,6 @@ fn locate(
             Ok(port) if is_ports => Location::Ports(port),
             _ => Location::Memory(start),
         },
-        length,
+        length: length.min(used),
     })
 }

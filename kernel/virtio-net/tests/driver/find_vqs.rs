@@ -2,11 +2,13 @@
 //! of its steps.
 
 use virtio_drivers::transport::{DeviceStatus, Transport};
+use virtio_net::queue::QueueRing;
 use virtio_net::queue::split::Layout;
 use virtio_net::queue::{EventMode, QueueError, RingLayout, RingShape};
 use virtio_net::transport::{ConfigOps, TransportError};
 use virtio_net::vectors::{
     self, Attempt, FindVqsError, InterruptUnavailable, Rung, VectorUse, Vqs, WantedQueue,
+    WantedQueues,
 };
 
 use crate::support::device::{NO_VECTOR, status};
@@ -50,13 +52,15 @@ fn find(
             transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
             transport.finalize_features(feature::EVENT_IDX.into())?;
             let shape = RingShape::split(1, EventMode::EventIdx);
-            Ok((0..QUEUES)
-                .map(|index| WantedQueue {
-                    index,
-                    shape,
-                    interrupt: true,
-                })
-                .collect())
+            let wanted = |index| WantedQueue {
+                index,
+                shape,
+                interrupt: true,
+            };
+            Ok(WantedQueues {
+                data: (0..QUEUES).map(wanted).collect(),
+                control: None,
+            })
         },
         attempts,
     )
@@ -131,13 +135,13 @@ fn expect_attempts(mut machine: Machine, top: Rung, expected: &[Attempt]) {
     assert_eq!(vqs.rung, rung);
     assert_taken(&machine, rung);
     assert_eq!(pages_in_use(), 2 * ring_pages());
-    for (index, queue) in (0..).zip(&vqs.queues) {
+    for (index, queue) in (0..).zip(&vqs.data) {
         assert_eq!((queue.ring().queue(), queue.ring().size()), (index, SIZE));
     }
     assert!(vectors::del_vqs(
         &mut transport,
         &mut machine.controller,
-        vqs.queues
+        vqs
     ));
     assert_gone(&machine);
     assert_eq!(pages_in_use(), 0);
@@ -353,7 +357,7 @@ fn run_with_faults(fail: &[usize]) -> Vec<Strike> {
             assert!(vectors::del_vqs(
                 &mut transport,
                 &mut machine.controller,
-                vqs.queues
+                vqs
             ));
         }
         Err(error) => {
@@ -499,7 +503,7 @@ fn a_reset_that_fails_keeps_the_rings() {
     assert!(!vectors::del_vqs(
         &mut transport,
         &mut machine.controller,
-        vqs.queues
+        vqs
     ));
     assert_eq!(pages_in_use(), 2 * ring_pages());
     // But nothing calls the driver any more.

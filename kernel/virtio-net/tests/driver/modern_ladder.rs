@@ -2,7 +2,7 @@
 
 use virtio_net::queue::{EventMode, RingShape};
 use virtio_net::transport::ConfigOps;
-use virtio_net::vectors::{self, Attempt, FindVqsError, Rung, Vqs, WantedQueue};
+use virtio_net::vectors::{self, Attempt, FindVqsError, Rung, Vqs, WantedQueue, WantedQueues};
 
 use crate::modern_pci::acknowledge;
 use crate::support::controller::FakeController;
@@ -29,7 +29,10 @@ fn find(
             shape: RingShape::split(1, EventMode::EventIdx),
             interrupt: true,
         };
-        Ok((0..2).map(wanted).collect())
+        Ok(WantedQueues {
+            data: (0..2).map(wanted).collect(),
+            control: None,
+        })
     };
     let top = Rung::MsixPerQueue;
     vectors::find_vqs(transport, controller, top, negotiate, attempts)

@@ -12,10 +12,11 @@ use crate::msix::messages;
 use crate::support::faults::{self, Step};
 use crate::support::memory::{self, GuestHal};
 use crate::support::modern::{
-    Modern, ModernDevice, ModernMachine, NO_VECTOR, NOTIFY, PORTS, TABLE, VERSION_1, capabilities,
-    capability, notify_capability, status,
+    BAR, Modern, ModernDevice, ModernMachine, NO_VECTOR, NOTIFY, PORTS, TABLE, VERSION_1,
+    capabilities, capability, notify_capability, status,
 };
 use crate::support::pci::command;
+use crate::support::registers::take_mapped;
 
 /// `VIRTIO_F_NOTIFICATION_DATA` (specification 6).
 const NOTIFICATION_DATA: u64 = 1 << 38;
@@ -215,12 +216,15 @@ fn queue_set_is_setup_and_enable() {
 /// the structure.
 #[test]
 fn each_queue_has_its_notify_register() {
-    let place = |doorbell| match doorbell {
-        Doorbell::Mmio16 { register, .. } => register.addr().get(),
-        other => panic!("{other}"),
+    // It alone is mapped.
+    let place = |doorbell| match (doorbell, &take_mapped()[..]) {
+        (Doorbell::Mmio16 { .. }, [(address, 2)]) => *address,
+        (other, mapped) => panic!("{other}, {mapped:x?}"),
     };
     let (machine, mut transport) = ready();
+    take_mapped();
     let base = place(transport.setup_queue(0, rings(64)).unwrap());
+    assert_eq!(base, BAR + u64::from(NOTIFY));
     machine.device().queues[1].notify_off = 7;
     assert_eq!(
         place(transport.setup_queue(1, rings(64)).unwrap()),
@@ -533,4 +537,14 @@ fn every_access_is_counted() {
     let _ = transport.read_config_space::<[u8; 6]>(0);
     transport.ack_interrupt();
     assert_eq!(machine.device().accesses, transport.register_accesses());
+}
+
+#[test]
+fn features_beyond_64_are_read() {
+    let machine = ModernMachine::new();
+    machine.device().offered_beyond = 1 << 63 | 1 << 3;
+    let mut transport = machine.transport().unwrap();
+    let low = transport.read_device_features();
+    assert_eq!(transport.read_device_features_beyond(), 1 << 63 | 1 << 3);
+    assert_eq!(transport.read_device_features(), low);
 }

@@ -3,8 +3,11 @@
 
 use virtio_drivers::transport::pci::bus::PciRoot;
 use virtio_net::transport::structures::{self, Location, Structures};
-use virtio_net::transport::{BarProblem, Structure, StructureProblem, TransportError};
+use virtio_net::transport::{
+    BarProblem, PortAccess, PortWindow, Ports, Structure, StructureProblem, TransportError,
+};
 
+use crate::support::memory::{GuestHal, add_mmio};
 use crate::support::modern::{
     BAR, BAR_SIZE, COMMON, DEVICE, ISR, ModernMachine, NOTIFY, PORTS, capabilities, capability,
     notify_capability,
@@ -15,12 +18,28 @@ type List = Vec<(u8, Vec<u32>)>;
 
 /// What is found when the capabilities are these, and the function is changed.
 fn find(list: List, change: impl FnOnce(&mut PciFunction)) -> Result<Structures, TransportError> {
+    // SAFETY: nothing is kicked.
+    find_with(list, change, unsafe { PortAccess::native() })
+}
+
+/// The same of a kernel that has these ports.
+fn find_with(
+    list: List,
+    change: impl FnOnce(&mut PciFunction),
+    ports: PortAccess,
+) -> Result<Structures, TransportError> {
     let machine = ModernMachine::new();
     machine.device().pci.capabilities(&list);
     change(&mut machine.device().pci);
     let mut root = PciRoot::new(FakeAccess(machine.0.clone()));
     let bars = structures::bars(&mut root, FUNCTION);
-    Structures::find(&root, &FakeAccess(machine.0.clone()), FUNCTION, &bars)
+    Structures::find(
+        &root,
+        &FakeAccess(machine.0.clone()),
+        FUNCTION,
+        &bars,
+        ports,
+    )
 }
 
 /// The capabilities with one replaced.
@@ -280,6 +299,45 @@ fn of_several_the_first_good_one_counts() {
     assert_eq!(common(false, 0x800), at(0));
     assert_eq!(common(true, 0x801), at(0), "a bad one before a good one");
     assert_eq!(common(false, 0x801), at(0), "a bad one behind a good one");
+}
+
+/// Off x86: a window is a way, but memory is the better one; without either
+/// there is an error, never a device that is not kicked.
+#[test]
+fn ports_are_taken_only_where_they_can_be_reached() {
+    let ports = |pci: &mut PciFunction| pci.bar(2, u32::from(PORTS) | 1, !0x3f);
+    let both = and(true, notify_capability(2, 8, 4, 0));
+    let only = with(0x70, notify_capability(2, 8, 4, 0));
+    let base = BAR << 1;
+    add_mmio(base, 0x1_0000 / 4);
+    // SAFETY: nobody else uses the addresses, and nothing is kicked.
+    let window = unsafe { PortWindow::map::<GuestHal>(base, 0x1_0000) }
+        .unwrap()
+        .access();
+    // SAFETY: as above.
+    let small = unsafe { PortWindow::map::<GuestHal>(base, PORTS.into()) }
+        .unwrap()
+        .access();
+    for reach in [window, small, PortAccess::NONE] {
+        let found = find_with(both.clone(), ports, reach).unwrap();
+        assert_eq!(
+            found.notify.location,
+            Location::Memory(BAR + u64::from(NOTIFY))
+        );
+        assert_eq!(found.notify_off_multiplier, 4);
+    }
+    let found = find_with(only.clone(), ports, window).unwrap();
+    assert_eq!(found.notify.location, Location::Ports(PORTS + 8));
+    let problem = StructureProblem::Bar {
+        bar: 2,
+        problem: BarProblem::OutOfReach,
+    };
+    for reach in [small, PortAccess::NONE] {
+        assert_eq!(
+            find_with(only.clone(), ports, reach),
+            Err(unusable(Structure::Notify, 0x70, problem))
+        );
+    }
 }
 
 #[test]

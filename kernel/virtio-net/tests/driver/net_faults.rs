@@ -1,15 +1,18 @@
 //! A device that breaks down, lies, or changes its mind.
 
+use std::sync::atomic::Ordering;
+
 use proptest::prelude::*;
 use virtio_net::net::buffers::MAX_FRAME;
 use virtio_net::net::{Changes, NetError};
 use virtio_net::queue::{BrokenReason, QueueError};
+use virtio_net::transport::TransportError;
 use virtio_net::vectors::Rung;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::support::device::status;
 use crate::support::memory::guest_memory;
-use crate::support::net::{Machine, Net, RX, TX, feature, pattern, receive_all, send};
+use crate::support::net::{HEADER, Machine, Net, RX, TX, feature, pattern, receive_all, send};
 
 /// Traffic both ways works.
 fn assert_alive(machine: &Machine, net: &mut Net) {
@@ -117,10 +120,11 @@ fn a_received_length_beyond_the_buffer_breaks_the_queue() {
     for offered in [feature::ANY_LAYOUT, 0] {
         let mut machine = Machine::new(offered, 16);
         let mut net = machine.open();
-        let writable = 10 + MAX_FRAME as u32;
+        // The whole buffer.
+        let writable = 2048;
         let (head, _) = machine.device().next_chain(RX).unwrap();
         machine.device().use_chain(RX, head, writable);
-        assert_eq!(receive_all(&mut net)[0].len(), MAX_FRAME);
+        assert_eq!(receive_all(&mut net)[0].len(), 2048 - HEADER);
         let (head, _) = machine.device().next_chain(RX).unwrap();
         machine.device().use_chain(RX, head, writable + 1);
         assert!(receive_all(&mut net).is_empty());
@@ -171,6 +175,34 @@ fn endless_runts_end() {
             }
         }))
     ));
+}
+
+/// Its registers read as all ones: that ends each step at once, and when it is back
+/// it is opened.
+#[test]
+fn a_device_that_is_gone_is_waited_for() {
+    let gone = NetError::Transport(TransportError::Gone);
+    let mut machine = Machine::new(feature::ALL, 16);
+    let mut net = machine.open();
+    assert_eq!(net.check_status(), Ok(()));
+    let lies = machine.device().lies.clone();
+    let live = machine.device().status;
+    lies.status.store(!live, Ordering::Relaxed);
+    assert_eq!(net.check_status(), Err(gone));
+    assert_eq!(net.look_at_config(), Err(gone));
+    // What is written does not arrive.
+    lies.status.store(0xff, Ordering::Relaxed);
+    let before = machine.device().accesses;
+    for _ in 0..3 {
+        let opened = net.open(&mut machine.controller, Rung::MsixPerQueue);
+        assert_eq!(opened, Err(gone));
+        assert_eq!(net.poll(), Err(NetError::NotOpen));
+    }
+    assert!(machine.device().accesses < before + 30);
+    lies.end();
+    net.open(&mut machine.controller, Rung::MsixPerQueue)
+        .unwrap();
+    assert_alive(&machine, &mut net);
 }
 
 #[test]

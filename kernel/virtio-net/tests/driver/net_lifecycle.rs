@@ -1,14 +1,15 @@
 //! Probe, open, stop, and what is left afterwards.
 
+use virtio_drivers::PAGE_SIZE;
 use virtio_drivers::transport::DeviceType;
-use virtio_net::net::{Features, NetError, QueueRole, Stats};
+use virtio_net::net::{Features, NetError, Options, QueueRole, Stats, VirtioNet};
 use virtio_net::queue::{QueueError, RingLayout};
 use virtio_net::transport::{ConfigOps, TransportError};
 use virtio_net::vectors::{FindVqsError, Rung};
 
 use crate::support::device::IO_BASE;
 use crate::support::faults::{self, Step};
-use crate::support::memory::pages_in_use;
+use crate::support::memory::{GuestHal, largest_piece, pages_in_use};
 use crate::support::net::{MAC, Machine, RX, TX, feature, high, pattern, receive_all, send};
 
 /// The address that a device without a usable one gets.
@@ -19,8 +20,8 @@ fn probe_reads_what_the_device_says() {
     let machine = Machine::new(feature::ALL, 256);
     let net = machine.probe().unwrap();
     let info = *net.info();
-    assert_eq!(info.offered.bits(), u64::from(feature::ALL));
-    assert_eq!(info.negotiated.bits(), u64::from(feature::ALL));
+    assert_eq!(info.offered.bits(), u128::from(feature::ALL));
+    assert_eq!(info.negotiated.bits(), u128::from(feature::ALL));
     assert_eq!((info.mac, info.mtu, info.link_up), (MAC, 1500, true));
     assert_eq!(net.rung(), None);
     assert_eq!(net.snapshots().count(), 0);
@@ -44,7 +45,7 @@ fn only_what_is_implemented_is_acknowledged() {
     assert_eq!(net.info().offered.bits(), 0xffff_ffff);
     assert_eq!(
         net.info().negotiated.bits(),
-        u64::from(feature::IMPLEMENTED)
+        u128::from(feature::IMPLEMENTED)
     );
     net.open(&mut machine.controller, Rung::MsixPerQueue)
         .unwrap();
@@ -57,6 +58,57 @@ fn only_what_is_implemented_is_acknowledged() {
         let alone = feature::IMPLEMENTED & !feature::DEPENDENT;
         assert_eq!(machine.device().features, alone & 1 << bit);
         drop(net);
+    }
+}
+
+/// A caller that says nothing can serve nothing: it gets no unfinished checksums
+/// and no large frames of a device that offers all, such as a tap by QEMU.
+#[test]
+fn what_the_caller_did_not_say_it_serves_is_not_acknowledged() {
+    let mut machine = Machine::hashing(!0, high::HASH_REPORT | high::RSS, 16);
+    let acknowledged = |machine: &Machine| {
+        let device = machine.device();
+        u64::from(device.features) | u64::from(device.features_high) << 32
+    };
+    let (transport, state) = (machine.transport(), machine.state);
+    let mut net = VirtioNet::<GuestHal, _>::probe(transport, Options::default(), state).unwrap();
+    assert!(
+        net.info()
+            .offered
+            .contains(Features::OPT_IN & Features::IMPLEMENTED)
+    );
+    let plain = Features::IMPLEMENTED - Features::OPT_IN;
+    for _ in 0..2 {
+        let taken = Features::from_bits_retain(acknowledged(&machine).into());
+        assert!(plain.contains(taken), "{}", taken - plain);
+        assert!(taken.contains(Features::MRG_RXBUF | Features::CTRL_VQ));
+        net.open(&mut machine.controller, Rung::MsixPerQueue)
+            .unwrap();
+    }
+    assert!(send(&mut net, &pattern(0, 60)));
+    net.kick();
+    let sent = machine.run_transmit();
+    assert!(sent[0].header.iter().all(|byte| *byte == 0));
+    // Each is taken when it is served.
+    let options = Options::serving(Features::CSUM);
+    let net = VirtioNet::<GuestHal, _>::probe(machine.transport(), options, state).unwrap();
+    assert_eq!(net.info().negotiated & Features::OPT_IN, Features::CSUM);
+}
+
+/// A machine that has run for a while may have no large pieces of memory left.
+#[test]
+fn buffers_need_no_large_piece_of_memory() {
+    for (offered, most) in [(feature::ALL, 32), (feature::ALL | feature::GUEST, 72)] {
+        let mut machine = Machine::new(offered, 1024);
+        let net = machine.open();
+        assert!(pages_in_use() > 1000 || most > 32, "{}", pages_in_use());
+        assert!(
+            largest_piece() * PAGE_SIZE <= most << 10,
+            "{}",
+            largest_piece()
+        );
+        drop(net);
+        machine.assert_nothing_left();
     }
 }
 
@@ -340,7 +392,7 @@ fn the_snapshots_show_both_rings() {
     assert_eq!(machine.transmit(3).len(), 3);
     assert!(machine.receive(&[1]));
     let snapshots: Vec<_> = net.snapshots().collect();
-    let [rx, tx] = snapshots[..] else {
+    let [rx, tx] = &snapshots[..] else {
         panic!("{snapshots:?}");
     };
     assert_eq!(

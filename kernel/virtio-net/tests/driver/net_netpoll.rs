@@ -59,9 +59,9 @@ fn a_device_that_sends_nothing_is_given_up() {
     let kicks = machine.device().queues[TX].kicks;
     assert_eq!(last_words.send(&[&[1; 60]]), Err(NetError::NotSent));
     assert_eq!(machine.device().queues[TX].kicks, kicks + 1);
-    let start = std::time::Instant::now();
+    // It is not even told of another one.
     assert_eq!(last_words.send(&[&[2; 60]]), Err(NetError::NotSent));
-    assert!(start.elapsed() < std::time::Duration::from_millis(100));
+    assert_eq!(machine.device().queues[TX].kicks, kicks + 1);
 }
 
 #[test]

@@ -5,9 +5,11 @@ use core::num::NonZeroU16;
 
 use etherparse::{PacketBuilder, PacketHeaders, TransportHeader};
 use proptest::prelude::*;
+use smoltcp::phy::{Device, PacketMeta, RxToken, TxToken};
+use smoltcp::time::Instant;
 use virtio_net::net::buffers::{Layout, MAX_FRAME, MAX_LARGE_FRAME};
-use virtio_net::net::offload::Offload;
 use virtio_net::net::{Changes, Features, NetError};
+use virtio_net::smoltcp::Phy;
 use virtio_net::vectors::Rung;
 
 use crate::support::faults::{self, Step};
@@ -110,25 +112,14 @@ fn fill_in(sent: &Sent) -> Vec<u8> {
 
 /// Writes a frame, and leaves its checksum to the device.
 fn send_offloaded(net: &mut Net, frame: &[u8], segment_size: u16) -> bool {
-    let (_, tx) = net.queues().unwrap();
-    let size = NonZeroU16::new(segment_size);
-    if frame.len() > tx.capacity() {
-        let Some(mut slot) = tx.reserve_large() else {
-            return false;
-        };
-        let bytes = slot.frame_mut(frame.len());
-        bytes.copy_from_slice(frame);
-        let offload = Offload::prepare(bytes, size);
-        slot.start_xmit_offloaded(frame.len(), offload);
-    } else {
-        let Some(mut slot) = tx.reserve() else {
-            return false;
-        };
-        let bytes = slot.frame_mut(frame.len());
-        bytes.copy_from_slice(frame);
-        let offload = Offload::prepare(bytes, size);
-        slot.start_xmit_offloaded(frame.len(), offload);
-    }
+    let mut phy = Phy::of(net);
+    let Some(mut token) = phy.transmit(Instant::ZERO) else {
+        return false;
+    };
+    let mut meta = PacketMeta::default();
+    meta.segmentation_offload_size = NonZeroU16::new(segment_size);
+    token.set_meta(meta);
+    token.consume(frame.len(), |bytes| bytes.copy_from_slice(frame));
     true
 }
 
@@ -221,13 +212,13 @@ fn other_frames_are_left_alone() {
     // Every frame cut short is taken for what it is, or for nothing.
     for kind in Kind::all() {
         let frame = kind.frame(b"a payload");
-        for length in 0..frame.len() {
-            let mut cut = frame[..length].to_vec();
-            let offload = Offload::prepare(&mut cut, NonZeroU16::new(1));
-            if length < kind.transport_at() + 8 {
-                assert_eq!(offload, None);
-                assert_eq!(cut, frame[..length]);
-            }
+        for length in 1..kind.transport_at() + 8 {
+            assert!(send_offloaded(&mut net, &frame[..length], 1));
+            let sent = one(&machine, &mut net);
+            assert_eq!(
+                (sent.header, &sent.frame[..]),
+                (vec![0; HEADER], &frame[..length])
+            );
         }
     }
     assert_eq!(net.stats().tx_checksum_offloaded, 0);
@@ -377,7 +368,7 @@ fn large_buffers_come_back() {
             assert!(!net.enable_interrupts(), "there is nothing to poll for");
             for number in 0..10 {
                 let small = kind.frame(&pattern(number, 500));
-                assert!(send_offloaded(&mut net, &small, 1460));
+                assert!(send(&mut net, &small));
                 expected.push(small);
             }
             let interrupts = net.stats().interrupts;
@@ -450,7 +441,7 @@ fn a_feature_without_what_it_requires_is_not_agreed_to() {
         drop(net);
         // The same when the guest does not want what is offered.
         let machine = Machine::new(offered | feature::CSUM | feature::GUEST_CSUM, 8);
-        let refused = Features::from_bits_retain(u64::from(!offered));
+        let refused = Features::from_bits_retain(u128::from(!offered));
         let _net = machine.probe_refusing(refused).unwrap();
         assert_eq!(machine.device().features, agreed);
     }
@@ -472,7 +463,10 @@ fn a_device_that_changes_its_offloads_is_not_opened() {
     for bit in [feature::CSUM, feature::GUEST_CSUM, feature::HOST_TSO4] {
         for (first, then) in [
             (feature::IMPLEMENTED, feature::IMPLEMENTED & !bit),
-            (feature::ALL, feature::ALL | bit | feature::CSUM),
+            (
+                feature::ALL | feature::GUEST_CSUM,
+                feature::ALL | feature::CSUM,
+            ),
         ] {
             let mut machine = Machine::new(first, 16);
             let mut net = machine.open();
@@ -498,6 +492,28 @@ fn a_device_that_changes_its_offloads_is_not_opened() {
             drop(net);
             machine.assert_nothing_left();
         }
+    }
+}
+
+/// What a device did not offer when it was probed, be it for a moment, is not
+/// taken later: the network stack counts on doing it.
+#[test]
+fn offloads_that_come_later_are_not_taken() {
+    for bit in [feature::CSUM, feature::GUEST_CSUM, feature::HOST_TSO4] {
+        let more = feature::IMPLEMENTED;
+        let mut machine = Machine::new(more & !bit, 16);
+        let mut net = machine.probe().unwrap();
+        let agreed = net.info().negotiated;
+        machine.device().offered = more;
+        net.open(&mut machine.controller, Rung::MsixPerQueue)
+            .unwrap();
+        assert_eq!(
+            net.info().negotiated & Features::OFFLOADS,
+            agreed & Features::OFFLOADS
+        );
+        assert!(send(&mut net, &[1, 2, 3]));
+        drop(net);
+        machine.assert_nothing_left();
     }
 }
 
@@ -537,6 +553,84 @@ fn buffers_follow_the_mtu() {
     }
 }
 
+/// For what the device does not vouch is verified before smoltcp reads it.
+#[test]
+fn a_wrong_checksum_without_a_mark_is_dropped_for_smoltcp() {
+    let mut machine = Machine::new(feature::GUEST_CSUM | feature::ANY_LAYOUT, 8);
+    let mut net = machine.open();
+    for kind in Kind::all().filter(|kind| kind.vlan_tags == 0) {
+        let right = kind.frame(b"a payload");
+        let mut padded = right.clone();
+        padded.resize(right.len().max(60) + 4, 0);
+        let mut wrong = right.clone();
+        wrong[kind.checksum_at()] ^= 1;
+        let mut receive = |frame: &[u8], valid: bool, unverified: bool| {
+            let mut header = [0; HEADER];
+            header[0] = if valid { 2 } else { 0 };
+            assert!(machine.receive_behind(&header, frame));
+            let mut phy = Phy::of(&mut net);
+            if unverified {
+                phy = phy.unverified();
+            }
+            let received = phy.receive(Instant::ZERO);
+            let received = received.map(|(token, _)| token.consume(<[u8]>::to_vec));
+            drop(phy);
+            net.kick();
+            received
+        };
+        for frame in [&right, &padded] {
+            assert_eq!(receive(frame, false, false).as_ref(), Some(frame));
+        }
+        assert_eq!(receive(&wrong, false, false), None, "{kind:?}");
+        assert_eq!(
+            receive(&wrong, true, false),
+            Some(wrong.clone()),
+            "{kind:?}"
+        );
+        assert_eq!(
+            receive(&wrong, false, true),
+            Some(wrong.clone()),
+            "{kind:?}"
+        );
+    }
+}
+
+/// smoltcp looks behind hop-by-hop options, and nowhere else.
+#[test]
+fn a_checksum_behind_hop_by_hop_options_is_verified() {
+    let mut machine = Machine::new(feature::GUEST_CSUM | feature::ANY_LAYOUT, 8);
+    let mut net = machine.open();
+    for tcp in [false, true] {
+        let kind = Kind {
+            v6: true,
+            tcp,
+            vlan_tags: 0,
+        };
+        let mut right = kind.frame(b"a payload");
+        // Options of 16 bytes, all padding (RFC 8200, 4.2 and 4.3).
+        let mut options = [0; 16];
+        options[..4].copy_from_slice(&[std::mem::take(&mut right[20]), 1, 1, 12]);
+        right.splice(54..54, options);
+        right[19] += 16;
+        PacketHeaders::from_ethernet_slice(&right).unwrap();
+        let mut wrong = right.clone();
+        wrong[kind.checksum_at() + 16] ^= 1;
+        let mut receive = |frame: &[u8]| {
+            assert!(machine.receive_behind(&[0; HEADER], frame));
+            let received = Phy::of(&mut net)
+                .receive(Instant::ZERO)
+                .map(|(token, _)| token.consume(<[u8]>::to_vec));
+            net.kick();
+            received
+        };
+        assert_eq!(receive(&right).as_ref(), Some(&right), "{kind:?}");
+        assert_eq!(receive(&wrong), None, "{kind:?}");
+        // Cut off within them.
+        right.truncate(60);
+        assert_eq!(receive(&right), None, "{kind:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_payload_has_its_checksum(
@@ -553,7 +647,11 @@ proptest! {
 
     /// Nothing that a stack may write makes it panic, or write elsewhere.
     #[test]
-    fn any_bytes_are_survived(mut bytes: Vec<u8>, size: Option<NonZeroU16>, kind in 0usize..12) {
+    fn any_bytes_are_survived(
+        mut bytes in prop::collection::vec(any::<u8>(), 1..200),
+        size: u16,
+        kind in 0usize..12,
+    ) {
         let kind = Kind::all().nth(kind).unwrap();
         let right = kind.frame(&bytes);
         for (at, byte) in bytes.iter_mut().enumerate().take(54) {
@@ -561,10 +659,13 @@ proptest! {
                 *byte = right[at];
             }
         }
-        let before = bytes.clone();
-        let offload = Offload::prepare(&mut bytes, size);
-        let changed = before.iter().zip(&bytes).filter(|(a, b)| a != b).count();
-        let most = if offload.is_some() { 2 } else { 0 };
+        let mut machine = Machine::new(feature::HOST | feature::ANY_LAYOUT, 2);
+        let mut net = machine.open();
+        prop_assert!(send_offloaded(&mut net, &bytes, size));
+        let sent = one(&machine, &mut net);
+        prop_assert_eq!(sent.frame.len(), bytes.len());
+        let changed = sent.frame.iter().zip(&bytes).filter(|(a, b)| a != b).count();
+        let most = if sent.header[0] == 0 { 0 } else { 2 };
         prop_assert!(changed <= most);
     }
 }

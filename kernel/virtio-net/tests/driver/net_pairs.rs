@@ -12,6 +12,23 @@ use crate::support::net::{CONTROL_SIZE, Machine, feature, pattern};
 const CONTROL: usize = 2;
 
 /// Pairs, control queue, vectors: each at its place (specification 5.1.2).
+/// A device that lied about its pairs when it was probed has the control queue
+/// elsewhere.
+#[test]
+fn the_number_of_pairs_is_read_again() {
+    for lie in [1u16, 2, 100, 0, 0xffff] {
+        let mut machine = Machine::multiqueue(feature::IMPLEMENTED, 16);
+        machine.device().config[8..10].copy_from_slice(&lie.to_le_bytes());
+        let mut net = machine.probe().unwrap();
+        machine.device().config[8..10].copy_from_slice(&3u16.to_le_bytes());
+        net.set_queue_pairs(3);
+        net.open(&mut machine.controller, Rung::MsixPerQueue)
+            .unwrap();
+        assert_eq!(net.queue_pairs(), 3, "{lie}");
+        machine.assert_no_violation();
+    }
+}
+
 #[test]
 fn queue_pairs_are_as_many_as_wanted() {
     for wanted in [1, 2, 3, 4, u16::MAX] {

@@ -5,20 +5,21 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 
 use smoltcp::iface::{Config, Interface, SocketSet};
-use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium};
+use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr};
 use virtio_net::net::Changes;
+use virtio_net::smoltcp::{Phy, RxToken, TxToken};
 
-use crate::support::net::{Machine, Net, feature, pattern, receive_all};
+use crate::support::memory::GuestHal;
+use crate::support::net::{Machine, feature, pattern};
 use crate::support::segments::{Segment, wire};
 
 /// The driver as smoltcp's device; keeps every frame that smoltcp writes.
 struct Driver<'n> {
-    net: &'n RefCell<Net>,
-    received: VecDeque<Vec<u8>>,
-    written: RefCell<Vec<Vec<u8>>>,
+    phy: Phy<'n, GuestHal>,
+    written: &'n RefCell<Vec<Vec<u8>>>,
 }
 
 /// The cable's far end.
@@ -36,18 +37,15 @@ impl phy::RxToken for Received {
     }
 }
 
-struct Sender<'d>(&'d RefCell<Net>, &'d RefCell<Vec<Vec<u8>>>);
+struct Sender<'d>(TxToken<'d, GuestHal>, &'d RefCell<Vec<Vec<u8>>>);
 
 impl phy::TxToken for Sender<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let mut net = self.0.borrow_mut();
-        let (_, tx) = net.queues().unwrap();
-        let sent = tx.xmit_with(length, None, |frame| {
+        self.0.consume(length, |frame| {
             let result = f(frame);
             self.1.borrow_mut().push(frame.to_vec());
             result
-        });
-        sent.unwrap_or_else(|_| panic!("there was room"))
+        })
     }
 }
 
@@ -71,7 +69,7 @@ fn ethernet() -> DeviceCapabilities {
 
 impl Device for Driver<'_> {
     type RxToken<'a>
-        = Received
+        = RxToken<'a>
     where
         Self: 'a;
     type TxToken<'a>
@@ -79,20 +77,17 @@ impl Device for Driver<'_> {
     where
         Self: 'a;
 
-    fn receive(&mut self, now: Instant) -> Option<(Received, Sender<'_>)> {
-        let frame = self.received.pop_front()?;
-        Some((Received(frame), self.transmit(now)?))
+    fn receive(&mut self, now: Instant) -> Option<(RxToken<'_>, Sender<'_>)> {
+        let (received, token) = self.phy.receive(now)?;
+        Some((received, Sender(token, self.written)))
     }
 
-    fn transmit(&mut self, _now: Instant) -> Option<Sender<'_>> {
-        let has_room = self.net.borrow_mut().queues().unwrap().1.has_large_room();
-        has_room.then_some(Sender(self.net, &self.written))
+    fn transmit(&mut self, now: Instant) -> Option<Sender<'_>> {
+        Some(Sender(self.phy.transmit(now)?, self.written))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = ethernet();
-        capabilities.checksum.tcp = Checksum::Rx;
-        capabilities
+        self.phy.capabilities()
     }
 }
 
@@ -138,14 +133,10 @@ fn socket(receive: usize, send: usize, time_stamps: bool) -> tcp::Socket<'static
 /// they left.
 fn transfer(offered: u32, count: u16, length: usize, time_stamps: bool) -> (usize, usize) {
     let mut machine = Machine::new(offered, 256);
-    let net = RefCell::new(machine.open());
-    let mut driver = Driver {
-        net: &net,
-        received: VecDeque::new(),
-        written: RefCell::default(),
-    };
+    let mut net = machine.open();
+    let log = RefCell::default();
     let mut cable = Cable::default();
-    let mut near = interface(&mut driver, 1);
+    let mut near = interface(&mut Phy::of(&mut net), 1);
     let mut far = interface(&mut cable, 2);
     let (mut near_sockets, mut far_sockets) = (SocketSet::new(vec![]), SocketSet::new(vec![]));
     let mut connections = Vec::new();
@@ -190,16 +181,21 @@ fn transfer(offered: u32, count: u16, length: usize, time_stamps: bool) -> (usiz
         if is_done {
             break;
         }
-        assert_eq!(net.borrow_mut().poll(), Ok(Changes::empty()));
+        assert_eq!(net.poll(), Ok(Changes::empty()));
+        let mut driver = Driver {
+            phy: Phy::of(&mut net),
+            written: &log,
+        };
         near.poll(now, &mut driver, &mut near_sockets);
-        net.borrow_mut().kick();
+        drop(driver);
+        net.kick();
         machine.deliver();
         let sent = machine.transmit(usize::MAX);
         let left: Vec<_> = sent.iter().flat_map(wire).collect();
         // What smoltcp wrote has no checksums yet; the order is that of each
         // connection.
         let complete = |frame: &Vec<u8>| Segment::parse(frame).map(|segment| segment.frame());
-        let mut written: Vec<_> = driver.written.take().iter().filter_map(complete).collect();
+        let mut written: Vec<_> = log.take().iter().filter_map(complete).collect();
         let mut left_of_tcp: Vec<_> = left.iter().filter_map(complete).collect();
         let is_data = |frame: &&Vec<u8>| !Segment::parse(frame).unwrap().payload.is_empty();
         segments += written.iter().filter(is_data).count();
@@ -217,7 +213,6 @@ fn transfer(offered: u32, count: u16, length: usize, time_stamps: bool) -> (usiz
             assert!(machine.receive(&frame));
         }
         machine.deliver();
-        driver.received.extend(receive_all(&mut net.borrow_mut()));
     }
     for (_, _, content, _, got) in &connections {
         assert!(got == content, "{} bytes of {length}", got.len());

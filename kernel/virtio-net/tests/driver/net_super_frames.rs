@@ -1,25 +1,29 @@
-//! TCP segments over IPv6 that the driver puts together: what a device makes of
-//! them must be what the network stack has written.
+//! TCP segments over IPv6 that the smoltcp device puts together: what a device makes
+//! of them must be what the network stack has written.
 
 use std::collections::BTreeMap;
 
 use etherparse::TcpOptionElement;
 use proptest::prelude::*;
+use smoltcp::phy::{Device, PacketMeta, TxToken};
+use smoltcp::time::Instant;
 use virtio_net::net::{Changes, Features};
+use virtio_net::smoltcp::Phy;
 use virtio_net::vectors::Rung;
 
-use crate::support::net::{Machine, Net, Sent, feature, pattern, send};
+use crate::support::memory::GuestHal;
+use crate::support::net::{Machine, Net, Sent, feature, pattern};
 use crate::support::segments::{Segment, wire};
 
 const MSS: usize = 1440;
 
-/// Has the driver send a frame, unless there is no room.
-fn xmit(net: &mut Net, frame: &[u8]) -> bool {
-    let (_, tx) = net.queues().unwrap();
-    let had_room = tx.has_room();
-    let sent = tx.xmit_with(frame.len(), None, |bytes| bytes.copy_from_slice(frame));
-    assert_eq!(sent.is_ok(), had_room, "there was room, or not");
-    sent.is_ok()
+/// Has the device send a frame, unless there is no room.
+fn xmit(phy: &mut Phy<'_, GuestHal>, frame: &[u8]) -> bool {
+    let Some(token) = phy.transmit(Instant::ZERO) else {
+        return false;
+    };
+    token.consume(frame.len(), |bytes| bytes.copy_from_slice(frame));
+    true
 }
 
 /// Segments of one connection, each of the next bytes.
@@ -53,9 +57,11 @@ fn machine(offered: u32, size: u16) -> (Machine, Net) {
 
 /// Sends frames, kicks, and returns what the device got.
 fn sent(machine: &Machine, net: &mut Net, frames: &[Vec<u8>]) -> Vec<Sent> {
+    let mut phy = Phy::of(net);
     for frame in frames {
-        assert!(xmit(net, frame));
+        assert!(xmit(&mut phy, frame));
     }
+    drop(phy);
     net.kick();
     let sent = machine.transmit(usize::MAX);
     machine.assert_no_violation();
@@ -89,9 +95,11 @@ fn segments_of_a_connection_become_one_frame() {
         segments.push(flow.segment(1));
         segments[20].tcp.psh = true;
         let frames: Vec<_> = segments.iter().map(Segment::frame).collect();
+        let mut phy = Phy::of(&mut net);
         for frame in &frames {
-            assert!(xmit(&mut net, frame));
+            assert!(xmit(&mut phy, frame));
         }
+        drop(phy);
         assert!(machine.run_transmit().is_empty(), "nobody has kicked");
         net.kick();
         let sent = machine.run_transmit();
@@ -106,19 +114,18 @@ fn segments_of_a_connection_become_one_frame() {
     }
 }
 
-/// What was written where the next segment would go on leaves no trace.
+/// A token that is not used leaves no trace.
 #[test]
-fn a_place_that_is_not_used_changes_nothing() {
+fn a_token_that_is_not_used_changes_nothing() {
     let (machine, mut net) = machine(feature::HOST, 32);
     let mut flow = Flow::new(1000);
     let frames: Vec<_> = (0..6).map(|_| flow.segment(MSS).frame()).collect();
+    let mut phy = Phy::of(&mut net);
     for frame in &frames {
-        let (_, tx) = net.queues().unwrap();
-        let mut place = tx.place(frame.len(), None).unwrap();
-        place.frame_mut().fill(0xff);
-        drop(place);
-        assert!(xmit(&mut net, frame));
+        assert!(phy.transmit(Instant::ZERO).is_some());
+        assert!(xmit(&mut phy, frame));
     }
+    drop(phy);
     net.kick();
     let sent = machine.run_transmit();
     assert_eq!(sent.len(), 1);
@@ -229,7 +236,7 @@ fn a_segment_alone_is_not_put_anywhere() {
     let mut flow = Flow::new(1000);
     let mut segment = flow.segment(MSS);
     segment.tcp.psh = true;
-    assert!(xmit(&mut net, &segment.frame()));
+    assert!(xmit(&mut Phy::of(&mut net), &segment.frame()));
     let free = net.snapshots().nth(1).unwrap().free;
     assert_eq!(free, 31, "it is in the queue");
     net.kick();
@@ -347,18 +354,24 @@ fn a_frame_that_is_large_already_keeps_its_place() {
     let (machine, mut net) = machine(feature::HOST, 32);
     let mut flow = Flow::new(1000);
     let frames: Vec<_> = (0..3).map(|_| flow.segment(MSS).frame()).collect();
+    let mut phy = Phy::of(&mut net);
     for frame in &frames {
-        assert!(xmit(&mut net, frame));
+        assert!(xmit(&mut phy, frame));
     }
     let large = flow.segment(20_000);
     let next = flow.segment(MSS);
-    let (_, tx) = net.queues().unwrap();
-    let size = (MSS as u16).try_into().ok();
-    for (segment, size) in [(&large, size), (&next, None)] {
+    for (segment, size) in [(&large, Some(MSS)), (&next, None)] {
         let frame = segment.frame();
-        let sent = tx.xmit_with(frame.len(), size, |bytes| bytes.copy_from_slice(&frame));
-        assert!(sent.is_ok());
+        let mut meta = PacketMeta::default();
+        meta.segmentation_offload_size = size.and_then(|size| (size as u16).try_into().ok());
+        let mut token = phy.transmit(Instant::ZERO).unwrap();
+        token.set_meta(meta);
+        token.consume(frame.len(), |bytes| bytes.copy_from_slice(&frame));
     }
+    // Nothing is as large as this: it goes nowhere.
+    let token = phy.transmit(Instant::ZERO).unwrap();
+    token.consume(70_000, |bytes| assert_eq!(bytes.len(), 70_000));
+    drop(phy);
     net.kick();
     let sent = machine.run_transmit();
     assert_eq!(sent.len(), 3);
@@ -367,9 +380,6 @@ fn a_frame_that_is_large_already_keeps_its_place() {
         .flat_map(|frame| Segment::parse(frame).unwrap().payload)
         .collect();
     assert!(together == pattern_of(u32::MAX - 3000, &[MSS, MSS, MSS, 20_000, MSS]));
-    // Nothing is as large as this.
-    let (_, tx) = net.queues().unwrap();
-    assert!(tx.xmit_with(70_000, None, |_| ()).is_err());
 }
 
 fn pattern_of(mut from: u32, lengths: &[usize]) -> Vec<u8> {
@@ -391,22 +401,28 @@ fn what_grows_leaves_room_for_the_next_frame() {
             let mut flows: Vec<_> = (0..5).map(|n| Flow::new(1000 + n)).collect();
             let mut frames = Vec::new();
             let mut wire = Vec::new();
-            for round in 0..400 {
-                let frame = match round % 11 {
-                    6 => pattern(round, 60 + round % 7),
-                    n => flows[n % 5].segment(MSS).frame(),
-                };
-                if xmit(&mut net, &frame) {
+            let mut round = 0;
+            while round < 400 {
+                let mut phy = Phy::of(&mut net);
+                while round < 400 {
+                    let frame = match round % 11 {
+                        6 => pattern(round, 60 + round % 7),
+                        n => flows[n % 5].segment(MSS).frame(),
+                    };
+                    round += 1;
+                    if !xmit(&mut phy, &frame) {
+                        flows = retry(flows, &frame);
+                        break;
+                    }
                     frames.push(frame);
-                } else {
-                    flows = retry(flows, &frame);
-                    net.kick();
-                    let sent = machine.transmit(1 + round % 3);
-                    assert!(!sent.is_empty(), "the queue is full of nothing");
-                    wire.extend(on_the_wire(&sent));
-                    machine.deliver();
-                    assert_eq!(net.poll(), Ok(Changes::empty()));
                 }
+                drop(phy);
+                net.kick();
+                let sent = machine.transmit(1 + round % 3);
+                assert!(!sent.is_empty(), "the queue is full of nothing");
+                wire.extend(on_the_wire(&sent));
+                machine.deliver();
+                assert_eq!(net.poll(), Ok(Changes::empty()));
             }
             net.kick();
             wire.extend(on_the_wire(&machine.transmit(usize::MAX)));
@@ -433,52 +449,6 @@ fn retry(mut flows: Vec<Flow>, frame: &[u8]) -> Vec<Flow> {
     flows
 }
 
-/// Frames that go another way may leave it no slot: it waits for one, and is
-/// woken.
-#[test]
-fn without_a_slot_it_waits_for_the_device() {
-    let (machine, mut net) = machine(feature::HOST | feature::ALL, 8);
-    net.poll().unwrap();
-    let mut flow = Flow::new(1000);
-    let mut frames = Vec::new();
-    for _ in 0..3 {
-        frames.push(flow.segment(MSS).frame());
-        assert!(xmit(&mut net, frames.last().unwrap()));
-    }
-    let mut others = 0;
-    while send(&mut net, &pattern(others, 60)) {
-        others += 1;
-    }
-    assert_eq!(others, 8);
-    net.kick();
-    assert!(!net.enable_interrupts(), "there is nothing to poll for");
-    assert_eq!(machine.run_transmit().len(), 8);
-    machine.deliver();
-    assert!(net.has_work(), "nobody told it of the room");
-    assert_eq!(net.poll(), Ok(Changes::empty()));
-    net.kick();
-    assert!(on_the_wire(&machine.run_transmit()) == frames);
-}
-
-/// What has grown and was not kicked is given up with the queue.
-#[test]
-fn nothing_is_left_of_what_was_not_sent() {
-    let (mut machine, mut net) = machine(feature::HOST, 32);
-    for _ in 0..20 {
-        let mut flows: Vec<_> = (0..5).map(|n| Flow::new(1000 + n)).collect();
-        for _ in 0..3 {
-            for flow in &mut flows {
-                assert!(xmit(&mut net, &flow.segment(MSS).frame()));
-            }
-        }
-        net.stop(&mut machine.controller);
-        net.open(&mut machine.controller, Rung::MsixPerQueue)
-            .unwrap();
-    }
-    drop(net);
-    machine.assert_nothing_left();
-}
-
 #[derive(Clone, Debug)]
 enum Step {
     Segment {
@@ -500,6 +470,13 @@ enum Step {
     Device {
         count: usize,
     },
+}
+
+impl Step {
+    /// Whether the network stack does it.
+    fn is_in_a_poll(&self) -> bool {
+        !matches!(self, Self::Kick | Self::Device { .. })
+    }
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -531,42 +508,46 @@ proptest! {
         let mut net = machine.open();
         let mut flows: Vec<_> = (0..6).map(|n| Flow::new(1000 + n)).collect();
         let (mut frames, mut wire) = (Vec::new(), Vec::new());
-        for step in steps {
-            let segment = match step {
-                Step::Segment { flow, length, flags } => {
-                    let mut segment = flows[flow].segment(length);
-                    segment.tcp.psh = flags == 0;
-                    segment.tcp.fin = flags == 1;
-                    segment
-                }
-                Step::Acknowledge { flow } => flows[flow].segment(0),
-                Step::GoBack { flow, bytes } => {
-                    flows[flow].next = flows[flow].next.wrapping_sub(bytes);
-                    continue;
-                }
-                Step::Other { length } => {
-                    let frame = pattern(length, 15 + length);
-                    if xmit(&mut net, &frame) {
-                        frames.push(frame);
+        let mut steps = steps.into_iter().peekable();
+        while steps.peek().is_some() {
+            let mut phy = Phy::of(&mut net);
+            while let Some(step) = steps.next_if(Step::is_in_a_poll) {
+                let segment = match step {
+                    Step::Segment { flow, length, flags } => {
+                        let mut segment = flows[flow].segment(length);
+                        segment.tcp.psh = flags == 0;
+                        segment.tcp.fin = flags == 1;
+                        segment
                     }
-                    continue;
+                    Step::Acknowledge { flow } => flows[flow].segment(0),
+                    Step::GoBack { flow, bytes } => {
+                        flows[flow].next = flows[flow].next.wrapping_sub(bytes);
+                        continue;
+                    }
+                    Step::Other { length } => {
+                        let frame = pattern(length, 15 + length);
+                        if xmit(&mut phy, &frame) {
+                            frames.push(frame);
+                        }
+                        continue;
+                    }
+                    Step::Kick | Step::Device { .. } => unreachable!(),
+                };
+                let frame = segment.frame();
+                if xmit(&mut phy, &frame) {
+                    frames.push(frame);
+                } else {
+                    flows = retry(flows, &frame);
                 }
-                Step::Kick => {
-                    net.kick();
-                    continue;
-                }
-                Step::Device { count } => {
+            }
+            drop(phy);
+            match steps.next() {
+                Some(Step::Device { count }) => {
                     wire.extend(on_the_wire(&machine.transmit(count)));
                     machine.deliver();
                     prop_assert_eq!(net.poll(), Ok(Changes::empty()));
-                    continue;
                 }
-            };
-            let frame = segment.frame();
-            if xmit(&mut net, &frame) {
-                frames.push(frame);
-            } else {
-                flows = retry(flows, &frame);
+                _ => net.kick(),
             }
         }
         net.kick();
@@ -592,9 +573,11 @@ proptest! {
             }
         }
         frames.insert(at + 1, bytes.clone());
+        let mut phy = Phy::of(&mut net);
         for frame in &frames {
-            prop_assert!(xmit(&mut net, frame));
+            prop_assert!(xmit(&mut phy, frame));
         }
+        drop(phy);
         net.kick();
         let sent = machine.transmit(usize::MAX);
         let all: usize = sent.iter().map(|sent| sent.frame.len()).sum();

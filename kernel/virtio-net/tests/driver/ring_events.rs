@@ -2,11 +2,20 @@
 //! more than two turns of the 16-bit indices.
 
 use std::collections::VecDeque;
+use std::ptr::NonNull;
+use std::sync::Arc;
 
 use proptest::prelude::*;
-use virtio_net::queue::{EventMode, RingLayout, RingShape};
+use virtio_net::doorbell::Doorbell;
+use virtio_net::queue::{
+    CommandRing, EventMode, PositionalRing, QueueRing, QueueStats, RingLayout, RingShape, Virtqueue,
+};
 
-use crate::support::ring::{Ends, shapes, writable};
+use crate::support::memory::GuestHal;
+use crate::support::ring::{Carrier, Ends, LENGTH, readable, shapes};
+
+type Frames = PositionalRing<GuestHal>;
+type Commands = CommandRing<GuestHal>;
 
 const NO_INTERRUPT: u16 = 1;
 
@@ -49,8 +58,8 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// A ring and a model of who waits for what. All positions are counted from
 /// the start in 64 bits, so that nothing here wraps.
-struct Model {
-    ends: Ends,
+struct Model<R> {
+    ends: Ends<R>,
     shape: RingShape,
     /// An event names every position that is a multiple of this away.
     period: u64,
@@ -77,7 +86,7 @@ struct Model {
     interrupts_suppressed: u64,
 }
 
-impl Model {
+impl<R: Carrier> Model<R> {
     fn new(size: u16, shape: RingShape) -> Self {
         let ends = Ends::shaped(size, shape);
         // 16 bits of an index, or a position and a wrap counter.
@@ -112,8 +121,7 @@ impl Model {
 
     fn add(&mut self, count: u16) {
         for _ in 0..count {
-            let token = self.added as u16 % self.ends.driver.size();
-            if self.ends.add(&[writable(0x1000, 64)], token).is_err() {
+            if self.ends.driver.add_one().is_err() {
                 return;
             }
             self.added += 1;
@@ -178,13 +186,11 @@ impl Model {
 
     fn pop(&mut self, count: u16) {
         for _ in 0..count {
-            let popped = self.ends.driver.pop_used().unwrap();
+            let popped = self.ends.driver.pop_one().unwrap();
             assert_eq!(popped.is_some(), self.popped < self.used);
             match popped {
                 // Used in order, hence back in order.
-                Some(used) => {
-                    assert_eq!(used.token, self.popped as u16 % self.ends.driver.size())
-                }
+                Some(length) => assert_eq!(u64::from(length), self.popped % u64::from(LENGTH)),
                 None => return,
             }
             self.popped += 1;
@@ -226,7 +232,8 @@ impl Model {
             let Some(head) = self.in_flight.pop_front() else {
                 break;
             };
-            self.ends.give_back(head, 0);
+            let length = self.used % u64::from(LENGTH);
+            self.ends.give_back(head, length as u32);
             self.used += 1;
         }
         if signal {
@@ -318,6 +325,16 @@ proptest! {
     /// The steps are repeated until enough chains are through.
     #[test]
     fn nobody_sleeps_through_what_it_waits_for(
+        shift in 0..=7u32,
+        shape in prop::sample::select(shapes().to_vec()),
+        steps in prop::collection::vec(step(), 20..400),
+    ) {
+        repeat(Model::<Frames>::new(1 << shift, shape), &steps);
+    }
+
+    /// The same with a chain at a time, in a packed ring of any size.
+    #[test]
+    fn nobody_sleeps_through_a_command(
         size in 1..=128u16,
         shape in prop::sample::select(shapes().to_vec()),
         steps in prop::collection::vec(step(), 20..400),
@@ -326,23 +343,26 @@ proptest! {
             RingLayout::Split => size.next_power_of_two(),
             RingLayout::Packed => size,
         };
-        let mut model = Model::new(size, shape);
-        while model.popped < CHAINS {
-            for &step in &steps {
-                model.run(step);
-            }
-            // Whatever the steps are, something gets through. As every poll
-            // does, this masks interrupts.
-            for step in [
-                Step::Mask,
-                Step::Add(4),
-                Step::Publish,
-                Step::Take(4),
-                Step::Use(4, true),
-                Step::Pop(4),
-            ] {
-                model.run(step);
-            }
+        repeat(Model::<Commands>::new(size, shape), &steps);
+    }
+}
+
+fn repeat<R: Carrier>(mut model: Model<R>, steps: &[Step]) {
+    while model.popped < CHAINS {
+        for &step in steps {
+            model.run(step);
+        }
+        // Whatever the steps are, something gets through. As every poll
+        // does, this masks interrupts.
+        for step in [
+            Step::Mask,
+            Step::Add(4),
+            Step::Publish,
+            Step::Take(4),
+            Step::Use(4, true),
+            Step::Pop(4),
+        ] {
+            model.run(step);
         }
     }
 }
@@ -350,11 +370,7 @@ proptest! {
 /// A device that sleeps whenever it has seen all: every single kick must come.
 #[test]
 fn no_kick_is_lost_at_the_wrap() {
-    for (shape, batch) in shapes()
-        .into_iter()
-        .flat_map(|shape| [(shape, 3), (shape, 4)])
-    {
-        let mut model = Model::new(4, shape);
+    fn run<R: Carrier>(mut model: Model<R>, batch: u16) {
         let mut batches = 0;
         while model.popped < CHAINS {
             model.mask();
@@ -368,6 +384,11 @@ fn no_kick_is_lost_at_the_wrap() {
         }
         assert_eq!(model.kicks, batches);
     }
+    for shape in shapes() {
+        run(Model::<Frames>::new(4, shape), 3);
+        run(Model::<Frames>::new(4, shape), 4);
+        run(Model::<Commands>::new(4, shape), 1);
+    }
 }
 
 /// A device that is awake is never kicked, by flags: it said so. By event of a
@@ -380,7 +401,7 @@ fn kicks_are_suppressed_while_the_device_is_awake() {
         } else {
             0
         };
-        let mut model = Model::new(4, shape);
+        let mut model = Model::<Frames>::new(4, shape);
         model.busy();
         while model.popped < CHAINS {
             model.mask();
@@ -402,7 +423,7 @@ fn masked_interrupts_do_not_fire() {
         .into_iter()
         .flat_map(|shape| [(shape, 64), (shape, 32768)])
     {
-        let mut model = Model::new(size, shape);
+        let mut model = Model::<Frames>::new(size, shape);
         while model.popped < CHAINS {
             model.mask();
             model.add(size);
@@ -419,8 +440,7 @@ fn masked_interrupts_do_not_fire() {
 /// A driver that sleeps after every chain is woken by every chain.
 #[test]
 fn no_interrupt_is_lost_at_the_wrap() {
-    for shape in shapes() {
-        let mut model = Model::new(2, shape);
+    fn run<R: Carrier>(mut model: Model<R>) {
         while model.popped < CHAINS {
             model.mask();
             model.pop(2);
@@ -435,30 +455,35 @@ fn no_interrupt_is_lost_at_the_wrap() {
         }
         assert_eq!(model.interrupts, model.popped);
     }
+    for shape in shapes() {
+        run(Model::<Frames>::new(2, shape));
+        run(Model::<Commands>::new(2, shape));
+    }
+}
+
+/// Forms of rings with `VIRTIO_F_EVENT_IDX`.
+fn by_event() -> impl Iterator<Item = RingShape> {
+    let shapes = shapes().into_iter();
+    shapes.filter(|shape| shape.mode == EventMode::EventIdx)
+}
+
+/// A queue with this ring, whose device is told by a call.
+fn with_call<R: QueueRing>(ring: R, call: impl Fn(u16) + Send + Sync + 'static) -> Virtqueue<R> {
+    let function = Arc::new(call);
+    Virtqueue::new(ring, Doorbell::Call { function, queue: 7 })
 }
 
 /// Interrupts may be asked for late, but not past what is outstanding.
 #[test]
 fn a_delayed_interrupt_comes_before_the_device_runs_dry() {
-    use virtio_net::doorbell::Doorbell;
-    use virtio_net::queue::Virtqueue;
-
-    let by_event = shapes()
-        .into_iter()
-        .filter(|shape| shape.mode == EventMode::EventIdx);
-    for (shape, outstanding) in by_event.flat_map(|shape| (1..=64u16).map(move |n| (shape, n))) {
+    for (shape, outstanding) in by_event().flat_map(|shape| (1..=64u16).map(move |n| (shape, n))) {
         let Ends {
-            driver, mut device, ..
-        } = Ends::shaped(64, shape);
-        let doorbell = Doorbell::Call {
-            function: |_| (),
-            queue: 7,
-        };
-        let mut queue = Virtqueue::new(driver, doorbell);
-        for token in 0..outstanding {
-            // SAFETY: nothing accesses the buffer, which is only a number.
-            unsafe { queue.add(&[writable(0x1000, 64)], token) }.unwrap();
-        }
+            mut driver,
+            mut device,
+            ..
+        } = Ends::<Frames>::shaped(64, shape);
+        (0..outstanding).for_each(|_| driver.add_one().unwrap());
+        let mut queue = with_call(driver, |_| ());
         queue.kick();
         assert!(!queue.enable_interrupts_delayed());
         let mut interrupted_at = None;
@@ -478,28 +503,19 @@ fn a_delayed_interrupt_comes_before_the_device_runs_dry() {
 /// interrupt that waits for it never comes.
 #[test]
 fn a_delayed_interrupt_does_not_wait_for_what_was_not_published() {
-    use virtio_net::doorbell::Doorbell;
-    use virtio_net::queue::Virtqueue;
-
-    let by_event = shapes()
-        .into_iter()
-        .filter(|shape| shape.mode == EventMode::EventIdx);
-    for (shape, delayed) in by_event.flat_map(|shape| [(shape, false), (shape, true)]) {
+    for (shape, delayed) in by_event().flat_map(|shape| [(shape, false), (shape, true)]) {
         let Ends {
-            driver, mut device, ..
-        } = Ends::shaped(64, shape);
-        let doorbell = Doorbell::Call {
-            function: |_| (),
-            queue: 7,
-        };
-        let mut queue = Virtqueue::new(driver, doorbell);
-        for token in 0..40 {
-            if token == 4 {
-                queue.kick();
+            mut driver,
+            mut device,
+            ..
+        } = Ends::<Frames>::shaped(64, shape);
+        for count in 0..40 {
+            if count == 4 {
+                driver.publish();
             }
-            // SAFETY: nothing accesses the buffer, which is only a number.
-            unsafe { queue.add(&[writable(0x1000, 64)], token) }.unwrap();
+            driver.add_one().unwrap();
         }
+        let mut queue = with_call(driver, |_| ());
         let has_used = if delayed {
             queue.enable_interrupts_delayed()
         } else {
@@ -519,22 +535,25 @@ fn a_delayed_interrupt_does_not_wait_for_what_was_not_published() {
 
 #[test]
 fn a_new_ring_asks_for_no_interrupts() {
-    let ends = Ends::new(4, EventMode::Flags);
-    assert_eq!(ends.avail_flags(), NO_INTERRUPT);
-    for shape in shapes() {
-        let mut model = Model::new(4, shape);
+    fn run<R: Carrier>(mut model: Model<R>) {
         model.add(4);
         model.publish();
         model.take(4);
         model.give_back(4, true);
-        assert_eq!(model.interrupts, 0);
+        assert_eq!((model.interrupts, model.interrupts_suppressed), (0, 1));
+    }
+    let ends = Ends::<Commands>::shaped(4, RingShape::split(1, EventMode::Flags));
+    assert_eq!(ends.avail_flags(), NO_INTERRUPT);
+    for shape in shapes() {
+        run(Model::<Frames>::new(4, shape));
+        run(Model::<Commands>::new(4, shape));
     }
 }
 
 /// With flags, the flag says what was asked for last.
 #[test]
 fn the_flag_follows() {
-    let mut ends = Ends::new(4, EventMode::Flags);
+    let mut ends = Ends::<Commands>::shaped(4, RingShape::split(1, EventMode::Flags));
     for _ in 0..3 {
         assert!(!ends.driver.enable_interrupts_after(0));
         assert_eq!(ends.avail_flags(), 0);
@@ -547,15 +566,9 @@ fn the_flag_follows() {
 /// device that asks for every kick.
 #[test]
 fn an_empty_kick_is_none() {
-    use virtio_net::doorbell::Doorbell;
-    use virtio_net::queue::{QueueStats, Virtqueue};
-
     for shape in shapes() {
-        let doorbell = Doorbell::Call {
-            function: |queue| panic!("the doorbell of queue {queue} rang"),
-            queue: 7,
-        };
-        let mut queue = Virtqueue::new(Ends::shaped(4, shape).driver, doorbell);
+        let ring = Ends::<Commands>::shaped(4, shape).driver;
+        let mut queue = with_call(ring, |queue| panic!("the doorbell of queue {queue} rang"));
         assert!(!queue.kick());
         assert_eq!(queue.stats(), QueueStats::default());
     }
@@ -566,11 +579,6 @@ fn an_empty_kick_is_none() {
 /// offer the feature.
 #[test]
 fn a_notification_carries_the_next_position() {
-    use std::ptr::NonNull;
-
-    use virtio_net::doorbell::Doorbell;
-    use virtio_net::queue::Virtqueue;
-
     for shape in shapes() {
         let mut register = Box::new(0xffff_ffffu32);
         let at = NonNull::from(&mut *register);
@@ -581,34 +589,33 @@ fn a_notification_carries_the_next_position() {
             assert!(doorbell.takes_data());
             let shape = RingShape {
                 notification_data: true,
+                chain: 8,
                 ..shape
             };
             let Ends {
                 driver, mut device, ..
-            } = Ends::shaped(8, shape);
+            } = Ends::<Commands>::shaped(8, shape);
             let mut queue = Virtqueue::new(driver, doorbell);
-            let mut added = 0u32;
+            let (mut chains, mut added) = (0u32, 0u32);
             for round in 0..60 {
                 device.enable_notification();
-                for _ in 0..1 + round % 8 {
-                    // SAFETY: nothing accesses the buffer, which is only a
-                    // number.
-                    unsafe { queue.add(&[writable(0x1000, 64)], 0) }.unwrap();
-                    added += 1;
-                }
+                let chain = vec![readable(0x1000, 64); 1 + round % 8];
+                // SAFETY: nothing accesses the buffers, which are only numbers.
+                unsafe { queue.add(&chain) }.unwrap();
+                chains += 1;
+                added += chain.len() as u32;
                 assert!(queue.kick());
                 let next = match shape.layout {
-                    RingLayout::Split => added,
+                    RingLayout::Split => chains,
                     RingLayout::Packed => {
                         (added % 8) | u32::from((added / 8).is_multiple_of(2)) << 15
                     }
                 };
                 // SAFETY: the register is a variable of this test.
                 assert_eq!(unsafe { at.read_volatile() }, next << 16 | 7);
-                while let Some((head, _)) = device.take() {
-                    device.give_back(head, 0);
-                }
-                queue.discard_used().unwrap();
+                let (head, _) = device.take().expect("a chain");
+                device.give_back(head, 0);
+                assert_eq!(queue.pop_used(), Ok(Some(0)));
             }
         }
         // SAFETY: within the register, its upper half.

@@ -1,11 +1,14 @@
 //! What is particular to a packed ring: its marks, laps and event structures.
 
 use virtio_net::queue::packed::Layout;
-use virtio_net::queue::{EventMode, RingShape, Used};
+use virtio_net::queue::{CommandRing, EventMode, PositionalRing, QueueRing, RingShape};
 
-use crate::support::memory;
+use crate::support::memory::{self, GuestHal};
 use crate::support::packed::{AVAIL, DESC, DISABLE, INDIRECT, NEXT, USED, WRITE};
-use crate::support::ring::{Ends, readable, writable};
+use crate::support::ring::{Areas, Carrier, Ends, readable, writable};
+
+type Commands = CommandRing<GuestHal>;
+type Frames = PositionalRing<GuestHal>;
 
 /// In an event structure: the wrap counter.
 const WRAP: u16 = 1 << 15;
@@ -21,7 +24,7 @@ fn the_parts_do_not_overlap() {
         assert!(driver >= 16 * usize::from(size) && driver % 4 == 0);
         assert!(device >= driver + 4 && device % 4 == 0);
         assert_eq!(total, device + 4);
-        let ends = Ends::shaped(size, RingShape::packed(1, EventMode::Flags));
+        let ends = Ends::<Commands>::shaped(size, RingShape::packed(1, EventMode::Flags));
         let start = ends.driver.descriptor_area();
         assert_eq!(ends.driver.driver_area(), start + driver as u64);
         assert_eq!(ends.driver.device_area(), start + device as u64);
@@ -32,7 +35,7 @@ fn the_parts_do_not_overlap() {
 /// and of a chain that goes over the end of the ring.
 #[test]
 fn descriptors_are_marked_with_the_laps_wrap_counter() {
-    let mut ends = Ends::shaped(8, RingShape::packed(2, EventMode::Flags));
+    let mut ends = Ends::<Commands>::shaped(8, RingShape::packed(2, EventMode::Flags));
     let chain = [readable(0x1000, 10), writable(0x2000, 20)];
     let marks = |wrap: bool| if wrap { AVAIL } else { USED };
     let mut position = 0u16;
@@ -40,7 +43,7 @@ fn descriptors_are_marked_with_the_laps_wrap_counter() {
     // Chains of 2, 1, 2, 2, 1, ..: some begin at the last descriptor.
     for length in [2, 1, 2, 2, 2, 1, 2, 2, 2, 2, 1, 1, 2, 2] {
         let buffers = &chain[2 - length..];
-        ends.add(buffers, 5).unwrap();
+        ends.add(buffers).unwrap();
         ends.driver.publish();
         for (index, buffer) in buffers.iter().enumerate() {
             let raw = ends.packed().raw(position);
@@ -60,40 +63,45 @@ fn descriptors_are_marked_with_the_laps_wrap_counter() {
         }
         let (id, _) = ends.take().unwrap();
         ends.give_back(id, 20);
-        let used = Used {
-            token: 5,
-            length: 20,
-        };
-        assert_eq!(ends.driver.pop_used(), Ok(Some(used)));
+        assert_eq!(ends.driver.pop_used(), Ok(Some(20)));
         let expected = u32::from(position | if wrap { WRAP } else { 0 }) << 16 | 7;
         assert_eq!(ends.driver.notification_data(), expected);
         assert_eq!(ends.packed().next_avail(), (expected >> 16) as u16);
     }
 }
 
-/// However many chains are added, the device sees none of them before they
-/// are published, though all but the first descriptor are marked already.
+/// However many descriptors are added, the device sees none of them before they
+/// are published, though all but the first are marked already.
 #[test]
 fn the_first_descriptors_mark_is_written_last() {
-    let mut ends = Ends::shaped(8, RingShape::packed(2, EventMode::Flags));
-    for _ in 0..20 {
-        let first = (ends.driver.notification_data() >> 16) as u16 & !WRAP;
-        let before = ends.packed().raw(first).flags;
-        for token in 0..3 {
-            ends.add(&[readable(1, 1), readable(2, 2)], token).unwrap();
-        }
-        assert_eq!(ends.packed().raw(first).flags, before);
-        assert!(!ends.packed().has_available());
-        let second = ends.packed().raw((first + 1) % 8).flags;
-        assert_ne!(second & AVAIL != 0, second & USED != 0);
-        ends.driver.publish();
-        for token in 0..3 {
-            let (id, pieces) = ends.take().unwrap();
-            assert_eq!(pieces.len(), 2);
-            ends.give_back(id, 0);
-            assert_eq!(ends.driver.pop_used(), Ok(Some(Used { token, length: 0 })));
+    fn run<R: Carrier>(mut ends: Ends<R>, chains: u16, add: impl Fn(&mut Ends<R>)) {
+        for _ in 0..20 {
+            let first = ends.driver.next_avail() & !WRAP;
+            let before = ends.packed().raw(first).flags;
+            add(&mut ends);
+            assert_eq!(ends.packed().raw(first).flags, before);
+            assert!(!ends.packed().has_available());
+            let second = ends.packed().raw((first + 1) % 8).flags;
+            assert_ne!(second & AVAIL != 0, second & USED != 0);
+            ends.driver.publish();
+            for _ in 0..chains {
+                let (id, pieces) = ends.take().unwrap();
+                assert_eq!(pieces.len(), 3 / usize::from(chains));
+                ends.give_back(id, 0);
+                assert_eq!(ends.driver.pop_one(), Ok(Some(0)));
+            }
+            assert!(!ends.packed().has_available());
         }
     }
+    let shape = RingShape::packed(3, EventMode::Flags);
+    run::<Commands>(Ends::shaped(8, shape), 1, |ends| {
+        ends.add(&[readable(1, 1), readable(2, 2), readable(3, 3)])
+            .unwrap();
+    });
+    let shape = RingShape::packed(1, EventMode::Flags);
+    run::<Frames>(Ends::shaped(8, shape), 3, |ends| {
+        (0..3).for_each(|_| ends.driver.add_one().unwrap());
+    });
 }
 
 /// Specification 2.8.19: a table has the INDIRECT flag alone, and only WRITE
@@ -104,39 +112,40 @@ fn a_chain_of_several_buffers_goes_into_a_table() {
         indirect: true,
         ..RingShape::packed(4, EventMode::Flags)
     };
-    let mut ends = Ends::shaped(5, shape);
+    let mut ends = Ends::<Commands>::shaped(5, shape);
+    let table = memory::pages_in_use();
     for round in 0..12u64 {
         let chain = [
             readable(0x1000 * round, 1),
             readable(0x2000, 2),
             writable(0x3000, 30),
         ];
-        let position = (ends.driver.notification_data() >> 16) as u16 & !WRAP;
-        ends.add(&chain, 3).unwrap();
-        ends.add(&chain[..1], 4).unwrap();
-        assert_eq!(ends.driver.free(), 3);
-        ends.driver.publish();
-        let raw = ends.packed().raw(position);
-        assert_eq!(raw.flags & (NEXT | WRITE | INDIRECT), INDIRECT);
-        assert_eq!(raw.length, 3 * 16);
-        assert!(memory::is_allocated(raw.address, 64));
-        let raw = ends.packed().raw((position + 1) % 5);
-        assert_eq!(raw.flags & (NEXT | WRITE | INDIRECT), 0);
-        for (token, count, length) in [(3, 3, 30), (4, 1, 0)] {
+        for (count, length) in [(3, 30), (1, 0)] {
+            let position = ends.driver.next_avail() & !WRAP;
+            ends.add(&chain[..count]).unwrap();
+            ends.driver.publish();
+            let raw = ends.packed().raw(position);
+            let flags = raw.flags & (NEXT | WRITE | INDIRECT);
+            if count > 1 {
+                assert_eq!((flags, raw.length), (INDIRECT, 3 * 16));
+                assert!(memory::is_allocated(raw.address, 64));
+            } else {
+                assert_eq!(flags, 0);
+            }
             let (id, pieces) = ends.take().unwrap();
             assert_eq!(pieces.len(), count);
             ends.give_back(id, 30);
-            let used = Used { token, length };
-            assert_eq!(ends.driver.pop_used(), Ok(Some(used)));
+            assert_eq!(ends.driver.pop_used(), Ok(Some(length)));
         }
     }
+    assert_eq!(memory::pages_in_use(), table, "allocated once");
 }
 
 /// The driver's wishes, as the structure has them (specification 2.8.10).
 #[test]
 fn the_driver_event_structure_follows() {
     for mode in [EventMode::Flags, EventMode::EventIdx] {
-        let mut ends = Ends::shaped(3, RingShape::packed(1, mode));
+        let mut ends = Ends::<Commands>::shaped(3, RingShape::packed(1, mode));
         assert_eq!(ends.packed().driver_event().1, DISABLE, "a new ring");
         for round in 0..9u16 {
             assert!(!ends.driver.enable_interrupts_after(0));
@@ -148,11 +157,8 @@ fn the_driver_event_structure_follows() {
             assert_eq!(ends.packed().driver_event(), expected);
             ends.driver.disable_interrupts();
             assert_eq!(ends.packed().driver_event().1, DISABLE);
-            ends.add(&[readable(1, 1)], 0).unwrap();
-            ends.driver.publish();
-            let (id, _) = ends.take().unwrap();
-            ends.give_back(id, 0);
-            ends.driver.discard_used().unwrap();
+            ends.publish(1);
+            ends.use_all();
         }
     }
 }
@@ -166,7 +172,8 @@ fn a_kick_is_decided_over_the_wrap_as_the_definition_says() {
         } else {
             EventMode::Flags
         };
-        let mut ends = Ends::shaped(size, RingShape::packed(1, mode));
+        // A chain's descriptors are shown at once.
+        let mut ends = Ends::<Commands>::shaped(size, RingShape::packed(size, mode));
         let word = |position: u16| {
             let wrap = (position / size).is_multiple_of(2);
             (position % size) | if wrap { WRAP } else { 0 }
@@ -178,9 +185,7 @@ fn a_kick_is_decided_over_the_wrap_as_the_definition_says() {
             let event = word(round.wrapping_mul(7) % (2 * size));
             let flags = round / 3 % 3;
             ends.packed().set_device_event(event, flags);
-            for _ in 0..count {
-                ends.add(&[readable(1, 1)], 0).unwrap();
-            }
+            ends.add(&vec![readable(1, 1); count.into()]).unwrap();
             let wanted = match flags {
                 DISABLE => false,
                 // Named, or none of the places that are left in the ring.
@@ -194,11 +199,7 @@ fn a_kick_is_decided_over_the_wrap_as_the_definition_says() {
             };
             assert_eq!(ends.driver.publish(), wanted, "round {round} of {size}");
             position = (position + count) % (2 * size);
-            for _ in 0..count {
-                let (id, _) = ends.take().unwrap();
-                ends.give_back(id, 0);
-            }
-            ends.driver.discard_used().unwrap();
+            ends.use_all();
         }
     }
 }
@@ -210,32 +211,24 @@ fn a_kick_is_decided_over_the_wrap_as_the_definition_says() {
 #[test]
 fn a_device_that_left_its_wish_behind_is_kicked() {
     for taken_back in [false, true] {
-        let mut ends = Ends::shaped(16, RingShape::packed(1, EventMode::EventIdx));
+        let shape = RingShape::packed(1, EventMode::EventIdx);
+        let mut ends = Ends::<Frames>::shaped(16, shape);
         for round in 0..100 {
             ends.packed().enable_notification();
-            ends.add(&[readable(1, 1)], 0).unwrap();
-            assert!(ends.driver.publish(), "asked for and wanted");
-            ends.add(&[readable(1, 1)], 0).unwrap();
-            assert!(!ends.driver.publish(), "the device knows");
+            assert!(ends.publish(1), "asked for and wanted");
+            assert!(!ends.publish(1), "the device knows");
             for _ in 0..2 {
                 let (id, _) = ends.take().unwrap();
                 ends.give_back(id, 0);
+                if taken_back {
+                    assert_eq!(ends.driver.pop_one(), Ok(Some(0)));
+                }
             }
-            if taken_back {
-                ends.driver.discard_used().unwrap();
-            }
-            for _ in 0..1 + round % 5 {
-                ends.add(&[readable(1, 1)], 0).unwrap();
-            }
-            assert!(ends.driver.publish(), "round {round}: it sleeps");
+            assert!(ends.publish(1 + round % 5), "round {round}: it sleeps");
             // Awake, it says that it wants no kicks.
             ends.packed().disable_notification();
-            ends.add(&[readable(1, 1)], 0).unwrap();
-            assert!(!ends.driver.publish());
-            while let Some((id, _)) = ends.take() {
-                ends.give_back(id, 0);
-            }
-            ends.driver.discard_used().unwrap();
+            assert!(!ends.publish(1));
+            ends.use_all();
         }
     }
 }
@@ -249,31 +242,40 @@ fn a_device_that_left_its_wish_a_lap_behind_is_kicked() {
     for used in 1..=SIZE {
         for added in 1..=SIZE {
             for start in 0..2 * SIZE {
-                let mut ends = Ends::shaped(SIZE, RingShape::packed(1, EventMode::EventIdx));
+                let shape = RingShape::packed(1, EventMode::EventIdx);
+                let mut ends = Ends::<Frames>::shaped(SIZE, shape);
                 for _ in 0..start {
-                    ends.add(&[readable(1, 1)], 0).unwrap();
-                    ends.driver.publish();
-                    let (id, _) = ends.take().unwrap();
-                    ends.give_back(id, 0);
-                    ends.driver.discard_used().unwrap();
+                    ends.publish(1);
+                    ends.use_all();
                 }
                 ends.packed().enable_notification();
-                for _ in 0..used {
-                    ends.add(&[readable(1, 1)], 0).unwrap();
-                }
-                assert!(ends.driver.publish(), "asked for and wanted");
-                while let Some((id, _)) = ends.take() {
-                    ends.give_back(id, 0);
-                }
-                ends.driver.discard_used().unwrap();
-                for _ in 0..added {
-                    ends.add(&[readable(1, 1)], 0).unwrap();
-                }
+                assert!(ends.publish(used), "asked for and wanted");
+                ends.use_all();
                 assert!(
-                    ends.driver.publish(),
+                    ends.publish(added),
                     "at {start} it used {used} and was given {added}: it sleeps"
                 );
             }
+        }
+    }
+}
+
+/// The same of commands: it went on by one or many, and sleeps.
+#[test]
+fn a_device_that_left_its_wish_behind_a_command_is_kicked() {
+    for size in [5, 16] {
+        for behind in 1..=2 * size {
+            let shape = RingShape::packed(size, EventMode::EventIdx);
+            let mut ends = Ends::<Commands>::shaped(size, shape);
+            ends.packed().enable_notification();
+            for _ in 0..behind.div_ceil(size) {
+                let length = usize::from(behind.min(size));
+                ends.add(&vec![readable(1, 1); length]).unwrap();
+                ends.driver.publish();
+                ends.use_all();
+            }
+            ends.add(&[readable(1, 1)]).unwrap();
+            assert!(ends.driver.publish(), "{behind} behind in {size}");
         }
     }
 }

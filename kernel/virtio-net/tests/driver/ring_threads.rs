@@ -13,11 +13,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
+use virtio_net::queue::QueueRing;
 
-use virtio_net::queue::{EventMode, Ring, RingShape};
+use virtio_net::queue::{EventMode, PositionalRing, RingShape, SlotBuffers};
 
 use crate::support::memory::GuestHal;
-use crate::support::ring::{DeviceEnd, Ends, shapes, writable};
+use crate::support::ring::{DeviceEnd, shapes};
 
 /// Longer than any scheduler keeps a thread waiting.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -87,7 +88,7 @@ impl Device {
 
 /// The driver's end: keeps the ring full until enough chains went through.
 fn drive(
-    driver: &mut Ring<GuestHal>,
+    driver: &mut PositionalRing<GuestHal>,
     sleeper: Sleeper,
     kicks: &Sender<()>,
     interrupts: &Receiver<()>,
@@ -103,10 +104,7 @@ fn drive(
         if driver.free() == 0 {
             assert!(!has_given_up(), "the device has given up");
         }
-        while driver.free() > 0 {
-            // SAFETY: the device of this test does not touch buffers.
-            unsafe { driver.add(&[writable(0x1000, 8)], 1) }.unwrap();
-        }
+        driver.refill();
         if driver.has_unpublished() {
             if sleeper == Sleeper::Device {
                 jitter(popped);
@@ -126,11 +124,16 @@ fn drive(
 }
 
 fn race(size: u16, shape: RingShape, sleeper: Sleeper) {
-    let Ends {
-        mut driver,
-        device: end,
-        ..
-    } = Ends::shaped(size, shape);
+    let mut driver = PositionalRing::new(7, size.into(), shape).unwrap();
+    let buffers = SlotBuffers {
+        header: 0,
+        capacity: 8,
+        apart: false,
+        writable: true,
+    };
+    // SAFETY: the device of this test does not touch buffers.
+    unsafe { driver.prepare(size, buffers, |_| 0x1000) };
+    let end = DeviceEnd::new(&driver, shape);
     let (kick, kicks) = channel();
     let (interrupt, interrupts) = channel();
     let mut device = Device {

@@ -7,10 +7,11 @@ use std::sync::Once;
 
 use virtio_net::doorbell::Doorbell;
 use virtio_net::interrupt::{InterruptState, IsrRegister};
-use virtio_net::queue::{RingLayout, RingShape, Virtqueue};
+use virtio_net::queue::{CommandRing, PositionalRing, RingLayout, RingShape, Virtqueue};
 use virtio_net::transport::{Ports, X86Ports};
 
-use crate::support::ring::{Ends, shapes, writable};
+use crate::support::memory::GuestHal;
+use crate::support::ring::{Carrier, Ends, shapes, writable};
 
 /// A port access that was executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,24 +128,30 @@ fn a_kick_is_one_instruction() {
     for shape in shapes() {
         // SAFETY: the process may access no port; the accesses are caught.
         let doorbell = unsafe { Doorbell::port(0xc050, 7) };
-        let Ends {
-            driver, mut device, ..
-        } = Ends::shaped(8, shape);
-        let mut queue = Virtqueue::new(driver, doorbell);
-        let mut add_and_kick = |count| {
-            for token in 0..count {
-                // SAFETY: nothing accesses the buffer, which is only a number.
-                unsafe { queue.add(&[writable(0x1000, 64)], token) }.unwrap();
-            }
-            queue.kick()
-        };
-        let (accesses, kicked) = accesses_of(|| add_and_kick(5));
+        let mut driver = PositionalRing::<GuestHal>::make(8, shape);
+        (0..5).for_each(|_| driver.add_one().unwrap());
+        let mut queue = Virtqueue::new(driver, doorbell.clone());
+        let (accesses, kicked) = accesses_of(|| queue.kick());
         assert!(kicked);
         assert_eq!(accesses, [Access::Out(0xc050, 2, 7)]);
-        device.disable_notification();
-        let (accesses, kicked) = accesses_of(|| add_and_kick(3));
-        assert!(!kicked);
-        assert_eq!(accesses, []);
+        let Ends {
+            driver, mut device, ..
+        } = Ends::<CommandRing<GuestHal>>::shaped(8, shape);
+        let mut queue = Virtqueue::new(driver, doorbell.clone());
+        for is_busy in [false, true] {
+            if is_busy {
+                device.disable_notification();
+            }
+            // SAFETY: nothing accesses the buffer, which is only a number.
+            unsafe { queue.add(&[writable(0x1000, 64)]) }.unwrap();
+            let (accesses, kicked) = accesses_of(|| queue.kick());
+            assert_eq!(kicked, !is_busy);
+            let expected = [Access::Out(0xc050, 2, 7)];
+            assert_eq!(accesses, expected[..usize::from(kicked)]);
+            let (head, _) = device.take().unwrap();
+            device.give_back(head, 9);
+            assert_eq!(queue.pop_used(), Ok(Some(9)));
+        }
     }
 }
 
@@ -160,14 +167,10 @@ fn a_kick_with_data_is_one_instruction_of_32_bits() {
             notification_data: true,
             ..shape
         };
-        let mut queue = Virtqueue::new(Ends::shaped(8, shape).driver, doorbell);
-        let (accesses, kicked) = accesses_of(|| {
-            for token in 0..5 {
-                // SAFETY: nothing accesses the buffer, which is only a number.
-                unsafe { queue.add(&[writable(0x1000, 64)], token) }.unwrap();
-            }
-            queue.kick()
-        });
+        let mut driver = PositionalRing::<GuestHal>::make(8, shape);
+        (0..5).for_each(|_| driver.add_one().unwrap());
+        let mut queue = Virtqueue::new(driver, doorbell.clone());
+        let (accesses, kicked) = accesses_of(|| queue.kick());
         assert!(kicked);
         // A packed ring's wrap counter is 1 at first.
         let wrap = match shape.layout {

@@ -1,79 +1,81 @@
 //! Where either side is in a packed ring (specification 2.8.1): all that there
 //! is to know of wrap counters.
 
+use crate::queue::chain::DESC_F_WRITE;
+
 /// The driver's mark.
 const DESC_F_AVAIL: u16 = 1 << 7;
 /// The device's mark.
 const DESC_F_USED: u16 = 1 << 15;
 
+/// Both.
+pub(in crate::queue) const MARKS: u16 = DESC_F_AVAIL | DESC_F_USED;
+
 /// Where the wrap counter is beside a position in the ring: in an event
 /// suppression structure, a notification and a trace record.
-pub(super) const WRAP_COUNTER: u16 = 1 << 15;
+pub(in crate::queue) const WRAP_COUNTER: u16 = 1 << 15;
 
 /// A place in the ring, and the lap in which it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Position {
+pub(in crate::queue) struct Position {
     /// 0 to size - 1.
-    pub(super) index: u16,
+    pub(in crate::queue) index: u16,
     /// The wrap counter: on at first, turned over at each lap.
-    pub(super) wrap: bool,
+    pub(in crate::queue) wrap: bool,
 }
 
 impl Position {
     /// Where both sides begin (specification 2.8.1).
-    pub(super) const START: Self = Self {
+    pub(in crate::queue) const START: Self = Self {
         index: 0,
         wrap: true,
     };
 
+    /// The position of the descriptor with this number, from 0, in a ring of
+    /// `size`, a power of two, that is gone round with one after the other.
+    #[inline(always)]
+    pub(in crate::queue) fn of_count(count: u32, size: u16) -> Self {
+        let size = u32::from(size);
+        Self {
+            // Below the size.
+            index: (count & (size - 1)) as u16,
+            wrap: count & size == 0,
+        }
+    }
+
     /// The position `distance` further on, in a ring of `size`; at most a lap.
     #[inline]
-    pub(super) fn after(self, distance: u16, size: u16) -> Self {
+    pub(in crate::queue) fn after(self, distance: u16, size: u16) -> Self {
         // In 32 bits: both may be 2^15.
         let index = u32::from(self.index) + u32::from(distance);
-        match index.checked_sub(u32::from(size)) {
-            Some(index) => Self {
-                index: index as u16,
-                wrap: !self.wrap,
-            },
-            None => Self {
-                index: index as u16,
-                wrap: self.wrap,
-            },
+        let wraps = index >= u32::from(size);
+        Self {
+            index: (index - if wraps { u32::from(size) } else { 0 }) as u16,
+            wrap: self.wrap != wraps,
         }
     }
 
     /// The position `distance` before, at most a lap.
     #[inline]
-    pub(super) fn before(self, distance: u16, size: u16) -> Self {
-        match self.index.checked_sub(distance) {
-            Some(index) => Self {
-                index,
-                wrap: self.wrap,
-            },
-            // At most `size`, which is at most 2^15.
-            None => Self {
-                index: self.index + (size - distance),
-                wrap: !self.wrap,
-            },
+    pub(in crate::queue) fn before(self, distance: u16, size: u16) -> Self {
+        let wraps = self.index < distance;
+        Self {
+            // Less than twice 2^15.
+            index: self.index + if wraps { size } else { 0 } - distance,
+            wrap: self.wrap != wraps,
         }
     }
 
     /// How far this position is after `other`, 0 to two laps less one.
-    pub(super) fn distance_from(self, other: Self, size: u16) -> u16 {
-        let same_lap = self.wrap == other.wrap;
-        match self.index.checked_sub(other.index) {
-            Some(distance) if same_lap => distance,
-            // At most `2 * size - 1`, which is below 2^16.
-            Some(distance) => distance + size,
-            None if same_lap => (size - other.index) + size + self.index,
-            None => (size - other.index) + self.index,
-        }
+    pub(in crate::queue) fn distance_from(self, other: Self, size: u16) -> u16 {
+        let size = u32::from(size);
+        let number = |at: Self| u32::from(at.index) + if at.wrap { 0 } else { size };
+        ((number(self) + 2 * size - number(other)) % (2 * size)) as u16
     }
 
     /// The position that a word names, in a ring of `size`; `None` when that
     /// has no such place.
-    pub(super) fn from_word(word: u16, size: u16) -> Option<Self> {
+    pub(in crate::queue) fn from_word(word: u16, size: u16) -> Option<Self> {
         let index = word & !WRAP_COUNTER;
         (index < size).then_some(Self {
             index,
@@ -83,20 +85,22 @@ impl Position {
 
     /// Both in one word, the wrap counter in bit 15.
     #[inline]
-    pub(super) fn word(self) -> u16 {
+    pub(in crate::queue) fn word(self) -> u16 {
         self.index | if self.wrap { WRAP_COUNTER } else { 0 }
     }
 
-    /// Flags that make a descriptor here available (specification 2.8.1).
-    #[inline]
-    pub(super) fn available(self) -> u16 {
-        if self.wrap { DESC_F_AVAIL } else { DESC_F_USED }
+    /// Flags that make a descriptor here available (specification 2.8.1), in bits 16 to
+    /// 31.
+    #[inline(always)]
+    pub(in crate::queue) fn available(self, writable: bool) -> u32 {
+        let mark = if self.wrap { DESC_F_AVAIL } else { DESC_F_USED };
+        u32::from(mark | if writable { DESC_F_WRITE } else { 0 }) << 16
     }
 
-    /// Whether these flags say that the descriptor here was used.
-    #[inline]
-    pub(super) fn is_used_by(self, flags: u16) -> bool {
-        let both = DESC_F_AVAIL | DESC_F_USED;
-        flags & both == if self.wrap { both } else { 0 }
+    /// The id and, in bits 16 to 31, the marks of the descriptor here once the
+    /// device has used it.
+    #[inline(always)]
+    pub(in crate::queue) fn used_word(self, id: u32) -> u32 {
+        id | if self.wrap { u32::from(MARKS) << 16 } else { 0 }
     }
 }

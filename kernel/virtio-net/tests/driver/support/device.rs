@@ -7,8 +7,10 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
-use virtio_net::transport::{MsiMessage, Ports};
+use virtio_net::transport::{MsiMessage, PortAccess, Ports};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
@@ -62,6 +64,28 @@ pub enum Interrupt {
     Intx,
 }
 
+/// Registers that another thread changes under the driver.
+#[derive(Default)]
+pub struct Lies {
+    /// Bits of the status that read wrong.
+    pub status: AtomicU8,
+    /// Bits of the interrupt status that read wrong.
+    pub isr: AtomicU8,
+    /// Bits of each byte of the configuration that read wrong.
+    pub config: [AtomicU8; 24],
+}
+
+#[allow(dead_code)] // The tests of `kernel/services` use it.
+impl Lies {
+    /// Nothing reads wrong any more.
+    pub fn end(&self) {
+        let config = self.config.iter();
+        for byte in config.chain([&self.status, &self.isr]) {
+            byte.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
 /// The device.
 pub struct LegacyDevice {
     /// Its configuration space.
@@ -94,6 +118,8 @@ pub struct LegacyDevice {
     pub config: Vec<u8>,
     /// What the configuration becomes after so many more reads of it.
     pub later_config: Option<(u32, Vec<u8>)>,
+    /// What reads wrong.
+    pub lies: Arc<Lies>,
     /// CONFIG_VECTOR.
     pub config_vector: u16,
     /// Status reads that a reset takes.
@@ -191,6 +217,7 @@ impl LegacyDevice {
             sent_at_once: Vec::new(),
             config: config.to_vec(),
             later_config: None,
+            lies: Arc::default(),
             config_vector: NO_VECTOR,
             reset_reads: 0,
             pfn_mask: !0,
@@ -288,9 +315,12 @@ impl LegacyDevice {
                     1 => self.reset(),
                     _ => self.resetting -= 1,
                 }
-                status.into()
+                (status ^ self.lies.status.load(Ordering::Relaxed)).into()
             }
-            (0x13, 1) => std::mem::take(&mut self.isr).into(),
+            (0x13, 1) => {
+                let isr = std::mem::take(&mut self.isr);
+                (isr ^ self.lies.isr.load(Ordering::Relaxed)).into()
+            }
             (0x14, 2) if self.pci.msix_enabled() => self.config_vector.into(),
             (0x16, 2) if self.pci.msix_enabled() => {
                 self.queue().map_or(NO_VECTOR, |queue| queue.vector).into()
@@ -305,6 +335,8 @@ impl LegacyDevice {
                 let mut bytes = [0; 4];
                 for (byte, at) in bytes.iter_mut().zip(start..start + usize::from(width)) {
                     *byte = self.config.get(at).copied().unwrap_or(0);
+                    let lie = self.lies.config.get(at);
+                    *byte ^= lie.map_or(0, |lie| lie.load(Ordering::Relaxed));
                 }
                 u32::from_le_bytes(bytes)
             }
@@ -515,5 +547,9 @@ unsafe impl Ports for FakePorts {
     }
     fn write32(&mut self, port: u16, value: u32) {
         self.0.borrow_mut().write(port, 4, value);
+    }
+    fn access(&self) -> PortAccess {
+        // SAFETY: the doorbells are compared, never rung.
+        unsafe { PortAccess::native() }
     }
 }

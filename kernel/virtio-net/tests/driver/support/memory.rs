@@ -1,11 +1,13 @@
 //! The guest's memory, and the `Hal` that hands it out.
 //!
 //! All of it belongs to the thread: `Hal` has no `self`, and each test has a
-//! thread of its own.
+//! thread of its own. What its device may write another thread can write, too:
+//! [`DeviceWritable`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
 
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 use virtio_net::transport::AccessPlatform;
@@ -32,6 +34,8 @@ struct Memory {
     guest: GuestMemoryMmap<()>,
     /// Pages at each address that was handed out.
     allocated: BTreeMap<PhysAddr, usize>,
+    /// Those of them that the device may write.
+    writable: DeviceWritable,
     mmio: Vec<Mmio>,
 }
 
@@ -39,8 +43,51 @@ thread_local! {
     static MEMORY: RefCell<Memory> = RefCell::new(Memory {
         guest: GuestMemoryMmap::from_ranges(&[(GuestAddress(BASE), SIZE)]).unwrap(),
         allocated: BTreeMap::new(),
+        writable: DeviceWritable::default(),
         mmio: Vec::new(),
     });
+}
+
+/// The memory that the driver holds now and lets the device write: rings, receive
+/// buffers, the control queue's. Not what is only sent.
+#[derive(Clone, Default)]
+pub struct DeviceWritable(Arc<Mutex<BTreeMap<PhysAddr, Region>>>);
+
+/// An allocation that the device may write.
+#[allow(dead_code)] // The tests of `kernel/services` use it.
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    /// Its length in bytes.
+    pub length: usize,
+    /// The device writes it and reads nothing there: receive buffers.
+    pub only_written: bool,
+}
+
+#[allow(dead_code)] // The tests of `kernel/services` use it.
+impl DeviceWritable {
+    /// That of this thread's driver.
+    pub fn of_this_thread() -> Self {
+        MEMORY.with_borrow(|memory| memory.writable.clone())
+    }
+
+    /// Calls `f` with the regions as they are; none comes or goes meanwhile.
+    pub fn with<R>(&self, f: impl FnOnce(&BTreeMap<PhysAddr, Region>) -> R) -> R {
+        f(&self.0.lock().unwrap())
+    }
+
+    /// Whether `length` bytes at `address` are memory that is for the device to
+    /// write only.
+    pub fn is_for_received(&self, address: PhysAddr, length: u64) -> bool {
+        self.with(|regions| {
+            regions
+                .range(..=address)
+                .next_back()
+                .is_some_and(|(start, region)| {
+                    let end = (address - start).saturating_add(length);
+                    region.only_written && end <= region.length as u64
+                })
+        })
+    }
 }
 
 /// The memory of this thread's guest, as a device sees it.
@@ -64,6 +111,11 @@ unsafe impl AccessPlatform for GuestHal {
     }
 }
 
+/// Pages of the largest piece that the driver holds now.
+pub fn largest_piece() -> usize {
+    MEMORY.with_borrow(|memory| memory.allocated.values().copied().max().unwrap_or(0))
+}
+
 /// Pages that the driver holds now.
 pub fn pages_in_use() -> usize {
     MEMORY.with_borrow(|memory| memory.allocated.values().sum())
@@ -77,7 +129,9 @@ pub fn is_allocated(address: PhysAddr, length: u64) -> bool {
             .allocated
             .range(..=address)
             .next_back()
-            .is_some_and(|(&start, &pages)| address + length <= start + (pages * PAGE_SIZE) as u64)
+            .is_some_and(|(&start, &pages)| {
+                address.saturating_add(length) <= start + (pages * PAGE_SIZE) as u64
+            })
     })
 }
 
@@ -101,7 +155,7 @@ pub struct GuestHal;
 // allocation overlaps, page aligned and zeroed; the mapping stays as long as
 // the thread, and longer than the driver's values, which the tests own.
 unsafe impl Hal for GuestHal {
-    fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+    fn dma_alloc(pages: usize, direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         assert!(pages > 0, "an allocation of no pages");
         if faults::strikes(faults::Step::Memory) {
             return (0, NonNull::dangling());
@@ -128,12 +182,20 @@ unsafe impl Hal for GuestHal {
             // it.
             unsafe { pointer.write_bytes(0, bytes) };
             memory.allocated.insert(address, pages);
+            if direction != BufferDirection::DriverToDevice {
+                let region = Region {
+                    length: bytes,
+                    only_written: direction == BufferDirection::DeviceToDriver,
+                };
+                memory.writable.0.lock().unwrap().insert(address, region);
+            }
             (address, NonNull::new(pointer).unwrap())
         })
     }
 
     unsafe fn dma_dealloc(physical: PhysAddr, pointer: NonNull<u8>, pages: usize) -> i32 {
         MEMORY.with_borrow_mut(|memory| {
+            memory.writable.0.lock().unwrap().remove(&physical);
             assert_eq!(
                 memory.allocated.remove(&physical),
                 Some(pages),
@@ -167,11 +229,24 @@ unsafe impl Hal for GuestHal {
         })
     }
 
-    unsafe fn share(_buffer: NonNull<[u8]>, _direction: BufferDirection) -> PhysAddr {
-        unreachable!("the driver has memory of its own to share")
+    /// What is shared goes through a copy, as where the device reaches a part of
+    /// the memory only.
+    unsafe fn share(buffer: NonNull<[u8]>, direction: BufferDirection) -> PhysAddr {
+        assert_eq!(direction, BufferDirection::DriverToDevice);
+        let (physical, copy) = Self::dma_alloc(buffer.len().div_ceil(PAGE_SIZE), direction);
+        // SAFETY: the copy is as long, and apart from it.
+        unsafe { copy.copy_from_nonoverlapping(buffer.cast(), buffer.len()) };
+        physical
     }
 
-    unsafe fn unshare(_physical: PhysAddr, _buffer: NonNull<[u8]>, _direction: BufferDirection) {
-        unreachable!("the driver has memory of its own to share")
+    unsafe fn unshare(physical: PhysAddr, buffer: NonNull<[u8]>, _direction: BufferDirection) {
+        // The device may be live, but it is done with the frame.
+        MEMORY.with_borrow_mut(|memory| {
+            let pages = memory.allocated.remove(&physical);
+            assert_eq!(pages, Some(buffer.len().div_ceil(PAGE_SIZE)));
+            let copy = memory.guest.get_host_address(GuestAddress(physical));
+            // SAFETY: `share` has allocated it.
+            unsafe { copy.unwrap().write_bytes(POISON, buffer.len()) };
+        });
     }
 }

@@ -60,6 +60,8 @@ pub struct MmioDevice {
     /// How often it was written.
     pub queue_resets: u64,
     selected: u32,
+    /// Feature bits from 64 on.
+    pub offered_beyond: u64,
     offered_select: u32,
     features_select: u32,
 }
@@ -94,6 +96,7 @@ impl MmioMachine {
             resets_queues: true,
             queue_resets: 0,
             selected: 0,
+            offered_beyond: 0,
             offered_select: 0,
             features_select: 0,
         }));
@@ -186,16 +189,18 @@ impl Model for MmioDevice {
         }
         assert_eq!(width, 4, "registers have 32 bits");
         let modern = self.version != 1;
-        let half = |value: u64, select| match select {
-            0 => value as u32,
-            1 => (value >> 32) as u32,
+        let half = |value: u128, select: u32| match select {
+            0..=3 => (value >> (32 * select)) as u32,
             _ => 0,
         };
         match offset {
             0x000 => self.magic,
             0x004 => self.version,
             0x008 => self.id,
-            0x010 => half(self.offered, self.offered_select),
+            0x010 => half(
+                u128::from(self.offered_beyond) << 64 | u128::from(self.offered),
+                self.offered_select,
+            ),
             0x034 => {
                 let fails = faults::strikes(Step::QueueSize(self.selected as u16));
                 self.queue().filter(|_| !fails).map_or(0, |queue| queue.max)

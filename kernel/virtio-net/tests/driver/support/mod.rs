@@ -1,10 +1,11 @@
 //! What the tests share.
 
-pub mod book;
+pub mod blind;
 pub mod control;
 pub mod controller;
 pub mod device;
 pub mod faults;
+pub mod inert;
 pub mod memory;
 pub mod mmio;
 pub mod modern;

@@ -5,8 +5,8 @@
 use std::cell::{RefCell, RefMut};
 use std::rc::Rc;
 
-use virtio_net::transport::TransportError;
 use virtio_net::transport::modern_pci::ModernPciTransport;
+use virtio_net::transport::{PortAccess, TransportError};
 
 use super::faults::{self, Step};
 use super::memory::{self, GuestHal};
@@ -72,6 +72,8 @@ pub struct ModernDevice {
     pub writes: Vec<(u64, u8, u32)>,
     pub accesses: u64,
     selected: u16,
+    /// Feature bits from 64 on.
+    pub offered_beyond: u64,
     offered_select: u32,
     features_select: u32,
 }
@@ -138,6 +140,7 @@ impl ModernMachine {
             writes: Vec::new(),
             accesses: 0,
             selected: 0,
+            offered_beyond: 0,
             offered_select: 0,
             features_select: 0,
         }));
@@ -153,7 +156,9 @@ impl ModernMachine {
 
     /// The transport under test.
     pub fn transport(&self) -> Result<Modern, TransportError> {
-        ModernPciTransport::new(FakeAccess(Rc::clone(&self.0)), FUNCTION)
+        // SAFETY: the doorbells are compared, never rung.
+        let ports = unsafe { PortAccess::native() };
+        ModernPciTransport::new(&FakeAccess(Rc::clone(&self.0)), ports, FUNCTION)
     }
 }
 
@@ -203,15 +208,17 @@ impl ModernDevice {
     fn read_common(&mut self, offset: u32, width: u8) -> u32 {
         let selected = self.selected;
         let index = usize::from(selected);
-        let half = |value: u64, select| match select {
-            0 => value as u32,
-            1 => (value >> 32) as u32,
+        let half = |value: u128, select: u32| match select {
+            0..=3 => (value >> (32 * select)) as u32,
             _ => 0,
         };
         let queue = self.queues.get(index).cloned();
         match (offset, width) {
-            (0x04, 4) => half(self.offered, self.offered_select),
-            (0x0c, 4) => half(self.features, self.features_select),
+            (0x04, 4) => half(
+                u128::from(self.offered_beyond) << 64 | u128::from(self.offered),
+                self.offered_select,
+            ),
+            (0x0c, 4) => half(self.features.into(), self.features_select),
             (0x10, 2) => self.config_vector.into(),
             (0x12, 2) => self.queues.len() as u32,
             (0x14, 1) => {

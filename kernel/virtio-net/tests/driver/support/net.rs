@@ -5,7 +5,7 @@ use std::cell::{RefCell, RefMut};
 use std::rc::Rc;
 
 use virtio_net::interrupt::InterruptState;
-use virtio_net::net::{Features, NetError, VirtioNet};
+use virtio_net::net::{Features, NetError, Options, VirtioNet};
 use virtio_net::transport::TransportError;
 use virtio_net::transport::legacy_pci::LegacyPciTransport;
 use virtio_net::vectors::Rung;
@@ -77,6 +77,7 @@ pub mod feature {
 /// Feature bits from 32 on, less 32.
 pub mod high {
     pub const VERSION_1: u32 = 1;
+    pub const RING_PACKED: u32 = 1 << (34 - 32);
     pub const IN_ORDER: u32 = 1 << (35 - 32);
     pub const RING_RESET: u32 = 1 << (40 - 32);
     pub const HASH_REPORT: u32 = 1 << (57 - 32);
@@ -102,8 +103,7 @@ pub fn receive_all(net: &mut Net) -> Vec<Vec<u8>> {
     let (rx, _) = net.queues().unwrap();
     let mut frames = Vec::new();
     while let Some(frame) = rx.receive() {
-        frames.push(rx.frame(&frame).to_vec());
-        rx.recycle(frame);
+        frames.push(frame.to_vec());
     }
     frames
 }
@@ -195,7 +195,7 @@ impl Machine {
     /// The transport under test, as it is.
     pub fn legacy(&self) -> Result<Legacy, TransportError> {
         LegacyPciTransport::new(
-            FakeAccess(Rc::clone(&self.device)),
+            &FakeAccess(Rc::clone(&self.device)),
             FakePorts(Rc::clone(&self.device)),
             FUNCTION,
         )
@@ -206,14 +206,15 @@ impl Machine {
         Wired(self.legacy().unwrap())
     }
 
-    /// The driver, probed.
+    /// The driver, probed by a caller that can serve whatever is offered.
     pub fn probe(&self) -> Result<Net, NetError> {
         self.probe_refusing(Features::empty())
     }
 
     /// The driver, probed with these features refused.
     pub fn probe_refusing(&self, refused: Features) -> Result<Net, NetError> {
-        VirtioNet::probe(self.transport(), refused, self.state)
+        let options = Options::serving(Features::OPT_IN).refusing(refused);
+        VirtioNet::probe(self.transport(), options, self.state)
     }
 
     /// The driver, probed and open at the best rung.
@@ -299,6 +300,16 @@ impl Machine {
         }
         assert!(rest.is_empty(), "the receive buffer is too small");
         self.device().use_chain(RX, head, bytes.len() as u32);
+    }
+
+    /// Writes over all of a receive buffer, as a device can at any time.
+    pub fn scribble(&self, descriptors: &[Descriptor]) {
+        for descriptor in descriptors {
+            check_memory(descriptor);
+            memory::guest_memory()
+                .write_slice(&vec![0xff; descriptor.len() as usize], descriptor.addr())
+                .unwrap();
+        }
     }
 
     /// Header and frame arrive, or part of them.

@@ -189,6 +189,21 @@ impl PackedDevice {
         Some((id, pieces))
     }
 
+    /// Takes the next descriptor, whatever it says.
+    pub fn take_blindly(&mut self) -> Option<RawDescriptor> {
+        let is_there = self.is_available(self.avail);
+        is_there.then(|| {
+            self.avail += 1;
+            self.read(self.address(self.avail - 1))
+        })
+    }
+
+    /// Uses what was taken so, in the same order.
+    pub fn give_back_blindly(&mut self, id: u16, length: u32) {
+        self.write_used(id, length);
+        self.used += 1;
+    }
+
     /// Uses a chain.
     pub fn give_back(&mut self, id: u16, length: u32) {
         let skip = self.lengths.remove(&id).expect("a chain that was taken");

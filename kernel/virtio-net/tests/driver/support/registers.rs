@@ -17,6 +17,20 @@ pub trait Model {
 
 thread_local! {
     static MODEL: RefCell<Option<Rc<RefCell<dyn Model>>>> = RefCell::default();
+    /// Every address that was mapped, with its length.
+    static MAPPED: RefCell<Vec<(PhysAddr, usize)>> = RefCell::default();
+    /// Addresses that cannot be.
+    static UNMAPPABLE: RefCell<Vec<PhysAddr>> = RefCell::default();
+}
+
+/// What was mapped since the last call.
+pub fn take_mapped() -> Vec<(PhysAddr, usize)> {
+    MAPPED.take()
+}
+
+/// From now on nothing can be mapped at these addresses.
+pub fn refuse_to_map(addresses: &[PhysAddr]) {
+    UNMAPPABLE.set(addresses.to_vec());
 }
 
 /// Makes this the thread's device, whatever the address.
@@ -30,7 +44,7 @@ pub struct FakeRegisters {
     base: PhysAddr,
     size: usize,
     /// What doorbells and interrupt handlers access: mere memory.
-    memory: NonNull<u64>,
+    memory: NonNull<u8>,
 }
 
 impl FakeRegisters {
@@ -43,14 +57,20 @@ impl FakeRegisters {
 
 // SAFETY: nothing but the model changes; the memory stays for ever.
 unsafe impl Registers for FakeRegisters {
-    unsafe fn map<H: Hal>(physical: PhysAddr, size: usize) -> Self {
-        let memory = vec![0u64; size.div_ceil(8) + 1].leak();
-        Self {
+    unsafe fn map<H: Hal>(physical: PhysAddr, size: usize) -> Option<Self> {
+        MAPPED.with_borrow_mut(|mapped| mapped.push((physical, size)));
+        if UNMAPPABLE.with_borrow(|unmappable| unmappable.contains(&physical)) {
+            return None;
+        }
+        let memory = NonNull::from(vec![0u64; size.div_ceil(8) + 2].leak()).cast::<u8>();
+        Some(Self {
             model: MODEL.with_borrow(Clone::clone).expect("there is no device"),
             base: physical,
             size,
-            memory: NonNull::from(memory).cast(),
-        }
+            // SAFETY: less than 8 of the 16 bytes that there are more. What is
+            // aligned at the device is here, too.
+            memory: unsafe { memory.add((physical % 8) as usize) },
+        })
     }
 
     fn size(&self) -> usize {
@@ -60,7 +80,7 @@ unsafe impl Registers for FakeRegisters {
     fn pointer<V>(&self, offset: usize) -> Option<NonNull<V>> {
         let fits = offset + size_of::<V>() <= self.size && offset.is_multiple_of(align_of::<V>());
         // SAFETY: the offset lies within the memory.
-        fits.then(|| unsafe { self.memory.cast::<u8>().add(offset) }.cast())
+        fits.then(|| unsafe { self.memory.add(offset) }.cast())
     }
 
     fn read8(&self, offset: usize) -> u8 {

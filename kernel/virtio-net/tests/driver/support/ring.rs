@@ -3,7 +3,10 @@
 
 use std::sync::atomic::Ordering;
 
-use virtio_net::queue::{Buffer, EventMode, QueueError, Ring, RingLayout, RingShape};
+use virtio_net::queue::{
+    Buffer, CommandRing, EventMode, PositionalRing, QueueError, QueueRing, RingLayout, RingShape,
+    SlotBuffers,
+};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -47,27 +50,23 @@ pub enum DeviceEnd {
 impl DeviceEnd {
     /// The device finds the ring's parts by the addresses that the driver
     /// would put into registers.
-    fn new(driver: &Ring<GuestHal>, shape: RingShape) -> Self {
-        let memory = guest_memory();
+    pub fn new(driver: &impl QueueRing, shape: RingShape) -> Self {
+        let areas = driver.areas();
         let event_idx = shape.mode == EventMode::EventIdx;
-        if shape.layout == RingLayout::Packed {
-            let areas = [
-                driver.descriptor_area(),
-                driver.driver_area(),
-                driver.device_area(),
-            ];
-            return Self::Packed(PackedDevice::new(memory, driver.size(), areas, event_idx));
+        Self::at(areas, driver.size(), shape.layout, event_idx)
+    }
+
+    /// That of a ring whose parts are at these addresses.
+    pub fn at(areas: [u64; 3], size: u16, layout: RingLayout, event_idx: bool) -> Self {
+        let memory = guest_memory();
+        if layout == RingLayout::Packed {
+            return Self::Packed(PackedDevice::new(memory, size, areas, event_idx));
         }
-        let mut queue = Queue::new(driver.size()).unwrap();
-        queue
-            .try_set_desc_table_address(GuestAddress(driver.descriptor_area()))
-            .unwrap();
-        queue
-            .try_set_avail_ring_address(GuestAddress(driver.driver_area()))
-            .unwrap();
-        queue
-            .try_set_used_ring_address(GuestAddress(driver.device_area()))
-            .unwrap();
+        let [descriptors, driver, device] = areas.map(GuestAddress);
+        let mut queue = Queue::new(size).unwrap();
+        queue.try_set_desc_table_address(descriptors).unwrap();
+        queue.try_set_avail_ring_address(driver).unwrap();
+        queue.try_set_used_ring_address(device).unwrap();
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
         assert!(queue.is_valid(&memory));
@@ -133,30 +132,107 @@ impl DeviceEnd {
     }
 }
 
+/// Where a ring's parts are, by name.
+pub trait Areas {
+    fn descriptor_area(&self) -> u64;
+    fn driver_area(&self) -> u64;
+    fn device_area(&self) -> u64;
+}
+
+impl<R: QueueRing> Areas for R {
+    fn descriptor_area(&self) -> u64 {
+        self.areas()[0]
+    }
+
+    fn driver_area(&self) -> u64 {
+        self.areas()[1]
+    }
+
+    fn device_area(&self) -> u64 {
+        self.areas()[2]
+    }
+}
+
+/// What both kinds of rings do alike, with buffers of [`LENGTH`] bytes for the
+/// device to write.
+pub trait Carrier: QueueRing {
+    /// A ring that can be added to.
+    fn make(size: u16, shape: RingShape) -> Self;
+
+    /// Adds a chain of one buffer, if there is room.
+    fn add_one(&mut self) -> Result<(), QueueError>;
+
+    /// Takes a used chain: how many bytes were written.
+    fn pop_one(&mut self) -> Result<Option<u32>, QueueError>;
+
+    /// Chains that were added and did not come back.
+    fn outstanding(&self) -> u16 {
+        self.avail_idx().wrapping_sub(self.last_used_idx())
+    }
+}
+
+/// Bytes of a [`Carrier`]'s buffers.
+pub const LENGTH: u32 = 64;
+
+impl Carrier for CommandRing<GuestHal> {
+    fn make(size: u16, shape: RingShape) -> Self {
+        Self::new(7, size.into(), shape).unwrap()
+    }
+
+    fn add_one(&mut self) -> Result<(), QueueError> {
+        // SAFETY: nothing accesses the buffer, which is only a number.
+        unsafe { self.add(&[writable(0x1000, LENGTH)]) }
+    }
+
+    fn pop_one(&mut self) -> Result<Option<u32>, QueueError> {
+        self.pop_used()
+    }
+}
+
+impl Carrier for PositionalRing<GuestHal> {
+    fn make(size: u16, shape: RingShape) -> Self {
+        let mut ring = Self::new(7, size.into(), shape).unwrap();
+        let buffers = SlotBuffers {
+            capacity: LENGTH,
+            writable: true,
+            ..SlotBuffers::default()
+        };
+        // SAFETY: nothing accesses the buffers, which are only numbers.
+        unsafe { ring.prepare(size, buffers, |slot| 0x1000 * u64::from(slot + 1)) };
+        ring
+    }
+
+    fn add_one(&mut self) -> Result<(), QueueError> {
+        let (queue, capacity) = (self.queue(), self.slots());
+        match (self.broken(), self.next_slot()) {
+            (Some(reason), _) => Err(QueueError::Broken { queue, reason }),
+            (None, None) => Err(QueueError::Full { queue, capacity }),
+            (None, Some(_)) => {
+                self.add(LENGTH);
+                Ok(())
+            }
+        }
+    }
+
+    fn pop_one(&mut self) -> Result<Option<u32>, QueueError> {
+        Ok(self.pop_used()?.map(|used| used.length))
+    }
+}
+
 /// Both ends of a ring.
-pub struct Ends {
+pub struct Ends<R = CommandRing<GuestHal>> {
     /// The driver's end.
-    pub driver: Ring<GuestHal>,
+    pub driver: R,
     /// The device's end.
     pub device: DeviceEnd,
     /// The memory between them.
     pub memory: GuestMemoryMmap<()>,
 }
 
-impl Ends {
-    /// A split ring of `size` chains of one buffer.
-    pub fn new(size: u16, mode: EventMode) -> Self {
-        Self::with_chains(size, 1, mode)
-    }
-
-    /// A split ring of `size` descriptors for chains of up to `chain`.
-    pub fn with_chains(size: u16, chain: u16, mode: EventMode) -> Self {
-        Self::shaped(size, RingShape::split(chain, mode))
-    }
-
+impl<R: Carrier> Ends<R> {
     /// A ring of `size` descriptors of this form.
     pub fn shaped(size: u16, shape: RingShape) -> Self {
-        let driver = Ring::new(7, u32::from(size), shape).unwrap();
+        let driver = R::make(size, shape);
         let device = DeviceEnd::new(&driver, shape);
         Self {
             driver,
@@ -173,24 +249,6 @@ impl Ends {
         }
     }
 
-    /// Adds a chain. The device of these tests never touches the buffers.
-    pub fn add(&mut self, buffers: &[Buffer], token: u16) -> Result<(), QueueError> {
-        // SAFETY: nothing accesses the buffers, which are only numbers here.
-        unsafe { self.driver.add(buffers, token) }
-    }
-
-    /// Adds chains of so many buffers of ten bytes for the device to write, and
-    /// publishes them. The n-th has token 100 + n.
-    pub fn add_chains(&mut self, lengths: &[u16]) {
-        for (token, &length) in (100..).zip(lengths) {
-            let buffers: Vec<_> = (0..length)
-                .map(|index| writable(0x1000 * u64::from(index), 10))
-                .collect();
-            self.add(&buffers, token).unwrap();
-        }
-        self.driver.publish();
-    }
-
     /// Takes the next available chain at the device: its head or id, and its
     /// buffers.
     pub fn take(&mut self) -> Option<(u16, Vec<Piece>)> {
@@ -200,6 +258,20 @@ impl Ends {
     /// Uses a chain at the device.
     pub fn give_back(&mut self, head: u16, length: u32) {
         self.device.give_back(head, length);
+    }
+
+    /// Adds so many chains of one buffer, and publishes them.
+    pub fn publish(&mut self, chains: u16) -> bool {
+        (0..chains).for_each(|_| self.driver.add_one().unwrap());
+        self.driver.publish()
+    }
+
+    /// Uses every available chain, and has the driver take them back.
+    pub fn use_all(&mut self) {
+        while let Some((head, _)) = self.take() {
+            self.give_back(head, 0);
+        }
+        while self.driver.pop_one().unwrap().is_some() {}
     }
 
     /// The flags of a split ring's available ring.
@@ -228,6 +300,25 @@ impl Ends {
         self.memory
             .write_obj([id.to_le(), length.to_le()], GuestAddress(address))
             .unwrap();
+    }
+
+    /// Writes a used entry where the driver looks for the next one, whatever it has
+    /// added.
+    pub fn lie(&mut self, id: u32, length: u32) {
+        if let DeviceEnd::Packed(device) = &mut self.device {
+            return device.write_used(id as u16, length);
+        }
+        let last = self.driver.last_used_idx();
+        self.scribble_used_element(last % self.driver.size(), id, length);
+        self.scribble_used_u16(2, last.wrapping_add(1));
+    }
+}
+
+impl Ends {
+    /// Adds a chain. The device of these tests never touches the buffers.
+    pub fn add(&mut self, buffers: &[Buffer]) -> Result<(), QueueError> {
+        // SAFETY: nothing accesses the buffers, which are only numbers here.
+        unsafe { self.driver.add(buffers) }
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{Error, PhysAddr};
@@ -120,7 +121,7 @@ impl ConfigOps for Wired {
             Doorbell::Port { port, queue, .. } => {
                 assert_eq!(port, IO_BASE + 0x10, "that is not QUEUE_NOTIFY");
                 Ok(Doorbell::Call {
-                    function: device::ring_doorbell,
+                    function: Arc::new(device::ring_doorbell),
                     queue,
                 })
             }

@@ -1,0 +1,151 @@
+//! A guest's memory, written from outside by QEMU's GDB server: a device that
+//! lies, played on a real one.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+use super::Guest;
+
+/// How long QEMU may take for one answer.
+const BOUND: Duration = Duration::from_secs(30);
+
+/// What QEMU knows of a queue (`x-query-virtio-queue-status`); the addresses
+/// are the guest's physical ones.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueStatus {
+    /// Number of descriptors.
+    pub vring_num: u16,
+    /// Where the available ring is (specification 2.7.6).
+    pub vring_avail: u64,
+    /// Where the used ring is (2.7.8).
+    pub vring_used: u64,
+    /// The next entry of the available ring that the device takes.
+    pub last_avail_idx: u16,
+    /// The device's index of the used ring.
+    pub used_idx: u16,
+}
+
+/// Asks QEMU about a queue of the guest's network device.
+///
+/// # Errors
+/// There is no such device or queue, or the answer is not understood.
+pub fn queue_status(guest: &Guest, queue: u16) -> Result<QueueStatus> {
+    let devices = guest.qmp("x-query-virtio", json!({}))?;
+    let path = devices
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|device| device["name"] == "virtio-net")
+        .and_then(|device| device["path"].as_str())
+        .with_context(|| format!("no network device in {devices}"))?;
+    let arguments = json!({ "path": path, "queue": queue });
+    let answer = guest.qmp("x-query-virtio-queue-status", arguments)?;
+    let field = |name: &str| {
+        let value = answer[name].as_u64();
+        value.with_context(|| format!("no {name} in {answer}"))
+    };
+    Ok(QueueStatus {
+        vring_num: field("vring-num")?.try_into()?,
+        vring_avail: field("vring-avail")?,
+        vring_used: field("vring-used")?,
+        last_avail_idx: field("last-avail-idx")?.try_into()?,
+        used_idx: field("used-idx")?.try_into()?,
+    })
+}
+
+/// Reads a guest's memory by the virtual addresses of its first CPU.
+///
+/// # Errors
+/// QEMU does not do as asked.
+pub fn read(guest: &Guest, address: u64, length: usize) -> Result<Vec<u8>> {
+    let file = tempfile::NamedTempFile::new()?;
+    let arguments = json!({
+        // QEMU takes a signed number.
+        "val": address.cast_signed(),
+        "size": length,
+        "filename": file.path(),
+    });
+    guest.qmp("memsave", arguments)?;
+    Ok(std::fs::read(file.path())?)
+}
+
+/// Writes into a guest's physical memory while its CPUs stand still.
+///
+/// # Errors
+/// QEMU's GDB server does not do as asked.
+pub fn write(guest: &Guest, address: u64, bytes: &[u8]) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("gdb");
+    let server = format!("gdbserver unix:{},server=on,wait=off", path.display());
+    guest.qmp("human-monitor-command", json!({ "command-line": server }))?;
+    // To connect stops the machine.
+    let mut debugger = Debugger::connect(&path)?;
+    debugger.command("Qqemu.PhyMemMode:1")?;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    debugger.command(&format!("M{address:x},{:x}:{hex}", bytes.len()))?;
+    // To detach lets it run.
+    debugger.command("D")?;
+    let end = json!({ "command-line": "gdbserver none" });
+    guest.qmp("human-monitor-command", end)?;
+    Ok(())
+}
+
+/// GDB's remote serial protocol.
+struct Debugger(UnixStream);
+
+impl Debugger {
+    fn connect(path: &Path) -> Result<Self> {
+        let deadline = Instant::now() + BOUND;
+        let stream = loop {
+            match UnixStream::connect(path) {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() >= deadline => return Err(error.into()),
+                Err(_) => std::thread::yield_now(),
+            }
+        };
+        stream.set_read_timeout(Some(BOUND))?;
+        stream.set_write_timeout(Some(BOUND))?;
+        Ok(Self(stream))
+    }
+
+    /// Sends a packet; the answer must be `OK`.
+    fn command(&mut self, text: &str) -> Result<()> {
+        let sum = text.bytes().fold(0u8, u8::wrapping_add);
+        write!(self.0, "${text}#{sum:02x}")?;
+        loop {
+            match self.byte()? {
+                b'$' => {}
+                // Acknowledgements.
+                _ => continue,
+            }
+            let mut answer = Vec::new();
+            loop {
+                match self.byte()? {
+                    b'#' => break,
+                    byte => answer.push(byte),
+                }
+                ensure!(answer.len() < 4096, "an endless answer to '{text}'");
+            }
+            let _checksum = (self.byte()?, self.byte()?);
+            self.0.write_all(b"+")?;
+            match answer.as_slice() {
+                b"OK" => return Ok(()),
+                // That it has stopped.
+                [b'T' | b'S', ..] => continue,
+                other => bail!("'{text}': {}", String::from_utf8_lossy(other)),
+            }
+        }
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        let mut byte = [0];
+        self.0.read_exact(&mut byte)?;
+        let [byte] = byte;
+        Ok(byte)
+    }
+}

@@ -1,0 +1,151 @@
+//! Address resolution (RFC 826): our answers, and others who claim our address
+//! (RFC 5227).
+//!
+//! smoltcp 0.14 answers only who is in its own network: no probe, whose sender is
+//! 0.0.0.0, and no gateway outside a prefix of 32 bits.
+
+use smoltcp::phy::TxToken;
+use smoltcp::time::{Duration, Instant};
+
+use crate::checksum::ETHERNET;
+
+/// Bytes of a frame of ARP.
+pub(crate) const LENGTH: usize = ETHERNET + BODY;
+const BODY: usize = 28;
+/// Ethernet and IPv4, with the lengths of their addresses.
+const KIND: [u8; 6] = [0, 1, 8, 0, 6, 4];
+const ETHERTYPE: [u8; 2] = [0x08, 0x06];
+const REQUEST: u8 = 1;
+const REPLY: u8 = 2;
+/// RFC 5227, 1.1: DEFEND_INTERVAL.
+const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A message of ARP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Arp {
+    is_request: bool,
+    pub(crate) mac: [u8; 6],
+    pub(crate) sender: [u8; 4],
+    pub(crate) target: [u8; 4],
+}
+
+impl Arp {
+    /// `None` for what is no request or reply about IPv4 over Ethernet.
+    pub(crate) fn parse(frame: &[u8]) -> Option<Self> {
+        let body = frame.get(ETHERNET..)?.first_chunk::<BODY>()?;
+        let &[
+            a,
+            b,
+            c,
+            d,
+            e,
+            f,
+            0,
+            operation @ (REQUEST | REPLY),
+            ref rest @ ..,
+        ] = body
+        else {
+            return None;
+        };
+        if [a, b, c, d, e, f] != KIND {
+            return None;
+        }
+        let (mac, rest) = rest.split_first_chunk()?;
+        let (sender, rest) = rest.split_first_chunk()?;
+        Some(Self {
+            is_request: operation == REQUEST,
+            mac: *mac,
+            sender: *sender,
+            target: *rest.last_chunk()?,
+        })
+    }
+
+    /// Whether it asks for the address of its target; it does not if it is an
+    /// announcement.
+    pub(crate) fn asks(&self) -> bool {
+        self.is_request && self.sender != self.target
+    }
+
+    /// Answers a request for an address of ours.
+    pub(crate) fn answer<T: TxToken>(&self, mac: [u8; 6], token: T) {
+        token.consume(LENGTH, |frame| {
+            write(
+                frame,
+                [self.mac, mac],
+                REPLY,
+                self.target,
+                self.mac,
+                self.sender,
+            );
+        });
+    }
+}
+
+/// Asks everybody for the hardware address of `target`; an announcement asks for
+/// the sender's own (RFC 5227, 2.3).
+pub(crate) fn ask<T: TxToken>(mac: [u8; 6], sender: [u8; 4], target: [u8; 4], token: T) {
+    token.consume(LENGTH, |frame| {
+        write(frame, [[0xff; 6], mac], REQUEST, sender, [0; 6], target);
+    });
+}
+
+/// Writes a message of which the second of `ends` is ours into a frame of
+/// [`LENGTH`].
+fn write(
+    frame: &mut [u8],
+    [to, from]: [[u8; 6]; 2],
+    operation: u8,
+    sender: [u8; 4],
+    target_mac: [u8; 6],
+    target: [u8; 4],
+) {
+    let head = [0, operation];
+    let parts: [&[u8]; 9] = [
+        &to,
+        &from,
+        &ETHERTYPE,
+        &KIND,
+        &head,
+        &from,
+        &sender,
+        &target_mac,
+        &target,
+    ];
+    let mut rest = frame;
+    for part in parts {
+        let Some((place, behind)) = rest.split_at_mut_checked(part.len()) else {
+            return;
+        };
+        place.copy_from_slice(part);
+        rest = behind;
+    }
+}
+
+/// What was heard of others with an address of ours.
+#[derive(Default)]
+pub(crate) struct Conflicts {
+    defended_at: Option<Instant>,
+}
+
+impl Conflicts {
+    /// Takes in that the sender of `arp` has our address. Returns whether the
+    /// address is to be announced again: a server keeps it (RFC 5227, 2.4 c), and
+    /// two of them must not shout at each other.
+    #[cold]
+    pub(crate) fn notice(&mut self, arp: &Arp, now: Instant) -> bool {
+        let [a, b, c, d] = arp.sender;
+        let [m, n, o, p, q, r] = arp.mac;
+        if self
+            .defended_at
+            .is_some_and(|at| now < at + DEFEND_INTERVAL)
+        {
+            return false;
+        }
+        self.defended_at = Some(now);
+        log::warn!(
+            "address conflict: {m:02x}:{n:02x}:{o:02x}:{p:02x}:{q:02x}:{r:02x} \
+             has {a}.{b}.{c}.{d}, too"
+        );
+        true
+    }
+}

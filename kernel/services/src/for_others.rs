@@ -1,0 +1,67 @@
+//! Several stacks with one address, each behind a queue of the same device: what
+//! one of them hears and all must know, or another one must.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+/// Frames that are kept between two looks at them.
+const MAX_FRAMES: usize = 16;
+/// Longest frame that is kept, in bytes: no message of address resolution or
+/// configuration is longer than what every Ethernet carries.
+const MAX_LENGTH: usize = 1514;
+/// Longest stray segment that is kept, in bytes: an Ethernet header and an IP
+/// packet as large as segmentation offloads make it.
+const MAX_STRAY_LENGTH: usize = 14 + 65_535;
+
+/// The frames that a stack keeps for others.
+#[derive(Default)]
+pub(crate) struct ForOthers {
+    on: bool,
+    frames: Vec<Box<[u8]>>,
+    strays: Vec<Box<[u8]>>,
+}
+
+impl ForOthers {
+    /// Begins to keep frames.
+    pub(crate) fn start(&mut self) {
+        self.on = true;
+    }
+
+    /// Keeps a frame that concerns all.
+    #[cold]
+    pub(crate) fn keep(&mut self, frame: &[u8]) {
+        if self.on && self.frames.len() < MAX_FRAMES && frame.len() <= MAX_LENGTH {
+            self.frames.push(frame.into());
+        }
+    }
+
+    /// Takes what was kept for all.
+    pub(crate) fn take(&mut self) -> impl Iterator<Item = Box<[u8]>> + use<> {
+        core::mem::take(&mut self.frames).into_iter()
+    }
+
+    /// Whether there are other stacks.
+    #[inline]
+    pub(crate) fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// Keeps a segment of a connection that this stack does not have. Without
+    /// room or memory it is lost, and its sender will send it again.
+    #[cold]
+    pub(crate) fn keep_stray(&mut self, frame: &[u8]) {
+        let mut copy = Vec::new();
+        if self.strays.len() < MAX_FRAMES
+            && frame.len() <= MAX_STRAY_LENGTH
+            && copy.try_reserve_exact(frame.len()).is_ok()
+        {
+            copy.extend_from_slice(frame);
+            self.strays.push(copy.into_boxed_slice());
+        }
+    }
+
+    /// Takes the segments that were kept.
+    pub(crate) fn take_strays(&mut self) -> impl Iterator<Item = Box<[u8]>> + use<> {
+        core::mem::take(&mut self.strays).into_iter()
+    }
+}

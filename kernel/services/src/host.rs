@@ -1,0 +1,225 @@
+//! This host on its link: its addresses and how it gets them, what it says of
+//! itself and how it answers those who ask for it.
+
+use alloc::boxed::Box;
+use alloc::vec;
+
+use kickpath_abi::config::Config;
+use kickpath_abi::status;
+use smoltcp::iface::{self, Interface, SocketSet};
+use smoltcp::phy::{Device, TxToken};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, HardwareAddress, Ipv6Address};
+
+use crate::address::{Ipv4, Ipv4State};
+use crate::arp::{self, Arp, Conflicts};
+use crate::discovery::{Kind, Message};
+use crate::link::{Nowhere, OneFrame};
+use crate::mld::Listener;
+use crate::neighbors::Neighbors;
+use crate::packet::{Address, Content, Packet};
+use crate::pool::earlier;
+use crate::slaac::Slaac;
+
+/// See the module.
+pub(crate) struct Host {
+    /// At the level of Ethernet: it has the addresses, and the DHCP client's socket.
+    pub(crate) interface: Box<Interface>,
+    ipv4: Ipv4,
+    ipv6: Slaac,
+    conflicts: Conflicts,
+    listener: Listener,
+}
+
+/// What came of a message about the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// It was for nobody here.
+    None,
+    /// Somebody may have something to do.
+    Heard,
+    /// Addresses or routes are others.
+    Moved,
+}
+
+impl Host {
+    /// With a configuration the host finds its addresses, without one it follows
+    /// another stack.
+    pub(crate) fn new<D: Device + ?Sized>(
+        config: Option<&Config>,
+        mac: EthernetAddress,
+        device: &mut D,
+        now: Instant,
+        seed: u64,
+    ) -> Self {
+        let mut settings = iface::Config::new(HardwareAddress::Ethernet(mac));
+        settings.random_seed = seed;
+        let mut interface = Box::new(Interface::new(settings, device, now));
+        let ip_mtu = device.capabilities().ip_mtu();
+        let mut ipv6 = Slaac::new(mac, &mut interface, ip_mtu, now);
+        let ipv4 = match config {
+            Some(config) => Ipv4::new(config, &mut interface, now),
+            None => {
+                ipv6.only_listen();
+                Ipv4::following()
+            }
+        };
+        Self {
+            interface,
+            ipv4,
+            ipv6,
+            conflicts: Conflicts::default(),
+            listener: Listener::new(now),
+        }
+    }
+
+    /// Addresses have changed, and with them the groups.
+    pub(crate) fn moved(&mut self, now: Instant) {
+        self.listener.announce(now);
+    }
+
+    pub(crate) fn ipv4(&self) -> Ipv4State {
+        self.ipv4.state()
+    }
+
+    /// Takes the IPv4 address of another stack of the device; returns whether that
+    /// is another one than before.
+    pub(crate) fn follow_ipv4(&mut self, state: Ipv4State) -> bool {
+        self.ipv4.take_over(&mut self.interface, state)
+    }
+
+    /// What routers say is the link's MTU for IPv6, in bytes.
+    pub(crate) fn mtu_v6(&self) -> Option<usize> {
+        self.ipv6.mtu()
+    }
+
+    /// Whether an address of ours may still turn out to be somebody else's.
+    pub(crate) fn is_optimistic(&self, address: Ipv6Address) -> bool {
+        self.ipv6.is_optimistic(address)
+    }
+
+    pub(crate) fn report(&self) -> status::Network {
+        self.ipv4.report(&self.interface)
+    }
+
+    /// The link is up again, and may be another one.
+    pub(crate) fn link_came_up(&mut self, now: Instant) {
+        self.ipv4.link_came_up(now);
+        self.ipv6.link_came_up(now, &mut self.interface);
+    }
+
+    /// Does what is due. Returns whether addresses or routes changed.
+    pub(crate) fn poll<D: Device + ?Sized>(&mut self, now: Instant, device: &mut D) -> bool {
+        let interface = &mut *self.interface;
+        let moved = self.ipv4.poll(now, interface, device) | self.ipv6.poll(now, interface, device);
+        if self.ipv6.speaks() {
+            self.listener.poll(now, interface, device);
+        }
+        moved
+    }
+
+    /// When [`Self::poll`] is due.
+    pub(crate) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
+        let reports = self.listener.poll_at().filter(|_| self.ipv6.speaks());
+        let addresses = earlier(
+            self.ipv4.poll_at(now, &mut self.interface),
+            self.ipv6.poll_at(),
+        );
+        earlier(addresses, reports)
+    }
+
+    /// Takes in a message of ARP, and answers.
+    #[cold]
+    pub(crate) fn receive_arp<T: TxToken>(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        neighbors: &mut Neighbors,
+        token: T,
+    ) {
+        let Some(arp) = Arp::parse(frame) else {
+            return;
+        };
+        let mac = neighbors.mac();
+        if arp.mac == mac {
+            // Our own, which somebody has sent back.
+            return;
+        }
+        if neighbors.is_ours(Address::v4(arp.sender)) {
+            if self.conflicts.notice(&arp, now) {
+                arp::ask(mac, arp.sender, arp.sender, token);
+            }
+            return;
+        }
+        neighbors.learn_from_arp(&arp, now);
+        if arp.asks() && neighbors.is_ours(Address::v4(arp.target)) {
+            arp.answer(mac, token);
+        }
+        // smoltcp's DHCP client renews its lease at a server whose address it knows.
+        let none = &mut SocketSet::new(vec![]);
+        self.interface
+            .poll_ingress_single(now, &mut OneFrame::new(frame, Nowhere), none);
+    }
+
+    /// Takes in what else speaks of the link, and answers.
+    #[cold]
+    pub(crate) fn receive<T: TxToken>(
+        &mut self,
+        now: Instant,
+        packet: &Packet<'_>,
+        neighbors: &mut Neighbors,
+        token: T,
+    ) -> Effect {
+        let interface = &mut *self.interface;
+        match packet.content {
+            Content::RouterAdvertisement => {
+                return match self.ipv6.take_in(now, interface, packet.frame) {
+                    true => Effect::Moved,
+                    false => Effect::Heard,
+                };
+            }
+            Content::Neighbor => return self.receive_discovery(now, packet, neighbors, token),
+            Content::ListenerQuery(query) => self.listener.receive_query(packet, query, now),
+            // To the port of DHCP clients.
+            _ if !self.ipv4.receive(now, interface, packet.frame) => return Effect::None,
+            _ => (),
+        }
+        Effect::Heard
+    }
+
+    #[cold]
+    fn receive_discovery<T: TxToken>(
+        &mut self,
+        now: Instant,
+        packet: &Packet<'_>,
+        neighbors: &mut Neighbors,
+        token: T,
+    ) -> Effect {
+        let Some(message) = Message::parse(packet) else {
+            return Effect::None;
+        };
+        let mac = neighbors.mac();
+        if message.from == mac {
+            // Our own, which somebody has sent back.
+            return Effect::None;
+        }
+        let is_about_us = neighbors.is_ours(Address::v6(message.target.octets()));
+        let is_optimistic = self.ipv6.is_optimistic(message.target);
+        let is_claim = match message.kind {
+            Kind::Solicitation => message.source.is_unspecified() && is_optimistic,
+            Kind::Advertisement { .. } => true,
+        };
+        if is_about_us && is_claim {
+            let interface = &mut *self.interface;
+            let is_lost = self
+                .ipv6
+                .notice_duplicate(interface, message.target, message.from);
+            return if is_lost { Effect::Moved } else { Effect::None };
+        }
+        neighbors.learn_from_discovery(&message, packet.destination, now);
+        if is_about_us {
+            message.answer(mac, is_optimistic, token);
+        }
+        Effect::Heard
+    }
+}

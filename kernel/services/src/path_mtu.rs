@@ -1,0 +1,201 @@
+//! Paths that carry smaller packets than the link (RFC 1191, RFC 8201).
+//!
+//! smoltcp 0.14 knows the link's MTU only, and the size of a connection's segments
+//! cannot be changed. Segments that are too large for their path are therefore cut
+//! on their way to the device ([`Narrow`]): to TCP it is the same stream.
+
+use alloc::vec;
+
+use smoltcp::phy::{Device, DeviceCapabilities, PacketMeta, TxToken};
+use smoltcp::time::Instant;
+use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, IpAddress, IpEndpoint, Ipv4Address, Ipv6Address};
+
+use crate::checksum::{ETHERNET, IPV4_HEADER, IPV6_HEADER, TCP};
+use crate::segment::Ends;
+
+/// No path is taken to be narrower. IPv4: Linux `ip_rt_min_pmtu`; a forged
+/// message must not make us send crumbs. IPv6: RFC 8200, 5.
+const LEAST: usize = 552;
+const LEAST_V6: usize = 1280;
+/// What is tried when nothing gets through (Linux `TCP_BASE_MSS`, with headers).
+const BASE: usize = 1024 + 40;
+
+/// The MTU to try on a path where large packets vanish without a word (RFC 4821).
+pub(crate) fn base(remote: IpAddress) -> usize {
+    match remote {
+        IpAddress::Ipv4(_) => BASE,
+        IpAddress::Ipv6(_) => LEAST_V6,
+    }
+}
+
+/// A router's message that a segment of ours did not fit.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct TooBig {
+    pub(crate) ends: Ends,
+    /// Of the segment.
+    pub(crate) sequence: u32,
+    /// Of the next link, in bytes; not below the least.
+    pub(crate) mtu: usize,
+}
+
+impl TooBig {
+    /// "Fragmentation needed" (RFC 792, RFC 1191) or "packet too big" (RFC 4443,
+    /// 3.2) about a TCP segment.
+    pub(crate) fn parse(frame: &[u8]) -> Option<Self> {
+        let (ethernet, packet) = frame.split_first_chunk::<ETHERNET>()?;
+        let quoted;
+        let (mtu, at, local, remote): (_, _, IpAddress, IpAddress);
+        match ethernet[12..] {
+            [0x08, 0x00] => {
+                const ICMP: u8 = 1;
+                let outer = packet.first_chunk::<IPV4_HEADER>()?;
+                let total = usize::from(u16::from_be_bytes([outer[2], outer[3]]));
+                let payload = packet.get(usize::from(outer[0] & 0xf) * 4..total)?;
+                let &[3, 4, _, _, _, _, high, low, ..] = payload else {
+                    return None;
+                };
+                let icmp = Icmpv4Packet::new_checked(payload).ok()?;
+                quoted = payload.get(8..)?;
+                let header = quoted.first_chunk::<IPV4_HEADER>()?;
+                if outer[9] != ICMP || !icmp.verify_checksum() || header[9] != TCP {
+                    return None;
+                }
+                mtu = usize::from(u16::from_be_bytes([high, low])).max(LEAST);
+                at = usize::from(header[0] & 0xf) * 4;
+                local = Ipv4Address::from(*header[12..].first_chunk::<4>()?).into();
+                remote = Ipv4Address::from(*header[16..].first_chunk::<4>()?).into();
+            }
+            [0x86, 0xdd] => {
+                const ICMPV6: u8 = 58;
+                let (header, payload) = packet.split_first_chunk::<IPV6_HEADER>()?;
+                let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+                let payload = payload.get(..length)?;
+                let &[2, 0, _, _, a, b, c, d, ..] = payload else {
+                    return None;
+                };
+                let icmp = Icmpv6Packet::new_checked(payload).ok()?;
+                let from = Ipv6Address::from(*header[8..].first_chunk::<16>()?);
+                let to = Ipv6Address::from(*header[24..].first_chunk::<16>()?);
+                quoted = payload.get(8..)?;
+                let quoted = quoted.first_chunk::<IPV6_HEADER>()?;
+                if header[6] != ICMPV6 || !icmp.verify_checksum(&from, &to) || quoted[6] != TCP {
+                    return None;
+                }
+                mtu = (u32::from_be_bytes([a, b, c, d]) as usize).max(LEAST_V6);
+                at = IPV6_HEADER;
+                local = Ipv6Address::from(*quoted[8..].first_chunk::<16>()?).into();
+                remote = Ipv6Address::from(*quoted[24..].first_chunk::<16>()?).into();
+            }
+            _ => return None,
+        }
+        let &[a, b, c, d, e, f, g, h] = quoted.get(at..)?.first_chunk::<8>()?;
+        Some(Self {
+            ends: Ends {
+                local: IpEndpoint::new(local, u16::from_be_bytes([a, b])),
+                remote: IpEndpoint::new(remote, u16::from_be_bytes([c, d])),
+            },
+            sequence: u32::from_be_bytes([e, f, g, h]),
+            mtu,
+        })
+    }
+}
+
+/// A device at the beginning of a narrow path, for TCP segments as smoltcp writes
+/// them. It only sends.
+pub(crate) struct Narrow<'d, D> {
+    pub(crate) device: &'d mut D,
+    /// Largest packet, in bytes without the Ethernet header.
+    pub(crate) mtu: usize,
+}
+
+impl<D: Device> Device for Narrow<'_, D> {
+    type RxToken<'a>
+        = D::RxToken<'a>
+    where
+        Self: 'a;
+    type TxToken<'a>
+        = Cutter<'a, D>
+    where
+        Self: 'a;
+
+    fn receive(&mut self, _now: Instant) -> Option<(D::RxToken<'_>, Cutter<'_, D>)> {
+        None
+    }
+
+    fn transmit(&mut self, now: Instant) -> Option<Cutter<'_, D>> {
+        let has_room = self.device.transmit(now).is_some();
+        has_room.then_some(Cutter {
+            device: self.device,
+            mtu: self.mtu,
+            now,
+        })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.device.capabilities()
+    }
+}
+
+/// The token of [`Narrow`].
+pub(crate) struct Cutter<'a, D> {
+    device: &'a mut D,
+    mtu: usize,
+    now: Instant,
+}
+
+impl<D: Device> TxToken for Cutter<'_, D> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
+        let mut packet = vec![0; length];
+        let result = f(&mut packet);
+        // What finds no room is lost, and TCP sends it again.
+        cut(&packet, self.mtu, |headers, piece| {
+            if let Some(token) = self.device.transmit(self.now) {
+                token.consume(headers.len() + piece.len(), |out| {
+                    let (head, rest) = out.split_at_mut(headers.len());
+                    head.copy_from_slice(headers);
+                    rest.copy_from_slice(piece);
+                });
+            }
+        });
+        result
+    }
+
+    /// What the device was to cut is cut here.
+    fn set_meta(&mut self, _meta: PacketMeta) {}
+}
+
+/// Gives the headers and the payload of each packet to `send`. Checksums are
+/// filled in later.
+fn cut(packet: &[u8], mtu: usize, mut send: impl FnMut(&[u8], &[u8])) {
+    const FIN: u8 = 0x01;
+    const PSH: u8 = 0x08;
+    let is_ipv4 = packet.first().is_some_and(|first| first >> 4 == 4);
+    let tcp = if is_ipv4 { IPV4_HEADER } else { IPV6_HEADER };
+    let data = tcp
+        + packet
+            .get(tcp + 12)
+            .map_or(0, |byte| usize::from(byte >> 4) * 4);
+    let size = mtu.saturating_sub(data);
+    let (Some((headers, payload)), 1..) = (packet.split_at_checked(data), size) else {
+        return send(packet, &[]);
+    };
+    if payload.len() <= size {
+        return send(headers, payload);
+    }
+    let mut headers = headers.to_vec();
+    let sequence = headers[tcp + 4..].first_chunk::<4>();
+    let sequence = sequence.map_or(0, |bytes| u32::from_be_bytes(*bytes));
+    let flags = headers[tcp + 13];
+    for (number, piece) in payload.chunks(size).enumerate() {
+        let offset = number * size;
+        let is_last = offset + piece.len() == payload.len();
+        // The total length of IPv4, the payload's of IPv6.
+        let (at, counted_from) = if is_ipv4 { (2, 0) } else { (4, tcp) };
+        let length = (data - counted_from + piece.len()) as u16;
+        headers[at..][..2].copy_from_slice(&length.to_be_bytes());
+        let sequence = sequence.wrapping_add(offset as u32);
+        headers[tcp + 4..][..4].copy_from_slice(&sequence.to_be_bytes());
+        headers[tcp + 13] = if is_last { flags } else { flags & !(FIN | PSH) };
+        send(&headers, piece);
+    }
+}

@@ -1,0 +1,448 @@
+//! What the guest says of itself to the link, and hears of it: ARP with probes and
+//! conflicts (RFC 5227), neighbour discovery with duplicates (RFC 4861, 4862),
+//! multicast groups (RFC 3810), priority tags, sources that cannot be.
+
+mod common;
+
+use std::net::Ipv6Addr;
+
+use common::*;
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::time::Duration;
+use smoltcp::wire::*;
+
+const STRANGER: [u8; 6] = [2, 0, 0, 0, 0, 9];
+const ALL_NODES: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+fn frame(from: [u8; 6], to: [u8; 6], ethertype: [u8; 2], payload: &[u8]) -> Vec<u8> {
+    [&to[..], &from, &ethertype, payload].concat()
+}
+
+/// The frames that the guest has sent since the last call.
+fn sent(world: &mut World) -> Vec<Vec<u8>> {
+    world.turn_guest();
+    world.guest.outbox.borrow_mut().drain(..).collect()
+}
+
+/// Lets time pass with nobody at the other end.
+fn pass(world: &mut World, milliseconds: u64) -> Vec<Vec<u8>> {
+    let mut frames = vec![];
+    for _ in 0..milliseconds.div_ceil(50) {
+        frames.extend(sent(world));
+        world.now += Duration::from_millis(50);
+    }
+    frames
+}
+
+/// A guest that has said all that it says unasked.
+fn quiet() -> World {
+    let mut world = World::new();
+    pass(&mut world, 15_000);
+    world
+}
+
+fn arp_of(frames: &[Vec<u8>]) -> Vec<&[u8]> {
+    let arp = frames.iter().filter(|frame| frame[12..14] == [8, 6]);
+    arp.map(|frame| &frame[..]).collect()
+}
+
+/// ICMPv6 messages with their ends, the hop-by-hop header taken off.
+fn icmpv6_of(frames: &[Vec<u8>]) -> Vec<(Ipv6Address, Ipv6Address, Vec<u8>)> {
+    let mut found = vec![];
+    for frame in frames.iter().filter(|frame| frame[12..14] == [0x86, 0xdd]) {
+        let ends =
+            |at: usize| Ipv6Address::from(<[u8; 16]>::try_from(&frame[at..at + 16]).unwrap());
+        let (source, destination) = (ends(22), ends(38));
+        let at = if frame[20] == 0 { 62 } else { 54 };
+        let message = frame[at..].to_vec();
+        let packet = Icmpv6Packet::new_unchecked(&message[..]);
+        assert!(packet.verify_checksum(&source, &destination), "{frame:x?}");
+        found.push((source, destination, message));
+    }
+    found
+}
+
+fn icmpv6(
+    hop_limit: u8,
+    [source, destination]: [Ipv6Address; 2],
+    to: [u8; 6],
+    icmp: &Icmpv6Repr<'_>,
+) -> Vec<u8> {
+    let ip = Ipv6Repr {
+        src_addr: source,
+        dst_addr: destination,
+        next_header: IpProtocol::Icmpv6,
+        payload_len: icmp.buffer_len(),
+        hop_limit,
+    };
+    let mut payload = vec![0; 40 + icmp.buffer_len()];
+    let mut packet = Ipv6Packet::new_unchecked(&mut payload[..]);
+    ip.emit(&mut packet);
+    icmp.emit(
+        &source,
+        &destination,
+        &mut Icmpv6Packet::new_unchecked(packet.payload_mut()),
+        &ChecksumCapabilities::default(),
+    );
+    frame(STRANGER, to, [0x86, 0xdd], &payload)
+}
+
+fn solicited_node() -> (Ipv6Address, [u8; 6]) {
+    let group = Ipv6Address::new(0xff02, 0, 0, 0, 0, 1, 0xff12, 0x3456);
+    (group, [0x33, 0x33, 0xff, 0x12, 0x34, 0x56])
+}
+
+fn solicitation(source: Ipv6Address, option: bool) -> Vec<u8> {
+    let mac = RawHardwareAddress::from(HardwareAddress::Ethernet(EthernetAddress(STRANGER)));
+    let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit {
+        target_addr: GUEST6,
+        lladdr: option.then_some(mac),
+    });
+    let (group, to) = solicited_node();
+    icmpv6(255, [source, group], to, &icmp)
+}
+
+fn advertisement(
+    source: Ipv6Address,
+    target: Ipv6Address,
+    mac: [u8; 6],
+    flags: NdiscNeighborFlags,
+) -> Vec<u8> {
+    let mac = RawHardwareAddress::from(HardwareAddress::Ethernet(EthernetAddress(mac)));
+    let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
+        flags,
+        target_addr: target,
+        lladdr: Some(mac),
+    });
+    icmpv6(255, [source, GUEST6], GUEST_MAC, &icmp)
+}
+
+#[test]
+fn a_probe_for_our_address_is_answered() {
+    let mut world = quiet();
+    // RFC 5227, 2.1.1: from nobody.
+    world.inject(arp(1, STRANGER, [0; 4], GUEST4));
+    let frames = sent(&mut world);
+    let [answer] = arp_of(&frames)[..] else {
+        panic!("{frames:x?}");
+    };
+    assert_eq!(answer[..6], STRANGER);
+    assert_eq!(answer[20..22], [0, 2]);
+    assert_eq!(
+        (&answer[22..28], &answer[28..32]),
+        (&GUEST_MAC[..], &GUEST4[..])
+    );
+    // For others' addresses nobody answers.
+    world.inject(arp(1, STRANGER, [0; 4], [10, 0, 2, 16]));
+    assert_eq!(sent(&mut world), [[0; 0]; 0]);
+}
+
+#[test]
+fn an_address_that_another_claims_is_defended_but_not_for_ever() {
+    let mut world = quiet();
+    let claim = |world: &mut World, operation| {
+        world.inject(arp(operation, STRANGER, GUEST4, GUEST4));
+        let frames = sent(world);
+        arp_of(&frames).len()
+    };
+    assert_eq!(claim(&mut world, 1), 1);
+    for operation in [1, 2, 2] {
+        assert_eq!(claim(&mut world, operation), 0);
+        pass(&mut world, 1000);
+    }
+    pass(&mut world, 8000);
+    world.inject(arp(1, STRANGER, GUEST4, GUEST4));
+    let frames = sent(&mut world);
+    let [defence] = arp_of(&frames)[..] else {
+        panic!("{frames:x?}");
+    };
+    // An announcement: to all, of ourselves.
+    assert_eq!(defence[..6], [0xff; 6]);
+    assert_eq!(
+        (&defence[28..32], &defence[38..42]),
+        (&GUEST4[..], &GUEST4[..])
+    );
+    // Who claims it is not believed.
+    world.assert_echo();
+}
+
+#[test]
+fn what_finds_no_room_waits_asleep() {
+    let mut world = World::new();
+    world.guest.room = 0;
+    world.turn_guest();
+    assert!(world.stack.poll_at().is_some_and(|at| at > world.now));
+    world.guest.room = 256;
+    world.now += Duration::from_millis(1);
+    let messages = icmpv6_of(&sent(&mut world));
+    assert!(messages.iter().any(|(.., message)| message[0] == 135));
+}
+
+#[test]
+fn duplicates_are_asked_for_and_found() {
+    let mut world = World::new();
+    let messages = icmpv6_of(&sent(&mut world));
+    let (group, _) = solicited_node();
+    let asks = messages.iter().find(|(source, destination, message)| {
+        source.is_unspecified() && *destination == group && message[0] == 135
+    });
+    assert!(asks.is_some(), "{messages:x?}");
+    // Somebody has it.
+    let other = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 9);
+    let flags = NdiscNeighborFlags::OVERRIDE;
+    world.inject(advertisement(other, GUEST6, STRANGER, flags));
+    world.turn_guest();
+    assert_eq!(world.stack.network().ipv6, [""; 0]);
+    pass(&mut world, 10_000);
+    assert_eq!(world.stack.network().ipv6, [""; 0]);
+    // Another link, where nobody has.
+    world.stack.link_came_up(world.now);
+    pass(&mut world, 3_000);
+    assert_eq!(world.stack.network().ipv6.len(), 1);
+}
+
+#[test]
+fn two_that_want_one_address_at_the_same_time_both_leave_it() {
+    let mut world = World::new();
+    world.turn_guest();
+    world.inject(solicitation(Ipv6Addr::UNSPECIFIED, false));
+    world.turn_guest();
+    assert_eq!(world.stack.network().ipv6, [""; 0]);
+}
+
+#[test]
+fn an_address_that_has_been_ours_stays_and_is_told_to_who_wants_it() {
+    let mut world = quiet();
+    world.inject(solicitation(Ipv6Addr::UNSPECIFIED, false));
+    let answers = icmpv6_of(&sent(&mut world));
+    let [(source, destination, message)] = &answers[..] else {
+        panic!("{answers:x?}");
+    };
+    // RFC 4861, 7.2.4: to all nodes, not as solicited, overriding.
+    assert_eq!((*source, *destination), (GUEST6, ALL_NODES));
+    assert_eq!((message[0], message[4]), (136, 0x20));
+    let other = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 9);
+    let flags = NdiscNeighborFlags::OVERRIDE;
+    world.inject(advertisement(other, GUEST6, STRANGER, flags));
+    world.turn_guest();
+    assert_eq!(world.stack.network().ipv6.len(), 1);
+    // By 7.1.1 who has no address may not say where he is.
+    world.inject(solicitation(Ipv6Addr::UNSPECIFIED, true));
+    assert_eq!(sent(&mut world), [[0; 0]; 0]);
+    // And whoever has one is answered himself.
+    world.inject(solicitation(other, true));
+    let frames = sent(&mut world);
+    let answers = icmpv6_of(&frames);
+    assert_eq!(frames[0][..6], STRANGER);
+    assert_eq!((answers[0].1, answers[0].2[4]), (other, 0x60));
+}
+
+#[test]
+fn an_advertisement_moves_a_neighbour_only_if_it_overrides() {
+    let mut world = quiet();
+    let other = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 9);
+    world.inject(solicitation(other, true));
+    sent(&mut world);
+    let ask = |world: &mut World| {
+        let icmp = Icmpv6Repr::EchoRequest {
+            ident: 1,
+            seq_no: 1,
+            data: b"where?",
+        };
+        world.inject(icmpv6(64, [other, GUEST6], GUEST_MAC, &icmp));
+        sent(world)[0][..6].to_vec()
+    };
+    assert_eq!(ask(&mut world), STRANGER);
+    let moved = [2, 0, 0, 0, 0, 10];
+    world.inject(advertisement(
+        other,
+        other,
+        moved,
+        NdiscNeighborFlags::empty(),
+    ));
+    assert_eq!(ask(&mut world), STRANGER);
+    world.inject(advertisement(
+        other,
+        other,
+        moved,
+        NdiscNeighborFlags::OVERRIDE,
+    ));
+    assert_eq!(ask(&mut world), moved);
+}
+
+/// The groups of reports by version.
+fn reports(frames: &[Vec<u8>]) -> [Vec<Ipv6Address>; 2] {
+    let mut found = [vec![], vec![]];
+    for (_, destination, message) in icmpv6_of(frames) {
+        let group = |bytes: &[u8]| Ipv6Address::from(<[u8; 16]>::try_from(bytes).unwrap());
+        match message[0] {
+            131 => {
+                assert_eq!(group(&message[8..24]), destination);
+                found[0].push(destination);
+            }
+            143 => {
+                assert_eq!(
+                    destination,
+                    Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16)
+                );
+                let records = message[8..].chunks(20);
+                assert_eq!(records.len(), usize::from(message[7]));
+                found[1].extend(records.map(|record| group(&record[4..])));
+            }
+            _ => (),
+        }
+    }
+    for frame in frames.iter().filter(|frame| frame[20] == 0) {
+        // RFC 3810, 5: a hop limit of 1 and the router alert.
+        assert_eq!(
+            (frame[21], &frame[54..62]),
+            (1, &[58, 0, 5, 2, 0, 0, 1, 0][..])
+        );
+    }
+    found
+}
+
+fn none() -> [Vec<Ipv6Address>; 2] {
+    Default::default()
+}
+
+fn query(v2: bool) -> Vec<u8> {
+    let mut message = vec![130, 0, 0, 0, 0x03, 0xe8, 0, 0];
+    message.extend([0; 16]);
+    if v2 {
+        message.extend([2, 125, 0, 0]);
+    }
+    let source = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+    let mut packet = Icmpv6Packet::new_unchecked(&mut message[..]);
+    packet.fill_checksum(&source, &ALL_NODES);
+    let length = 8 + message.len() as u8;
+    let head = [0x60, 0, 0, 0, 0, length, 0, 1];
+    let alert = [58, 0, 5, 2, 0, 0, 1, 0];
+    let parts = [
+        &head[..],
+        &source.octets(),
+        &ALL_NODES.octets(),
+        &alert,
+        &message,
+    ];
+    frame(
+        STRANGER,
+        [0x33, 0x33, 0, 0, 0, 1],
+        [0x86, 0xdd],
+        &parts.concat(),
+    )
+}
+
+#[test]
+fn groups_are_reported_unasked_and_to_queriers_of_both_versions() {
+    let mut world = World::new();
+    let (group, _) = solicited_node();
+    assert_eq!(reports(&pass(&mut world, 5000)), [vec![], vec![group; 2]]);
+    assert_eq!(reports(&pass(&mut world, 20_000)), none());
+    world.inject(query(true));
+    assert_eq!(reports(&pass(&mut world, 1100)), [vec![], vec![group]]);
+    world.inject(query(false));
+    assert_eq!(reports(&pass(&mut world, 1100)), [vec![group], vec![]]);
+    // The old one is remembered, and forgotten.
+    world.inject(query(true));
+    assert_eq!(reports(&pass(&mut world, 1100)), [vec![group], vec![]]);
+    pass(&mut world, 261_000);
+    world.inject(query(true));
+    assert_eq!(reports(&pass(&mut world, 1100)), [vec![], vec![group]]);
+    // Of another link.
+    let mut far = query(true);
+    far[21] = 2;
+    world.inject(far);
+    assert_eq!(reports(&pass(&mut world, 1100)), none());
+}
+
+#[test]
+fn a_router_may_make_the_link_smaller() {
+    let mut world = World::new();
+    world.until(5, |w| (!w.stack.network().ipv6.is_empty()).then_some(()));
+    let advertise = |world: &mut World, mtu: u32| {
+        let mut message = vec![134, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        message.extend([5, 1, 0, 0]);
+        message.extend(mtu.to_be_bytes());
+        let source = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+        let mut packet = Icmpv6Packet::new_unchecked(&mut message[..]);
+        packet.fill_checksum(&source, &ALL_NODES);
+        let head = [0x60, 0, 0, 0, 0, message.len() as u8, 58, 255];
+        let parts = [&head[..], &source.octets(), &ALL_NODES.octets(), &message];
+        let to = [0x33, 0x33, 0, 0, 0, 1];
+        world.inject(frame(STRANGER, to, [0x86, 0xdd], &parts.concat()));
+        world.turn_guest();
+    };
+    // Less than any link has is not believed.
+    for (mtu, expected) in [(100, 1500), (1300, 1300), (9000, 1500), (1280, 1280)] {
+        advertise(&mut world, mtu);
+        let socket = world.connect((GUEST_V6, 19));
+        let mut largest = 0;
+        for _ in 0..50 {
+            world.turn_guest();
+            let queue = world.guest.outbox.borrow();
+            largest = queue.iter().map(Vec::len).chain([largest]).max().unwrap();
+            drop(queue);
+            world.step();
+            world.take(socket);
+        }
+        world.tcp_socket(socket).abort();
+        world.run(5);
+        assert_eq!(largest, 14 + expected, "{mtu}");
+    }
+}
+
+fn ping_from(source: [u8; 4]) -> Vec<u8> {
+    let mut bytes = vec![];
+    etherparse::PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
+        .ipv4(source, GUEST4, 64)
+        .icmpv4_echo_request(1, 1)
+        .write(&mut bytes, b"a ping")
+        .unwrap();
+    bytes
+}
+
+#[test]
+fn a_frame_with_a_priority_and_no_vlan_is_taken() {
+    let mut world = World::new();
+    world.assert_echo();
+    for (tag, answers) in [(0xa000_u16, 1), (0, 1), (0xa005, 0)] {
+        let plain = ping_from(HOST4);
+        let tag = tag.to_be_bytes();
+        world.inject([&plain[..12], &[0x81, 0], &tag, &plain[12..]].concat());
+        let replies = sent(&mut world);
+        let replies = replies.iter().filter(|frame| frame[12..14] == [8, 0]);
+        assert_eq!(replies.count(), answers, "{tag:x?}");
+    }
+    let plain = arp(1, STRANGER, [10, 0, 2, 77], GUEST4);
+    world.inject([&plain[..12], &[0x81, 0, 0x20, 0], &plain[12..]].concat());
+    assert_eq!(arp_of(&sent(&mut world)).len(), 1);
+}
+
+#[test]
+fn packets_from_nowhere_are_dropped_and_counted() {
+    let mut world = World::new();
+    world.assert_echo();
+    let impossible = [
+        [127, 0, 0, 1],
+        [255, 255, 255, 255],
+        [10, 0, 2, 255],
+        [224, 0, 0, 5],
+        [0, 0, 0, 0],
+        GUEST4,
+    ];
+    for source in impossible {
+        world.inject(ping_from(source));
+    }
+    assert_eq!(sent(&mut world), [[0; 0]; 0]);
+    assert_eq!(world.stack.network().impossible_sources, 6);
+    // IPv4 in IPv6's clothes, on a link.
+    let mapped = Ipv6Address::new(0, 0, 0, 0, 0, 0xffff, 0x0a00, 0x0202);
+    let icmp = Icmpv6Repr::EchoRequest {
+        ident: 1,
+        seq_no: 1,
+        data: b"who?",
+    };
+    world.inject(icmpv6(64, [mapped, GUEST6], GUEST_MAC, &icmp));
+    assert_eq!(sent(&mut world), [[0; 0]; 0]);
+}

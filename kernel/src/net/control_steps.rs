@@ -1,0 +1,139 @@
+//! What the device is told by the control queue while it serves, because the
+//! configuration says so: receive modes and addresses, VLANs, receive offloads.
+
+use alloc::vec::Vec;
+
+use kickpath_abi::config::{Config, GuestOffload, RxMode as Mode, VlanId};
+use kickpath_abi::steps::Steps;
+use virtio_net::net::{Features, NetError, RxFlags, RxMode};
+
+use super::device::Nic;
+
+/// The first of the addresses that `groups=COUNT` asks for.
+const FIRST_GROUP: [u8; 4] = [0x01, 0x00, 0x5e, 0x7f];
+
+/// What the configuration wants of the device, beside what the network stack
+/// does.
+#[derive(Default)]
+pub struct ControlSteps {
+    rx_mode: Steps,
+    vlans: Steps,
+    guest_offloads: Steps,
+    /// The receive mode, but for the network stack's groups.
+    receive: RxMode,
+    /// VLANs that were asked for last.
+    vlans_now: Vec<u16>,
+    /// Number of the step to be taken next.
+    next: usize,
+    is_due: bool,
+}
+
+impl ControlSteps {
+    /// What `config` wants.
+    pub fn new(config: &Config) -> Self {
+        let [a, b, c, d] = FIRST_GROUP;
+        let group = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            [a, b, c, d, high, low]
+        };
+        let (rx_mode, vlans) = (config.rx_mode.clone(), config.vlans.clone());
+        let guest_offloads = config.guest_offloads.clone();
+        let is_due = !(rx_mode.is_empty() && vlans.is_empty() && guest_offloads.is_empty());
+        Self {
+            rx_mode,
+            vlans,
+            guest_offloads,
+            receive: RxMode {
+                flags: RxFlags::empty(),
+                unicast: config.unicast.clone(),
+                multicast: (0..config.groups).map(group).collect(),
+            },
+            is_due,
+            ..Self::default()
+        }
+    }
+
+    /// Whether there are steps at all.
+    pub fn has_steps(&self) -> bool {
+        self.next > 0 || self.is_due
+    }
+
+    /// Whether a step is to be taken now.
+    pub fn is_due(&self) -> bool {
+        self.is_due
+    }
+
+    /// Has the next step taken, if there are any.
+    pub fn advance(&mut self) {
+        self.is_due = self.has_steps();
+    }
+
+    /// The receive mode with these groups added.
+    pub fn receive(&self, groups: impl Iterator<Item = [u8; 6]>) -> RxMode {
+        let mut mode = self.receive.clone();
+        mode.multicast.extend(groups);
+        mode.multicast.sort_unstable();
+        mode.multicast.dedup();
+        mode
+    }
+
+    /// Takes a step. Returns the flags of the receive mode if the step names
+    /// them; they are for [`Self::receive`].
+    pub fn take_step(&mut self, nic: &mut Nic) -> Option<RxFlags> {
+        let number = self.next;
+        self.is_due = false;
+        self.next += 1;
+        if let Some(vlans) = self.vlans.step::<VlanId>(number) {
+            let vlans: Vec<u16> = vlans.into_iter().map(|VlanId(id)| id).collect();
+            match self.change_vlans(nic, &vlans) {
+                Ok(()) => log::info!("VLANs beside the host's own: {vlans:?}"),
+                Err(error) => log::error!("VLANs: {error}"),
+            }
+        }
+        if let Some(offloads) = self.guest_offloads.step(number) {
+            let offloads: Features = offloads.into_iter().map(offload).collect();
+            match nic.set_guest_offloads(offloads) {
+                Ok(()) => log::info!("receive offloads: '{offloads}'"),
+                Err(error) => log::error!("receive offloads: {error}"),
+            }
+        }
+        let modes = self.rx_mode.step(number)?;
+        self.receive.flags = modes.into_iter().map(flag).collect();
+        Some(self.receive.flags)
+    }
+
+    fn change_vlans(&mut self, nic: &mut Nic, vlans: &[u16]) -> Result<(), NetError> {
+        for id in &self.vlans_now {
+            if !vlans.contains(id) {
+                nic.vlan_remove(*id)?;
+            }
+        }
+        self.vlans_now.retain(|id| vlans.contains(id));
+        for id in vlans {
+            if !self.vlans_now.contains(id) {
+                nic.vlan_add(*id)?;
+                self.vlans_now.push(*id);
+            }
+        }
+        Ok(())
+    }
+}
+
+const fn flag(mode: Mode) -> RxFlags {
+    match mode {
+        Mode::Promiscuous => RxFlags::PROMISCUOUS,
+        Mode::AllMulticast => RxFlags::ALL_MULTICAST,
+        Mode::AllUnicast => RxFlags::ALL_UNICAST,
+        Mode::NoMulticast => RxFlags::NO_MULTICAST,
+        Mode::NoUnicast => RxFlags::NO_UNICAST,
+        Mode::NoBroadcast => RxFlags::NO_BROADCAST,
+    }
+}
+
+const fn offload(offload: GuestOffload) -> Features {
+    match offload {
+        GuestOffload::Csum => Features::GUEST_CSUM,
+        GuestOffload::Tso4 => Features::GUEST_TSO4,
+        GuestOffload::Tso6 => Features::GUEST_TSO6,
+    }
+}

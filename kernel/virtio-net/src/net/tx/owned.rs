@@ -1,0 +1,194 @@
+//! Frames in memory apart from the slots' own: buffers that are filled now and
+//! sent later, from another function or CPU, and memory of the caller's, which
+//! goes through [`Hal::share`](virtio_drivers::Hal::share).
+
+extern crate alloc;
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::mem;
+use core::ptr::NonNull;
+
+use virtio_drivers::{BufferDirection, Hal, PhysAddr};
+
+use super::TxQueue;
+use crate::hal::{DmaRegion, Shared};
+use crate::net::header::Header;
+use crate::net::offload::Offload;
+use crate::queue::PositionalRing;
+
+/// Where the frame is in a [`TxBuffer`]: the longest header fits before it.
+const FRAME_OFFSET: usize = 64;
+
+/// Buffers that are kept for the next [`TxQueue::take_buffer`].
+const SPARE: usize = 64;
+
+/// A buffer for one frame, which is nobody's but its owner's until it is sent.
+pub struct TxBuffer<H: Hal> {
+    memory: DmaRegion<H>,
+}
+
+impl<H: Hal> TxBuffer<H> {
+    /// The frame's first bytes, as many as there is room for: what an earlier
+    /// frame left there.
+    pub fn frame_mut(&mut self, length: usize) -> &mut [u8] {
+        let length = length.min(self.memory.size() - FRAME_OFFSET);
+        // SAFETY: so many bytes are behind the offset, zeroed when they were
+        // allocated; the device has the buffer only while the queue owns it.
+        unsafe {
+            let frame = self.memory.pointer().add(FRAME_OFFSET);
+            core::slice::from_raw_parts_mut(frame.as_ptr(), length)
+        }
+    }
+}
+
+/// What a slot has instead of its own buffer.
+enum Memory<H: Hal> {
+    Buffer(TxBuffer<H>),
+    Shared(#[expect(dead_code, reason = "it is dropped")] Shared<H>),
+}
+
+/// What a transmit queue has of these.
+pub(super) struct Elsewhere<H: Hal> {
+    /// At the device, in the order of their slots.
+    sent: VecDeque<(u16, Memory<H>)>,
+    spare: Vec<TxBuffer<H>>,
+}
+
+impl<H: Hal> Default for Elsewhere<H> {
+    fn default() -> Self {
+        Self {
+            sent: VecDeque::new(),
+            spare: Vec::new(),
+        }
+    }
+}
+
+impl<H: Hal> Elsewhere<H> {
+    /// Takes back those whose slot is free again. To be called whenever slots
+    /// were reclaimed.
+    pub(super) fn reclaim(&mut self, ring: &mut PositionalRing<H>) {
+        while let Some(&(slot, _)) = self.sent.front()
+            && ring.is_free(slot)
+        {
+            ring.restore(slot);
+            if let Some((_, Memory::Buffer(buffer))) = self.sent.pop_front()
+                && self.spare.len() < SPARE
+            {
+                self.spare.push(buffer);
+            }
+        }
+    }
+}
+
+impl<H: Hal> TxQueue<H> {
+    /// A buffer for a frame of up to [`Self::capacity`] bytes, to be filled and
+    /// sent by [`Self::xmit_buffer`] whenever its owner likes; `None` when there
+    /// is no memory. It is the owner's alone, and takes no room in the queue.
+    pub fn take_buffer(&mut self) -> Option<TxBuffer<H>> {
+        if let Some(buffer) = self.elsewhere.as_mut().and_then(|all| all.spare.pop()) {
+            return Some(buffer);
+        }
+        let bytes = FRAME_OFFSET + self.capacity();
+        let memory = DmaRegion::new(bytes, BufferDirection::DriverToDevice)?;
+        Some(TxBuffer { memory })
+    }
+
+    /// Puts the frame of `length` bytes in a buffer into the queue; the rest is as
+    /// for [`TxSlot::start_xmit_offloaded`](super::TxSlot::start_xmit_offloaded).
+    ///
+    /// # Errors
+    ///
+    /// The buffer, when there is no room; see [`Self::has_room`].
+    pub fn xmit_buffer(
+        &mut self,
+        buffer: TxBuffer<H>,
+        length: usize,
+        offload: Option<Offload>,
+    ) -> Result<(), TxBuffer<H>> {
+        if !self.has_room() {
+            return Err(buffer);
+        }
+        let header_length = self.buffers.header_length() as usize;
+        let length = length
+            .min(buffer.memory.size() - FRAME_OFFSET)
+            .min(self.capacity());
+        let header = self.request(offload);
+        // SAFETY: the offset lies within the buffer, and its owner is here.
+        let before = unsafe { buffer.memory.pointer().add(FRAME_OFFSET - header_length) };
+        // SAFETY: the header ends where the frame begins.
+        unsafe { write_header(before, header_length, header) };
+        let address = buffer.memory.physical() + (FRAME_OFFSET - header_length) as PhysAddr;
+        self.add_elsewhere(address, length, Memory::Buffer(buffer));
+        Ok(())
+    }
+
+    /// Bytes before the frame that [`Self::xmit_shared`] wants for the header.
+    pub fn headroom(&self) -> usize {
+        self.buffers.header_length() as usize
+    }
+
+    /// Puts the frame in the caller's memory into the queue without a copy:
+    /// [`Self::headroom`] bytes, which are written, and behind them the frame, of
+    /// at most [`Self::capacity`] bytes. The memory is given up when the device has
+    /// sent it.
+    ///
+    /// # Errors
+    ///
+    /// The memory, when there is no room, or no frame in it that can be sent.
+    pub fn xmit_shared(
+        &mut self,
+        mut memory: Box<[u8]>,
+        offload: Option<Offload>,
+    ) -> Result<(), Box<[u8]>> {
+        let length = memory.len().saturating_sub(self.headroom());
+        if length == 0 || length > self.capacity() || !self.has_room() {
+            return Err(memory);
+        }
+        let header = self.request(offload);
+        let start = NonNull::from(&mut *memory).cast();
+        // SAFETY: it is longer than the header.
+        unsafe { write_header(start, self.headroom(), header) };
+        let shared = Shared::new(memory);
+        self.add_elsewhere(shared.physical(), length, Memory::Shared(shared));
+        Ok(())
+    }
+
+    /// Adds a frame behind its header at `address`, in memory that is kept until
+    /// its slot is free again. There is room.
+    fn add_elsewhere(&mut self, address: PhysAddr, length: usize, memory: Memory<H>) {
+        let Some(slot) = self.queue.ring().next_slot() else {
+            return;
+        };
+        let elsewhere = self.elsewhere.get_or_insert_default();
+        elsewhere.sent.push_back((slot, memory));
+        // At most the capacity.
+        let length = length as u32;
+        // SAFETY: the memory is kept until the slot is free, and then the slot gets
+        // its own back (`Elsewhere::reclaim`), or as long as the device may use it
+        // (`TxQueue::lease`).
+        unsafe { self.queue.ring_mut().add_elsewhere(address, length) };
+        self.packets += 1;
+        self.bytes += u64::from(length);
+        if crate::trace::is_enabled() {
+            self.trace_xmit(address, length);
+            self.queue.ring().trace_add_elsewhere(address, length);
+        }
+    }
+}
+
+/// Writes a header of `length` bytes, what is longer than [`Header`] with zeros.
+///
+/// # Safety
+///
+/// So many bytes can be written there.
+unsafe fn write_header(at: NonNull<u8>, length: usize, header: Header) {
+    debug_assert!(length >= mem::size_of::<Header>());
+    // SAFETY: the caller's promise; every header is at least this long, and
+    // needs no alignment.
+    unsafe {
+        at.write_bytes(0, length);
+        at.cast::<Header>().write(header);
+    }
+}

@@ -1,0 +1,137 @@
+//! The driver of this project, measured as `peer.c` measures DPDK's.
+
+use std::arch::x86_64::_rdtsc;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use virtio_net::interrupt::InterruptState;
+use virtio_net::net::{Features, Options, VirtioNet};
+use virtio_net::vectors::{NoInterrupts, Rung};
+
+use super::front_end::{SharedHal, VhostUser};
+use super::{Case, Direction};
+
+/// How long a measurement may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Cycles of a burst that are told apart from more.
+const LONGEST: usize = 1 << 16;
+
+static FRAME: [u8; 60] = {
+    let mut frame = [0; 60];
+    let head = [
+        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x88, 0xb5,
+    ];
+    let mut at = 0;
+    while at < head.len() {
+        frame[at] = head[at];
+        at += 1;
+    }
+    frame
+};
+
+/// Cycles a frame.
+///
+/// # Errors
+/// The back end does not answer, breaks the protocol, or is too slow.
+pub fn measure(socket: &Path, case: Case, frames: u64) -> Result<f64> {
+    // The second CPU, on this thread alone.
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| measure_here(socket, case, frames))
+            .join()
+            .map_err(|_| anyhow!("the measurement panicked"))?
+    })
+}
+
+type Device = VirtioNet<SharedHal, VhostUser>;
+
+fn measure_here(socket: &Path, case: Case, frames: u64) -> Result<f64> {
+    let mut cpus = CpuSet::new();
+    cpus.set(1)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus)?;
+    let allowed = if case.packed {
+        Features::all()
+    } else {
+        Features::all() - Features::RING_PACKED
+    };
+    static INTERRUPTS: InterruptState = InterruptState::new();
+    let transport = VhostUser::connect(socket, allowed)?;
+    let mut net = Device::probe(transport, Options::default(), &INTERRUPTS)?;
+    net.open(&mut NoInterrupts, Rung::Polling)?;
+    let burst = match case.direction {
+        Direction::Transmit => transmit,
+        Direction::Receive => receive,
+    };
+    let mut counted = 0;
+    let mut bursts = vec![0_u64; LONGEST];
+    let deadline = Instant::now() + PATIENCE;
+    while counted < frames {
+        net.poll()?;
+        // SAFETY: every x86-64 CPU has the counter, and it has no effect.
+        let start = unsafe { _rdtsc() };
+        let count = burst(&mut net, case.burst)?;
+        // SAFETY: as above.
+        let took = unsafe { _rdtsc() } - start;
+        if count == case.burst {
+            bursts[LONGEST.min(took as usize + 1) - 1] += 1;
+            counted += u64::from(count);
+        } else {
+            for _ in 0..2000 {
+                std::hint::spin_loop();
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{counted} of {frames} frames in {PATIENCE:?}"
+            );
+        }
+    }
+    Ok(median(&bursts) / f64::from(case.burst))
+}
+
+/// The median of values, of which this is how often each came.
+fn median(counts: &[u64]) -> f64 {
+    let half = counts.iter().sum::<u64>().div_ceil(2);
+    let mut below = 0;
+    let reaches_half = |count: &u64| {
+        below += count;
+        below >= half
+    };
+    counts.iter().position(reaches_half).unwrap_or(0) as f64
+}
+
+/// One burst of frames out: written, queued, published. Returns how many went.
+#[inline(never)]
+fn transmit(net: &mut Device, burst: u32) -> Result<u32> {
+    let (_, tx) = net.queues()?;
+    let mut sent = 0;
+    while sent < burst {
+        let Some(mut slot) = tx.reserve() else {
+            break;
+        };
+        slot.frame_mut(FRAME.len()).copy_from_slice(&FRAME);
+        slot.start_xmit(FRAME.len());
+        sent += 1;
+    }
+    tx.kick();
+    Ok(sent)
+}
+
+/// One burst of frames in: taken, copied out, their buffers posted again.
+#[inline(never)]
+fn receive(net: &mut Device, burst: u32) -> Result<u32> {
+    let (rx, _) = net.queues()?;
+    let mut received = 0;
+    while received < burst {
+        let Some(frame) = rx.receive() else {
+            break;
+        };
+        std::hint::black_box(&frame[..]);
+        received += 1;
+    }
+    net.kick();
+    Ok(received)
+}

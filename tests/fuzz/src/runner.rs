@@ -1,0 +1,246 @@
+//! What the runner reads: QEMU's log, the host kernel's trace, answers of the guest's
+//! web server, and a recording of all that.
+
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+use kickpath::terminal::Story;
+use kickpath::trace::qemu::threads::{self, ThreadLog, ThreadLogs};
+use kickpath::trace::recording::{KvmRecording, Recording};
+use kickpath::trace::{Timeline, build, html, kvm, perfetto, qemu, records, text};
+use kickpath::wire::http;
+use kickpath_abi::status::Status;
+use kickpath_trace::Event;
+
+use crate::input::Input;
+
+/// Nothing panics; what is understood is kept, and can be told.
+pub fn run(data: &[u8]) {
+    let mut input = Input(data);
+    match input.u8() % 6 {
+        0 => logs(input.0),
+        1 => kernel_trace(input.0),
+        2 => answer(input.0),
+        3 => json(input.0),
+        4 => {
+            if let Ok(header) = records::Header::parse(input.0) {
+                assert!(header.recorded() <= header.ring_use().capacity);
+            }
+        }
+        _ => damaged(&mut input),
+    }
+}
+
+/// Logs of several threads, one behind the other. Their lines become one log, in which
+/// none is lost and each event is read.
+fn logs(data: &[u8]) {
+    let mut logs = ThreadLogs::new();
+    for (thread, data) in (1..).zip(data.split(|byte| *byte == 0)) {
+        let window = usize::from(data.first().copied().unwrap_or(0));
+        let text = String::from_utf8_lossy(data).into_owned();
+        logs.insert(thread, ThreadLog { text, window });
+    }
+    let (merged, window) = threads::merge(&logs);
+    assert!(merged.is_char_boundary(window), "{window} of {merged:?}");
+    // What has no end of its line is still being written.
+    let lines = |text: &str| {
+        text[..text.rfind('\n').map_or(0, |end| end + 1)]
+            .lines()
+            .count()
+    };
+    let written: usize = logs.values().map(|log| lines(&log.text)).sum();
+    assert_eq!(lines(&merged), written, "{merged:?}");
+    let parsed = qemu::parse(&merged);
+    let blank = merged.lines().filter(|line| line.trim().is_empty());
+    assert_eq!(
+        parsed.records.len() + parsed.unread.len() + blank.count(),
+        written
+    );
+    for record in &parsed.records {
+        for (name, _) in &record.fields {
+            record.number(name);
+        }
+    }
+}
+
+/// The host kernel's trace.
+fn kernel_trace(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let records = kvm::parse::parse(&text);
+    assert!(records.len() <= text.lines().count());
+    for record in &records {
+        record.vector();
+        if let Some((address, _)) = record.write() {
+            let number = record.number("at").or(record.number("gpa"));
+            assert_eq!(Some(address), number, "{record:?}");
+        }
+    }
+}
+
+/// An answer of the guest's web server: what is complete stays it when no more comes.
+fn answer(data: &[u8]) {
+    let ended = http::parse(data, true);
+    if let Ok(Some(response)) = http::parse(data, false) {
+        let again = ended.unwrap().unwrap();
+        assert_eq!(
+            (again.status, &again.body),
+            (response.status, &response.body)
+        );
+        // The status report is read so.
+        drop(serde_json::from_slice::<Status>(&response.body));
+    }
+}
+
+/// A recording, or a timeline, from a file.
+fn json(data: &[u8]) {
+    if let Ok(recording) = serde_json::from_slice::<Recording>(data) {
+        let written = serde_json::to_vec(&recording).unwrap();
+        let again: Recording = serde_json::from_slice(&written).unwrap();
+        assert_eq!(again, recording);
+        tell(&recording);
+    }
+    if let Ok(timeline) = serde_json::from_slice::<Timeline>(data) {
+        show(&timeline);
+    }
+}
+
+/// Recordings of a run, whole.
+static RECORDINGS: LazyLock<[Recording; 3]> = LazyLock::new(|| {
+    [
+        include_str!("../../../boot/src/trace/fixtures/tcg.json"),
+        include_str!("../../../boot/src/trace/fixtures/intx.json"),
+        include_str!("../../../boot/src/trace/fixtures/kvm.json"),
+    ]
+    .map(|text| serde_json::from_str(text).expect("a recording"))
+});
+
+/// A recording of which the bytes change what they like.
+fn damaged(input: &mut Input<'_>) {
+    let which = usize::from(input.u8());
+    let mut recording = RECORDINGS[which % RECORDINGS.len()].clone();
+    for _ in 0..16 {
+        if input.is_at_end() {
+            break;
+        }
+        damage(&mut recording, input);
+    }
+    tell(&recording);
+}
+
+/// One number that is there, or near to one, or any.
+fn number(input: &mut Input<'_>, number: u64) -> u64 {
+    match input.u8() % 4 {
+        0 => number.wrapping_add_signed(i64::from(input.u8() as i8)),
+        1 => u64::from(input.u16()),
+        2 => u64::from(input.u32()) << 32 | u64::from(input.u32()),
+        _ => input.pick(&[0, u64::MAX, 1 << 63, u64::MAX >> 1]),
+    }
+}
+
+fn damage(recording: &mut Recording, input: &mut Input<'_>) {
+    match input.u8() % 9 {
+        0 => {
+            let place = usize::from(input.u8());
+            if let Some(record) = recording.guest.get_mut(place) {
+                record.event = input.pick(Event::ALL);
+                record.queue = input.pick(&[None, Some(0), Some(1), Some(2), Some(u16::MAX)]);
+                record.tsc = number(input, record.tsc);
+                record.a = number(input, record.a);
+                record.b = number(input, record.b);
+            }
+        }
+        1 => cut(&mut recording.guest, input),
+        2 => lines(&mut recording.qemu_log, input),
+        3 => {
+            let kvm = recording.kvm.get_or_insert_with(KvmRecording::default);
+            lines(&mut kvm.text, input);
+            kvm.tsc_offset = input.pick(&[kvm.tsc_offset, None, Some(i64::MIN), Some(i64::MAX)]);
+        }
+        4 => {
+            cut(&mut recording.frames, input);
+            if let Some(frame) = recording.frames.first_mut() {
+                frame.bytes.truncate(usize::from(input.u8()));
+                frame.at = number(input, frame.at.cast_unsigned()).cast_signed();
+            }
+        }
+        5 => {
+            cut(&mut recording.memory, input);
+            if let Some(memory) = recording.memory.first_mut() {
+                memory.bytes.truncate(usize::from(input.u8()));
+                memory.address = number(input, memory.address);
+            }
+        }
+        6 => {
+            if let Some(region) = recording.regions.first_mut() {
+                region.address = number(input, region.address);
+                region.size = number(input, region.size);
+            }
+            let clocks = &mut recording.clocks;
+            clocks.guest_hz = number(input, clocks.guest_hz);
+            if let Some(sample) = clocks.samples.last_mut() {
+                sample.calendar = number(input, sample.calendar.cast_unsigned()).cast_signed();
+                sample.steady = number(input, sample.steady.cast_unsigned()).cast_signed();
+                sample.tsc = Some(number(input, sample.tsc.unwrap_or(0)));
+                sample.uncertainty = number(input, 1).cast_signed();
+            }
+        }
+        7 => {
+            let window = &mut recording.window;
+            window.guest = number(input, window.guest as u64) as usize;
+            window.qemu = number(input, window.qemu as u64) as usize;
+            recording.ring.lost = number(input, 0);
+        }
+        _ => {
+            recording.probe.bytes = number(input, recording.probe.bytes as u64) as usize;
+            recording.doorbell_address = Some(number(input, 0xc010));
+        }
+    }
+}
+
+/// Some of a list are not there, or twice.
+fn cut<T: Clone>(list: &mut Vec<T>, input: &mut Input<'_>) {
+    let from = usize::from(input.u8()).min(list.len());
+    let to = (from + usize::from(input.u8() % 8)).min(list.len());
+    match input.u8() % 2 {
+        0 => drop(list.drain(from..to)),
+        _ => list.extend_from_within(from..to),
+    }
+}
+
+/// Lines of a text are not there or twice, or one has other words.
+fn lines(text: &mut String, input: &mut Input<'_>) {
+    let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
+    cut(&mut lines, input);
+    let place = usize::from(input.u8());
+    let length = usize::from(input.u8() % 32);
+    let words = String::from_utf8_lossy(input.bytes(length));
+    let number = u32::from(input.u16());
+    let mut changed = String::new();
+    if let Some(line) = lines.get_mut(place) {
+        let keep = line
+            .char_indices()
+            .map(|(at, _)| at)
+            .nth(usize::from(input.u8()));
+        let (kept, _) = line.split_at(keep.unwrap_or(0));
+        writeln!(changed, "{kept}{words}{number}").unwrap();
+        *line = &changed;
+    }
+    *text = lines.concat();
+}
+
+/// All that is made of a recording, which may not tell of a datagram.
+fn tell(recording: &Recording) {
+    if let Ok(timeline) = build::build(recording) {
+        show(&timeline);
+    }
+}
+
+/// All that is made of a timeline: what is written can be read, and is the same.
+fn show(timeline: &Timeline) {
+    text::print(&mut Story::new(Vec::new()), timeline).unwrap();
+    perfetto::render(timeline);
+    let written = serde_json::to_vec(timeline).unwrap();
+    let again: Timeline = serde_json::from_slice(&written).unwrap();
+    assert_eq!(again, *timeline);
+    html::render(timeline, "kickpath trace").unwrap();
+}

@@ -1,0 +1,91 @@
+//! The driver on other CPUs than x86: it compiles there without a warning, and the
+//! example kernels serve over every transport, with interrupts and by polling.
+
+use anyhow::{Result, ensure};
+use kickpath_tests::Suite;
+use kickpath_tests::bare::{self, Bare, Cpu};
+
+/// Without an operating system, and the last one without atomics of 64 bits.
+const TARGETS: [&str; 4] = [
+    "x86_64-unknown-none",
+    "aarch64-unknown-none",
+    "riscv64gc-unknown-none-elf",
+    "riscv32imac-unknown-none-elf",
+];
+
+/// What the kernel calls the way, QEMU's device, and what goes with it.
+const WAYS: [(&str, &str, &str, &[&str]); 5] = [
+    (
+        "mmio_v1",
+        "virtio-mmio",
+        "virtio-net-device",
+        &["-global", "virtio-mmio.force-legacy=on"],
+    ),
+    (
+        "mmio_v2",
+        "virtio-mmio",
+        "virtio-net-device",
+        &["-global", "virtio-mmio.force-legacy=off"],
+    ),
+    (
+        "modern",
+        "PCI",
+        "virtio-net-pci,disable-legacy=on,romfile=",
+        &[],
+    ),
+    // Ports are a window here: memory is what is kicked.
+    (
+        "modern_port_notify",
+        "PCI",
+        "virtio-net-pci,disable-legacy=on,modern-pio-notify=on,romfile=",
+        &[],
+    ),
+    (
+        "legacy_in_a_window",
+        "PCI",
+        "virtio-net-pci,disable-modern=on,disable-legacy=off,romfile=",
+        &[],
+    ),
+];
+
+pub fn add(suite: &mut Suite) {
+    for target in TARGETS {
+        suite.test(&format!("any_cpu::compiles_for_{target}"), move || {
+            compiles(target)
+        });
+    }
+    for cpu in Cpu::ALL {
+        for (way, bus, device, more) in WAYS {
+            for (rung, words, shown) in [("intx", "", "INTx"), ("poll", "poll", "polling")] {
+                let name = format!("any_cpu::{}_over_{way}_with_{rung}", cpu.name);
+                suite.test(&name, move || {
+                    let mut kernel = Bare::launch(cpu, device, more, words)?;
+                    kernel.wait_for("INFO  up")?;
+                    let line = kernel.wait_for("10.0.2.15")?;
+                    ensure!(line.contains(bus) && line.contains(shown), "{line}");
+                    kernel.check()?;
+                    if words.is_empty() {
+                        kernel.wait_for("interrupts come")?;
+                    }
+                    Ok(())
+                });
+            }
+        }
+    }
+}
+
+fn compiles(target: &str) -> Result<()> {
+    for features in ["", "trace"] {
+        let package = "kickpath-virtio-net";
+        let arguments = [
+            "check",
+            "--locked",
+            "--package",
+            package,
+            "--features",
+            features,
+        ];
+        bare::build(target, "", &arguments, "-Dwarnings")?;
+    }
+    Ok(())
+}

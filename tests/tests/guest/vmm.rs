@@ -1,0 +1,210 @@
+//! The guest on other VMMs than QEMU, at a tap: those that are on the path, or that a
+//! variable names. Others are skipped.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kickpath::guest::Guest;
+use kickpath::install::{Host, IPROUTE2};
+use kickpath::qemu::{Accel, Boot, Kind, Machine, Nic, Vmm};
+use kickpath::session::fetch_status;
+use kickpath::wire::{FarEnd, HostSockets, Plan, Tap};
+use kickpath_abi::config::{Ipv4Config, Transport};
+use kickpath_abi::status::Status;
+use kickpath_tests::program::{Running, run};
+use kickpath_tests::setup::{self, kvm, lacks_tap};
+use kickpath_tests::{Skip, Suite, UP};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::bzimage;
+
+/// The bound for what takes seconds at most; a software KVM takes some for the boot.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// What the guest says of how it was loaded, and of its device.
+type Expected = (&'static str, &'static str);
+
+pub fn add(suite: &mut Suite) {
+    suite.needs(lacks_tap().or_else(|| kvm().err()), |suite| {
+        use Transport::{Auto, Legacy, Modern};
+        let elf: fn() -> Result<PathBuf> = || Ok(setup::setup()?.kernel.clone());
+        let bzimage: fn() -> Result<PathBuf> = bzimage::file;
+        type Kernel = fn() -> Result<PathBuf>;
+        let machines: [(&str, Vmm, u8, Transport, Kernel, Expected); 6] = [
+            (
+                "kvmtool",
+                Vmm::Kvmtool,
+                1,
+                Auto,
+                bzimage,
+                ("bzImage", "modern"),
+            ),
+            (
+                "kvmtool_legacy",
+                Vmm::Kvmtool,
+                2,
+                Legacy,
+                bzimage,
+                ("bzImage", "legacy"),
+            ),
+            (
+                "firecracker",
+                Vmm::Firecracker,
+                1,
+                Auto,
+                elf,
+                ("PVH", "mmio"),
+            ),
+            (
+                "firecracker_pci",
+                Vmm::Firecracker,
+                1,
+                Modern,
+                elf,
+                ("PVH", "modern"),
+            ),
+            (
+                "cloud_hypervisor",
+                Vmm::CloudHypervisor,
+                2,
+                Auto,
+                elf,
+                ("PVH", "modern"),
+            ),
+            (
+                "cloud_hypervisor_bzimage",
+                Vmm::CloudHypervisor,
+                2,
+                Auto,
+                bzimage,
+                ("bzImage", "modern"),
+            ),
+        ];
+        for (name, vmm, cpus, transport, kernel, expected) in machines {
+            suite.test(&format!("vmm::{name}"), move || {
+                let mut machine = machine(vmm, kernel)?;
+                machine.cpus = cpus;
+                machine.config.transport = transport;
+                let status = serves(machine)?;
+                ensure!(status.boot.protocol == expected.0, "{:?}", status.boot);
+                ensure!(status.device.transport == expected.1, "{:?}", status.device);
+                Ok(())
+            });
+        }
+        for vmm in [Vmm::Kvmtool, Vmm::Firecracker, Vmm::CloudHypervisor] {
+            let name = vmm.word().replace('-', "_");
+            suite.test(&format!("vmm::run_on_{name}"), move || runs(vmm));
+            suite.test(&format!("vmm::serve_on_{name}"), move || served(vmm));
+        }
+    });
+}
+
+/// The program that a variable such as `KICKPATH_CLOUD_HYPERVISOR` names, or the one on the
+/// path.
+fn program(vmm: Vmm) -> Result<PathBuf> {
+    let word = vmm.word().to_uppercase().replace('-', "_");
+    let variable = format!("KICKPATH_{word}");
+    if let Some(named) = std::env::var_os(&variable).filter(|named| !named.is_empty()) {
+        return Ok(named.into());
+    }
+    let missing = || {
+        let name = vmm.programs()[0];
+        Skip(format!("{name} is not on the path, nor in {variable}"))
+    };
+    Ok(vmm.find(&Host::detect()).ok_or_else(missing)?)
+}
+
+fn machine(vmm: Vmm, kernel: impl Fn() -> Result<PathBuf>) -> Result<Machine> {
+    let (program, kernel) = (program(vmm)?, Boot::Kernel(kernel()?));
+    let accel = Accel::Kvm { emulated: true };
+    let mut machine = Machine::new(program, Kind::Pc, accel, kernel);
+    machine.vmm = vmm;
+    Ok(machine)
+}
+
+/// kvmtool looks for vmx and svm, which a software KVM does without.
+fn is_kvm_refused(text: &str) -> Result<()> {
+    if text.contains("does not support hardware virtualization") {
+        return Err(Skip("this kvmtool wants vmx or svm".into()).into());
+    }
+    Ok(())
+}
+
+/// The guest serves a Linux at the other end of its tap. Returns its report.
+fn serves(mut machine: Machine) -> Result<Status> {
+    setup::require(&[IPROUTE2])?;
+    let plan = Plan::new(Ipv4Config::Static(Ipv4Config::FALLBACK))?;
+    let mut tap = Tap::new(&plan, 1)?;
+    tap.hand_over()?;
+    plan.configure(&mut machine.config);
+    machine.nic = Some(Nic::new(tap.net()));
+    let guest = Guest::launch(&machine)?;
+    if let Err(failure) = guest.wait_for_console(UP, BOUND) {
+        is_kvm_refused(&failure.to_string())?;
+        return Err(failure.into());
+    }
+    let (far, address) = (tap.sockets(), plan.guest.address.into());
+    let check = || {
+        let report = far.ping(address, 10, 56, BOUND)?;
+        ensure!(report.lost() == 0, "10 pings: {report:?}");
+        for size in [1, 64, 512, 1472] {
+            far.udp_echo(address, size, BOUND)?;
+        }
+        far.tcp_echo(address, 64 << 10, BOUND)?;
+        let status = fetch_status(&far, address, BOUND)?;
+        let counters = &status.counters;
+        ensure!(
+            counters.rx_errors == 0 && counters.tx_errors == 0,
+            "the guest has counted errors of the device: {counters:?}"
+        );
+        Ok(status)
+    };
+    let console = || {
+        let lines = guest.console_since(0).into_iter();
+        lines.map(|line| line.text + "\n").collect::<String>()
+    };
+    check().with_context(console)
+}
+
+/// The command runs the guest on it.
+fn runs(vmm: Vmm) -> Result<()> {
+    let program = program(vmm)?;
+    let path = program.to_str().context("a path of UTF-8")?;
+    let text = run(&["run", "--json", "--vmm", vmm.word(), "--vmm-path", path]);
+    if let Err(error) = &text {
+        is_kvm_refused(&format!("{error:#}"))?;
+    }
+    let report: Value = serde_json::from_str(&text?)?;
+    ensure!(
+        report["ok"] == true && report["vmm"] == vmm.to_string(),
+        "{report}"
+    );
+    let version = report["vmm_version"].as_str().unwrap_or_default();
+    ensure!(version.contains('.'), "{report}");
+    Ok(())
+}
+
+/// The command keeps it up, and says where; it goes at Ctrl-C, and the namespace with it.
+fn served(vmm: Vmm) -> Result<()> {
+    let program = program(vmm)?;
+    let path = program.to_str().context("a path of UTF-8")?;
+    let mut serving = Running::start(&["serve", "--vmm", vmm.word(), "--vmm-path", path])?;
+    let line = serving.line_with("Namespace")?;
+    let namespace = line.split_whitespace().last().context("a namespace")?;
+    let place = Path::new("/run/netns").join(namespace);
+    let far = HostSockets::in_namespace(place.clone());
+    fetch_status(&far, Ipv4Config::FALLBACK.address.into(), BOUND)?;
+    serving.line_with("ip netns exec")?;
+    kill(
+        Pid::from_raw(serving.child.id().cast_signed()),
+        Signal::SIGINT,
+    )?;
+    serving.line_with("nothing is left behind")?;
+    let status = serving.child.wait()?;
+    ensure!(status.success(), "{status}\n{}", serving.seen);
+    ensure!(!place.exists(), "{} is left", place.display());
+    Ok(())
+}
