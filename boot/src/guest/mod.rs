@@ -357,10 +357,10 @@ impl Guest {
 }
 
 impl State {
-    /// The VMM's end, once everything that it printed has been read.
+    /// The VMM's end, once everything that it printed and answered has been read.
     fn ended(&self, vmm: Vmm) -> Option<Exit> {
         let status = self.exit?;
-        (self.console.closed && self.messages.closed)
+        (self.console.closed && self.messages.closed && !self.monitor.open)
             .then(|| Exit::decode(vmm, status, !self.messages.is_empty()))
     }
 }

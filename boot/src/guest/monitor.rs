@@ -21,6 +21,8 @@ const STATUS: u64 = 1;
 /// What the monitor has said.
 #[derive(Debug, Default)]
 pub(super) struct State {
+    /// There may be more to read: QEMU's last reply can come after its end is seen.
+    pub open: bool,
     /// Commands are accepted.
     pub connected: bool,
     /// Why the guest stands still, if it does and nobody asked for it.
@@ -50,6 +52,7 @@ pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
 impl Monitor {
     /// Accepts QEMU's connection and reads from it until it ends.
     pub fn start(listener: UnixListener, shared: &Arc<Shared>) -> Self {
+        shared.update(|state| state.monitor.open = true);
         let stream = Arc::new(Mutex::new(None));
         let cancelled = Arc::new(AtomicBool::new(false));
         let reader = thread::spawn({
@@ -62,6 +65,7 @@ impl Monitor {
                 if let Some(accepted) = accept(&listener, &shared, &cancelled) {
                     read(accepted, &stream, &shared);
                 }
+                shared.update(|state| state.monitor.open = false);
             }
         });
         Self {
@@ -103,7 +107,9 @@ impl Drop for Monitor {
 
 /// Waits for QEMU, which connects within milliseconds or ends.
 fn accept(listener: &UnixListener, shared: &Shared, cancelled: &AtomicBool) -> Option<UnixStream> {
-    while !cancelled.load(Ordering::Relaxed) && shared.lock().exit.is_none() {
+    loop {
+        // Asked first: what connected before its end is still accepted.
+        let is_last = cancelled.load(Ordering::Relaxed) || shared.lock().exit.is_some();
         match listener.accept() {
             Ok((stream, _)) => {
                 // A QEMU that does not read its monitor must not hold us.
@@ -113,13 +119,12 @@ fn accept(listener: &UnixListener, shared: &Shared, cancelled: &AtomicBool) -> O
                     .and_then(|()| stream.set_write_timeout(bound));
                 return ready.is_ok().then_some(stream);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !is_last => {
                 thread::sleep(Duration::from_millis(2));
             }
             Err(_) => return None,
         }
     }
-    None
 }
 
 fn read(accepted: UnixStream, stream: &Mutex<Option<UnixStream>>, shared: &Shared) {
@@ -179,5 +184,36 @@ fn write(stream: &Mutex<Option<UnixStream>>, line: &str) -> io::Result<()> {
     match &mut *stream.lock().unwrap_or_else(PoisonError::into_inner) {
         Some(stream) => stream.write_all(line.as_bytes()),
         None => Err(io::ErrorKind::NotConnected.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::Vmm;
+
+    #[test]
+    fn a_reply_that_is_read_after_qemus_end_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("qmp.sock");
+        let listener = listen(&path).unwrap();
+        let shared = Arc::new(Shared::default());
+        let mut qemu = UnixStream::connect(&path).unwrap();
+        let monitor = Monitor::start(listener, &shared);
+        shared.update(|state| {
+            state.exit = Some(std::process::ExitStatus::default());
+            state.console.closed = true;
+            state.messages.closed = true;
+        });
+        assert_eq!(shared.lock().ended(Vmm::Qemu), None);
+        qemu.write_all(b"{\"return\": {}, \"id\": 7}\n").unwrap();
+        drop(qemu);
+        let mut state = shared.lock();
+        while state.ended(Vmm::Qemu).is_none() {
+            state = shared.changed.wait(state).unwrap();
+        }
+        assert!(state.monitor.replies.contains_key(&7));
+        drop(state);
+        drop(monitor);
     }
 }
