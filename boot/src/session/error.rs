@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::settings::Mismatch;
+use super::mismatch::Mismatch;
 use crate::accel::NoKvm;
 use crate::guest::Failure;
 use crate::image::ImageError;

@@ -2,7 +2,8 @@
 
 use kickpath_abi::config::Transport;
 
-use super::settings::{Layout, Mismatch, Settings};
+use super::mismatch::Mismatch;
+use super::settings::{Layout, Settings};
 use crate::accel::AccelChoice;
 use crate::qemu::{Kind, Vmm};
 

@@ -184,6 +184,22 @@ impl Settings {
         Ok(config)
     }
 
+    /// Ends the record of frames, when all that was started has ended.
+    ///
+    /// # Errors
+    /// That of `result`, or the record misses frames.
+    pub fn keep_pcap<T>(&self, result: Result<T, SessionError>) -> Result<T, SessionError> {
+        let kept = self.pcap.as_ref().map_or(Ok(()), Capture::keep);
+        match (&result, kept) {
+            (Ok(_), Err(error)) => Err(error.into()),
+            (Err(_), Err(error)) => {
+                log::warn!("{error}");
+                result
+            }
+            (_, Ok(())) => result,
+        }
+    }
+
     /// Installs and builds what is missing, and describes the machine. With
     /// `dry_run` nothing is installed or built: what is missing is named by
     /// the place where it would be.

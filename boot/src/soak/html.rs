@@ -3,7 +3,8 @@
 
 use std::fmt::Write;
 
-use super::report::{Report, Sample};
+use super::report::Report;
+use super::sample::Sample;
 use crate::terminal::thousands;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;\

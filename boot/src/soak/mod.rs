@@ -5,6 +5,7 @@
 pub mod html;
 mod malformed;
 mod report;
+mod sample;
 mod work;
 
 use std::io::Write;
@@ -17,7 +18,8 @@ use crate::session::{NetChoice, SessionError, Settings};
 use crate::terminal::Story;
 use crate::wire::FarEnd;
 
-pub use report::{Report, Sample, Tally};
+pub use report::{Report, Tally};
+pub use sample::Sample;
 use work::{KINDS, Soaked};
 
 /// The far end: frames of our own making go there, and its cable moves with the guest.

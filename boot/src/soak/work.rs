@@ -9,7 +9,7 @@ use kickpath_abi::status::Status;
 use serde_json::json;
 
 use super::malformed::{Numbers, spoil};
-use super::report::Sample;
+use super::sample::Sample;
 use crate::guest::Guest;
 use crate::guest::memory::{self, queue_status};
 use crate::guest::migration::{Mover, Route};

@@ -16,7 +16,7 @@
 
 use core::arch::global_asm;
 
-use super::stub::{BootMapping, CommandLine};
+use super::boot_mapping::{BootMapping, CommandLine};
 use super::{MemoryMap, Platform, Protocol, RegionKind};
 use crate::arch::time;
 

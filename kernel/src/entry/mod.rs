@@ -1,6 +1,7 @@
 //! The ways into the kernel. Each loader leaves the CPU and its information in
 //! its own form; all of them end in one [`Platform`] and in `crate::start`.
 
+mod boot_mapping;
 mod bootloader;
 mod linux;
 mod pvh;

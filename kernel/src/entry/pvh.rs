@@ -8,7 +8,7 @@ use core::alloc::Layout;
 use pvh::start_info::reader::{MemMap, StartInfoReader};
 use pvh::start_info::{MemmapType, StartInfo};
 
-use super::stub::{BootMapping, CommandLine};
+use super::boot_mapping::{BootMapping, CommandLine};
 use super::{MemoryMap, Platform, Protocol, RegionKind};
 
 unsafe extern "C" {
