@@ -1,11 +1,14 @@
 //! What Linux says of the frames that go over the tap.
 
 use std::io::{self, BufRead, BufReader, Read};
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStderr, Stdio};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kickpath_abi::status::Counters;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::site::{Site, output};
 
@@ -45,6 +48,9 @@ impl Count {
 /// `tcpdump` on the tap.
 pub struct Capture {
     child: Child,
+    says: io::Lines<BufReader<ChildStderr>>,
+    /// Frames that the kernel gave it before it had the filter.
+    unfiltered: u64,
     /// Reads what it writes, so that it never waits for us and loses frames.
     reader: Option<JoinHandle<io::Result<Vec<u8>>>>,
 }
@@ -60,29 +66,64 @@ impl Capture {
         let stderr = child.stderr.take().context("no stderr")?;
         let mut stdout = child.stdout.take().context("no stdout")?;
         let mut lines = BufReader::new(stderr).lines();
-        for line in &mut lines {
+        while let Some(line) = lines.next() {
             if line?.contains("listening on") {
-                // The rest says how many were captured.
-                std::thread::spawn(move || lines.for_each(drop));
                 let reader = std::thread::spawn(move || {
                     let mut pcap = Vec::new();
                     stdout.read_to_end(&mut pcap)?;
                     Ok(pcap)
                 });
-                return Ok(Self {
+                let mut capture = Self {
                     child,
+                    says: lines,
+                    unfiltered: 0,
                     reader: Some(reader),
-                });
+                };
+                let [captured, received] = capture.counts()?;
+                capture.unfiltered = received.saturating_sub(captured);
+                return Ok(capture);
             }
         }
         anyhow::bail!("tcpdump does not listen: {}", child.wait()?)
     }
 
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(
+            Pid::from_raw(i32::try_from(self.child.id())?),
+            signal,
+        )?)
+    }
+
+    /// Frames that it has written, and that the kernel has given it.
+    fn counts(&mut self) -> Result<[u64; 2]> {
+        // It answers "5 packets captured, 8 packets received by filter, 0 packets dropped".
+        self.signal(Signal::SIGUSR1)?;
+        let line = self.says.next().context("tcpdump has ended")??;
+        let mut numbers = line.split(' ').filter_map(|word| word.parse().ok());
+        match [(); 3].map(|()| numbers.next()) {
+            [Some(captured), Some(received), Some(0)] => Ok([captured, received]),
+            _ => anyhow::bail!("tcpdump says '{line}'"),
+        }
+    }
+
+    /// Waits until it has read all that the kernel keeps for it: what is left when it ends is
+    /// not written.
+    fn catch_up(&mut self) -> Result<()> {
+        for _ in 0..1000 {
+            let [captured, received] = self.counts()?;
+            if captured + self.unfiltered >= received {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        anyhow::bail!("tcpdump does not catch up")
+    }
+
     /// Ends; returns the lengths of the frames.
     pub fn end(mut self) -> Result<Vec<u32>> {
+        self.catch_up()?;
         // As Ctrl-C does, so that it writes what it has.
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
-        nix::sys::signal::kill(pid, nix::sys::signal::SIGINT)?;
+        self.signal(Signal::SIGINT)?;
         let reader = self.reader.take().context("it has ended already")?;
         let pcap = reader
             .join()

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kickpath::guest::Guest;
+use kickpath::guest::{Cause, Guest};
 use kickpath::install::IPROUTE2;
 use kickpath::qemu::{Kind, Machine};
 use kickpath::wire::{FarEnd, HostSockets, Plan, Tap};
@@ -203,8 +203,11 @@ impl Site {
     fn ready(&self) -> Result<()> {
         self.guest.wait_for_console(UP, BOUND)?;
         let address = Ipv4Config::FALLBACK.address.into();
-        self.sockets.udp_echo(address, 64, BOUND)?;
-        self.sockets.tcp_echo(address, 100_000, BOUND)?;
-        Ok(())
+        let udp = self.sockets.udp_echo(address, 64, BOUND);
+        let echoes = udp.and_then(|_| self.sockets.tcp_echo(address, 100_000, BOUND));
+        match echoes {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.guest.failure(Cause::Other(error.to_string())).into()),
+        }
     }
 }
