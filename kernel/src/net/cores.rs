@@ -70,6 +70,8 @@ pub struct Cores {
     team: &'static Team,
     /// The IPv4 address that they were told.
     ipv4: Option<Ipv4State>,
+    /// How many of them have not said yet that they know it.
+    unaware: usize,
     /// What the first pair counted before the device was opened again.
     past: Stats,
 }
@@ -88,6 +90,7 @@ impl Cores {
         Self {
             team,
             ipv4: None,
+            unaware: 0,
             past: Stats::default(),
         }
     }
@@ -182,10 +185,23 @@ impl Cores {
         let ipv4 = stack.ipv4();
         if self.ipv4 != Some(ipv4) {
             self.ipv4 = Some(ipv4);
+            self.unaware = self.others().filter(|(_, core)| core.has_pair()).count();
             for (_, core) in self.others() {
                 core.post(Mail::Ipv4(ipv4));
             }
         }
+    }
+
+    /// One of the others has this address now.
+    pub fn one_knows(&mut self, ipv4: Ipv4State) {
+        if self.ipv4 == Some(ipv4) {
+            self.unaware = self.unaware.saturating_sub(1);
+        }
+    }
+
+    /// Whether a packet to the address is answered on whichever core it arrives.
+    pub fn all_know(&self) -> bool {
+        self.unaware == 0
     }
 
     /// Tells what the first core has counted, and makes the report complete.

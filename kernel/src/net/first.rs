@@ -90,7 +90,8 @@ fn start_netconsole(config: &Config, mut host: Host) -> (Host, Option<Sender>) {
     }
 }
 
-/// Prints the line that the runner waits for, once there is an IPv4 address.
+/// Prints the line that the runner waits for, once there is an IPv4 address. Every
+/// core has it by then.
 fn say_up(stack: &Stack) -> bool {
     let network = stack.network();
     let Some(ipv4) = network.ipv4.first() else {
@@ -149,7 +150,7 @@ impl Part for First {
         if self.host.cores.is_some() {
             self.talk_to_cores(time, stack);
         }
-        if !self.said_up {
+        if !self.said_up && self.host.cores.as_ref().is_none_or(Cores::all_know) {
             self.said_up = say_up(stack);
         }
     }
@@ -263,7 +264,11 @@ impl First {
                     }
                 }
                 Mail::Broken(error) => self.host.reopen(&error.into()),
-                Mail::Ipv4(_) => (),
+                Mail::Ipv4(state) => {
+                    if let Some(cores) = &mut self.host.cores {
+                        cores.one_knows(state);
+                    }
+                }
             }
         }
     }

@@ -107,8 +107,8 @@ impl Host {
         }
         let mut cores = Cores::start(pairs.into(), udp);
         stack.share_frames();
-        cores.share(stack);
         cores.hand_out(self.nic);
+        cores.share(stack);
         self.cores = Some(cores);
     }
 

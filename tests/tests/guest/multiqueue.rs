@@ -95,6 +95,14 @@ pub fn add_faults(suite: &mut Suite) {
                 site(Way::Legacy, cpus, edit)?.run(|site| reopen(site, cpus))
             });
         }
+        suite.test("multiqueue::up_is_said_when_every_core_answers", || {
+            let edit = |spec: Spec| {
+                // Its CPUs take turns, so that the last one begins late.
+                let spec = spec.edit(|machine| machine.icount = Some(0));
+                spec.config(|config| config.irq = Irq::Poll)
+            };
+            (0..6).try_for_each(|_| site(Way::Legacy, 4, edit)?.run(first_datagrams))
+        });
         for (name, queue) in [
             ("the_first_pair_that_lies_is_opened_again", 0),
             ("another_pair_that_lies_is_opened_again", 2),
@@ -143,6 +151,30 @@ pub fn add_faults(suite: &mut Suite) {
 fn site(way: Way, cpus: u8, edit: impl FnOnce(Spec) -> Spec) -> Result<Site> {
     let spec = edit(machine(Kind::Pc, cpus).over(way));
     Site::with_queues(spec, cpus.into())
+}
+
+/// The first datagrams of many flows are answered, on whichever core they arrive.
+fn first_datagrams(site: &Site) -> Result<()> {
+    let guest = SocketAddr::new(site.address(), 7);
+    site.inside(|| {
+        let socket = |number: u8| -> Result<(u8, UdpSocket)> {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(BOUND))?;
+            socket.send_to(&[number; 64], guest)?;
+            Ok((number, socket))
+        };
+        let flows: Vec<_> = (0..16).map(socket).collect::<Result<_>>()?;
+        for (number, socket) in &flows {
+            let mut answer = [0; 100];
+            let length = socket.recv(&mut answer);
+            let length = length.with_context(|| format!("flow {number} of {}", flows.len()))?;
+            ensure!(
+                answer[..length] == [*number; 64],
+                "flow {number}: {answer:?}"
+            );
+        }
+        Ok(())
+    })
 }
 
 fn spread_flows(site: &Site, cpus: u8) -> Result<()> {

@@ -34,7 +34,7 @@ pub enum Mail {
     Frame(Box<[u8]>),
     /// To be looked up.
     Stray(Stray),
-    /// The IPv4 address of all.
+    /// The IPv4 address of all; from another core to the first one, that it has it.
     Ipv4(Ipv4State),
     /// A core's pair broke by this, and was given back.
     Broken(QueueError),
@@ -123,7 +123,7 @@ impl Core {
 
     /// Whether it has a pair, as far as the first core knows; of the first core
     /// itself nothing is said.
-    fn has_pair(&self) -> bool {
+    pub fn has_pair(&self) -> bool {
         self.is_out.load(Ordering::Relaxed)
     }
 

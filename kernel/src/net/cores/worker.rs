@@ -96,7 +96,12 @@ impl Worker {
                     let (team, number) = (self.team, self.number);
                     team.look_up(number, stray, stack, &mut self.device());
                 }
-                Mail::Ipv4(state) => stack.follow_ipv4(time, state),
+                Mail::Ipv4(state) => {
+                    stack.follow_ipv4(time, state);
+                    if let Some(first) = self.team.cores.first() {
+                        first.post(Mail::Ipv4(state));
+                    }
+                }
                 Mail::Broken(_) => (),
             }
         }
