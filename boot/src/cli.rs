@@ -36,6 +36,7 @@ Examples:
   cargo run -- --json | jq .status.counters numbers for a program
   cargo run -- trace                        one packet, step by step, through every layer
   cargo run -- trace --accel nested         the same with KVM's exits, on any x86-64 machine
+  cargo run -- trace --guest linux          the same in Linux: its own virtio_net, function by function
   cargo run -- bench                        what a packet costs, in instructions and kicks
   cargo run -- compare                      the ways to kick, in one table
   cargo run -- soak --minutes 60            everything in turn for an hour, and a verdict
@@ -292,6 +293,10 @@ pub struct BenchArgs {
 pub struct TraceArgs {
     #[command(flatten)]
     pub machine: MachineArgs,
+    /// Whose packet: that of our guest, or of Debian's Linux (downloaded once), whose own
+    /// virtio_net is recorded with ftrace; pc and q35, one CPU.
+    #[arg(long, value_enum, default_value_t = GuestArg::Kickpath)]
+    pub guest: GuestArg,
     /// Write the timeline as JSON into this file; - is the standard output, without the text.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -359,6 +364,13 @@ enum KindArg {
     Pc,
     Q35,
     Microvm,
+}
+
+/// Whose packet is traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GuestArg {
+    Kickpath,
+    Linux,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

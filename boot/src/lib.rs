@@ -6,7 +6,7 @@
 //! - [`nested`]: the same commands on a KVM of an emulated CPU;
 //! - [`trace`]: one packet seen at every layer;
 //! - [`session`]: from what the user asked for to a running guest;
-//! - [`toolchain`], [`install`], [`image`], [`command`], [`accel`], [`ports`]:
+//! - [`toolchain`], [`install`], [`linux`], [`image`], [`command`], [`accel`], [`ports`]:
 //!   what this machine has, and what completes it;
 //! - [`vmm`]: what the VMMs take for a machine, a back end each;
 //! - [`qemu`]: one typed description of a machine, and QEMU's command line;
@@ -25,6 +25,7 @@ pub mod image;
 pub mod install;
 pub mod interrupt;
 mod leftover;
+pub mod linux;
 pub mod nested;
 pub mod output;
 pub mod ports;

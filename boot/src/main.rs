@@ -17,17 +17,18 @@ use kickpath::doctor;
 use kickpath::guest::Cause;
 use kickpath::image::{self, Images};
 use kickpath::interrupt;
+use kickpath::linux::{self, Linux};
 use kickpath::nested::{self, NestedError};
 use kickpath::output::Output;
 use kickpath::qemu::{self, Boot, Net};
-use kickpath::session::{Prepared, SessionError};
+use kickpath::session::{Mismatch, Prepared, SessionError};
 use kickpath::terminal::{Story, Ticker};
 use kickpath::toolchain::{self, BuildOptions};
 use kickpath::{run, serve, soak, trace, vmm};
 
 use cli::{
-    BenchArgs, Cli, Command, CompareArgs, DoctorArgs, ImageArgs, RunArgs, ServeArgs, SoakArgs,
-    TraceArgs,
+    BenchArgs, Cli, Command, CompareArgs, DoctorArgs, GuestArg, ImageArgs, RunArgs, ServeArgs,
+    SoakArgs, TraceArgs,
 };
 
 fn main() -> ExitCode {
@@ -146,8 +147,17 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     let is_nested = settings.accel == AccelChoice::Nested;
+    let is_linux = args.guest == GuestArg::Linux;
+    if is_linux {
+        trace::linux::check(&settings).map_err(SessionError::from)?;
+    }
     if args.machine.dry_run && !is_nested {
         settings.check_with(trace::NET)?;
+        if is_linux {
+            let option = "--dry-run";
+            let why = "what --guest linux boots is made anew for every run, and goes with it";
+            return Err(Mismatch::Decided { option, why }.into());
+        }
         let mut prepared = settings.prepare(true, &mut sink)?;
         let net = run::dry_run_net(&prepared, trace::NET)?;
         return print_command_line(&mut prepared, net);
@@ -159,11 +169,16 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let recorded = Written::begin(args.recording.as_deref())?;
     let (boot, recording) = if is_nested {
         let words = words_for_nested(args.machine.dry_run)?;
-        let recorded = nested::record(&settings, &words, &mut sink)?;
+        let linux = is_linux.then(|| Linux::get(linux::GUEST, settings.policy, &mut sink));
+        let linux = linux.transpose().map_err(SessionError::from)?;
+        let recorded = nested::record(&settings, linux.as_ref(), &words, &mut sink)?;
         settings.keep_pcap(Ok(()))?;
         recorded
     } else {
-        let result = trace::record(&settings, &mut sink);
+        let result = match is_linux {
+            true => trace::linux::record(&settings, &mut sink),
+            false => trace::record(&settings, &mut sink),
+        };
         let (prepared, recording) = settings.keep_pcap(result)?;
         (prepared.machine.boot, recording)
     };

@@ -2,22 +2,22 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cpio::NewcBuilder;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use super::NestedError;
-use super::linux::Linux;
 use crate::command::{Progress, Sink};
 use crate::interrupt;
+use crate::linux::Linux;
+use crate::linux::initramfs::{self, Entry};
 use crate::scratch::Scratch;
 use crate::session::SessionError;
 
@@ -93,13 +93,12 @@ impl Between {
         };
         let results = between.result("");
         fs::create_dir(&results).map_err(NestedError::system("make", &results))?;
-        let file = between.file("initramfs");
         let script = job.script()?;
-        let entries = initramfs(linux, &script)?;
-        File::create(&file)
-            .and_then(|out| cpio::write_cpio(entries.into_iter(), io::BufWriter::new(out)))
-            .and_then(|mut out| out.flush())
-            .map_err(NestedError::system("write", &file))?;
+        let files = [
+            Entry::program("init", include_str!("init.sh")),
+            Entry::text("job", script),
+        ];
+        initramfs::write(&between.file("initramfs"), linux, files)?;
         Ok(between)
     }
 
@@ -213,34 +212,6 @@ impl Between {
     }
 }
 
-type Entry = (NewcBuilder, Box<dyn ReadSeek>);
-
-/// The files of the initramfs.
-fn initramfs(linux: &Linux, job: &str) -> Result<Vec<Entry>, NestedError> {
-    let text = |name: &str, mode, text: &str| -> Entry {
-        let content = io::Cursor::new(text.to_owned());
-        (NewcBuilder::new(name).mode(mode), Box::new(content))
-    };
-    let file = |name: &str, mode, path: &Path| -> Result<Entry, NestedError> {
-        let content = File::open(path).map_err(NestedError::system("read", path))?;
-        Ok((NewcBuilder::new(name).mode(mode), Box::new(content)))
-    };
-    let mut entries = vec![
-        text("init", 0o100_755, include_str!("init.sh")),
-        text("job", 0o100_644, job),
-        file("busybox", 0o100_755, &linux.busybox())?,
-        text("modules", 0o040_755, ""),
-    ];
-    for module in linux.modules()? {
-        let name = module.file_name().unwrap_or_default().to_string_lossy();
-        entries.push(file(&format!("modules/{name}"), 0o100_644, &module)?);
-    }
-    Ok(entries)
-}
-
-trait ReadSeek: Read + Seek {}
-impl<T: Read + Seek> ReadSeek for T {}
-
 /// QEMU; killed, with what it started, when it is dropped.
 struct Process(Child);
 
@@ -328,6 +299,8 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use tempfile::TempDir;
 
     use super::*;

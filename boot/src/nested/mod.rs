@@ -7,7 +7,6 @@
 //! laid over it, so that QEMU, its firmware, the guest and its sources are where
 //! they are outside; its results come by a second directory.
 
-mod linux;
 mod machine;
 
 use std::env;
@@ -19,13 +18,13 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::accel::AccelChoice;
-use crate::command::{CommandError, Progress, Sink};
-use crate::install::{IPROUTE2, InstallError};
+use crate::command::{Progress, Sink};
+use crate::install::IPROUTE2;
+use crate::linux::{self, Linux, LinuxError};
 use crate::qemu::{Boot, Memory, Vmm};
 use crate::session::{NetChoice, SessionError, Settings, require};
 use crate::trace::recording::Recording;
 use crate::wire::{Tap, TapError};
-pub use linux::Linux;
 use machine::{Between, Job, MEMORY, RESULTS};
 
 /// Memory that the guest may have, in MiB: the Linux between needs the rest.
@@ -59,34 +58,9 @@ pub enum NestedError {
     /// Nothing is started that could be printed before.
     #[error("--dry-run: with --accel nested QEMU's command line is made inside")]
     DryRun,
-    /// The Linux between is not there, and may not be downloaded.
-    #[error(
-        "--no-install forbids downloading {packages}, of which --accel nested boots a Linux; \
-         without that option they come to {}", cache.display()
-    )]
-    Forbidden {
-        /// The packages.
-        packages: String,
-        /// Where they would be unpacked.
-        cache: PathBuf,
-    },
-    /// No place for what is downloaded.
-    #[error("there is no place for a downloaded kernel: neither XDG_CACHE_HOME nor HOME is set")]
-    NoCache,
-    /// A package cannot be downloaded.
+    /// The Linux between.
     #[error(transparent)]
-    Install(#[from] InstallError),
-    /// A package cannot be unpacked.
-    #[error("cannot unpack a package: {0}")]
-    Unpack(CommandError),
-    /// A package is another than was thought.
-    #[error("the package {package} has no {what}")]
-    Lacks {
-        /// The package.
-        package: &'static str,
-        /// What was looked for.
-        what: String,
-    },
+    Linux(#[from] LinuxError),
     /// The system refuses.
     #[error("cannot {what} {}: {source}", file.display())]
     System {
@@ -160,7 +134,8 @@ pub fn run(
         require(&[IPROUTE2], settings.policy, sink)?;
     }
     settings.check_with(net).map_err(SessionError::from)?;
-    let inside = Inside::new(settings, words, if json { &["--json"] } else { &[] }, sink)?;
+    let more: &[&str] = if json { &["--json"] } else { &[] };
+    let inside = Inside::new(settings, None, words, more, sink)?;
     let status = inside.between.run(&mut io::stdout(), sink)?;
     inside.keep_frames(settings)?;
     match inside.between.errors() {
@@ -169,13 +144,14 @@ pub fn run(
     }
 }
 
-/// Records a packet inside, as [`crate::trace::record`] does outside; with it
-/// what the guest was booted from.
+/// Records a packet inside, as [`crate::trace::record`] does outside, or, where `guest` is a
+/// Linux, as [`crate::trace::linux::record`] does; with it what the guest was booted from.
 ///
 /// # Errors
 /// It cannot be recorded.
 pub fn record(
     settings: &Settings,
+    guest: Option<&Linux>,
     words: &[OsString],
     sink: &mut Sink<'_>,
 ) -> Result<(Boot, Recording), NestedError> {
@@ -183,7 +159,7 @@ pub fn record(
         .check_with(crate::trace::NET)
         .map_err(SessionError::from)?;
     let file = format!("{RESULTS}/recording");
-    let inside = Inside::new(settings, words, &["--recording", &file], sink)?;
+    let inside = Inside::new(settings, guest, words, &["--recording", &file], sink)?;
     inside.between.run(&mut io::sink(), sink)?;
     inside.keep_frames(settings)?;
     // A trace whose layers do not fit fails, and is shown all the same.
@@ -201,6 +177,7 @@ struct Inside {
 impl Inside {
     fn new(
         settings: &Settings,
+        guest: Option<&Linux>,
         words: &[OsString],
         more: &[&str],
         sink: &mut Sink<'_>,
@@ -214,10 +191,11 @@ impl Inside {
         if settings.memory.as_mebibytes() > GUEST_MEMORY {
             return Err(NestedError::Memory(settings.memory));
         }
-        let linux = Linux::get(settings.policy, sink)?;
+        let linux = Linux::get(linux::BETWEEN, settings.policy, sink)?;
         // QEMU and the guest are made here, where that is fast.
         let outside = Settings {
             accel: AccelChoice::Tcg,
+            kernel: guest.map_or(settings.kernel.clone(), |linux| Some(linux.kernel())),
             ..settings.clone()
         };
         let machine = outside.prepare(false, sink)?.machine;
@@ -231,7 +209,8 @@ impl Inside {
         let qemu = crate::install::Host::detect().find_named(&machine.program);
         let qemu = qemu.unwrap_or(machine.program);
         inside.push(text(qemu.as_os_str())?);
-        if let Boot::Kernel(kernel) = &machine.boot {
+        // A Linux is found where it is outside.
+        if let (Boot::Kernel(kernel), None) = (&machine.boot, guest) {
             inside.push("--kernel".into());
             inside.push(text(kernel.as_os_str())?);
         }
@@ -271,7 +250,14 @@ impl Inside {
 /// What the command inside finds in its environment.
 fn environment() -> Vec<(String, String)> {
     let mut environment: Vec<(String, String)> = Vec::new();
-    for name in ["PATH", "HOME", "LANG", "NO_COLOR", "RUST_BACKTRACE"] {
+    for name in [
+        "PATH",
+        "HOME",
+        "XDG_CACHE_HOME",
+        "LANG",
+        "NO_COLOR",
+        "RUST_BACKTRACE",
+    ] {
         if let Ok(value) = env::var(name) {
             environment.push((name.into(), value));
         }

@@ -137,6 +137,11 @@ impl Machine {
                     line.option("-append", words);
                 }
             }
+            Boot::Linux(linux) => {
+                line.option("-kernel", &linux.kernel);
+                line.option("-initrd", &linux.initramfs);
+                line.option("-append", &linux.words);
+            }
             Boot::Disk(image) => {
                 if let Firmware::Uefi(code) = &image.firmware {
                     let flash = Properties::new("if=pflash")

@@ -204,6 +204,19 @@ pub enum Boot {
     Kernel(PathBuf),
     /// A disk image. Its configuration travels by fw_cfg.
     Disk(DiskImage),
+    /// A Linux, which does not know the guest's configuration (`-kernel`, `-initrd`).
+    Linux(LinuxBoot),
+}
+
+/// A Linux to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinuxBoot {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its first root directory.
+    pub initramfs: PathBuf,
+    /// Its command line.
+    pub words: String,
 }
 
 /// Events that QEMU records (`-trace`), and where.

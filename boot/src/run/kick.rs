@@ -8,7 +8,7 @@ use kickpath_abi::status::Status;
 use crate::guest::Guest;
 use crate::session::Prepared;
 use crate::terminal::Story;
-use crate::trace::capture::{TraceError, Tracer, run_of};
+use crate::trace::capture::{TraceError, Tracer, device_of, run_of};
 use crate::trace::timeline::{Layer, Phase, Step};
 use crate::trace::{self, Timeline};
 use crate::wire::Peer;
@@ -25,8 +25,9 @@ pub(super) fn tell<W: Write>(
     status: &Status,
 ) -> io::Result<()> {
     let timeline = || -> Result<Timeline, TraceError> {
-        let run = run_of(&prepared.machine, &prepared.decision.reason, guest, status);
-        let recording = tracer.record(guest, peer, address, run, status)?;
+        let reason = &prepared.decision.reason;
+        let run = run_of(&prepared.machine, reason, guest, device_of(status));
+        let recording = tracer.record(guest, peer, address, run, status.boot.tsc_hz)?;
         trace::timeline(&prepared.machine.boot, &recording)
     };
     story.section("How the last datagram left")?;

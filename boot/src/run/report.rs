@@ -32,6 +32,7 @@ pub(super) fn machine<W: Write>(story: &mut Story<W>, prepared: &Prepared) -> io
     let boot = match &machine.boot {
         Boot::Kernel(kernel) => kernel.display(),
         Boot::Disk(image) => image.file.display(),
+        Boot::Linux(linux) => linux.kernel.display(),
     };
     story.row("Guest", &boot.to_string())
 }

@@ -8,6 +8,7 @@ use crate::accel::NoKvm;
 use crate::guest::Failure;
 use crate::image::ImageError;
 use crate::install::InstallError;
+use crate::linux::LinuxError;
 use crate::output::OutputError;
 use crate::ports::NoPort;
 use crate::qemu::{FirmwareError, Vmm};
@@ -34,6 +35,9 @@ pub enum SessionError {
     /// A program is missing.
     #[error(transparent)]
     Install(#[from] InstallError),
+    /// A Linux to boot is missing.
+    #[error(transparent)]
+    Linux(#[from] LinuxError),
     /// The guest cannot be built.
     #[error(transparent)]
     Toolchain(#[from] ToolchainError),

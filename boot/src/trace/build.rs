@@ -96,7 +96,7 @@ impl<'a> Builder<'a> {
         let attach = (0..first).filter(|&place| is_attaching(records[place].event));
         let shown: BTreeSet<usize> = attach
             .chain(journey.awake.clone())
-            .chain(journey.reclaim)
+            .chain(journey.back.clone())
             .collect();
         let queue = records[journey.start_xmit].queue.unwrap_or_default();
         let rings = rings(recording, queue);
@@ -120,9 +120,12 @@ impl<'a> Builder<'a> {
         let mut drafts = Drafts::default();
         self.attach(&mut drafts);
         let raised = self.receive(&mut drafts);
-        self.transmit(&mut drafts);
+        let sent = self.transmit(&mut drafts);
         self.give_back(&mut drafts);
         drafts.link_interrupt(raised);
+        if self.recording.is_of_linux() {
+            drafts.link_interrupt(sent);
+        }
         self.kvm_by_time(&mut drafts);
         let start = self.journey.awake.start;
         let (mut steps, origins, clocks) =
@@ -134,7 +137,10 @@ impl<'a> Builder<'a> {
             addresses: &self.addresses,
             context: self.context,
         };
-        replay.attach(&mut steps, &origins);
+        // What is in Linux's rings no record tells.
+        if !self.recording.is_of_linux() {
+            replay.attach(&mut steps, &origins);
+        }
         let used = |clock| {
             steps
                 .iter()
@@ -183,12 +189,17 @@ impl<'a> Builder<'a> {
         }
         let window = self.recording.guest.iter();
         let window = window.skip(self.recording.window.guest);
+        // Linux's vring_interrupt is called for each queue that shares an interrupt.
+        let of_queue = match self.recording.is_of_linux() {
+            false => Event::VringInterrupt,
+            true => Event::InterruptVector,
+        };
+        let intx = self.recording.run.device.interrupts == "intx";
         Some(
             window
                 .filter(|record| match record.event {
-                    Event::VringInterrupt => true,
                     Event::IntxInterrupt => record.a & 1 != 0,
-                    _ => false,
+                    event => event == of_queue && !(self.recording.is_of_linux() && intx),
                 })
                 .count(),
         )
@@ -253,8 +264,9 @@ impl<'a> Builder<'a> {
         raised
     }
 
-    /// From the socket to the wire, until the guest sleeps.
-    fn transmit(&self, drafts: &mut Drafts) {
+    /// From the socket to the wire, until the guest sleeps. Returns the place of the step that
+    /// raised the interrupt for the sent frame, or would have.
+    fn transmit(&self, drafts: &mut Drafts) -> Option<usize> {
         let phase = Phase::Transmit;
         let records = &self.recording.guest;
         let rest = self.journey.socket_receive + 1..self.journey.awake.end;
@@ -279,7 +291,14 @@ impl<'a> Builder<'a> {
 
         let mut ring = None;
         let mut handed_over = false;
+        let mut raised = None;
+        let notify_later = notify.filter(|n| !is_vcpu(*n));
         for place in rest {
+            if place > hand_over && !handed_over && self.is_interrupt_of(place, queue) {
+                // It came before the write returned; what raised it had come before.
+                handed_over = true;
+                raised = self.device(drafts, window, notify_later, ring);
+            }
             let draft = self.guest(place, phase);
             let draft = match handed_over {
                 true => draft.rule("the guest's own order"),
@@ -298,19 +317,30 @@ impl<'a> Builder<'a> {
             let returned = place > hand_over || self.journey.doorbell.is_none();
             if place >= hand_over && returned && !handed_over {
                 handed_over = true;
-                self.device(drafts, window, notify.filter(|n| !is_vcpu(*n)), ring);
+                raised = self.device(drafts, window, notify_later, ring);
             }
         }
+        raised
     }
 
-    /// What QEMU's main loop does with the chain.
+    /// Whether the record is an interrupt that leads to this queue's handler.
+    fn is_interrupt_of(&self, place: usize, queue: u16) -> bool {
+        let mut records = self.recording.guest[place..].iter();
+        let first = records.next();
+        first.is_some_and(|record| record.event == Event::InterruptVector)
+            && records.next().is_some_and(|handler| {
+                handler.event == Event::VringInterrupt && handler.queue == Some(queue)
+            })
+    }
+
+    /// What QEMU's main loop does with the chain. Returns the place of its last step.
     fn device(
         &self,
         drafts: &mut Drafts,
         window: Option<&QueueWindow>,
         notify: Option<usize>,
         ring: Option<usize>,
-    ) {
+    ) -> Option<usize> {
         let phase = Phase::Transmit;
         let queue = self.recording.guest[self.journey.start_xmit].queue;
         let mut cause = ring;
@@ -323,9 +353,11 @@ impl<'a> Builder<'a> {
             window.pops.get(number).copied()
         });
         let mut popped = None;
+        let mut last = None;
         for place in pop.map(|pop| self.group(pop)).unwrap_or_default() {
             let draft = self.qemu(place, phase, queue).caused_by(cause.take());
             let number = drafts.push(draft.rule("the n-th chain added is the n-th taken"));
+            last = Some(number);
             if popped.is_none() {
                 popped = Some(number);
                 if let Some(frame) = self.wire_frame(Direction::Out) {
@@ -334,13 +366,12 @@ impl<'a> Builder<'a> {
                 }
             }
         }
+        last
     }
 
     /// The sent buffer, taken back.
     fn give_back(&self, drafts: &mut Drafts) {
-        if let Some(place) = self.journey.reclaim
-            && !self.journey.awake.contains(&place)
-        {
+        for place in self.journey.back.clone() {
             let draft = self.guest(place, Phase::Return);
             drafts.push(draft.rule("the guest's own order"));
         }
@@ -407,18 +438,25 @@ impl<'a> Builder<'a> {
 
     fn guest(&self, place: usize, phase: Phase) -> Draft {
         let record = &self.recording.guest[place];
-        let mut step = step(
-            phase,
-            Layer::Guest,
-            record.event.name(),
-            explain::guest(record, self.context),
-        );
-        step.source = Some(Source {
-            file: record.file.clone(),
-            line: record.line,
-            module: record.module.clone(),
-            excerpt: None,
-        });
+        let explanation = match &record.linux {
+            Some(linux) => explain::linux(record, linux, self.context),
+            None => explain::guest(record, self.context),
+        };
+        let mut step = step(phase, Layer::Guest, record.event.name(), explanation);
+        match &record.linux {
+            Some(linux) => {
+                step.function = Some(linux.function.clone());
+                step.stack.clone_from(&linux.stack);
+            }
+            None => {
+                step.source = Some(Source {
+                    file: record.file.clone(),
+                    line: record.line,
+                    module: record.module.clone(),
+                    excerpt: None,
+                });
+            }
+        }
         step.queue = record.queue;
         step.aside = phase != Phase::Attach && self.is_aside(place);
         let several = self.recording.guest.iter().any(|record| record.cpu != 0);

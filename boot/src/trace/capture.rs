@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::image::{Image, ImageError};
 use super::journey;
 use super::kvm::{HostTrace, HostTraceError};
+use super::linux::page::NoPage;
 use super::qemu::{self, threads};
 use super::recording::{
     Clocks, Memory, Probe, Recording, Region, Sample, Threads, Window, WireFrame,
@@ -77,6 +78,9 @@ pub enum TraceError {
         /// Records that the executable cannot explain.
         unresolved: u64,
     },
+    /// A Linux guest's records.
+    #[error(transparent)]
+    Page(#[from] NoPage),
     /// The system refuses.
     #[error("cannot {what}: {source}")]
     System {
@@ -94,11 +98,18 @@ fn unresolved_text(unresolved: u64) -> String {
     }
 }
 
+/// Where our guest keeps its records.
+#[derive(Debug)]
+struct GuestRing {
+    image: Image,
+    address: u64,
+}
+
 /// What is needed to trace a machine.
 #[derive(Debug)]
 pub struct Tracer {
-    image: Image,
-    ring: u64,
+    /// `None` for a guest that keeps no ring of ours.
+    ring: Option<GuestRing>,
     directory: Scratch,
     zero: Instant,
     first: Sample,
@@ -115,9 +126,22 @@ impl Tracer {
             return Err(TraceError::DiskImage);
         };
         let image = Image::read(kernel)?;
-        let ring = image.symbol(RING_SYMBOL)?;
-        let directory = Scratch::new("trace")?;
+        let address = image.symbol(RING_SYMBOL)?;
         machine.config.trace = true;
+        Self::of(machine, Some(GuestRing { image, address }))
+    }
+
+    /// Makes a machine record itself whose guest is none of ours: a recording has no
+    /// records of the guest, and its window ends where QEMU logs nothing more.
+    ///
+    /// # Errors
+    /// There is no place for QEMU's logs.
+    pub fn of_foreign(machine: &mut Machine) -> Result<Self, TraceError> {
+        Self::of(machine, None)
+    }
+
+    fn of(machine: &mut Machine, ring: Option<GuestRing>) -> Result<Self, TraceError> {
+        let directory = Scratch::new("trace")?;
         machine.trace = Some(Trace {
             events: qemu::EVENTS
                 .iter()
@@ -127,7 +151,6 @@ impl Tracer {
         });
         let zero = Instant::now();
         Ok(Self {
-            image,
             ring,
             directory,
             zero,
@@ -147,9 +170,9 @@ impl Tracer {
         peer: &Peer,
         address: Ipv4Addr,
         run: Run,
-        status: &Status,
+        guest_hz: u64,
     ) -> Result<Recording, TraceError> {
-        let recording = self.record_all(guest, peer, address, run, status);
+        let recording = self.record_all(guest, peer, address, run, guest_hz);
         // What did not fit into it QEMU leaves out of its log and of what it saves of the
         // memory, whatever came of that.
         self.directory.check_room()?;
@@ -162,7 +185,7 @@ impl Tracer {
         peer: &Peer,
         address: Ipv4Addr,
         run: Run,
-        status: &Status,
+        guest_hz: u64,
     ) -> Result<Recording, TraceError> {
         let bound = self.accel.reply_bound();
         let echo = |bytes| peer.udp_echo(address.into(), bytes, bound);
@@ -216,7 +239,7 @@ impl Tracer {
             threads: known,
             regions: regions(guest),
             clocks: Clocks {
-                guest_hz: status.boot.tsc_hz,
+                guest_hz,
                 samples: vec![self.first, Sample::take(self.zero)],
             },
             ..Recording::default()
@@ -240,21 +263,24 @@ impl Tracer {
         Ok(recording)
     }
 
-    fn ring(&self, guest: &Guest) -> Result<Ring, TraceError> {
-        let header = self.memory(guest, "memsave", self.ring, HEADER_LENGTH)?;
+    fn ring(&self, guest: &Guest, ring: &GuestRing) -> Result<Ring, TraceError> {
+        let header = self.memory(guest, "memsave", ring.address, HEADER_LENGTH)?;
         let length = Header::parse(&header)?.length();
-        let mut bytes = self.memory(guest, "memsave", self.ring, length)?;
+        let mut bytes = self.memory(guest, "memsave", ring.address, length)?;
         // A guest that runs may have recorded more between the two readings.
         if let Some(later) = bytes.get_mut(..header.len()) {
             later.copy_from_slice(&header);
         }
-        Ok(records::parse(&bytes, &self.image)?)
+        Ok(records::parse(&bytes, &ring.image)?)
     }
 
     /// Reads the buffers of the window's two frames, before others get them.
     /// What cannot be found is left out.
     fn buffers(&self, guest: &Guest, window: usize) -> Result<Vec<Memory>, TraceError> {
-        let records = self.ring(guest)?.records;
+        let Some(ring) = &self.ring else {
+            return Ok(Vec::new());
+        };
+        let records = self.ring(guest, ring)?.records;
         let Some(journey) = journey::find(&records, window, PROBE_BYTES) else {
             return Ok(Vec::new());
         };
@@ -288,13 +314,16 @@ impl Tracer {
         recording: &mut Recording,
         before: &BTreeMap<u32, usize>,
     ) -> Result<(), TraceError> {
-        let ring = self.ring(guest)?;
-        recording.ring = ring.ring_use;
         let mut logs = threads::read(self.directory.path()).map_err(system("read QEMU's log"))?;
         for (thread, log) in &mut logs {
             log.window = before.get(thread).copied().unwrap_or(0);
         }
         (recording.qemu_log, recording.window.qemu) = threads::merge(&logs);
+        let Some(own) = &self.ring else {
+            return Ok(());
+        };
+        let ring = self.ring(guest, own)?;
+        recording.ring = ring.ring_use;
         let no_journey = TraceError::NoJourney {
             recorded: ring.ring_use.recorded,
             lost: ring.ring_use.lost,
@@ -311,7 +340,7 @@ impl Tracer {
                 _ => physical(guest, record.b).unwrap_or(record.b),
             };
             recording.doorbell_address = Some(address);
-            recording.instruction = self
+            recording.instruction = own
                 .image
                 .doorbell(record.a)
                 .map(|found| describe(&found, record, address, &recording.regions));
@@ -343,7 +372,10 @@ impl Tracer {
     /// Where the records of the guest and of QEMU end.
     fn look(&self, guest: &Guest) -> Result<Begin, TraceError> {
         Ok(Begin {
-            guest: self.header(guest)?.recorded() as usize,
+            guest: match &self.ring {
+                Some(ring) => self.header(guest, ring)?.recorded() as usize,
+                None => 0,
+            },
             log: threads::lengths(self.directory.path()).map_err(system("look at QEMU's log"))?,
             quiet: true,
         })
@@ -371,14 +403,14 @@ impl Tracer {
         })
     }
 
-    fn header(&self, guest: &Guest) -> Result<Header, TraceError> {
-        let bytes = self.memory(guest, "memsave", self.ring, HEADER_LENGTH)?;
+    fn header(&self, guest: &Guest, ring: &GuestRing) -> Result<Header, TraceError> {
+        let bytes = self.memory(guest, "memsave", ring.address, HEADER_LENGTH)?;
         Ok(Header::parse(&bytes)?)
     }
 
     /// Reads the guest's memory: `memsave` by the virtual address of its CPU,
     /// `pmemsave` by the physical one.
-    fn memory(
+    pub(super) fn memory(
         &self,
         guest: &Guest,
         command: &str,
@@ -453,8 +485,9 @@ fn no_host_trace(error: &HostTraceError) -> Absent {
     }
 }
 
-/// What is known of the machine before it is traced; `reason` is why it has its accelerator.
-pub fn run_of(machine: &Machine, reason: &str, guest: &Guest, status: &Status) -> Run {
+/// What is known of the machine before it is traced; `reason` is why it has its accelerator,
+/// and `device` is what [`device_of`] makes of the guest's report.
+pub fn run_of(machine: &Machine, reason: &str, guest: &Guest, device: Device) -> Run {
     let version = guest.qmp("query-version", Value::Null).unwrap_or_default();
     let part = |name: &str| version["qemu"][name].as_u64().unwrap_or_default();
     let accel = machine.accel;
@@ -469,14 +502,23 @@ pub fn run_of(machine: &Machine, reason: &str, guest: &Guest, status: &Status) -
         host_kernel: release
             .map(|names| names.release().to_string_lossy().into_owned())
             .unwrap_or_default(),
+        guest: None,
         device: Device {
-            transport: status.device.transport.clone(),
-            location: status.device.location.clone(),
-            doorbell: status.device.doorbell.clone(),
-            interrupts: status.interrupts.rung.clone(),
-            features: status.device.features_negotiated.clone(),
             ioeventfd: machine.nic.as_ref().and_then(|nic| nic.ioeventfd),
+            ..device
         },
+    }
+}
+
+/// What our guest reports of its device.
+pub fn device_of(status: &Status) -> Device {
+    Device {
+        transport: status.device.transport.clone(),
+        location: status.device.location.clone(),
+        doorbell: status.device.doorbell.clone(),
+        interrupts: status.interrupts.rung.clone(),
+        features: status.device.features_negotiated.clone(),
+        ioeventfd: None,
     }
 }
 
@@ -527,7 +569,7 @@ fn regions(guest: &Guest) -> Vec<Region> {
 }
 
 /// What a virtual address of the guest's CPU is to its devices.
-fn physical(guest: &Guest, address: u64) -> Option<u64> {
+pub(super) fn physical(guest: &Guest, address: u64) -> Option<u64> {
     let line = format!("gva2gpa {address:#x}");
     let arguments = json!({ "command-line": line });
     let answer = guest.qmp("human-monitor-command", arguments).ok()?;
@@ -537,7 +579,7 @@ fn physical(guest: &Guest, address: u64) -> Option<u64> {
 
 /// The doorbell's instruction with the values of this run; `address` is where
 /// it writes, as the device sees it.
-fn describe(
+pub(super) fn describe(
     found: &super::image::Instruction,
     record: &records::GuestRecord,
     address: u64,

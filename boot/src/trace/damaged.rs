@@ -300,11 +300,12 @@ fn use_all(recording: &Recording) {
     serde_json::to_string(&timeline).unwrap();
 }
 
-static FIXTURES: LazyLock<[Recording; 3]> = LazyLock::new(|| {
+static FIXTURES: LazyLock<[Recording; 4]> = LazyLock::new(|| {
     [
         include_str!("fixtures/tcg.json"),
         include_str!("fixtures/intx.json"),
         include_str!("fixtures/kvm.json"),
+        include_str!("fixtures/linux.json"),
     ]
     .map(|text| serde_json::from_str(text).unwrap())
 });
@@ -317,7 +318,7 @@ proptest! {
 
     #[test]
     fn a_damaged_recording_is_told_or_refused(
-        which in 0usize..3,
+        which in 0usize..4,
         damages in vec(damage(), 1..8),
     ) {
         let mut recording = FIXTURES[which].clone();

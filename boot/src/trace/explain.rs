@@ -5,12 +5,14 @@
 mod calls;
 mod guest;
 mod kvm;
+mod linux;
 mod place;
 mod qemu;
 
 pub use calls::calls;
 pub use guest::guest;
 pub use kvm::kvm;
+pub use linux::linux;
 pub use qemu::qemu;
 
 use kickpath_trace::Event;

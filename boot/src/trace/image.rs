@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter, Mnemonic, OpKind};
+use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter, MemorySize, Mnemonic, OpKind};
 use kickpath_trace::Event;
 use kickpath_trace::layout;
 use object::{Object, ObjectSegment, ObjectSymbol};
@@ -187,30 +187,61 @@ impl Image {
         let start = self.symbol(symbol).ok()?;
         let code = self.memory(start)?;
         let code = &code[..code.len().min(MAX_DOORBELL)];
-        let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
-        while decoder.can_decode() {
-            let instruction = decoder.decode();
-            let rings = match instruction.mnemonic() {
-                Mnemonic::Out => true,
+        ringing(symbol, start, code, |instruction| {
+            match instruction.mnemonic() {
+                Mnemonic::Out => Some(true),
                 // A store by the register that holds the address, not a push.
-                Mnemonic::Mov => instruction.op0_kind() == OpKind::Memory,
-                Mnemonic::Ret | Mnemonic::INVALID => return None,
-                _ => false,
-            };
-            if rings {
-                let offset = (instruction.ip() - start) as usize;
-                let mut text = String::new();
-                IntelFormatter::new().format(&instruction, &mut text);
-                return Some(Instruction {
-                    symbol,
-                    address: instruction.ip(),
-                    bytes: code[offset..offset + instruction.len()].to_vec(),
-                    text,
-                });
+                Mnemonic::Mov => Some(instruction.op0_kind() == OpKind::Memory),
+                Mnemonic::Ret => None,
+                _ => Some(false),
             }
-        }
-        None
+        })
     }
+}
+
+/// The instruction by which Linux's `iowrite16`, whose `code` lies at `start`, writes to a
+/// port (`kind` 0) or to memory (1, see [`Event::AttachDoorbell`]): it has one for each.
+pub fn iowrite16(start: u64, code: &[u8], kind: u64) -> Option<Instruction> {
+    ringing("iowrite16", start, code, |instruction| {
+        Some(match instruction.mnemonic() {
+            Mnemonic::Out => kind == 0,
+            Mnemonic::Mov => {
+                kind == 1
+                    && instruction.op0_kind() == OpKind::Memory
+                    && instruction.memory_size() == MemorySize::UInt16
+            }
+            _ => false,
+        })
+    })
+}
+
+/// The first instruction of `code` that `rings`; `None` from that means that the function
+/// ends.
+fn ringing(
+    symbol: &'static str,
+    start: u64,
+    code: &[u8],
+    rings: impl Fn(&iced_x86::Instruction) -> Option<bool>,
+) -> Option<Instruction> {
+    let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        if instruction.is_invalid() {
+            return None;
+        }
+        if rings(&instruction)? {
+            let offset = (instruction.ip() - start) as usize;
+            let mut text = String::new();
+            IntelFormatter::new().format(&instruction, &mut text);
+            return Some(Instruction {
+                symbol,
+                address: instruction.ip(),
+                bytes: code[offset..offset + instruction.len()].to_vec(),
+                text,
+            });
+        }
+    }
+    None
 }
 
 #[cfg(test)]

@@ -27,6 +27,9 @@ pub struct Journey {
     pub doorbell: Option<usize>,
     /// Its buffer is taken back, later; `None` when no record tells of that.
     pub reclaim: Option<usize>,
+    /// What is told of that: the record itself, in a Linux guest with the interrupt that it was
+    /// woken by. Empty when it lies in `awake`.
+    pub back: Range<usize>,
 }
 
 /// Finds the last datagram with `bytes` bytes of content that came in at or
@@ -70,12 +73,35 @@ fn follow(
     let end = sleep.map_or(records.len(), |place| place + 1);
     let start = before(pop_received, Event::Idle).map_or(from, |place| place + 1);
     let doorbell = after(add, &|r| r.event == Event::DoorbellRing && r.queue == queue);
-    let head = records[add].a as u16;
+    let added = &records[add];
     // A buffer of the same head before it was taken back is an older one's.
     let reclaim = after(add, &|r| {
-        r.event == Event::PopUsed && r.queue == queue && r.a as u16 == head
+        let same = match r.linux {
+            None => r.a as u16 == added.a as u16,
+            // What was given with the buffer is returned for it.
+            Some(_) => r.b == added.b,
+        };
+        r.event == Event::PopUsed && r.queue == queue && same
     });
+    let back = match reclaim {
+        Some(place) if place >= end => {
+            // An interrupt of its own, or something else that woke the CPU.
+            let woken = before(place, Event::Idle).map_or(place, |slept| slept + 1);
+            let own = records[woken..place].iter().all(|r| match r.event {
+                Event::PopUsed => false,
+                Event::VringInterrupt => r.queue == queue,
+                _ => r.linux.is_some(),
+            });
+            if own {
+                woken..place + 1
+            } else {
+                place..place + 1
+            }
+        }
+        _ => end..end,
+    };
     Some(Journey {
+        back,
         awake: start..end,
         pop_received,
         rx_token,
@@ -167,6 +193,7 @@ pub(super) mod tests {
             file: "kernel/x.rs".into(),
             line: 1,
             module: "x".into(),
+            linux: None,
         }
     }
 

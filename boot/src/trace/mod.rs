@@ -17,6 +17,7 @@ pub mod image;
 pub mod join;
 pub mod journey;
 pub mod kvm;
+pub mod linux;
 pub mod perfetto;
 pub mod qemu;
 pub mod queues;
@@ -63,8 +64,10 @@ pub fn record(
         stopped.unwrap_or_else(|| guest.failure(crate::guest::Cause::Other(error.to_string())))
     })?;
     let reason = &prepared.decision.reason;
-    let run = capture::run_of(&prepared.machine, reason, &guest, &status);
-    let recording = tracer.record(&guest, &peer, up.address.address, run, &status)?;
+    let device = capture::device_of(&status);
+    let run = capture::run_of(&prepared.machine, reason, &guest, device);
+    let hz = status.boot.tsc_hz;
+    let recording = tracer.record(&guest, &peer, up.address.address, run, hz)?;
     Ok((prepared, recording))
 }
 

@@ -4,7 +4,7 @@ use kickpath_trace::{Event, MAGIC, NO_QUEUE, Record, layout};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::image::Image;
-use super::timeline::RingUse;
+use super::timeline::{NamedValue, RingUse};
 
 /// What is read first: magic, capacity and count.
 pub const HEADER_LENGTH: usize = layout::RECORDS;
@@ -102,6 +102,23 @@ pub struct GuestRecord {
     pub line: u32,
     /// The module.
     pub module: String,
+    /// What a Linux guest recorded: then there is no file, line or module, and the arguments
+    /// have less than those of [`Event`] (see `trace::linux`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linux: Option<LinuxRecord>,
+}
+
+/// A record of a Linux guest, as its ftrace has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinuxRecord {
+    /// The function, or the trace event.
+    pub function: String,
+    /// Its values.
+    #[serde(default)]
+    pub values: Vec<NamedValue>,
+    /// The call chain, innermost function first, if it was recorded.
+    #[serde(default)]
+    pub stack: Vec<String>,
 }
 
 fn is_first(cpu: &u8) -> bool {
@@ -165,6 +182,7 @@ pub fn parse(bytes: &[u8], image: &Image) -> Result<Ring, RingError> {
             file: site.file,
             line: site.line,
             module: site.module,
+            linux: None,
         });
     }
     Ok(ring)

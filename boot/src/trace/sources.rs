@@ -17,6 +17,8 @@ pub fn attach(timeline: &mut Timeline, boot: &Boot) {
     let absent = match boot {
         Boot::Kernel(kernel) => attach_lines(timeline, kernel).err(),
         Boot::Disk(_) => Some("a disk image does not say what it was built of".to_owned()),
+        // Its steps are none of our source.
+        Boot::Linux(_) => None,
     };
     if let Some(reason) = absent {
         timeline.absent.push(Absent {

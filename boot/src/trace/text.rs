@@ -50,6 +50,9 @@ fn machine<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()
         ),
     )?;
     story.row("Hardware", &format!("{}, QEMU {}", run.machine, run.qemu))?;
+    if let Some(guest) = &run.guest {
+        story.row("Guest", guest)?;
+    }
     let device = &run.device;
     story.row(
         "Device",
@@ -141,7 +144,11 @@ pub fn print_step<W: Write>(story: &mut Story<W>, step: &Step) -> io::Result<()>
         below(&text, Style::new())?;
     }
     if !step.stack.is_empty() {
-        below(&format!("host kernel: {}", step.stack.join(" <- ")), FAINT)?;
+        let whose = match step.layer {
+            Layer::Guest => "guest's kernel",
+            _ => "host kernel",
+        };
+        below(&format!("{whose}: {}", step.stack.join(" <- ")), FAINT)?;
     }
     if let Delta::Causal { rule, since } = &step.delta {
         let own = since.map_or(String::new(), |since| {
@@ -282,9 +289,13 @@ fn trust<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()> 
         )?;
     }
     let ring = timeline.ring;
+    let room = match ring.capacity {
+        0 => String::new(),
+        room => format!(" room for {room},"),
+    };
     let lost = format!(
-        "{} records of the guest, room for {}, {} lost",
-        ring.recorded, ring.capacity, ring.lost
+        "{} records of the guest,{room} {} lost",
+        ring.recorded, ring.lost
     );
     story.verdict("Ring", ring.lost == 0, &lost)?;
     if timeline.absent.is_empty() {

@@ -62,6 +62,9 @@ pub struct Run {
     /// Whether a VM exit of this run is one: on TCG the guest's access is
     /// translated into a call inside of QEMU, which stands for the exit.
     pub real_exits: bool,
+    /// What was booted, if it was not this project's guest: `Linux` and its release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<String>,
     /// The machine type, such as `pc`.
     pub machine: String,
     /// QEMU's version.
@@ -98,7 +101,7 @@ pub struct Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layer {
-    /// The guest: this project's kernel and driver.
+    /// The guest: this project's kernel and driver, or the Linux of [`Run::guest`].
     Guest,
     /// The host's kernel.
     Kvm,
@@ -172,9 +175,11 @@ pub struct Step {
     /// Who took it.
     pub layer: Layer,
     /// The record's own name: a guest [`kickpath_trace::Event`], a trace event
-    /// of QEMU or of the host's kernel.
+    /// of QEMU or of the host's kernel. A step of a Linux guest has the name of
+    /// the event with which our guest tells of the same.
     pub event: String,
-    /// The function that took the step, such as `Virtqueue::kick_prepare`.
+    /// The function that took the step, such as `Virtqueue::kick_prepare`; of a
+    /// Linux guest, the function or trace event of its kernel that was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub function: Option<String>,
     /// Where in this project's source.
@@ -221,7 +226,8 @@ pub struct Step {
     /// The instruction that causes the VM exit, at the doorbell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruction: Option<Instruction>,
-    /// The host kernel's call chain for this exit, innermost first.
+    /// The kernel's call chain, innermost first: at an exit the host's, at a step of a Linux
+    /// guest the guest's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stack: Vec<String>,
     /// The queue after this step, for a step that is about one.
@@ -486,7 +492,7 @@ pub struct Absent {
 /// The guest's ring of records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingUse {
-    /// Records that there is room for.
+    /// Records that there is room for; 0 in a Linux guest, which counts its room in bytes.
     pub capacity: u64,
     /// Records in it.
     pub recorded: u64,

@@ -109,6 +109,7 @@ fn kernel(machine: &Machine) -> &Path {
     match &machine.boot {
         Boot::Kernel(kernel) => kernel,
         Boot::Disk(image) => &image.file,
+        Boot::Linux(linux) => &linux.kernel,
     }
 }
 

@@ -32,6 +32,7 @@ mod interrupts;
 mod kvm;
 mod link;
 mod linux;
+mod linux_guest;
 mod loader;
 mod mtu;
 mod multiqueue;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
     suite.over_every_transport(kvm::add);
     kvm::add_clock_and_line(&mut suite);
     nested::add(&mut suite);
+    linux_guest::add(&mut suite);
     images::add(&mut suite);
     any_cpu::add(&mut suite);
     bzimage::add(&mut suite);

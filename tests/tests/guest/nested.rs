@@ -2,7 +2,7 @@
 //! is also what tests the way of hardware KVM on machines that have none.
 
 use anyhow::{Context, Result, ensure};
-use kickpath::nested::{Linux, NestedError};
+use kickpath::linux::{self, Linux};
 use kickpath::trace::Timeline;
 use kickpath::trace::timeline::{Delta, Layer, Step};
 use kickpath_tests::program::run;
@@ -18,12 +18,9 @@ pub fn add(suite: &mut Suite) {
 }
 
 /// Skips the test where Debian's packages cannot be had.
-fn linux() -> Result<()> {
-    match Linux::get(setup::policy(), &mut setup::show) {
-        Err(
-            error
-            @ (NestedError::Forbidden { .. } | NestedError::NoCache | NestedError::Install(_)),
-        ) => {
+pub fn require(choice: linux::Choice) -> Result<()> {
+    match Linux::get(choice, setup::policy(), &mut setup::show) {
+        Err(error) if error.is_unavailable() => {
             let reason = error.to_string();
             let first = reason.lines().next().unwrap_or_default();
             Err(Skip(first.to_owned()).into())
@@ -33,7 +30,7 @@ fn linux() -> Result<()> {
 }
 
 fn trace() -> Result<()> {
-    linux()?;
+    require(linux::BETWEEN)?;
     let directory = tempfile::tempdir()?;
     let frames = directory.path().join("frames.pcap");
     let name = frames.to_str().context("a path of UTF-8")?;

@@ -19,7 +19,10 @@ impl Builder<'_> {
                 "TCG translates the guest's code inside of QEMU: there is no VM exit, and the \
                  call of QEMU's device code stands for it"
                     .to_owned(),
-                Some("cargo run -- trace --accel kvm"),
+                Some(match self.recording.is_of_linux() {
+                    true => "cargo run -- trace --guest linux --accel nested",
+                    false => "cargo run -- trace --accel kvm",
+                }),
             );
         }
         let window = |step: &&Step| step.phase != Phase::Attach;
@@ -64,7 +67,13 @@ impl Builder<'_> {
         } else if self.recording.instruction.is_none() {
             absent(
                 "the doorbell's instruction",
-                "the transport rings by a call, or the executable has no such function".to_owned(),
+                match self.recording.is_of_linux() {
+                    true => "the kernel does not tell where its iowrite16 is",
+                    false => {
+                        "the transport rings by a call, or the executable has no such function"
+                    }
+                }
+                .to_owned(),
                 None,
             );
         }

@@ -194,7 +194,7 @@ fn common(record: &GuestRecord, queue: &str) -> Explanation {
 const INTX: u64 = 2;
 
 /// The rungs of the interrupt ladder, by their number.
-fn rung(number: u64) -> &'static str {
+pub(super) fn rung(number: u64) -> &'static str {
     match number {
         0 => "MSI-X with a vector a queue",
         1 => "MSI-X with one vector for all queues",
@@ -327,7 +327,7 @@ fn writes_or_reads(device_writes: bool) -> &'static str {
     if device_writes { "writes" } else { "reads" }
 }
 
-fn capital(text: &str) -> String {
+pub(super) fn capital(text: &str) -> String {
     let mut chars = text.chars();
     match chars.next() {
         Some(first) => first.to_uppercase().chain(chars).collect(),
@@ -336,7 +336,7 @@ fn capital(text: &str) -> String {
 }
 
 /// What kind of doorbell, and where.
-fn doorbell(kind: u64, target: u64) -> (&'static str, Option<String>) {
+pub(super) fn doorbell(kind: u64, target: u64) -> (&'static str, Option<String>) {
     let what = match kind {
         0 => "a 16-bit write to an I/O port",
         1 => "a 16-bit write to device memory",

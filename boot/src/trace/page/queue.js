@@ -114,7 +114,7 @@ function showQueue(index, chosen) {
   const own = chosen ?? steps[index].snapshot?.queue ?? steps[index].queue;
   if (queues.has(own)) shownQueue = own;
   if (!queues.size) {
-    fill("queue", el("h2", { id: "h-queue" }, "The virtqueue"), el("p", { class: "causal" }, "No step up to here was about a queue."));
+    fill("queue", el("h2", { id: "h-queue" }, "The virtqueue"), el("p", { class: "causal" }, run.guest ? `What the rings of ${run.guest} hold was not recorded.` : "No step up to here was about a queue."));
     return;
   }
   if (!queues.has(shownQueue)) shownQueue = queues.keys().next().value;

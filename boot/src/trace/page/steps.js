@@ -31,13 +31,13 @@ function listing({ file, line, excerpt }) {
   }))));
 }
 
-function showSource({ source, stack, instruction }) {
+function showSource({ layer, source, stack, instruction }) {
   const written = instruction?.source;
   fill("source",
     el("div", { class: "source-head" }, el("h2", { id: "h-source" }, source ? `${source.file}:${source.line}` : "Source"), el("span", { class: "quiet" }, source ? source.module : "")),
-    source ? listing(source) : el("p", { class: "quiet" }, "No source of ours: this is a trace event of the host."),
+    source ? listing(source) : el("p", { class: "quiet" }, `No source of ours: this is ${layer === "guest" ? "a function or trace event of the guest's Linux" : "a trace event of the host"}.`),
     written ? [el("h3", {}, `The instruction itself, ${written.file}:${written.line}`), listing(written)] : null,
-    stack?.length ? [el("h3", {}, "The host kernel's call chain at this very event, innermost first"), el("ol", { class: "stack" }, stack.map(frame => el("li", {}, frame)))] : null);
+    stack?.length ? [el("h3", {}, `The ${layer === "guest" ? "guest" : "host"} kernel's call chain at this very event, innermost first`), el("ol", { class: "stack" }, stack.map(frame => el("li", {}, frame)))] : null);
 }
 
 function timing(step) {
@@ -104,7 +104,11 @@ const WHY = {
   DisableInterrupts: "While the driver polls, an interrupt would tell it nothing new.",
 };
 
-function why({ event }) {
+// What is so in our driver, and not in Linux's.
+const OURS = new Set(["FindVqsTry", "TxTokenConsume", "PopUsed"]);
+
+function why({ event, layer }) {
+  if (run.guest && layer === "guest" && OURS.has(event)) return null;
   const packed = run.device.features.includes("RING_PACKED");
   return Array.isArray(WHY[event]) ? WHY[event][Number(packed)] : WHY[event];
 }

@@ -71,8 +71,9 @@ function hook() {
   const attach = inPhase("attach");
   const tried = attach.filter(step => step.event === "FindVqsTry" || step.event === "FindVqsResult");
   const bells = attach.filter(step => step.event === "AttachDoorbell");
+  const told = run.guest ? el("p", {}, el("code", {}, "vp_find_vqs"), " tries the interrupt ladder from the top. On each rung ", el("code", {}, "setup_vq"), " makes the rings and keeps ", el("code", {}, "vp_notify"), " as ", el("code", {}, "vq->notify"), " and the register's address as ", el("code", {}, "vq->priv"), ".") : null;
   fill("hook",
-    el("p", {}, el("code", {}, "find_vqs"), " tries the interrupt ladder from the top. On each rung ", el("code", {}, "setup_queue"), " makes the rings and attaches every queue's doorbell: what ", el("code", {}, `vq->notify = ${run.device.transport === "mmio" ? "vm_notify" : "vp_notify"}`), " is in Linux's ", el("code", {}, run.device.transport === "mmio" ? "vm_setup_vq" : "setup_vq"), "."),
+    told ?? el("p", {}, el("code", {}, "find_vqs"), " tries the interrupt ladder from the top. On each rung ", el("code", {}, "setup_queue"), " makes the rings and attaches every queue's doorbell: what ", el("code", {}, `vq->notify = ${run.device.transport === "mmio" ? "vm_notify" : "vp_notify"}`), " is in Linux's ", el("code", {}, run.device.transport === "mmio" ? "vm_setup_vq" : "setup_vq"), "."),
     tried.length ? el("ol", { class: "ladder" }, tried.map(step => el("li", step.event === "FindVqsResult" ? { class: "result" } : {}, link(step.number, step.sentence)))) : el("p", { class: "causal" }, "The set-up was not recorded in this run."),
     bells.length ? [el("h3", {}, "The doorbell that each queue got"), el("ul", { class: "plain" }, bells.map(step => el("li", {}, link(step.number, step.sentence))))] : null);
 }
@@ -88,14 +89,14 @@ function join() {
     return el("li", {}, el("b", { class: kind }, mark + " "), el("b", {}, what), `: ${left} to ${right}, ${verdict}`, el("br"), el("span", { class: "quiet" }, detail, detail && method ? " " : "", method));
   })) : el("p", { class: "causal" }, "Only one layer was recorded: there is nothing to join."),
   el("p", {}, el("b", { class: data.sound ? "good" : "bad" }, data.conclusion)),
-  el("p", { class: "note" }, `The guest's ring took ${whole(ring.recorded)} of ${whole(ring.capacity)} records; `, ring.lost ? el("b", { class: "bad" }, `${whole(ring.lost)} were lost.`) : "none was lost."));
+  el("p", { class: "note" }, `The guest's ring took ${whole(ring.recorded)} ${ring.capacity ? `of ${whole(ring.capacity)} ` : ""}records; `, ring.lost ? el("b", { class: "bad" }, `${whole(ring.lost)} were lost.`) : "none was lost."));
 }
 
 // The kick in the words of the sources that a reader may come from.
 function calls() {
   const rows = timeline.calls ?? [];
   if (!rows.length) { $("calls").closest("section").hidden = true; return; }
-  fill("calls", el("p", {}, "For a reader who comes from Linux's source: its calls from the socket to the doorbell, then the host's. A link leads to the step that recorded a call, or to our own that does the same; what has none was not recorded here and is told from the source."),
+  fill("calls", el("p", {}, "For a reader who comes from Linux's source: its calls from the socket to the doorbell, then the host's. A link leads to the step that recorded a call${run.guest ? "" : ", or to our own that does the same"}; what has none was not recorded here and is told from the source."),
     el("ol", { class: "calls" }, rows.map(({ layer, words, step }) => {
       const { name, text } = LAYERS.find(({ id }) => id === layer);
       return el("li", {}, el("span", { class: "layer", style: `--c-text:${text}` }, name), " ", el("code", {}, words), step === undefined ? null : [" ", link(step, `step ${step + 1}`)]);
@@ -138,10 +139,11 @@ function wire() {
 const CLOCKS = { "guest-tsc": "The guest's time stamp counter", "host-tsc": "The host's time stamp counter", "qemu-log": "QEMU's log", monotonic: "This program's clock" };
 function rest() {
   const { device } = run;
-  document.title = `One packet on ${run.accelerator.toUpperCase()}, ${run.machine}, ${device.transport} – Kickpath`;
-  $("subtitle").textContent = `One datagram out of the guest and one into it, recorded on ${run.accelerator.toUpperCase()}, machine ${run.machine}, ${device.transport} virtio-net`;
+  const linux = run.guest ? ` in ${run.guest}` : "";
+  document.title = `One packet${linux} on ${run.accelerator.toUpperCase()}, ${run.machine}, ${device.transport} – Kickpath`;
+  $("subtitle").textContent = `One datagram out of the guest and one into it, recorded${linux} on ${run.accelerator.toUpperCase()}, machine ${run.machine}, ${device.transport} virtio-net`;
   const row = (term, value, mono) => value ? [el("dt", {}, term), el("dd", mono ? { class: "mono" } : {}, value)] : [];
-  fill("run", row("Accelerator", `${run.accelerator.toUpperCase()}: ${run.accelerator_reason}`), row("Machine", `${run.machine}, QEMU ${run.qemu}`), row("Host kernel", run.host_kernel),
+  fill("run", row("Accelerator", `${run.accelerator.toUpperCase()}: ${run.accelerator_reason}`), row("Guest", run.guest), row("Machine", `${run.machine}, QEMU ${run.qemu}`), row("Host kernel", run.host_kernel),
     row("Device", `${device.location}, ${device.transport}`), row("A kick is", device.doorbell, true), row("Interrupts", device.interrupts), row("ioeventfd", device.ioeventfd === undefined ? null : device.ioeventfd ? "on" : "off"), row("Features", device.features.join(" "), true));
   $("command-line").textContent = run.command_line;
   fill("clocks", el("ul", { class: "plain" }, timeline.clocks.map(clock => el("li", {}, el("b", {}, CLOCKS[clock.clock] ?? clock.clock), ` (to ${clock.resolution_ns < 10 ? clock.resolution_ns.toFixed(1) + " ns" : span(clock.resolution_ns)}): `, clock.how))));
