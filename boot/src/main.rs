@@ -141,8 +141,37 @@ fn bench_command(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Compares two traces that are in files.
+fn diff_command(files: &[PathBuf], args: &TraceArgs) -> anyhow::Result<ExitCode> {
+    let [a, b] = files else {
+        unreachable!("the command line takes two files");
+    };
+    let json = Written::begin(args.json.as_deref())?;
+    let html = Written::begin(args.html.as_deref())?;
+    let (first, second) = (trace::diff::read(a)?, trace::diff::read(b)?);
+    let diff = trace::diff::diff((a, &first), (b, &second))?;
+    let to_stdout = matches!(json, Written::StandardOutput);
+    json.end(|| Ok(serde_json::to_string_pretty(&diff)?))?;
+    html.end(|| Ok(trace::diff::page(&diff, &first, &second, &own_command())))?;
+    if !to_stdout {
+        trace::diff::print(&mut Story::stdout(), &diff, &first, &second)
+            .map_err(SessionError::Output)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// This command, as a person would type it.
+fn own_command() -> String {
+    let words = std::env::args_os().skip(1);
+    let words: Vec<String> = words.map(|word| qemu::quote(&word)).collect();
+    format!("cargo run -- {}", words.join(" "))
+}
+
 /// Succeeds where every layer tells the same story.
 fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
+    if let Some(files) = &args.diff {
+        return diff_command(files, args);
+    }
     let settings = args.machine.settings();
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
@@ -187,15 +216,7 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     drop(ticker);
     let to_stdout = matches!(json, Written::StandardOutput);
     json.end(|| Ok(serde_json::to_string_pretty(&timeline)?))?;
-    html.end(|| {
-        // What made it is told as a person would type it.
-        let words: Vec<String> = std::env::args_os()
-            .skip(1)
-            .map(|word| qemu::quote(&word))
-            .collect();
-        let command = format!("cargo run -- {}", words.join(" "));
-        Ok(trace::html::render(&timeline, &command)?)
-    })?;
+    html.end(|| Ok(trace::html::render(&timeline, &own_command())?))?;
     perfetto.end(|| Ok(trace::perfetto::render(&timeline).to_string()))?;
     if !to_stdout {
         trace::text::print(&mut Story::stdout(), &timeline).map_err(SessionError::Output)?;

@@ -11,6 +11,7 @@ pub mod capture;
 pub mod clock;
 #[cfg(test)]
 mod damaged;
+pub mod diff;
 pub mod explain;
 pub mod html;
 pub mod image;

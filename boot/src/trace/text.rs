@@ -72,7 +72,7 @@ fn machine<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()
     Ok(())
 }
 
-fn style(layer: Layer) -> Style {
+pub(super) fn style(layer: Layer) -> Style {
     match layer {
         Layer::Guest => AnsiColor::Green,
         Layer::Kvm => AnsiColor::Red,
@@ -85,7 +85,7 @@ fn style(layer: Layer) -> Style {
 }
 
 /// Five columns at most, six on a CPU with two digits.
-fn lane(step: &Step) -> Cow<'static, str> {
+pub(super) fn lane(step: &Step) -> Cow<'static, str> {
     match (step.layer, step.cpu) {
         (Layer::Guest, Some(cpu)) => format!("CPU {cpu}").into(),
         (layer, _) => short(layer).into(),

@@ -4,6 +4,7 @@
 //! leaves the pictures that were taken, for a person to look at.
 
 mod compare;
+mod diff;
 mod status;
 mod support;
 mod trace;
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     suite.needs(support::lacks_browser(), |suite| {
         trace::add(suite);
         compare::add(suite);
+        diff::add(suite);
         status::add(suite);
     });
     suite.run()

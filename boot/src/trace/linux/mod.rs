@@ -266,7 +266,7 @@ fn doorbell_text(record: &GuestRecord, address: u64) -> String {
     let queue = record.queue.unwrap_or_default();
     match record.a {
         0 => format!("outw {queue} -> port {address:#x}"),
-        1 => format!("movw {queue} -> memory {address:#x}"),
+        1 => format!("movw {queue} -> {address:#x}"),
         _ => "vp_notify".to_owned(),
     }
 }

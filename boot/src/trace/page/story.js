@@ -96,7 +96,7 @@ function join() {
 function calls() {
   const rows = timeline.calls ?? [];
   if (!rows.length) { $("calls").closest("section").hidden = true; return; }
-  fill("calls", el("p", {}, "For a reader who comes from Linux's source: its calls from the socket to the doorbell, then the host's. A link leads to the step that recorded a call${run.guest ? "" : ", or to our own that does the same"}; what has none was not recorded here and is told from the source."),
+  fill("calls", el("p", {}, `For a reader who comes from Linux's source: its calls from the socket to the doorbell, then the host's. A link leads to the step that recorded a call${run.guest ? "" : ", or to our own that does the same"}; what has none was not recorded here and is told from the source.`),
     el("ol", { class: "calls" }, rows.map(({ layer, words, step }) => {
       const { name, text } = LAYERS.find(({ id }) => id === layer);
       return el("li", {}, el("span", { class: "layer", style: `--c-text:${text}` }, name), " ", el("code", {}, words), step === undefined ? null : [" ", link(step, `step ${step + 1}`)]);
