@@ -146,6 +146,10 @@ fn diff_command(files: &[PathBuf], args: &TraceArgs) -> anyhow::Result<ExitCode>
     let [a, b] = files else {
         unreachable!("the command line takes two files");
     };
+    // Nothing is waited for that may never come.
+    for file in [a, b] {
+        SessionError::check_file("--diff", file)?;
+    }
     let json = Written::begin(args.json.as_deref())?;
     let html = Written::begin(args.html.as_deref())?;
     let (first, second) = (trace::diff::read(a)?, trace::diff::read(b)?);

@@ -129,6 +129,43 @@ fn a_printed_command_line_is_one_that_qemu_takes() {
 }
 
 #[test]
+fn two_traces_are_compared_without_a_guest() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let sample = include_str!("../src/trace/sample.json");
+    std::fs::write(file("a.json"), sample).unwrap();
+    let other = sample.replacen("\"interrupts\": \"msix\"", "\"interrupts\": \"intx\"", 1);
+    assert_ne!(sample, other);
+    std::fs::write(file("b.json"), other).unwrap();
+    let compare = |b: &str| {
+        let mut command = kickpath(&directory);
+        command
+            .args(["trace", "--diff"])
+            .args([file("a.json"), file(b)]);
+        command.arg("--html").arg(file("page.html"));
+        command.arg("--json").arg(file("diff.json"));
+        run(command)
+    };
+    let (output, text) = compare("b.json");
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("A: msix; B: intx"), "{text}");
+    let page = std::fs::read_to_string(file("page.html")).unwrap();
+    assert!(page.contains("Two packets, side by side"));
+    let diff = std::fs::read(file("diff.json")).unwrap();
+    let diff: serde_json::Value = serde_json::from_slice(&diff).unwrap();
+    let rows = diff["rows"].as_array().unwrap();
+    assert!(rows.len() > 20 && rows.iter().all(|row| row["same"] == true));
+    assert_eq!(diff["setup"][0]["name"], "Interrupts");
+
+    let cut = sample.len() / 2;
+    std::fs::write(file("cut.json"), &sample[..cut]).unwrap();
+    let (output, text) = compare("cut.json");
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let line = sample[..cut].lines().count();
+    assert!(text.contains(&format!("cut.json:{line}:")), "{text}");
+}
+
+#[test]
 fn what_is_not_possible_is_said_at_once() {
     let directory = tempfile::tempdir().unwrap();
     for (arguments, expected) in [
@@ -187,6 +224,14 @@ fn what_is_not_possible_is_said_at_once() {
         (
             &["image", "--kernel", "/no/kernel", "--bios", "x.img"],
             "--kernel /no/kernel: there is no such file",
+        ),
+        (
+            &["trace", "--guest", "linux", "--irq", "poll"],
+            "Linux's driver has no such rung",
+        ),
+        (
+            &["trace", "--diff", "/no/a.json", "/no/b.json"],
+            "--diff /no/a.json: there is no such file",
         ),
         (&["bench", "--accel", "kvm"], "which TCG alone can"),
         (&["bench", "--ioeventfd", "on"], "without an ioeventfd"),

@@ -2,12 +2,13 @@
 //! web server, and a recording of all that.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::LazyLock;
 
 use kickpath::terminal::Story;
 use kickpath::trace::qemu::threads::{self, ThreadLog, ThreadLogs};
 use kickpath::trace::recording::{KvmRecording, Recording};
-use kickpath::trace::{Timeline, build, html, kvm, perfetto, qemu, records, text};
+use kickpath::trace::{Timeline, build, diff, html, kvm, linux, perfetto, qemu, records, text};
 use kickpath::wire::http;
 use kickpath_abi::status::Status;
 use kickpath_trace::Event;
@@ -75,6 +76,23 @@ fn kernel_trace(data: &[u8]) {
             assert_eq!(Some(address), number, "{record:?}");
         }
     }
+    linux_trace(data, &text);
+}
+
+/// The same of a Linux guest, and the page that it comes in.
+fn linux_trace(data: &[u8], text: &str) {
+    for ports in [None, Some(0xc000)] {
+        let records = linux::records::read(text, ports);
+        // A line is two records at most: a queue's rings and its doorbell.
+        assert!(records.len() <= 2 * text.lines().count());
+        if let Some(place) = linux::records::woken_for(&records, 64) {
+            assert!(place < records.len());
+        }
+    }
+    if let Ok(page) = linux::page::parse(text) {
+        assert!(page.hz > 0 && text.ends_with(page.trace));
+    }
+    let _ = linux::page::unpack(data);
 }
 
 /// An answer of the guest's web server: what is complete stays it when no more comes.
@@ -105,11 +123,12 @@ fn json(data: &[u8]) {
 }
 
 /// Recordings of a run, whole.
-static RECORDINGS: LazyLock<[Recording; 3]> = LazyLock::new(|| {
+static RECORDINGS: LazyLock<[Recording; 4]> = LazyLock::new(|| {
     [
         include_str!("../../../boot/src/trace/fixtures/tcg.json"),
         include_str!("../../../boot/src/trace/fixtures/intx.json"),
         include_str!("../../../boot/src/trace/fixtures/kvm.json"),
+        include_str!("../../../boot/src/trace/fixtures/linux.json"),
     ]
     .map(|text| serde_json::from_str(text).expect("a recording"))
 });
@@ -243,4 +262,15 @@ fn show(timeline: &Timeline) {
     let again: Timeline = serde_json::from_slice(&written).unwrap();
     assert_eq!(again, *timeline);
     html::render(timeline, "kickpath trace").unwrap();
+    compare(timeline);
+}
+
+/// A timeline beside itself has no step alone.
+fn compare(timeline: &Timeline) {
+    let file = Path::new("trace.json");
+    if let Ok(diff) = diff::diff((file, timeline), (file, timeline)) {
+        assert!(diff.rows.iter().all(|row| row.a == row.b));
+        diff::print(&mut Story::new(Vec::new()), &diff, timeline, timeline).unwrap();
+        diff::page(&diff, timeline, timeline, "kickpath trace --diff");
+    }
 }

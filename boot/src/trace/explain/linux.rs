@@ -33,10 +33,9 @@ fn sentence(record: &GuestRecord, function: &str, context: Context) -> String {
             1 => format!("The device accepts {}: this rung is taken.", rung(a)),
             _ => format!("{} does not work here.", capital(rung(a))),
         },
-        Event::SetupQueue => format!(
-            "The rings of {queue} are made, {a} descriptors, and the device is told where: the \
-             table at {b:#x}."
-        ),
+        Event::SetupQueue => {
+            format!("The rings of {queue} are made, {a} descriptors, and the device is told where.")
+        }
         Event::AttachDoorbell => format!(
             "The notify hook of {queue} is set: from now on a kick is {}.",
             doorbell(a, b).0
@@ -47,7 +46,7 @@ fn sentence(record: &GuestRecord, function: &str, context: Context) -> String {
              net_device_ops.ndo_start_xmit."
         ),
         Event::StartXmit => {
-            format!("The driver has the frame of {a} bytes, in the sk_buff at {b:#x}.")
+            format!("The driver has the frame of {a} bytes, in an sk_buff.")
         }
         Event::Add => {
             let length = a >> 32;
@@ -86,11 +85,8 @@ fn sentence(record: &GuestRecord, function: &str, context: Context) -> String {
         }
         Event::Poll => "The poll of the receive queue begins.".to_owned(),
         Event::PopUsed => match context.is_receive(record.queue.unwrap_or_default()) {
-            true => format!(
-                "{} gives a filled buffer back: the one at {b:#x}.",
-                capital(&queue)
-            ),
-            false => format!("{} gives the sent sk_buff at {b:#x} back.", capital(&queue)),
+            true => format!("{} gives a filled buffer back.", capital(&queue)),
+            false => format!("{} gives the sent sk_buff back.", capital(&queue)),
         },
         Event::RxTokenConsume => {
             format!("The frame goes up to the network stack: {a} bytes behind its Ethernet header.")
