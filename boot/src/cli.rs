@@ -284,6 +284,18 @@ pub struct BenchArgs {
     /// Name the functions and layers in which the instructions of each measurement were executed.
     #[arg(long)]
     profile: bool,
+    /// Measure virtio-drivers' driver in this ELF file, built with the feature `peer`, instead of building it.
+    #[arg(long, value_name = "FILE")]
+    peer_kernel: Option<PathBuf>,
+    /// Write the counts of this build into this file.
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// Compare with the counts in this file, which --save wrote; fail where an exact one is higher.
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+    /// By how much it may be higher, in per cent.
+    #[arg(long, value_name = "PER-CENT", default_value_t = 3.0, value_parser = per_cent)]
+    pub tolerance: f64,
     /// Print one JSON object instead of the tables.
     #[arg(long)]
     pub json: bool,
@@ -425,6 +437,12 @@ fn ipv4(text: &str) -> Result<Ipv4, String> {
     })
 }
 
+fn per_cent(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok();
+    let number = number.filter(|number| (0.0..=1000.0).contains(number));
+    number.ok_or_else(|| "expected a number from 0 to 1000".into())
+}
+
 /// An enumeration of the guest's configuration, by its own words.
 trait Words: Copy + 'static {
     const ALL: &'static [Self];
@@ -543,6 +561,7 @@ impl BenchArgs {
     pub fn options(&self) -> BenchOptions {
         BenchOptions {
             profile: self.profile,
+            peer_kernel: self.peer_kernel.clone(),
             echoes: self.echoes,
             ..BenchOptions::default()
         }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use kickpath::accel::AccelChoice;
-use kickpath::bench;
-use kickpath::command::Progress;
+use kickpath::bench::{self, baseline, baseline::Baseline};
+use kickpath::command::{Progress, Sink};
 use kickpath::compare;
 use kickpath::doctor;
 use kickpath::guest::Cause;
@@ -21,9 +21,9 @@ use kickpath::linux::{self, Linux};
 use kickpath::nested::{self, NestedError};
 use kickpath::output::Output;
 use kickpath::qemu::{self, Boot, Net};
-use kickpath::session::{Mismatch, Prepared, SessionError};
+use kickpath::session::{Mismatch, Prepared, SessionError, Settings};
 use kickpath::terminal::{Story, Ticker};
-use kickpath::toolchain::{self, BuildOptions};
+use kickpath::toolchain::{self, BuildOptions, Kernel};
 use kickpath::{run, serve, soak, trace, vmm};
 
 use cli::{
@@ -127,10 +127,28 @@ fn bench_command(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         print(&(prepared.machine.command_line() + "\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let story = &mut Story::stdout();
-    let story = (!args.json).then_some(story);
-    let result = bench::bench(&settings, args.options(), story, &mut sink);
-    let result = settings.keep_pcap(result);
+    // Before the work.
+    let machine = baseline::machine(&settings);
+    let before = args.baseline.as_deref();
+    let before = before
+        .map(|file| Baseline::read(file, &machine))
+        .transpose()?;
+    let saved = Written::begin(args.save.as_deref())?;
+    let mut story = (!args.json).then(Story::stdout);
+    let result = bench::bench(&settings, &args.options(), story.as_mut(), &mut sink);
+    let mut result = settings.keep_pcap(result);
+    if let Ok(report) = &mut result {
+        let compiler = guest_compiler(&settings, &mut sink)?;
+        saved.end(|| Ok(Baseline::of(report, machine, compiler).to_json()?))?;
+        if let Some(before) = before {
+            let comparison = before.compare(report, args.tolerance);
+            if let Some(story) = &mut story {
+                comparison.tell(story).map_err(SessionError::Output)?;
+            }
+            report.ok &= comparison.missed().is_empty();
+            report.baseline = Some(comparison);
+        }
+    }
     if args.json {
         return print_json(result, |report| report.ok);
     }
@@ -169,6 +187,15 @@ fn own_command() -> String {
     let words = std::env::args_os().skip(1);
     let words: Vec<String> = words.map(|word| qemu::quote(&word)).collect();
     format!("cargo run -- {}", words.join(" "))
+}
+
+/// The version of the compiler that has built the guest, unless another guest was named.
+fn guest_compiler(settings: &Settings, sink: &mut Sink<'_>) -> anyhow::Result<Option<String>> {
+    if settings.kernel.is_some() || settings.image.is_some() {
+        return Ok(None);
+    }
+    let toolchain = toolchain::complete(&BuildOptions::from_env(settings.policy)?, sink)?;
+    Ok(Some(toolchain.version.to_string()))
 }
 
 /// Succeeds where every layer tells the same story.
@@ -360,7 +387,7 @@ fn image_command(args: &ImageArgs) -> anyhow::Result<ExitCode> {
             SessionError::check_file("--kernel", kernel)?;
             kernel.clone()
         }
-        None => toolchain::build_kernel(&options, &mut sink)?,
+        None => toolchain::build_kernel(Kernel::Plain, &options, &mut sink)?,
     };
     image::build_images(&kernel, images, &options, &mut sink)?;
     drop(ticker);

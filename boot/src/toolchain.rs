@@ -36,6 +36,13 @@ pub const TARGET: &str = "x86_64-unknown-none";
 pub const KERNEL: &str = "kickpath-kernel";
 /// The cargo profile of the guest.
 const PROFILE: &str = "guest";
+/// How the guest is built for a comparison with the network driver of `virtio-drivers`,
+/// which then checks for overflow as little as ours.
+const PEER: [&str; 3] = [
+    "--features=peer",
+    "--config",
+    "profile.guest.package.virtio-drivers.overflow-checks=false",
+];
 /// Environment variable that restricts the choice: a word of [`Choice`].
 pub const CHOICE_VARIABLE: &str = "KICKPATH_TOOLCHAIN";
 
@@ -201,6 +208,15 @@ pub enum ToolchainError {
     },
 }
 
+/// What is built of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// What everybody runs.
+    Plain,
+    /// With the network driver of `virtio-drivers` as well, for `bench`.
+    WithPeer,
+}
+
 /// Builds the guest and returns the path of its ELF executable.
 ///
 /// Cargo's own output goes to `sink`, and its end into the error.
@@ -209,21 +225,31 @@ pub enum ToolchainError {
 /// [`ToolchainError`] when there is no suitable toolchain and none may be or
 /// could be had, or when the guest does not compile.
 pub fn build_kernel(
+    kernel: Kernel,
     options: &BuildOptions,
     sink: &mut Sink<'_>,
 ) -> Result<PathBuf, ToolchainError> {
     let workspace = workspace()?;
     let toolchain = complete(options, sink)?;
-    sink(Progress::Step(&format!(
-        "Building the guest with {toolchain}"
-    )));
+    let (name, features): (_, &[_]) = match kernel {
+        Kernel::Plain => ("the guest", &[]),
+        Kernel::WithPeer => ("the guest with virtio-drivers' driver", &PEER),
+    };
+    sink(Progress::Step(&format!("Building {name} with {toolchain}")));
 
-    let target_directory = target_directory(&workspace).join("kernel");
+    // Each has a place of its own, and all share what is built on the way.
+    let shared = target_directory(&workspace).join("kernel");
+    let target_directory = match kernel {
+        Kernel::Plain => shared.clone(),
+        Kernel::WithPeer => shared.join("peer"),
+    };
     let mut command = toolchain.cargo_for(TARGET, &workspace);
     command
         .args(["build", "--package", KERNEL, "--profile", PROFILE])
+        .args(features)
         .arg("--target-dir")
-        .arg(&target_directory);
+        .arg(&target_directory)
+        .env("CARGO_BUILD_BUILD_DIR", shared);
     command::run(&mut command, None, sink).map_err(|cause| ToolchainError::Build { cause })?;
 
     let path = target_directory.join(TARGET).join(PROFILE).join(KERNEL);

@@ -15,7 +15,7 @@ use virtio_drivers::transport::{DeviceType, Transport as _};
 use virtio_net::net::NetError;
 
 use crate::memory::KernelHal;
-use crate::virtio::{self, Interface, KernelTransport};
+use crate::virtio::{self, Interface, KernelTransport, OtherError};
 use crate::virtio_mmio::OpenError;
 
 /// Sizes of those drivers' queues.
@@ -46,8 +46,8 @@ pub enum SelfTestError {
     #[error(transparent)]
     Driver(#[from] virtio_drivers::Error),
     /// A transport of that crate refused.
-    #[error("{0}")]
-    OtherTransport(alloc::string::String),
+    #[error(transparent)]
+    OtherTransport(#[from] OtherError),
     /// Our network driver failed.
     #[error(transparent)]
     Net(#[from] NetError),

@@ -12,7 +12,7 @@ use kickpath::command::{self, Progress};
 use kickpath::doctor::{self, KvmState, QemuVersion};
 use kickpath::install::{self, Host, Policy, Requirement};
 use kickpath::qemu::Accel;
-use kickpath::toolchain::{self, BuildOptions};
+use kickpath::toolchain::{self, BuildOptions, Kernel};
 use nix::unistd::geteuid;
 
 /// Environment variable that forbids installing anything, when it is set to
@@ -61,13 +61,25 @@ fn prepare() -> Result<Setup> {
     let options = BuildOptions::from_env(policy())?;
     let kernel = match std::env::var_os(KERNEL_VARIABLE) {
         Some(kernel) => kernel.into(),
-        None => toolchain::build_kernel(&options, &mut show)?,
+        None => toolchain::build_kernel(Kernel::Plain, &options, &mut show)?,
     };
     Ok(Setup {
         version,
         qemu,
         kernel,
     })
+}
+
+/// Builds the guest with the network driver of `virtio-drivers` beside its own, by the
+/// compiler of this version.
+///
+/// # Errors
+/// As [`setup`].
+pub fn kernel_with_peer() -> Result<(PathBuf, String)> {
+    let options = BuildOptions::from_env(policy())?;
+    let kernel = toolchain::build_kernel(Kernel::WithPeer, &options, &mut show)?;
+    let version = toolchain::complete(&options, &mut show)?.version;
+    Ok((kernel, version.to_string()))
 }
 
 /// Whether the QEMU that is tested is this version or a later one.

@@ -6,11 +6,15 @@
 //! is missing from the count of register accesses. Times are not measured:
 //! they would say more about the machine than about the guest.
 
+pub mod baseline;
+pub mod peer;
 pub mod profile;
 mod table;
 pub mod tap;
+mod tracepoint;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use kickpath_abi::config::{Bench, Ipv4Config, LogLevel};
@@ -26,9 +30,12 @@ use crate::session::{Mismatch, NetChoice, Prepared, SessionError, Settings, fetc
 use crate::terminal::Story;
 use crate::wire::Tap;
 use crate::wire::peer::{Flood, FloodReport};
+use baseline::Comparison;
+use peer::PeerDriver;
 use profile::{Counts, Profile, Profiler};
 
 pub use table::{DRIVER_LIMITS, ECHO_LIMITS, Limit};
+pub use tracepoint::Tracepoint;
 
 /// What the guest prints before the numbers of its own measurement.
 const LINE: &str = "kickpath: bench ";
@@ -40,7 +47,7 @@ const GUEST_BOUND: Duration = Duration::from_secs(300);
 const FLOOD_BOUND: Duration = Duration::from_secs(1800);
 
 /// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BenchOptions {
     /// UDP echo requests.
     pub echoes: u64,
@@ -50,6 +57,8 @@ pub struct BenchOptions {
     pub outstanding: usize,
     /// Whether to tell where the instructions go.
     pub profile: bool,
+    /// A guest with the driver of `virtio-drivers`, instead of building it.
+    pub peer_kernel: Option<PathBuf>,
 }
 
 impl Default for BenchOptions {
@@ -59,6 +68,7 @@ impl Default for BenchOptions {
             size: 64,
             outstanding: 32,
             profile: false,
+            peer_kernel: None,
         }
     }
 }
@@ -123,52 +133,6 @@ pub struct UdpTx {
     pub per_packet: PerPacket,
 }
 
-/// What tracepoints cost, sums over all of a loop with the loop itself left
-/// out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tracepoint {
-    /// Tracepoints.
-    pub points: u64,
-    /// Guest instructions while tracing is off.
-    pub off: u64,
-    /// Guest instructions while it is on, and each leaves a record.
-    pub on: u64,
-    /// Records for which the ring had no room.
-    pub lost: u64,
-}
-
-impl Tracepoint {
-    /// Instructions that one may cost while tracing is off.
-    pub const OFF: f64 = 2.0;
-
-    /// Instructions that one may cost while tracing is on.
-    pub const ON: f64 = 45.0;
-
-    /// One, off and on.
-    pub fn each(&self) -> [f64; 2] {
-        [self.off, self.on].map(|sum| sum as f64 / self.points.max(1) as f64)
-    }
-
-    /// The limits that are missed.
-    fn missed(&self) -> Vec<String> {
-        let [off, on] = self.each();
-        [("off", off, Self::OFF), ("on", on, Self::ON)]
-            .iter()
-            // The loop's own ends are not the tracepoint's.
-            .filter(|(_, value, most)| *value > most + 0.1)
-            .map(|(state, value, most)| {
-                format!("a tracepoint that is {state}: {value:.1} instructions, at most {most}")
-            })
-            .collect()
-    }
-}
-
-/// The guest's line about tracepoints.
-#[derive(Deserialize)]
-struct TraceLine {
-    trace: Tracepoint,
-}
-
 /// The driver's transmit path alone.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct DriverTx {
@@ -184,6 +148,19 @@ pub struct DriverTx {
     pub received: PerPacket,
     /// The same, one by one.
     pub received_each: PerPacket,
+}
+
+impl DriverTx {
+    /// What is done with a frame, and what that costs.
+    fn ways(&self) -> [(&'static str, PerPacket); 5] {
+        [
+            ("sent", self.per_packet),
+            ("sent, one by one", self.each),
+            ("copied in and sent", self.copied),
+            ("received and copied out", self.received),
+            ("received, one by one", self.received_each),
+        ]
+    }
 }
 
 /// UDP echoes from end to end.
@@ -273,6 +250,8 @@ pub struct Report {
     pub command_lines: Vec<String>,
     /// The driver's transmit path alone.
     pub driver_tx: DriverTx,
+    /// The same by the driver of `virtio-drivers`, unless there is no guest that has it.
+    pub peer: Option<PeerDriver>,
     /// Datagrams from a socket, one entry a size.
     pub udp_tx: Vec<UdpTx>,
     /// UDP echoes.
@@ -281,6 +260,9 @@ pub struct Report {
     pub tracepoint: Tracepoint,
     /// At a tap, where this user may make one.
     pub tap: Vec<tap::Row>,
+    /// Beside another build.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Comparison>,
 }
 
 /// Describes the machine of a measurement, without its network.
@@ -337,11 +319,12 @@ pub fn without_ioeventfd(machine: &mut Machine) {
 /// not an error here but in the report.
 pub fn bench<W: Write>(
     settings: &Settings,
-    options: BenchOptions,
+    options: &BenchOptions,
     mut story: Option<&mut Story<W>>,
     sink: &mut Sink<'_>,
 ) -> Result<Report, SessionError> {
     let prepared = prepare(settings, false, sink)?;
+    let peer_kernel = peer::kernel(settings, options.peer_kernel.as_deref(), sink)?;
     if let Some(story) = &mut story {
         table::introduction(story)?;
     }
@@ -349,6 +332,13 @@ pub fn bench<W: Write>(
     let (driver_tx, driver_line) = driver_tx(&prepared, Prepared::connect_peer)?;
     if let Some(story) = &mut story {
         table::driver(story, &driver_tx)?;
+    }
+    let peer = match peer_kernel {
+        Ok(kernel) => Ok(peer::measure(prepared.clone(), kernel)?),
+        Err(why) => Err(why),
+    };
+    if let Some(story) = &mut story {
+        table::peer(story, peer)?;
     }
     sink(Progress::Step("Measuring datagrams from a socket"));
     let udp_tx = udp_tx(prepared.clone())?;
@@ -366,7 +356,7 @@ pub fn bench<W: Write>(
         table::peers(story, &driver_tx, &udp_echo)?;
     }
     sink(Progress::Step("Measuring a tracepoint"));
-    let tracepoint = tracepoint(tracing)?;
+    let tracepoint = tracepoint::measure(tracing)?;
     if let Some(story) = &mut story {
         table::tracepoint(story, &tracepoint)?;
     }
@@ -391,24 +381,13 @@ pub fn bench<W: Write>(
         missed,
         command_lines: vec![driver_line, echo_line],
         driver_tx,
+        peer: peer.ok(),
         udp_tx,
         udp_echo,
         tracepoint,
         tap,
+        baseline: None,
     })
-}
-
-/// What a tracepoint costs, on a machine of its own.
-fn tracepoint(prepared: Prepared) -> Result<Tracepoint, SessionError> {
-    let (line, guest) = alone(prepared, Bench::Trace, |_| (), |_| Ok(()))?;
-    let TraceLine { trace } = parse_line(&line).map_err(|error| wrong(&guest, &error))?;
-    if trace.points == 0 || trace.lost != 0 {
-        return Err(wrong(
-            &guest,
-            &format!("the guest measured nothing: '{line}'"),
-        ));
-    }
-    Ok(trace)
 }
 
 fn udp_tx(prepared: Prepared) -> Result<Vec<UdpTx>, SessionError> {
@@ -434,21 +413,28 @@ pub(crate) fn driver_tx<F>(
     prepared: &Prepared,
     connect: impl Fn(&mut Prepared) -> Result<F, SessionError>,
 ) -> Result<(DriverTx, String), SessionError> {
-    let measure = |what| {
-        let mut prepared = prepared.clone();
-        // Held until the guest has ended.
-        let _far_end = connect(&mut prepared)?;
-        without_ioeventfd(&mut prepared.machine);
-        let config = &mut prepared.machine.config;
-        config.bench = what;
-        config.ipv4 = Ipv4Config::Static(prepared.plan.guest);
-        config.gateway = Some(prepared.plan.host);
-        end(prepared.launch()?)
-    };
+    let measure = |what| by_guest(prepared.clone(), what, &connect);
     let (sent, guest) = measure(Bench::Tx)?;
     let (received, _) = measure(Bench::Rx)?;
     let driver = driver_lines(&sent, &received).map_err(|error| wrong(&guest, &error))?;
     Ok((driver, guest.command_line().to_owned()))
+}
+
+/// Has the guest measure `what` with a far end of this kind, and returns its line and the
+/// guest, which has ended.
+fn by_guest<F>(
+    mut prepared: Prepared,
+    what: Bench,
+    connect: impl Fn(&mut Prepared) -> Result<F, SessionError>,
+) -> Result<(String, Guest), SessionError> {
+    // Held until the guest has ended.
+    let _far_end = connect(&mut prepared)?;
+    without_ioeventfd(&mut prepared.machine);
+    let config = &mut prepared.machine.config;
+    config.bench = what;
+    config.ipv4 = Ipv4Config::Static(prepared.plan.guest);
+    config.gateway = Some(prepared.plan.host);
+    end(prepared.launch()?)
 }
 
 /// Reads `... kickpath: bench {json}`.
@@ -490,7 +476,7 @@ fn driver_lines(sent: &str, received: &str) -> Result<DriverTx, String> {
 /// as well.
 pub(crate) fn echo(
     prepared: Prepared,
-    options: BenchOptions,
+    options: &BenchOptions,
     edit: impl FnOnce(&mut Machine),
 ) -> Result<(UdpEcho, String, Status), SessionError> {
     counted_echo(prepared, options, None, edit)
@@ -499,7 +485,7 @@ pub(crate) fn echo(
 /// As [`echo`], with the instructions told by `profiler`.
 fn counted_echo(
     mut prepared: Prepared,
-    options: BenchOptions,
+    options: &BenchOptions,
     profiler: Option<&Profiler>,
     edit: impl FnOnce(&mut Machine),
 ) -> Result<(UdpEcho, String, Status), SessionError> {

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use super::peer::PeerDriver;
 use super::profile::Profile;
 use super::tap::Row;
 use super::{DriverTx, PerPacket, UdpEcho, UdpTx};
@@ -102,6 +103,25 @@ pub(super) fn driver<W: Write>(story: &mut Story<W>, result: &DriverTx) -> io::R
         row(story, name, &number(way.instructions), None, true)?;
     }
     Ok(())
+}
+
+/// Below ours: the driver of `virtio-drivers`, or why it is not measured.
+pub(super) fn peer<W: Write>(
+    story: &mut Story<W>,
+    result: Result<PeerDriver, &str>,
+) -> io::Result<()> {
+    match result {
+        Ok(PeerDriver { sent, received }) => {
+            for (name, sums) in [
+                ("VirtIONetRaw, sent", sent),
+                ("VirtIONetRaw, received", received),
+            ] {
+                row(story, name, &number(sums.each()), None, true)?;
+            }
+            Ok(())
+        }
+        Err(why) => story.line(&format!("  VirtIONetRaw of virtio-drivers: skipped, {why}")),
+    }
 }
 
 pub(super) fn udp_tx<W: Write>(story: &mut Story<W>, results: &[UdpTx]) -> io::Result<()> {
@@ -337,7 +357,7 @@ pub(super) fn conclusion<W: Write>(story: &mut Story<W>, missed: &[String]) -> i
 }
 
 /// Large numbers whole, small ones with four digits after the point at most.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     if value == value.round() || value >= 1000.0 {
         thousands(value.round() as u64)
     } else if value >= 10.0 {

@@ -145,13 +145,7 @@ pub fn measure(
         };
         let prepared = prepare(&machine(UdpWay::Sockets), false, sink)?;
         let (driver, _) = driver_tx(&prepared, Prepared::connect_tap)?;
-        for (work, per_unit) in [
-            ("sent", driver.per_packet),
-            ("sent, one by one", driver.each),
-            ("copied in and sent", driver.copied),
-            ("received and copied out", driver.received),
-            ("received, one by one", driver.received_each),
-        ] {
+        for (work, per_unit) in driver.ways() {
             rows.push(Row {
                 transport: transport.word(),
                 what: What::Driver { work },

@@ -173,6 +173,8 @@ fn a_wrong_value_names_the_right_ones() {
             "cannot be used with",
         ),
         ("bench --echoes 0", "1.."),
+        ("bench --tolerance nan", "from 0 to 1000"),
+        ("bench --tolerance=-1", "from 0 to 1000"),
         ("serve --http-port 0", "1.."),
     ] {
         let error = parse(line).unwrap_err().to_string();

@@ -204,10 +204,10 @@ fn traffic(
         echoes,
         size: ECHO_SIZE,
         outstanding: usize::from(burst),
-        profile: false,
+        ..BenchOptions::default()
     };
     let edit = |machine: &mut Machine| conditions.apply(machine);
-    let (echo, _, status) = bench::echo(prepared.clone(), options, edit)?;
+    let (echo, _, status) = bench::echo(prepared.clone(), &options, edit)?;
     Ok((echo, status.device.doorbell))
 }
 

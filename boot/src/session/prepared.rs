@@ -16,7 +16,7 @@ use crate::install::{self, Host, Policy, Requirement};
 use crate::output::Output;
 use crate::ports::Services;
 use crate::qemu::{Accel, Boot, DiskImage, FirmwareError, GUEST_MAC, Machine, Net, Nic, Vmm};
-use crate::toolchain::{self, BuildOptions};
+use crate::toolchain::{self, BuildOptions, Kernel};
 use crate::wire::peer::PeerOptions;
 use crate::wire::{Capture, Dgram, Peer, Plan, Recorder, Tap};
 
@@ -232,7 +232,7 @@ impl Settings {
             }
             (None, None) => {
                 let options = BuildOptions::from_env(self.policy)?;
-                let kernel = toolchain::build_kernel(&options, sink)?;
+                let kernel = toolchain::build_kernel(Kernel::Plain, &options, sink)?;
                 sink(Progress::Step(&format!("Starting {}", self.vmm)));
                 Boot::Kernel(kernel)
             }

@@ -46,7 +46,7 @@ pub struct Config {
     /// `features=-name,...`: virtio features not to accept, by the
     /// specification's name in lower case without prefix (`-event_idx`).
     pub features_off: String,
-    /// `bench=off|tx|udp|kick|trace`
+    /// `bench=off|tx|rx|udp|kick|trace|peer`
     pub bench: Bench,
     /// `selftest=NAME`
     pub selftest: SelfTest,
@@ -197,7 +197,7 @@ impl Config {
             "bench" => {
                 self.bench = value
                     .parse()
-                    .map_err(|()| bad("off, tx, udp, kick or trace"))?
+                    .map_err(|()| bad("off, tx, rx, udp, kick, trace or peer"))?;
             }
             "selftest" => {
                 self.selftest = value.parse().map_err(|()| bad("the name of a self-test"))?;

@@ -6,6 +6,8 @@
 //! QEMU's `-icount shift=0` that counter advances by one an instruction. Waits
 //! for the device lie outside.
 
+#[cfg(feature = "peer")]
+mod peer;
 mod receive;
 
 use alloc::format;
@@ -18,8 +20,11 @@ use smoltcp::time::Instant;
 use virtio_net::net::{NetError, QueueRole, Stats};
 
 use super::device::{NetDevice, Nic};
+use super::gateway::{FRAME_LENGTH, Frame, unanswered};
 use crate::arch::time;
 use crate::memory::heap;
+#[cfg(feature = "peer")]
+pub use peer::peer;
 pub use receive::receive;
 
 /// Frames outstanding at most.
@@ -35,13 +40,13 @@ const KICK_BATCHES: usize = 10;
 const BATCH_ROUNDS: u32 = 100;
 /// Rounds before that, for caches and QEMU's translator.
 const WARM_UP: u16 = 10;
-/// Length of each frame in bytes: the smallest that Ethernet has.
-const FRAME_LENGTH: usize = 60;
+/// Answers that are received at a time.
+const BURST: u16 = 32;
+/// Rounds after which the gateway is asked for again, so that it does not forget us.
+const ASK_EVERY: u32 = 100;
 /// How long the device may take for a round before the bench gives up, in
 /// microseconds.
 const PATIENCE_US: u64 = 5_000_000;
-/// EtherType for local experiments (IEEE 802), so that nobody answers.
-const ETHERTYPE_EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +63,14 @@ pub enum BenchError {
     /// Nobody is at the far end that answers, or it answered too few.
     #[error("the gateway does not answer")]
     NoAnswer,
+    /// The transport of `virtio-drivers`.
+    #[cfg(feature = "peer")]
+    #[error(transparent)]
+    Transport(#[from] crate::virtio::OtherError),
+    /// The driver of `virtio-drivers`.
+    #[cfg(feature = "peer")]
+    #[error("virtio-drivers: {0}")]
+    Peer(#[from] virtio_drivers::Error),
 }
 
 /// Sends frames in three ways and prints one line, `kickpath: bench {json}`: those
@@ -69,7 +82,7 @@ pub enum BenchError {
 /// [`BenchError`], when the device fails or stalls.
 pub fn transmit(nic: &mut Nic) -> Result<(), BenchError> {
     warm_up(nic, DEPTH)?;
-    let frame = frame(nic);
+    let frame = unanswered(nic.info().mac);
     let prepared = measure(nic, |nic| batch(nic, |_| ()))?;
     let each = measure(nic, |nic| frames(nic, DEPTH, |_| ()))?;
     let copied = measure(nic, |nic| batch(nic, |buffer| copy(buffer, &frame)))?;
@@ -113,7 +126,7 @@ fn batch(nic: &mut Nic, build: impl Fn(&mut [u8])) -> Result<(), BenchError> {
 
 /// Writes a frame into its buffer, which has room for it.
 #[inline(always)]
-fn copy(buffer: &mut [u8], frame: &[u8; FRAME_LENGTH]) {
+fn copy(buffer: &mut [u8], frame: &Frame) {
     if let Some(place) = buffer.first_chunk_mut() {
         *place = *frame;
     }
@@ -165,13 +178,7 @@ fn sums(packets: u64, before: &Stats, after: &Stats, cycles: u64, allocations: u
 ///
 /// As [`transmit`].
 pub fn kick(nic: &mut Nic) -> Result<(), BenchError> {
-    let reading = (0..16)
-        .map(|_| {
-            let start = time::cycles();
-            time::cycles() - start
-        })
-        .min()
-        .unwrap_or(0);
+    let reading = reading();
     let mut report = String::new();
     for burst in BURSTS {
         warm_up(nic, burst)?;
@@ -207,9 +214,18 @@ pub fn kick(nic: &mut Nic) -> Result<(), BenchError> {
     Ok(())
 }
 
+/// What it costs to read the time stamp counter, in its cycles.
+fn reading() -> u64 {
+    let readings = (0..16).map(|_| {
+        let start = time::cycles();
+        time::cycles() - start
+    });
+    readings.min().unwrap_or(0)
+}
+
 /// Leaves a frame in every buffer, and warms caches and QEMU's translator.
 fn warm_up(nic: &mut Nic, burst: u16) -> Result<(), BenchError> {
-    let frame = frame(nic);
+    let frame = unanswered(nic.info().mac);
     let transmit = nic
         .snapshots()
         .find(|queue| queue.role == QueueRole::Transmit)
@@ -220,15 +236,6 @@ fn warm_up(nic: &mut Nic, burst: u16) -> Result<(), BenchError> {
         })?;
     }
     Ok(())
-}
-
-/// A frame that nobody answers.
-fn frame(nic: &Nic) -> [u8; FRAME_LENGTH] {
-    let mut frame = [0; FRAME_LENGTH];
-    frame[..6].fill(0xff);
-    frame[6..12].copy_from_slice(&nic.info().mac);
-    frame[12..14].copy_from_slice(&ETHERTYPE_EXPERIMENTAL);
-    frame
 }
 
 /// Cycles of the parts of a round.

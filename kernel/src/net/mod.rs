@@ -7,6 +7,7 @@ mod cores;
 mod device;
 mod extras;
 mod first;
+pub mod gateway;
 mod host;
 mod idle;
 mod interrupts;
@@ -18,7 +19,7 @@ mod serve;
 mod trace_cost;
 mod watch;
 
-use kickpath_abi::config::{self, Config, Ipv4Config};
+use kickpath_abi::config::{self, Config};
 use kickpath_abi::status::Boot;
 use kickpath_trace::RING;
 use virtio_net::net::{Features, NetError, Options};
@@ -33,12 +34,16 @@ use select::{Found, SelectError};
 
 /// Why there is no network.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
 pub enum NetworkError {
     /// No device was taken.
+    #[error(transparent)]
     Select(#[from] SelectError),
     /// The measurement failed.
+    #[error(transparent)]
     Bench(#[from] bench::BenchError),
+    /// There is no peer to measure.
+    #[error("bench=peer: this kernel is built without the feature `peer`")]
+    NoPeer,
 }
 
 /// Finds the device, brings it up and runs the measurement or the services
@@ -48,6 +53,10 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
     if config.trace {
         // SAFETY: the other CPUs have no job yet, and so no tracepoint.
         unsafe { RING.start(time::cycles) };
+    }
+    #[cfg(feature = "peer")]
+    if config.bench == config::Bench::Peer {
+        return Ok(bench::peer(config)?);
     }
     // The network stack serves all.
     let options = Options::serving(Features::OPT_IN).refusing(refused_features(config));
@@ -65,16 +74,11 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
     match config.bench {
         config::Bench::Off => first::serve(config, host),
         config::Bench::Tx => bench::transmit(host.nic)?,
-        config::Bench::Rx => {
-            let own = match config.ipv4 {
-                Ipv4Config::Static(own) => own,
-                Ipv4Config::Dhcp => Ipv4Config::FALLBACK,
-            };
-            bench::receive(host.nic, own.address, config.gateway)?;
-        }
+        config::Bench::Rx => bench::receive(host.nic, config)?,
         config::Bench::Udp => bench::datagrams(host.nic)?,
         config::Bench::Kick => bench::kick(host.nic)?,
         config::Bench::Trace => trace_cost::measure(),
+        config::Bench::Peer => return Err(NetworkError::NoPeer),
     }
     Ok(())
 }

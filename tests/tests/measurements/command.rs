@@ -1,17 +1,37 @@
 //! The commands that measure.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use kickpath::bench::baseline::Baseline;
 use kickpath_tests::Suite;
 use kickpath_tests::program::run;
+use kickpath_tests::setup::kernel_with_peer;
 use serde_json::Value;
+
+/// The committed counts. `cargo run -- bench --save tests/baseline.json` makes them anew.
+const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/baseline.json");
 
 pub fn add(suite: &mut Suite) {
     suite.test("bench_is_within_its_limits", || {
-        // It fails when a limit of its own is missed.
-        let text = run(&["bench", "--json", "--echoes", "100000"])?;
+        let (peer, compiler) = kernel_with_peer()?;
+        let before = Baseline::read(Path::new(BASELINE), "pc auto split")?;
+        // Other compilers differ by a little.
+        let is_same = before.compiler.as_ref() == Some(&compiler);
+        let tolerance = if is_same { "3" } else { "10" };
+        let peer = peer.to_string_lossy();
+        // It fails when a limit of its own is missed, and when an exact count is above
+        // the committed baseline's.
+        let text = run(&[
+            ["bench", "--json", "--echoes", "100000"].as_slice(),
+            &["--peer-kernel", &peer],
+            &["--baseline", BASELINE, "--tolerance", tolerance],
+        ]
+        .concat())?;
         let report: Value = serde_json::from_str(&text).context(text.clone())?;
+        every_exact_count_is_compared(&before, &report)?;
+        ours_is_below_the_peers(&report)?;
         let instructions = |measured: &Value| {
             let value = measured["per_packet"]["instructions"].as_f64();
             value.with_context(|| format!("no instructions in {measured}"))
@@ -73,6 +93,67 @@ pub fn add(suite: &mut Suite) {
         );
         Ok(())
     });
+}
+
+/// A baseline of which rows are missing would guard nothing.
+fn every_exact_count_is_compared(before: &Baseline, report: &Value) -> Result<()> {
+    let compared = report["baseline"]["rows"].as_array();
+    let compared = compared.with_context(|| format!("no rows in {report}"))?;
+    let exact = compared.iter().filter(|row| row["exact"] == true);
+    let names: Vec<_> = exact.filter_map(|row| row["name"].as_str()).collect();
+    ensure!(names.len() >= 11, "{names:?}");
+    let kept: Vec<_> = before.exact.keys().collect();
+    ensure!(names.len() == kept.len(), "{names:?}, {kept:?} {BASELINE}");
+    Ok(())
+}
+
+/// The driver of `virtio-drivers` in the same kernel and run costs more for each way, and
+/// as much as the driver's README tells.
+fn ours_is_below_the_peers(report: &Value) -> Result<()> {
+    let each = |way: &str| report["driver_tx"][way]["instructions"].as_f64();
+    let peer = |way: &str| {
+        let sums = &report["peer"][way];
+        Some(sums["instructions"].as_f64()? / sums["packets"].as_f64()?)
+    };
+    let page = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../kernel/virtio-net/README.md"
+    );
+    let page = fs::read_to_string(page)?;
+    for (way, ours, row) in [
+        ("tx", ["per_packet", "each"], "| instructions to send "),
+        (
+            "rx",
+            ["received", "received_each"],
+            "| instructions to receive ",
+        ),
+    ] {
+        let counted = [peer(way), each(ours[0]), each(ours[1])].map(Option::unwrap_or_default);
+        let [peer, ours @ ..] = counted;
+        ensure!(
+            ours.iter().all(|ours| 0.0 < *ours && *ours < peer),
+            "{way}: {counted:?}"
+        );
+        let cells = page.lines().find_map(|line| line.strip_prefix(row));
+        let cells = cells.with_context(|| format!("the driver's README has no row '{row}'"))?;
+        let (_, cells) = cells.split_once('|').unwrap_or_default();
+        let told: Vec<f64> = cells
+            .split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        ensure!(
+            told.len() == counted.len(),
+            "the driver's README tells {told:?}"
+        );
+        for (told, counted) in told.into_iter().zip(counted) {
+            let ratio = counted / told;
+            ensure!(
+                (0.9..1.1).contains(&ratio),
+                "told {told}, counted {counted}"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Instructions a packet by the README: the driver alone, datagrams of 64 and of

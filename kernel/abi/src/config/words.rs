@@ -143,6 +143,9 @@ words! {
         Kick = "kick",
         /// A tracepoint, while tracing is off and while it is on.
         Trace = "trace",
+        /// As `tx` and `rx`, by the network driver of `virtio-drivers`, in a kernel that
+        /// is built with the feature `peer`.
+        Peer = "peer",
     }
 }
 
