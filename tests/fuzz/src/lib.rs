@@ -13,6 +13,7 @@ mod input;
 mod network;
 mod registers;
 mod ring;
+#[cfg(feature = "runner")]
 mod runner;
 mod words;
 
@@ -41,12 +42,13 @@ pub enum Target {
     /// The kernel's command line, and the status report.
     Words,
     /// What the runner reads: logs, traces, answers, recordings.
+    #[cfg(feature = "runner")]
     Runner,
 }
 
 impl Target {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: &[Self] = &[
         Self::Ring,
         Self::Device,
         Self::Registers,
@@ -54,6 +56,7 @@ impl Target {
         Self::Dhcp,
         Self::Http,
         Self::Words,
+        #[cfg(feature = "runner")]
         Self::Runner,
     ];
 
@@ -67,6 +70,7 @@ impl Target {
             Self::Dhcp => "dhcp",
             Self::Http => "http",
             Self::Words => "words",
+            #[cfg(feature = "runner")]
             Self::Runner => "runner",
         }
     }
@@ -84,6 +88,7 @@ impl Target {
             Self::Dhcp => network::dhcp(data),
             Self::Http => network::http(data),
             Self::Words => words::run(data),
+            #[cfg(feature = "runner")]
             Self::Runner => runner::run(data),
         }
     }

@@ -11,7 +11,7 @@ fuzz_target!(|data: &[u8]| {
     static TARGET: OnceLock<Target> = OnceLock::new();
     let target = TARGET.get_or_init(|| {
         let name = std::env::var("KICKPATH_FUZZ").unwrap_or_default();
-        let all = Target::ALL.into_iter();
+        let all = Target::ALL.iter().copied();
         all.clone()
             .find(|target| target.name() == name)
             .unwrap_or_else(|| panic!("KICKPATH_FUZZ is one of {:?}", all.map(Target::name)))
