@@ -107,6 +107,31 @@ fn the_steps_of_the_run_are_those_of_a_trace() {
     }
 }
 
+/// The run of Linux that both pages show names what is recorded there, or of QEMU.
+#[test]
+fn the_steps_in_linux_are_those_that_are_recorded() {
+    let first = "    28 guest    +37.0 us   udp_sendmsg";
+    let shown = page("kick-path.md");
+    let shown = block(&shown, first);
+    assert_eq!(shown, block(&page("kick-path.zh.md"), first));
+    let files = ["linux/probes.rs", "explain/qemu.rs"];
+    let told = files.map(|file| {
+        let file = workspace().join("boot/src/trace").join(file);
+        std::fs::read_to_string(file).unwrap()
+    });
+    let mut count = 0;
+    for line in shown.iter().filter(|line| !line.contains(" wire ")) {
+        let name = line[27..].split_whitespace().next().unwrap();
+        let quoted = [format!("\"{name}\""), format!("/{name}\"")];
+        let known = told
+            .iter()
+            .any(|file| quoted.iter().any(|name| file.contains(name)));
+        assert!(known, "a trace tells of no {name}");
+        count += 1;
+    }
+    assert_eq!(count, 14, "{shown:?}");
+}
+
 /// The specification's sections, by number.
 fn sections() -> BTreeMap<&'static str, &'static str> {
     let table = include_str!("virtio-1.2-sections.txt");
