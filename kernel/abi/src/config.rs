@@ -92,6 +92,9 @@ pub struct Config {
     /// `guest-offloads=NAME,.../...`: receive offloads of those negotiated, all
     /// if not said, step by step.
     pub guest_offloads: Steps,
+    /// `fault=NUMBER` or `fault=NUMBER,right`: an experiment of `kickpath lab`, with
+    /// what is wrong in it or without.
+    pub fault: String,
 }
 
 impl Default for Config {
@@ -121,6 +124,7 @@ impl Default for Config {
             groups: 0,
             vlans: Steps::default(),
             guest_offloads: Steps::default(),
+            fault: String::new(),
         }
     }
 }
@@ -250,6 +254,7 @@ impl Config {
                 let expected = "lists of guest_csum, guest_tso4, guest_tso6";
                 self.guest_offloads = Steps::parse::<GuestOffload>(value).ok_or(bad(expected))?;
             }
+            "fault" => self.fault = value.into(),
             _ => return Err(ConfigError::UnknownKey(word)),
         }
         Ok(())
@@ -362,6 +367,9 @@ impl fmt::Display for Config {
         if !self.guest_offloads.is_empty() {
             word("guest-offloads", format_args!("{}", self.guest_offloads))?;
         }
+        if !self.fault.is_empty() {
+            word("fault", format_args!("{}", self.fault))?;
+        }
         Ok(())
     }
 }
@@ -387,7 +395,7 @@ mod tests {
                     udp=in-place \
                     rx-mode=promisc/none/allmulti,nobcast \
                     unicast=02:00:5e:10:00:01,02:00:5e:10:00:02 groups=70 vlans=5,6/4095 \
-                    guest-offloads=guest_csum,guest_tso6/none";
+                    guest-offloads=guest_csum,guest_tso6/none fault=5,right";
         let (config, errors) = parse(text);
         assert_eq!(errors, Vec::<String>::new());
         assert_eq!(config.to_string(), text);

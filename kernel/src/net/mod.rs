@@ -58,6 +58,9 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
     if config.bench == config::Bench::Peer {
         return Ok(bench::peer(config)?);
     }
+    if !config.fault.is_empty() {
+        start_fault(&config.fault);
+    }
     // The network stack serves all.
     let options = Options::serving(Features::OPT_IN).refusing(refused_features(config));
     let host = select::select(config, options, |found| {
@@ -81,6 +84,15 @@ pub fn run(config: &Config, boot: Boot) -> Result<(), NetworkError> {
         config::Bench::Peer => return Err(NetworkError::NoPeer),
     }
     Ok(())
+}
+
+/// Begins an experiment of `kickpath lab`, of which a kernel in use has none.
+fn start_fault(words: &str) {
+    #[cfg(feature = "faults")]
+    if virtio_net::faults::start(words) {
+        return log::info!("lab: experiment {words}");
+    }
+    log::error!("lab: this kernel has no experiment {words}");
 }
 
 /// Brings a device up as `config` says.

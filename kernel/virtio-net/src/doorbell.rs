@@ -208,6 +208,8 @@ impl Doorbell {
     unsafe(export_name = "vp_notify_port")
 )]
 unsafe extern "C" fn vp_notify_port(queue: u16, port: u16) {
+    #[cfg(feature = "faults")]
+    let queue = crate::faults::number_to_write(queue);
     // SAFETY: the caller's promise. Not `nomem`: the ring's stores stay before
     // it.
     unsafe {

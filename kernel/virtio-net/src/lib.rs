@@ -18,6 +18,9 @@ extern crate std;
 
 mod barrier;
 pub mod doorbell;
+#[cfg(feature = "faults")]
+#[path = "../lab/faults.rs"]
+pub mod faults;
 mod hal;
 pub mod interrupt;
 mod mmio;

@@ -1,6 +1,9 @@
 //! The transmit queue. A frame is written straight into the memory that the
 //! device will read; buffers come back lazily, when new ones are needed.
 
+#[cfg(feature = "faults")]
+#[path = "../../lab/tx.rs"]
+mod faulty;
 mod owned;
 
 extern crate alloc;
@@ -106,10 +109,13 @@ impl<H: Hal> TxQueue<H> {
         let direction = BufferDirection::DriverToDevice;
         let buffers = FrameBuffers::new(ring.queue(), layout, slots, direction)?;
         let whole = buffers.slots(negotiated, direction);
+        let address = |slot| buffers.header(slot);
+        #[cfg(feature = "faults")]
+        let address = |slot| address(slot) + crate::faults::skipped(whole.header);
         // SAFETY: the buffers are a part of the queue, which keeps them as long as the
         // device may use them (`lease`). A buffer is written
         // through a `TxSlot` alone, and so while its slot is free.
-        unsafe { ring.prepare(slots, whole, |slot| buffers.header(slot)) };
+        unsafe { ring.prepare(slots, whole, address) };
         Ok(buffers)
     }
 
@@ -258,6 +264,10 @@ impl<H: Hal> TxQueue<H> {
     #[doc(alias = "free_old_xmit")]
     #[inline]
     pub fn reclaim(&mut self) {
+        #[cfg(feature = "faults")]
+        if crate::faults::keeps_used() {
+            return;
+        }
         // What was sent lies in its slot's buffer, which is free by that.
         if let Err(error) = self.queue.ring_mut().reclaim() {
             self.error = Some(error);
@@ -359,6 +369,10 @@ impl<H: Hal> TxQueue<H> {
         if self.fills_checksums() {
             let header = self.request(offload);
             self.buffers.write_header(slot, header);
+        }
+        #[cfg(feature = "faults")]
+        if self.add_in_steps(slot, length) {
+            return;
         }
         self.queue.ring_mut().add(length);
         self.packets += 1;

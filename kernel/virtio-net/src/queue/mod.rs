@@ -88,6 +88,8 @@ impl<R: QueueRing> Virtqueue<R> {
     #[inline]
     pub fn kick(&mut self) -> bool {
         let wanted = self.kick_prepare();
+        #[cfg(feature = "faults")]
+        let wanted = crate::faults::rings(self.ring.queue(), wanted);
         if wanted {
             self.notify();
         }

@@ -25,6 +25,9 @@
 
 extern crate alloc;
 
+#[cfg(feature = "faults")]
+#[path = "../../lab/ring.rs"]
+mod faulty;
 mod slow;
 
 use alloc::boxed::Box;
@@ -279,6 +282,8 @@ impl<H: Hal> PositionalRing<H> {
     #[inline(always)]
     fn put(&mut self, address: PhysAddr, length: u32) {
         let slot = self.next & self.mask;
+        #[cfg(feature = "faults")]
+        let length = crate::faults::descriptor(&self.buffers, length);
         match &self.memory {
             // The frame is in the second descriptor of two.
             Memory::Split(memory) => {

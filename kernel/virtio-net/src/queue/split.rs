@@ -235,6 +235,8 @@ impl<H: Hal> SplitMemory<H> {
         // Step 3 (specification 2.7.13): the entries are visible before the
         // index that announces them.
         barrier::publish();
+        #[cfg(feature = "faults")]
+        let early = crate::faults::read_too_early(|| self.avail_event());
         self.avail_word(1).store(new.to_le(), Ordering::Release);
         tracepoint!(Event::Publish, self.queue, u64::from(new), u64::from(old));
         // Step 4: the index is visible before the device's wish is read, or
@@ -242,8 +244,9 @@ impl<H: Hal> SplitMemory<H> {
         barrier::store_load();
         let (wish, wanted) = match self.mode {
             EventMode::EventIdx => {
-                // avail_event, the last word of the used ring.
-                let event = u16::from_le(self.avail_event_word().load(Ordering::Relaxed));
+                let event = self.avail_event();
+                #[cfg(feature = "faults")]
+                let event = early.unwrap_or(event);
                 (event, need_event(event, new, old))
             }
             EventMode::Flags => {
@@ -251,6 +254,8 @@ impl<H: Hal> SplitMemory<H> {
                 (flags, flags & USED_F_NO_NOTIFY == 0)
             }
         };
+        #[cfg(feature = "faults")]
+        let wanted = crate::faults::wanted(wish, new, old, wanted);
         tracepoint!(
             Event::KickPrepare,
             self.queue,
@@ -301,6 +306,8 @@ impl<H: Hal> SplitMemory<H> {
     #[inline]
     pub(super) fn enable_interrupts_after(&mut self, last_used_idx: u16, more: u16) -> bool {
         let event = last_used_idx.wrapping_add(more);
+        #[cfg(feature = "faults")]
+        crate::faults::before_interrupts(|| self.used_idx() != last_used_idx);
         match self.mode {
             EventMode::Flags => {
                 if self.interrupts_disabled {
@@ -322,6 +329,8 @@ impl<H: Hal> SplitMemory<H> {
             EventMode::Flags => (0, used > 0),
             EventMode::EventIdx => (event, used > more),
         };
+        #[cfg(feature = "faults")]
+        let enough = crate::faults::polls_again(enough);
         tracepoint!(
             Event::EnableInterrupts,
             self.queue,
@@ -355,17 +364,14 @@ impl<H: Hal> SplitMemory<H> {
         unsafe { self.used.add(2 * usize::from(index)).cast().as_ref() }
     }
 
-    /// The avail_event word, behind the used ring's elements.
+    /// avail_event, the last word of the used ring, behind its elements.
     #[inline]
-    fn avail_event_word(&self) -> &AtomicU16 {
+    fn avail_event(&self) -> u16 {
+        let end = 4 + 8 * (1 + self.mask as usize);
         // SAFETY: it is the last word of the layout, 2-byte aligned; every
         // access to it is atomic.
-        unsafe {
-            self.used
-                .add(4 + 8 * (1 + self.mask as usize))
-                .cast()
-                .as_ref()
-        }
+        let word: &AtomicU16 = unsafe { self.used.add(end).cast().as_ref() };
+        u16::from_le(word.load(Ordering::Relaxed))
     }
 
     /// The id (`part` 0) or length (`part` 1) of a used element.

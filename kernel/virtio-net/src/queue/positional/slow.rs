@@ -110,6 +110,8 @@ impl<H: Hal> PositionalRing<H> {
                 (position.index.into(), used.read_id(), used.read_length())
             }
         };
+        #[cfg(feature = "faults")]
+        let id = crate::faults::used_id(self.queue, id);
         let slot = id >> self.shift;
         if slot > self.mask {
             let size = self.size;
@@ -119,6 +121,8 @@ impl<H: Hal> PositionalRing<H> {
         let is_outstanding = slot << self.shift == id
             && place < self.published.wrapping_sub(self.freed)
             && !self.is_early(slot);
+        #[cfg(feature = "faults")]
+        let is_outstanding = crate::faults::is_outstanding(is_outstanding);
         // Below the size.
         let head = id as u16;
         if !is_outstanding {
