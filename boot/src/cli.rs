@@ -1,5 +1,7 @@
 //! The command line.
 
+mod lab;
+
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
 
@@ -11,6 +13,8 @@ use kickpath::qemu::{Kind, Memory, Vmm};
 use kickpath::serve::ServeOptions;
 use kickpath::session::{Layout, NetChoice, Settings};
 use kickpath::wire::Capture;
+pub use lab::{LabArgs, LabCheckArgs, LabCommand, LabRunArgs};
+
 use kickpath_abi::config::{self, Ipv4Config, Irq, LogLevel, Transport, UdpWay, parse_ipv4};
 
 const EXAMPLES: &str = "\
@@ -41,6 +45,7 @@ Examples:
   cargo run -- bench                        what a packet costs, in instructions and kicks
   cargo run -- compare                      the ways to kick, in one table
   cargo run -- soak --minutes 60            everything in turn for an hour, and a verdict
+  cargo run -- lab run 1                    a driver with a mistake, and what comes of it
   cargo run -- image --bios kickpath.img    a disk image (--image kickpath.img boots it)
   cargo run -- doctor                       what this machine has, and what it lacks";
 
@@ -80,6 +85,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// Do everything that a network and a host do, in turn and for long, and give a verdict.
     Soak(SoakArgs),
+    /// Break the driver on purpose: predict, see what comes of it, put it right.
+    Lab(LabArgs),
     /// Make images that boot by BIOS, by UEFI and by loaders of Linux (bzImage).
     Image(ImageArgs),
     /// Say what this machine has and lacks, and what each would give.

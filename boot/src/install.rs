@@ -77,6 +77,9 @@ requirements! {
     /// The emulator.
     QEMU = Check::Program("qemu-system-x86_64"), "boot the guest",
         "qemu-system-x86" "qemu-system-x86-core" "qemu-system-x86" "qemu-x86" "qemu";
+    /// For changes of the sources.
+    PATCH = Check::Program("patch"), "apply a change to a copy of the sources",
+        "patch" "patch" "patch" "patch" "gpatch";
     /// The emulator of 64-bit ARM.
     QEMU_AARCH64 = Check::Program("qemu-system-aarch64"), "boot the example for aarch64",
         "qemu-system-arm" "qemu-system-aarch64-core" "qemu-system-aarch64" "qemu-arm" "qemu";

@@ -3,6 +3,7 @@
 //! From the top to the bottom:
 //!
 //! - [`run`], [`serve`], [`bench`], [`compare`], [`soak`]: what the command does;
+//! - [`lab`]: the driver with a mistake, and what comes of it;
 //! - [`nested`]: the same commands on a KVM of an emulated CPU;
 //! - [`trace`]: one packet seen at every layer;
 //! - [`session`]: from what the user asked for to a running guest;
@@ -24,6 +25,7 @@ pub mod guest;
 pub mod image;
 pub mod install;
 pub mod interrupt;
+pub mod lab;
 mod leftover;
 pub mod linux;
 pub mod nested;

@@ -3,7 +3,7 @@
 mod cli;
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,11 +24,11 @@ use kickpath::qemu::{self, Boot, Net};
 use kickpath::session::{Mismatch, Prepared, SessionError, Settings};
 use kickpath::terminal::{Story, Ticker};
 use kickpath::toolchain::{self, BuildOptions, Kernel};
-use kickpath::{run, serve, soak, trace, vmm};
+use kickpath::{lab, run, serve, soak, trace, vmm};
 
 use cli::{
-    BenchArgs, Cli, Command, CompareArgs, DoctorArgs, GuestArg, ImageArgs, RunArgs, ServeArgs,
-    SoakArgs, TraceArgs,
+    BenchArgs, Cli, Command, CompareArgs, DoctorArgs, GuestArg, ImageArgs, LabArgs, LabCheckArgs,
+    LabCommand, LabRunArgs, RunArgs, ServeArgs, SoakArgs, TraceArgs,
 };
 
 fn main() -> ExitCode {
@@ -44,6 +44,7 @@ fn main() -> ExitCode {
             Command::Trace(args) => trace_command(&args),
             Command::Compare(args) => compare_command(&args),
             Command::Soak(args) => soak_command(&args),
+            Command::Lab(args) => lab_command(&args),
             Command::Image(args) => image_command(&args),
             Command::Doctor(args) => doctor_command(&args),
         });
@@ -328,6 +329,74 @@ fn soak_command(args: &SoakArgs) -> anyhow::Result<ExitCode> {
         html.end(|| Ok(page))?;
     }
     Ok(code)
+}
+
+fn lab_command(args: &LabArgs) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        None => {
+            lab::list(&mut Story::stdout()).map_err(SessionError::Output)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(LabCommand::Run(args)) => lab_run_command(args),
+        Some(LabCommand::Check(args)) => lab_check_command(args),
+    }
+}
+
+/// Succeeds where the experiments have an outcome, whatever it is.
+fn lab_run_command(args: &LabRunArgs) -> anyhow::Result<ExitCode> {
+    let experiments = lab::find(&args.experiment)?;
+    let html = Written::begin(args.html.as_deref())?;
+    let story = &mut Story::stdout();
+    let options = args.machine.options();
+    let is_asked = args.predict.is_none()
+        && experiments.len() == 1
+        && !args.machine.json
+        && io::stdin().is_terminal()
+        && io::stdout().is_terminal();
+    let predicted = match experiments.first() {
+        Some(experiment) if is_asked => lab::ask(story, experiment, &mut io::stdin().lock())?,
+        _ => args.predict,
+    };
+    let mut ticker = Ticker::new();
+    let mut sink = |progress: Progress<'_>| ticker.show(progress);
+    let kernel = lab::build(None, options.policy, &mut sink)?;
+    let mut reports = Vec::new();
+    for experiment in experiments {
+        let report = lab::run(experiment, predicted, &kernel.file, &options, &mut sink)?;
+        if !args.machine.json {
+            lab::tell(story, &report).map_err(SessionError::Output)?;
+        }
+        reports.push(report);
+    }
+    if args.machine.json {
+        print(&(serde_json::to_string_pretty(&reports)? + "\n"))?;
+    }
+    html.end(|| Ok(lab::page(&reports)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Succeeds where the student's change puts it right.
+fn lab_check_command(args: &LabCheckArgs) -> anyhow::Result<ExitCode> {
+    let experiments = lab::find(&args.experiment)?;
+    let options = args.machine.options();
+    let mut ticker = Ticker::new();
+    let mut sink = |progress: Progress<'_>| ticker.show(progress);
+    let kernel = lab::build(args.patch.as_deref(), options.policy, &mut sink)?;
+    let mut all = Vec::new();
+    for experiment in experiments {
+        let checked = lab::check(experiment, &kernel.file, &options, &mut sink)?;
+        if !args.machine.json {
+            lab::tell_check(&mut Story::stdout(), &checked).map_err(SessionError::Output)?;
+        }
+        all.push(checked);
+    }
+    if args.machine.json {
+        print(&(serde_json::to_string_pretty(&all)? + "\n"))?;
+    }
+    Ok(match all.iter().all(|checked| checked.ok) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }
 
 /// Where a result goes that was asked for.

@@ -230,29 +230,41 @@ pub fn build_kernel(
     sink: &mut Sink<'_>,
 ) -> Result<PathBuf, ToolchainError> {
     let workspace = workspace()?;
-    let toolchain = complete(options, sink)?;
-    let (name, features): (_, &[_]) = match kernel {
-        Kernel::Plain => ("the guest", &[]),
-        Kernel::WithPeer => ("the guest with virtio-drivers' driver", &PEER),
+    let shared = target_directory(&workspace).join("kernel");
+    let (name, features, place): (_, &[_], _) = match kernel {
+        Kernel::Plain => ("the guest", &[], shared),
+        Kernel::WithPeer => {
+            let name = "the guest with virtio-drivers' driver";
+            (name, &PEER, shared.join("peer"))
+        }
     };
+    build_kernel_of(&workspace, (name, features), &place, options, sink)
+}
+
+/// As [`build_kernel`], of this copy of the workspace, with these arguments for its features,
+/// in a place of its own.
+pub(crate) fn build_kernel_of(
+    tree: &Path,
+    (name, features): (&str, &[&str]),
+    place: &Path,
+    options: &BuildOptions,
+    sink: &mut Sink<'_>,
+) -> Result<PathBuf, ToolchainError> {
+    let toolchain = complete(options, sink)?;
     sink(Progress::Step(&format!("Building {name} with {toolchain}")));
 
-    // Each has a place of its own, and all share what is built on the way.
-    let shared = target_directory(&workspace).join("kernel");
-    let target_directory = match kernel {
-        Kernel::Plain => shared.clone(),
-        Kernel::WithPeer => shared.join("peer"),
-    };
-    let mut command = toolchain.cargo_for(TARGET, &workspace);
+    // All share what is built on the way.
+    let shared = target_directory(&workspace()?).join("kernel");
+    let mut command = toolchain.cargo_for(TARGET, tree);
     command
         .args(["build", "--package", KERNEL, "--profile", PROFILE])
         .args(features)
         .arg("--target-dir")
-        .arg(&target_directory)
+        .arg(place)
         .env("CARGO_BUILD_BUILD_DIR", shared);
     command::run(&mut command, None, sink).map_err(|cause| ToolchainError::Build { cause })?;
 
-    let path = target_directory.join(TARGET).join(PROFILE).join(KERNEL);
+    let path = place.join(TARGET).join(PROFILE).join(KERNEL);
     if path.is_file() {
         Ok(path)
     } else {

@@ -20,6 +20,8 @@ const BOUND: Duration = Duration::from_secs(30);
 pub struct QueueStatus {
     /// Number of descriptors.
     pub vring_num: u16,
+    /// Where the descriptor table is (specification 2.7.5).
+    pub vring_desc: u64,
     /// Where the available ring is (specification 2.7.6).
     pub vring_avail: u64,
     /// Where the used ring is (2.7.8).
@@ -51,6 +53,7 @@ pub fn queue_status(guest: &Guest, queue: u16) -> Result<QueueStatus> {
     };
     Ok(QueueStatus {
         vring_num: field("vring-num")?.try_into()?,
+        vring_desc: field("vring-desc")?,
         vring_avail: field("vring-avail")?,
         vring_used: field("vring-used")?,
         last_avail_idx: field("last-avail-idx")?.try_into()?,
@@ -63,6 +66,18 @@ pub fn queue_status(guest: &Guest, queue: u16) -> Result<QueueStatus> {
 /// # Errors
 /// QEMU does not do as asked.
 pub fn read(guest: &Guest, address: u64, length: usize) -> Result<Vec<u8>> {
+    save(guest, "memsave", address, length)
+}
+
+/// Reads a guest's memory as its devices see it.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_physical(guest: &Guest, address: u64, length: usize) -> Result<Vec<u8>> {
+    save(guest, "pmemsave", address, length)
+}
+
+fn save(guest: &Guest, command: &str, address: u64, length: usize) -> Result<Vec<u8>> {
     let file = tempfile::NamedTempFile::new()?;
     let arguments = json!({
         // QEMU takes a signed number.
@@ -70,7 +85,7 @@ pub fn read(guest: &Guest, address: u64, length: usize) -> Result<Vec<u8>> {
         "size": length,
         "filename": file.path(),
     });
-    guest.qmp("memsave", arguments)?;
+    guest.qmp(command, arguments)?;
     Ok(std::fs::read(file.path())?)
 }
 

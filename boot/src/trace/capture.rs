@@ -274,6 +274,27 @@ impl Tracer {
         Ok(records::parse(&bytes, &ring.image)?)
     }
 
+    /// The records so far of a guest of ours; of another one none.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn records(&self, guest: &Guest) -> Result<Ring, TraceError> {
+        match &self.ring {
+            Some(ring) => self.ring(guest, ring),
+            None => Ok(Ring::default()),
+        }
+    }
+
+    /// QEMU's events so far, as they are in its log.
+    ///
+    /// # Errors
+    /// It cannot be read, or there was no room for it.
+    pub fn log(&self) -> Result<String, TraceError> {
+        self.directory.check_room()?;
+        let logs = threads::read(self.directory.path()).map_err(system("read QEMU's log"))?;
+        Ok(threads::merge(&logs).0)
+    }
+
     /// Reads the buffers of the window's two frames, before others get them.
     /// What cannot be found is left out.
     fn buffers(&self, guest: &Guest, window: usize) -> Result<Vec<Memory>, TraceError> {

@@ -138,7 +138,7 @@ fn from_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Event, D::Err
 }
 
 /// The ring, read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ring {
     /// The records whose site is known, oldest first.
     pub records: Vec<GuestRecord>,

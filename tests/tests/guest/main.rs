@@ -18,6 +18,7 @@ mod dhcp;
 mod disks;
 mod endings;
 mod evidence;
+mod experiments;
 mod far_ends;
 mod faults;
 mod features;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
     linux_guest::add(&mut suite);
     images::add(&mut suite);
     any_cpu::add(&mut suite);
+    experiments::add(&mut suite);
     bzimage::add(&mut suite);
     suite.over_every_transport(|suite| {
         connections::add(suite);
