@@ -30,6 +30,9 @@ pub(super) struct Scene {
     pub queue: u16,
     /// The device may be opened again so often before the run ends.
     pub may_reopen: u64,
+    /// Once told of a frame to be sent, the device waits for more for [`PAUSE_NS`], and does
+    /// not want to be told meanwhile.
+    pub device_pauses: bool,
 }
 
 impl Scene {
@@ -41,6 +44,7 @@ impl Scene {
             window: 1,
             queue: 1,
             may_reopen: 0,
+            device_pauses: false,
         }
     }
 }
@@ -51,6 +55,9 @@ const BOUND: Duration = Duration::from_secs(180);
 
 /// How long an answer is waited for until the queue is looked at.
 const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// How long a device that pauses waits, in nanoseconds.
+const PAUSE_NS: u32 = 10_000_000;
 
 /// Content bytes of a datagram.
 const SIZE: usize = 64;
@@ -65,6 +72,16 @@ pub(super) fn run(
 ) -> Result<Evidence, LabError> {
     let mut prepared = settings(scene, kernel, options).prepare(false, sink)?;
     prepared.machine.config.fault = fault.clone();
+    if scene.device_pauses
+        && let Some(nic) = &mut prepared.machine.nic
+    {
+        let pause = [
+            ("tx", "timer".to_owned()),
+            ("x-txtimer", PAUSE_NS.to_string()),
+        ];
+        let pause = pause.map(|(name, value)| (name.to_owned(), value));
+        nic.properties.extend(pause);
+    }
     let tracer = Tracer::new(&mut prepared.machine).map_err(SessionError::from)?;
     if let Some(trace) = &mut prepared.machine.trace {
         // The others would fill every file where many datagrams are sent.
