@@ -154,12 +154,15 @@ impl Evidence {
     pub fn outcome(&self) -> Outcome {
         if self.damaged > 0 {
             Outcome::Damaged
+        } else if self.interrupts_missed > 1 && self.answered == self.asked {
+            // One may have come while the driver looked by itself. After four in a row the
+            // driver opens the device again.
+            Outcome::Late
         } else if self.reopened > 0 && self.prods == 0 {
             Outcome::Caught
         } else if self.answered < self.asked || self.reopened > 0 {
             Outcome::Lost
-        } else if self.prods > 0 || self.interrupts_missed > 1 {
-            // One may have come while the driver looked by itself.
+        } else if self.prods > 0 {
             Outcome::Late
         } else if self.needless > 0 {
             Outcome::Costs

@@ -1,5 +1,7 @@
 //! The experiments: what is asked, what is sent, what is to be learnt.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::evidence::{Evidence, Outcome};
@@ -136,7 +138,7 @@ pub static EXPERIMENTS: &[Experiment] = &[
         name: "index-wrap",
         question: "The indices are 16 bits wide and run on: 0 follows 65535. The driver asks \
                    whether avail_event lies in old..new by `old <= event && event < new`. 66,000 \
-                   frames are sent. When does it go wrong?",
+                   frames are sent, the last 800 one by one. When does it go wrong?",
         explanation: "For 65,000 frames it is right. Then new is smaller than old, the \
                       comparison says no, and the one kick that the device waits for is not \
                       sent; avail_event stays behind for good, so no later one is sent either. \
@@ -148,6 +150,7 @@ pub static EXPERIMENTS: &[Experiment] = &[
         right: Outcome::Works,
         scene: Scene {
             window: 32,
+            one_by_one_from: 65_200,
             ..Scene::datagrams(66_000)
         },
     },
@@ -181,7 +184,8 @@ pub static EXPERIMENTS: &[Experiment] = &[
                    asks. Who wakes the driver?",
         explanation: "Nobody: the device has passed the index at which it is to interrupt, and \
                       passes it only once. The frame lies in the used ring until something else \
-                      wakes the driver, here its own look once a second. So interrupts are \
+                      wakes the driver, here its own look once a second; after four such frames \
+                      in a row it takes the queue for broken. So interrupts are \
                       enabled first, then comes a full barrier, then another look; if it finds \
                       something the driver polls again instead of sleeping. The window is held \
                       open in both runs, so that a frame comes in it every time.",
@@ -192,7 +196,9 @@ pub static EXPERIMENTS: &[Experiment] = &[
         right: Outcome::Works,
         scene: Scene {
             queue: 0,
-            ..Scene::datagrams(4)
+            pause: Duration::from_millis(3),
+            may_reopen: 1,
+            ..Scene::datagrams(12)
         },
     },
     Experiment {

@@ -26,6 +26,12 @@ pub(super) struct Scene {
     pub count: u64,
     /// Datagrams under way at a time.
     pub window: u64,
+    /// From this datagram on it is one at a time: the device, which receives and sends by
+    /// turns, has gone to sleep when the next one comes.
+    pub one_by_one_from: u64,
+    /// How long the far end waits before it sends a datagram: the driver has done all that it
+    /// had to do by then, and is about to sleep.
+    pub pause: Duration,
     /// The queue that it is about: 0 receives, 1 transmits.
     pub queue: u16,
     /// The device may be opened again so often before the run ends.
@@ -42,6 +48,8 @@ impl Scene {
             queue_size: None,
             count,
             window: 1,
+            one_by_one_from: u64::MAX,
+            pause: Duration::ZERO,
             queue: 1,
             may_reopen: 0,
             device_pauses: false,
@@ -190,10 +198,8 @@ impl Run<'_> {
             if self.open.is_empty() && !more {
                 break;
             }
-            while more
-                && (self.open.len() as u64) < self.scene.window
-                && self.sent < self.scene.count
-            {
+            while more && self.open.len() < self.window() && self.sent < self.scene.count {
+                std::thread::sleep(self.scene.pause);
                 self.wire.send(&self.probe.request(self.sent));
                 self.open.push(self.sent);
                 self.sent += 1;
@@ -234,6 +240,14 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Datagrams that may be under way now.
+    fn window(&self) -> usize {
+        match self.sent >= self.scene.one_by_one_from {
+            true => 1,
+            false => self.scene.window as usize,
+        }
     }
 
     fn take(&mut self, bytes: &[u8]) {
