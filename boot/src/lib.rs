@@ -22,6 +22,7 @@ pub mod command;
 pub mod compare;
 pub mod doctor;
 pub mod guest;
+mod html;
 pub mod image;
 pub mod install;
 pub mod interrupt;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::Report;
 use super::evidence::Evidence;
 use super::text::{FIGURES, OWN, facts};
+use crate::html::escape;
 use crate::terminal::thousands;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;\
@@ -126,13 +127,6 @@ fn numbers(page: &mut String, right: &Evidence, wrong: &Evidence) {
             thousands(right.records.max(wrong.records))
         );
     }
-}
-
-/// Text as text.
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('"', "&quot;")
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use super::report::Report;
 use super::sample::Sample;
+use crate::html::escape;
 use crate::terminal::thousands;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;\
@@ -119,13 +120,6 @@ fn plot(page: &mut String, title: &str, points: &[(f64, f64)]) {
         let _ = write!(page, "{x:.1},{y:.1} ");
     }
     *page += "\"/></svg>";
-}
-
-/// Text as text.
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('"', "&quot;")
 }
 
 #[cfg(test)]

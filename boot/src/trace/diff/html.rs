@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::text::number;
 use super::{Diff, Row, conclusion, kind, layer_title, name};
+use crate::html::escape;
 use crate::trace::text::duration;
 use crate::trace::timeline::{Delta, Layer, Phase, Step, Timeline};
 
@@ -209,11 +210,4 @@ const fn colours(layer: Layer) -> (&'static str, &'static str) {
         Layer::QemuVcpu | Layer::QemuMain => ("--device-fill", "--device"),
         Layer::Wire => ("--wire-fill", "--wire"),
     }
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
 }
