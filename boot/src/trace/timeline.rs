@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the schema. It grows with every change that an old reader could
 /// misunderstand.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// One traced run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -245,8 +245,17 @@ pub fn whole(timeline: &Timeline) -> Result<()> {
             next_avail,
             ..
         } => {
+            // Of the descriptor its flags, and its id if that is another one.
+            let changed = &queue.changed;
             ensure!(
-                next_avail.is_some() && queue.changed.len() == 2,
+                next_avail.is_some()
+                    && changed
+                        .iter()
+                        .any(|part| matches!(part, Part::DescriptorFlags(_)))
+                    && changed.iter().all(|part| matches!(
+                        part,
+                        Part::DescriptorFlags(_) | Part::DescriptorId(_) | Part::NextAvail
+                    )),
                 "{queue:?}"
             );
             ensure!(descriptors.iter().any(|d| d.avail.is_some()), "{queue:?}");

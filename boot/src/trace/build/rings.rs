@@ -136,10 +136,9 @@ fn keep_touched(steps: &mut [Step]) {
         let parts = parts.into_iter().flatten();
         let queue = touched.entry(snapshot.queue).or_default();
         queue.extend(parts.filter_map(|part| match part {
-            Part::Descriptor(number) => Some((0, *number)),
             Part::AvailEntry(slot) => Some((1, *slot)),
             Part::UsedEntry(slot) => Some((2, *slot)),
-            _ => None,
+            part => part.descriptor().map(|number| (0, number)),
         }));
     }
     for snapshot in steps.iter_mut().filter_map(|step| step.snapshot.as_mut()) {

@@ -159,9 +159,9 @@ mod tests {
             ("{\n \"schema\": \"x\"}", "a.json:2:"),
             (
                 "{\"schema\": 1}",
-                "its field schema is 1, and this program reads 2",
+                "its field schema is 1, and this program reads 3",
             ),
-            ("{\"schema\": 2}", "missing field `run`"),
+            ("{\"schema\": 3}", "missing field `run`"),
         ] {
             let error = error(text);
             assert!(error.contains(said), "{text}: {error}");

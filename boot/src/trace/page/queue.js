@@ -16,8 +16,8 @@ function touch(queue, part, entry) {
 }
 
 // The entries worth a row: those that the step touched, then the highest.
-function worth(queue, entries, key, part, count) {
-  const lit = entry => touch(queue, part, entry[key]) ? 0 : 1;
+function worth(queue, entries, key, parts, count) {
+  const lit = entry => parts.some(part => touch(queue, part, entry[key])) ? 0 : 1;
   return [...entries].map((entry, i) => [entry, i]).sort(([a, i], [b, j]) => lit(a) - lit(b) || j - i)
     .slice(0, count).map(([entry]) => entry).sort((a, b) => a[key] - b[key]);
 }
@@ -28,7 +28,9 @@ const cell = (touched, value, format = String) => {
   const known = value !== undefined && value !== null;
   return el("td", { class: [touched, known ? null : "unknown"].filter(Boolean).join(" ") || null }, known ? format(value) : "–");
 };
-function table(queue, heads, before, entries, key, part, columns, after, count) {
+// Columns: the field, how it is written, and which part of the ring it is, if it is one.
+function table(queue, heads, before, entries, key, columns, after, count) {
+  const parts = columns.map(([, , part]) => part).filter(Boolean);
   const wordRow = ([name, value, touched, format]) => {
     const filled = cell(touch(queue, touched), value, format);
     filled.setAttribute("colspan", Math.max(1, columns.length));
@@ -38,11 +40,11 @@ function table(queue, heads, before, entries, key, part, columns, after, count) 
   const rows = before.map(wordRow);
   let next = 0;
   if (columns.length) {
-    for (const entry of worth(queue, entries, key, part, count)) {
+    for (const entry of worth(queue, entries, key, parts, count)) {
       if (entry[key] > next) rows.push(gapRow());
       next = entry[key] + 1;
-      const touched = touch(queue, part, entry[key]);
-      rows.push(el("tr", touched === "lit" ? { class: "changed" } : {}, el("th", { scope: "row" }, `[${entry[key]}]`), columns.map(([name, format]) => cell(touched, entry[name], format))));
+      const touched = part => part ? touch(queue, part, entry[key]) : null;
+      rows.push(el("tr", parts.some(part => touched(part) === "lit") ? { class: "changed" } : {}, el("th", { scope: "row" }, `[${entry[key]}]`), columns.map(([name, format, part]) => cell(touched(part), entry[name], format))));
     }
     if (queue.size === undefined || next < queue.size) rows.push(gapRow());
   }
@@ -87,24 +89,24 @@ function dial(queue) {
 
 const area = (who, title, note, table) => el("div", { class: "area", style: `--c-text:var(--${who})` }, el("h3", {}, title), el("p", { class: "who" }, note), table);
 const PROGRESS = { added: "written", available: "available", taken: "device has it", used: "given back", reclaimed: "driver's again" };
-const told = entry => ({ ...entry, flags: [entry.next === undefined || entry.next === false ? null : entry.next === true ? "NEXT" : `NEXT ${entry.next}`, entry.device_writes ? "WRITE" : null, entry.indirect ? "INDIRECT" : null].filter(Boolean).join(" ") || "0", state: PROGRESS[entry.progress] });
+const told = entry => ({ ...entry, flags: entry.device_writes === undefined ? undefined : [entry.next === undefined || entry.next === false ? null : entry.next === true ? "NEXT" : `NEXT ${entry.next}`, entry.device_writes ? "WRITE" : null, entry.indirect ? "INDIRECT" : null].filter(Boolean).join(" ") || "0", state: PROGRESS[entry.progress] });
 function split(queue) {
   const { avail, used } = queue;
   return [
-    area("driver", "Descriptor table", "the driver writes", table(queue, ["", "address", "len", "flags", "chain"], [], queue.descriptors.map(told), "number", "descriptor", [["address", hex], ["length"], ["flags"], ["state"]], [], 5)),
-    area("driver", "Available ring", "the driver writes", table(queue, ["", "head"], [["flags", avail.flags, "avail-flags"], ["idx", avail.idx, "avail-index"]], avail.entries, "slot", "avail-entry", [["head"]], [["used_event", avail.used_event, "used-event"]], 3)),
-    area("device", "Used ring", "the device writes", table(queue, ["", "id", "len"], [["flags", used.flags, "used-flags"], ["idx", used.idx, "used-index"]], used.entries, "slot", "used-entry", [["id"], ["length"]], [["avail_event", used.avail_event, "avail-event"]], 3))];
+    area("driver", "Descriptor table", "the driver writes", table(queue, ["", "address", "len", "flags", "chain"], [], queue.descriptors.map(told), "number", [["address", hex, "descriptor-address"], ["length", String, "descriptor-length"], ["flags", String, "descriptor-flags"], ["state"]], [], 5)),
+    area("driver", "Available ring", "the driver writes", table(queue, ["", "head"], [["flags", avail.flags, "avail-flags"], ["idx", avail.idx, "avail-index"]], avail.entries, "slot", [["head", String, "avail-entry"]], [["used_event", avail.used_event, "used-event"]], 3)),
+    area("device", "Used ring", "the device writes", table(queue, ["", "id", "len"], [["flags", used.flags, "used-flags"], ["idx", used.idx, "used-index"]], used.entries, "slot", [["id", String, "used-entry"], ["length", String, "used-entry"]], [["avail_event", used.avail_event, "avail-event"]], 3))];
 }
 const EVENT_FLAGS = ["0, always", "1, never", "2, at the descriptor"];
 const where = place => `${place.index}, wrap counter ${Number(place.wrap)}`;
 function packed(queue) {
   const bit = flag => String(Number(flag));
-  const suppression = (event, part) => table(queue, ["", ""], [["desc", event.place, part, where], ["flags", event.flags === undefined ? undefined : EVENT_FLAGS[event.flags] ?? String(event.flags), part]], [], "", "", [], [], 0);
+  const suppression = (event, part) => table(queue, ["", ""], [["desc", event.place, part, where], ["flags", event.flags === undefined ? undefined : EVENT_FLAGS[event.flags] ?? String(event.flags), part]], [], "", [], [], 0);
   return [
-    area("text", "Descriptor ring", "the driver writes, the device overwrites", table(queue, ["", "address", "len", "id", "AVAIL", "USED", "flags", "chain"], [], queue.descriptors.map(told), "place", "descriptor", [["address", hex], ["length"], ["id"], ["avail", bit], ["used", bit], ["flags"], ["state"]], [], 8)),
+    area("text", "Descriptor ring", "the driver writes, the device overwrites", table(queue, ["", "address", "len", "id", "AVAIL", "USED", "flags", "chain"], [], queue.descriptors.map(told), "place", [["address", hex, "descriptor-address"], ["length", String, "descriptor-length"], ["id", String, "descriptor-id"], ["avail", bit, "descriptor-flags"], ["used", bit, "descriptor-flags"], ["flags", String, "descriptor-flags"], ["state"]], [], 8)),
     area("driver", "Driver's event suppression", "the driver writes: when to interrupt it", suppression(queue.driver_event, "driver-event")),
     area("device", "Device's event suppression", "the device writes: when to kick it", suppression(queue.device_event, "device-event")),
-    area("text", "Wrap counters", "in neither's memory: each side counts", table(queue, ["", ""], [["driver", queue.next_avail, "next-avail", where], ["device", queue.next_used, "next-used", where]], [], "", "", [], [], 0))];
+    area("text", "Wrap counters", "in neither's memory: each side counts", table(queue, ["", ""], [["driver", queue.next_avail, "next-avail", where], ["device", queue.next_used, "next-used", where]], [], "", [], [], 0))];
 }
 
 let shownQueue = null;

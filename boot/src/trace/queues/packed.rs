@@ -20,8 +20,9 @@ pub(super) struct Packed {
     descriptors: BTreeMap<u16, PackedDescriptor>,
     /// Where the driver writes the next chain.
     tail: Option<RingPlace>,
-    /// The first descriptor since the last publishing: its flags come last.
-    withheld: Option<u16>,
+    /// The first descriptor since the last publishing, as it will be: id and flags, one
+    /// word of memory, come last.
+    withheld: Option<PackedDescriptor>,
     next_avail: Option<RingPlace>,
     next_used: Option<RingPlace>,
     driver_event: EventSuppression,
@@ -41,6 +42,61 @@ fn event(by_event: bool, wish: u16) -> EventSuppression {
         flags: Some(if by_event { AT_DESCRIPTOR } else { wish }),
         place: by_event.then(|| place(wish)),
     }
+}
+
+/// Id and flags of a descriptor, which are written together.
+#[derive(Clone, Copy, Default, PartialEq)]
+struct Word {
+    id: Option<u16>,
+    flags: Flags,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+struct Flags {
+    avail: Option<bool>,
+    used: Option<bool>,
+    device_writes: Option<bool>,
+    indirect: bool,
+    next: bool,
+}
+
+fn word(of: &PackedDescriptor) -> Word {
+    Word {
+        id: of.id,
+        flags: Flags {
+            avail: of.avail,
+            used: of.used,
+            device_writes: of.device_writes,
+            indirect: of.indirect,
+            next: of.next,
+        },
+    }
+}
+
+/// What the device writes there at the end.
+fn given_back(id: u16, wrap: Option<bool>) -> Word {
+    Word {
+        id: Some(id),
+        flags: Flags {
+            avail: wrap,
+            used: wrap,
+            ..Flags::default()
+        },
+    }
+}
+
+fn set_word(descriptor: &mut PackedDescriptor, Word { id, flags }: Word) {
+    descriptor.id = id;
+    descriptor.avail = flags.avail;
+    descriptor.used = flags.used;
+    descriptor.device_writes = flags.device_writes;
+    descriptor.indirect = flags.indirect;
+    descriptor.next = flags.next;
+}
+
+fn wrote_word(at: u16, mut before: Word, new: Word, touches: &mut Touches) {
+    touches.wrote(Part::DescriptorId(at), &mut before.id, new.id);
+    touches.wrote(Part::DescriptorFlags(at), &mut before.flags, new.flags);
 }
 
 impl Packed {
@@ -87,26 +143,33 @@ impl Layout for Packed {
                 place: part.number,
                 address: part.address,
                 length: part.length,
-                id,
+                id: Some(id),
                 avail: wrap,
                 used: wrap.map(|wrap| !wrap),
-                device_writes: part.device_writes,
+                device_writes: Some(part.device_writes),
                 indirect: part.indirect,
                 next: number + 1 < chain.len(),
                 progress: ChainProgress::Added,
             };
+            let at = part.number;
+            touches.wrote(
+                Part::DescriptorAddress(at),
+                &mut old.map(|old| old.address),
+                Some(new.address),
+            );
+            touches.wrote(
+                Part::DescriptorLength(at),
+                &mut old.map(|old| old.length),
+                Some(new.length),
+            );
+            let before = old.map_or_else(Word::default, word);
             if self.withheld.is_none() {
-                self.withheld = Some(part.number);
-                new.avail = old.and_then(|old| old.avail);
-                new.used = old.and_then(|old| old.used);
+                self.withheld = Some(new.clone());
+                set_word(&mut new, before);
+            } else {
+                wrote_word(at, before, word(&new), touches);
             }
-            let mut before = old.cloned();
-            if let Some(before) = &mut before {
-                before.progress = new.progress;
-            }
-            let part = Part::Descriptor(part.number);
-            touches.wrote(part, &mut before, Some(new.clone()));
-            self.descriptors.insert(new.place, new);
+            self.descriptors.insert(at, new);
         }
         if let (Some(tail), Some(last)) = (self.tail, chain.last()) {
             let lap = RingPlace {
@@ -118,13 +181,13 @@ impl Layout for Packed {
     }
 
     fn publish(&mut self, new: u16, old: u16, touches: &mut Touches) {
-        let first = self.withheld.take();
-        if let Some(descriptor) = first.and_then(|first| self.descriptors.get_mut(&first)) {
+        if let Some(mut first) = self.withheld.take()
+            && let Some(descriptor) = self.descriptors.get_mut(&first.place)
+        {
             let wrap = place(old).wrap;
-            let flags = (Some(wrap), Some(!wrap));
-            let mut before = (descriptor.avail, descriptor.used);
-            touches.wrote(Part::Descriptor(descriptor.place), &mut before, flags);
-            (descriptor.avail, descriptor.used) = flags;
+            (first.avail, first.used) = (Some(wrap), Some(!wrap));
+            wrote_word(first.place, word(descriptor), word(&first), touches);
+            set_word(descriptor, word(&first));
         }
         self.tail = Some(place(new));
         touches.wrote(Part::NextAvail, &mut self.next_avail, Some(place(new)));
@@ -141,15 +204,18 @@ impl Layout for Packed {
     }
 
     fn pop_used(&mut self, used: Used, next: u16, touches: &mut Touches) {
-        touches.read.push(Part::Descriptor(used.place));
+        touches.read.extend([
+            Part::DescriptorFlags(used.place),
+            Part::DescriptorId(used.place),
+            Part::DescriptorLength(used.place),
+        ]);
         // The device's record is missing: what the driver read is known.
         if !self.knows_used(used, next) {
             let next = place(next);
             let wrap = (!self.in_order).then_some(next.wrap ^ (next.index <= used.place));
             if let Some(descriptor) = self.descriptors.get_mut(&used.place) {
-                descriptor.id = used.id;
+                set_word(descriptor, given_back(used.id, wrap));
                 descriptor.length = used.length;
-                (descriptor.avail, descriptor.used) = (wrap, wrap);
             }
             self.next_used = (!self.in_order).then_some(next);
         }
@@ -159,15 +225,20 @@ impl Layout for Packed {
     fn knows_used(&self, used: Used, _next: u16) -> bool {
         let descriptor = self.descriptors.get(&used.place);
         descriptor.is_some_and(|descriptor| {
-            descriptor.progress == ChainProgress::Used && descriptor.id == used.id
+            descriptor.progress == ChainProgress::Used && descriptor.id == Some(used.id)
         })
     }
 
     fn take(&mut self, chain: &Chain, touches: &mut Touches) {
         let descriptors = chain.descriptors.iter();
-        touches
-            .read
-            .extend(descriptors.map(|n| Part::Descriptor(*n)));
+        touches.read.extend(descriptors.flat_map(|n| {
+            [
+                Part::DescriptorAddress(*n),
+                Part::DescriptorLength(*n),
+                Part::DescriptorId(*n),
+                Part::DescriptorFlags(*n),
+            ]
+        }));
     }
 
     fn fill(&mut self, chain: &Chain, length: u32, _ahead: u16, touches: &mut Touches) {
@@ -175,13 +246,14 @@ impl Layout for Packed {
             return;
         };
         let count = u16::try_from(chain.descriptors.len()).unwrap_or(1);
-        // Address and buffer flags stay as the driver wrote them there.
+        // The address stays as the driver wrote it there.
         if let Some(descriptor) = self.descriptors.get_mut(&at.index) {
-            descriptor.id = chain.id;
-            descriptor.length = length;
-            (descriptor.avail, descriptor.used) = (Some(at.wrap), Some(at.wrap));
+            let part = Part::DescriptorLength(at.index);
+            touches.wrote(part, &mut descriptor.length, length);
+            let new = given_back(chain.id, Some(at.wrap));
+            wrote_word(at.index, word(descriptor), new, touches);
+            set_word(descriptor, new);
             descriptor.progress = ChainProgress::Used;
-            touches.changed.push(Part::Descriptor(at.index));
         }
         let next = self.after(at, count);
         touches.wrote(Part::NextUsed, &mut self.next_used, next);

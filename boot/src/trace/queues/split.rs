@@ -51,19 +51,26 @@ impl Layout for Split {
                 next: chain.get(place + 1).map(|next| next.number),
                 progress: ChainProgress::Added,
             };
-            let same = self.descriptors.get(&part.number).is_some_and(|old| {
-                let progress = ChainProgress::Added;
-                Descriptor {
-                    progress,
-                    ..old.clone()
-                } == new
-            });
-            let list = match same {
-                true => &mut touches.written,
-                false => &mut touches.changed,
-            };
-            list.push(Part::Descriptor(part.number));
-            self.descriptors.insert(part.number, new);
+            let old = self.descriptors.get(&part.number);
+            let flags = |d: &Descriptor| (d.device_writes, d.indirect, d.next);
+            let number = part.number;
+            touches.wrote(
+                Part::DescriptorAddress(number),
+                &mut old.map(|old| old.address),
+                Some(new.address),
+            );
+            touches.wrote(
+                Part::DescriptorLength(number),
+                &mut old.map(|old| old.length),
+                Some(new.length),
+            );
+            let mut before = old.map(flags);
+            touches.wrote(
+                Part::DescriptorFlags(number),
+                &mut before,
+                Some(flags(&new)),
+            );
+            self.descriptors.insert(number, new);
         }
         let mut entry = self.avail_entries.get(&slot).copied();
         touches.wrote(Part::AvailEntry(slot), &mut entry, Some(id));
@@ -117,9 +124,13 @@ impl Layout for Split {
             .read
             .extend([Part::AvailIndex, Part::AvailEntry(chain.slot)]);
         let descriptors = chain.descriptors.iter();
-        touches
-            .read
-            .extend(descriptors.map(|n| Part::Descriptor(*n)));
+        touches.read.extend(descriptors.flat_map(|n| {
+            [
+                Part::DescriptorAddress(*n),
+                Part::DescriptorLength(*n),
+                Part::DescriptorFlags(*n),
+            ]
+        }));
     }
 
     fn fill(&mut self, chain: &Chain, length: u32, ahead: u16, touches: &mut Touches) {

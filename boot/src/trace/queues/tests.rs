@@ -54,7 +54,12 @@ fn both_sides_write_the_ring() {
     assert_eq!(descriptors[0].progress, ChainProgress::Added);
     assert_eq!(
         at["Add"].changed,
-        [Part::Descriptor(3), Part::AvailEntry(0)]
+        [
+            Part::DescriptorAddress(3),
+            Part::DescriptorLength(3),
+            Part::DescriptorFlags(3),
+            Part::AvailEntry(0)
+        ]
     );
     let (descriptors, avail, _) = split("Publish");
     assert_eq!(avail.idx, Some(1));
@@ -64,7 +69,7 @@ fn both_sides_write_the_ring() {
     assert_eq!(at["KickPrepare"].read, [Part::AvailEvent]);
     let (descriptors, ..) = split("virtqueue_pop");
     assert_eq!(descriptors[0].progress, ChainProgress::Taken);
-    assert!(at["virtqueue_pop"].read.contains(&Part::Descriptor(3)));
+    assert!(at["virtqueue_pop"].read.contains(&Part::DescriptorFlags(3)));
     assert_eq!(at["virtqueue_pop"].changed, []);
     let (_, _, used) = split("virtqueue_fill");
     assert_eq!((used.idx, used.entries[0].id), (Some(0), 3));
@@ -146,34 +151,44 @@ fn a_packed_ring_turns_its_flags_over_at_each_lap() {
             7 | index << 16 | 60 << 32,
             0x5000 + lap as u64,
         );
-        let touches = queues.driver(&add);
-        let (descriptors, ..) = packed(&queues, touches);
+        let add_touches = queues.driver(&add);
+        let (descriptors, ..) = packed(&queues, add_touches.clone());
         let written = &descriptors[index as usize];
         assert_ne!(written.avail, Some(wrap), "its flags come last");
+        let at = index as u16;
+        let [address, length] = [Part::DescriptorAddress(at), Part::DescriptorLength(at)];
+        let [id, flags] = [Part::DescriptorId(at), Part::DescriptorFlags(at)];
+        assert_eq!(add_touches.changed, [address, length]);
         let touches = queues.driver(&record(Event::Publish, Some(1), new, old));
+        let first = lap < 2;
+        match first {
+            true => assert_eq!(touches.changed, [id, flags, Part::NextAvail]),
+            false => assert_eq!(touches.changed, [flags, Part::NextAvail]),
+        }
+        assert_eq!(touches.written, [id].repeat(usize::from(!first)));
         let (descriptors, next_avail, _) = packed(&queues, touches);
         let written = &descriptors[index as usize];
         assert_eq!((written.avail, written.used), (Some(wrap), Some(!wrap)));
         assert_eq!(next_avail, super::packed::place(new as u16));
-        queues.device(&device("virtqueue_pop", &[("elem", 9)]), 1);
+        let touches = queues.device(&device("virtqueue_pop", &[("elem", 9)]), 1);
+        assert_eq!(touches.read, [address, length, id, flags]);
         let pop = record(Event::PopUsed, Some(1), 7 | index << 16, new);
         assert!(!queues.knows(&pop));
         let fill = device("virtqueue_fill", &[("elem", 9), ("len", 0), ("idx", 0)]);
         let touches = queues.device(&fill, 1);
-        assert_eq!(
-            touches.changed,
-            [Part::Descriptor(index as u16), Part::NextUsed]
-        );
+        // The device leaves the address alone, and gives the same id.
+        assert_eq!(touches.changed, [length, flags, Part::NextUsed]);
+        assert_eq!(touches.written, [id]);
         assert!(queues.knows(&pop));
         let (descriptors, _, next_used) = packed(&queues, touches);
         let written = &descriptors[index as usize];
         assert_eq!((written.avail, written.used), (Some(wrap), Some(wrap)));
-        assert_eq!((written.id, written.length), (7, 0));
+        assert_eq!((written.id, written.length), (Some(7), 0));
         assert_eq!(
             next_used,
             [place(1, true), place(0, false), place(1, false)][lap]
         );
         let touches = queues.driver(&pop);
-        assert_eq!(touches.read, [Part::Descriptor(index as u16)]);
+        assert_eq!(touches.read, [flags, id, length]);
     }
 }

@@ -112,16 +112,19 @@ pub struct PackedDescriptor {
     pub address: Option<u64>,
     /// Length of the buffer in bytes; of a used one, bytes that were written.
     pub length: u32,
-    /// The buffer id.
-    pub id: u16,
+    /// The buffer id, once it is written: with the flags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u16>,
     /// `VIRTQ_DESC_F_AVAIL`, once it is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub avail: Option<bool>,
     /// `VIRTQ_DESC_F_USED`, once it is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<bool>,
-    /// `VIRTQ_DESC_F_WRITE`
-    pub device_writes: bool,
+    /// `VIRTQ_DESC_F_WRITE`, once it is written. The device writes its flags anew, and
+    /// no record tells what but `AVAIL` and `USED` is in them then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_writes: Option<bool>,
     /// `VIRTQ_DESC_F_INDIRECT`
     #[serde(default, skip_serializing_if = "is_false")]
     pub indirect: bool,
@@ -210,8 +213,14 @@ pub struct UsedEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
-    /// This descriptor.
-    Descriptor(u16),
+    /// `addr` of this descriptor.
+    DescriptorAddress(u16),
+    /// `len` of this descriptor.
+    DescriptorLength(u16),
+    /// `id` of this descriptor of a packed ring.
+    DescriptorId(u16),
+    /// `flags` of this descriptor; in a split ring with `next`.
+    DescriptorFlags(u16),
     /// `avail->flags`
     AvailFlags,
     /// `avail->idx`
@@ -236,4 +245,17 @@ pub enum Part {
     DriverEvent,
     /// The device's.
     DeviceEvent,
+}
+
+impl Part {
+    /// The descriptor that it is of.
+    pub fn descriptor(self) -> Option<u16> {
+        match self {
+            Self::DescriptorAddress(number)
+            | Self::DescriptorLength(number)
+            | Self::DescriptorId(number)
+            | Self::DescriptorFlags(number) => Some(number),
+            _ => None,
+        }
+    }
 }
