@@ -247,12 +247,22 @@ fn what_is_not_possible_is_said_at_once() {
             &["compare", "--image", "/no/image"],
             "--image with --machine microvm",
         ),
+        (&["compare", "--accel", "nested"], "for `run` and `trace`"),
+        (
+            &["compare", "--qemu", "/no/qemu"],
+            "--qemu /no/qemu: there is no such file",
+        ),
     ] {
         let mut command = kickpath(&directory);
         command.args(arguments).arg("--no-install");
         let (output, text) = run(command);
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains(expected), "{text}");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            printed.is_empty(),
+            "printed before it was refused: {printed}"
+        );
     }
     assert!(!Path::new("/no").exists());
 }

@@ -229,9 +229,6 @@ pub fn compare<W: Write>(
 ) -> Result<Report, SessionError> {
     check(settings)?;
     let mut report = Report::default();
-    if let Some(story) = &mut story {
-        table::introduction(story)?;
-    }
     for way in Way::ALL {
         if let Some(why) = impossible(settings, way) {
             report.absent.push(why);
@@ -239,6 +236,10 @@ pub fn compare<W: Write>(
     }
     for way in possible(settings) {
         let prepared = settings_for(settings, way).prepare(false, sink)?;
+        // What cannot be measured at all is refused before there is a heading.
+        if let (Some(story), true) = (&mut story, report.command_lines.is_empty()) {
+            table::introduction(story)?;
+        }
         report.accelerator = prepared.decision.to_string();
         report.command_lines.push(measure::command_line(
             &prepared,

@@ -24,7 +24,6 @@ use crate::linux::{self, Linux, LinuxError};
 use crate::qemu::{Boot, Memory, Vmm};
 use crate::session::{NetChoice, SessionError, Settings, require};
 use crate::trace::recording::Recording;
-use crate::wire::{Tap, TapError};
 use machine::{Between, Job, MEMORY, RESULTS};
 
 /// Memory that the guest may have, in MiB: the Linux between needs the rest.
@@ -77,9 +76,6 @@ pub enum NestedError {
     /// What can be prepared outside.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// The tap device.
-    #[error(transparent)]
-    Tap(#[from] TapError),
     /// The machine between takes too long.
     #[error("the Linux between was not done after {} s; its console's end:\n{console}", limit.as_secs())]
     TimedOut {
@@ -129,11 +125,11 @@ pub fn run(
     words: &[OsString],
     sink: &mut Sink<'_>,
 ) -> Result<u8, NestedError> {
+    settings.check_with(net).map_err(SessionError::from)?;
+    // The Linux between has root of its own, and this machine's programs.
     if net == NetChoice::Tap {
-        Tap::check_rights()?;
         require(&[IPROUTE2], settings.policy, sink)?;
     }
-    settings.check_with(net).map_err(SessionError::from)?;
     let more: &[&str] = if json { &["--json"] } else { &[] };
     let inside = Inside::new(settings, None, words, more, sink)?;
     let status = inside.between.run(&mut io::stdout(), sink)?;
