@@ -315,6 +315,8 @@ impl<'a> Builder<'a> {
                 }
             }
             let returned = place > hand_over || self.journey.doorbell.is_none();
+            // Not behind what another CPU does meanwhile.
+            let returned = returned && records[place].cpu == records[hand_over].cpu;
             if place >= hand_over && returned && !handed_over {
                 handed_over = true;
                 raised = self.device(drafts, window, notify_later, ring);
@@ -325,7 +327,9 @@ impl<'a> Builder<'a> {
 
     /// Whether the record is an interrupt that leads to this queue's handler.
     fn is_interrupt_of(&self, place: usize, queue: u16) -> bool {
-        let mut records = self.recording.guest[place..].iter();
+        let records = &self.recording.guest[place..];
+        // Those of one CPU.
+        let mut records = records.iter().filter(|record| record.cpu == records[0].cpu);
         let first = records.next();
         first.is_some_and(|record| record.event == Event::InterruptVector)
             && records.next().is_some_and(|handler| {
@@ -467,11 +471,16 @@ impl<'a> Builder<'a> {
         Draft::new(step, Clock::GuestTsc, record.tsc).of(Origin::Guest(place))
     }
 
-    /// Whether the guest did this for another chain than the packet's.
+    /// Whether the guest did this for another chain than the packet's, or another of
+    /// its CPUs did it meanwhile.
     fn is_aside(&self, place: usize) -> bool {
         let record = &self.recording.guest[place];
         let journey = &self.journey;
-        let sends = record.queue == self.recording.guest[journey.start_xmit].queue;
+        let packet = &self.recording.guest[journey.start_xmit];
+        if record.cpu != packet.cpu {
+            return true;
+        }
+        let sends = record.queue == packet.queue;
         match record.event {
             Event::Descriptor | Event::Add => {
                 !(sends && (journey.start_xmit..=journey.add).contains(&place))
@@ -482,6 +491,7 @@ impl<'a> Builder<'a> {
             | Event::Notify
             | Event::DoorbellRing
             | Event::DoorbellRang => !sends,
+            Event::OtherInterrupt | Event::OtherInterruptEnd => true,
             _ => false,
         }
     }

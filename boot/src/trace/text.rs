@@ -201,7 +201,8 @@ fn kicks<W: Write>(story: &mut Story<W>, kicks: Option<&Kicks>) -> io::Result<()
     }
     story.row(
         "",
-        "That is the exit and whatever else ran there without a record, on the host or in the guest.",
+        "That is the exit and whatever else the host ran meanwhile. In the guest an interrupt of \
+         a device, of its timer or of another CPU would have left a record.",
     )
 }
 

@@ -447,8 +447,8 @@ pub enum Verdict {
 }
 
 /// What stands between the record before a doorbell's instruction and the one
-/// behind it: the exit, and whatever else ran there without a record, on the
-/// host or in the guest (its timer's interrupts leave none).
+/// behind it: the exit, and whatever else the host ran meanwhile. In the guest an
+/// interrupt of a device, of its timer or of another CPU leaves a record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kicks {
     /// Nanoseconds at the followed one.

@@ -31,13 +31,10 @@ fn unexpected() {}
 
 /// Called by the stubs with interrupts disabled.
 pub(super) extern "C" fn dispatch(vector: u64) {
-    tracepoint_if!(
-        vector < u64::from(vectors::TIMER),
-        Event::InterruptVector,
-        NO_QUEUE,
-        vector
-    );
-    timer::note_wakeup();
+    let of_device = vector < u64::from(vectors::TIMER);
+    tracepoint_if!(of_device, Event::InterruptVector, NO_QUEUE, vector);
+    let is_other = !timer::note_wakeup() && !of_device;
+    tracepoint_if!(is_other, Event::OtherInterrupt, NO_QUEUE, vector);
     let handler = HANDLERS[usize::from(vector as u8)].load(Ordering::Relaxed);
     // SAFETY: the table holds nothing but `fn()`.
     let handler: fn() = unsafe { core::mem::transmute(handler) };
@@ -47,6 +44,7 @@ pub(super) extern "C" fn dispatch(vector: u64) {
     } else {
         apic::end_of_interrupt();
     }
+    tracepoint_if!(is_other, Event::OtherInterruptEnd, NO_QUEUE, vector);
 }
 
 fn set_handler(vector: u8, handler: fn()) {

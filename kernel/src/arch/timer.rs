@@ -130,9 +130,9 @@ pub fn idle_cycles(cpu: &PerCpu) -> u64 {
 }
 
 /// Called first in every interrupt, so that what the handlers do does not
-/// count as idle.
+/// count as idle. Returns whether the CPU slept.
 #[inline]
-pub fn note_wakeup() {
+pub fn note_wakeup() -> bool {
     let timer = &percpu::this().timer;
     let since = timer.halted_since.load(Ordering::Relaxed);
     if since != 0 {
@@ -143,6 +143,7 @@ pub fn note_wakeup() {
             .idle
             .store(idle.wrapping_add(waited), Ordering::Relaxed);
     }
+    since != 0
 }
 
 /// Waits for an interrupt, at most until [`time::now`] reaches `deadline`

@@ -140,8 +140,14 @@ events! {
     /// The instruction before this record was the doorbell: the guest runs
     /// again.
     DoorbellRang = 19,
+    /// While the CPU ran, it took an interrupt that is no device's: its timer's, or
+    /// the message of another CPU. `a`: the vector. (Those that end a sleep leave no
+    /// record: of a CPU that has nothing to do they have no end.)
+    OtherInterrupt = 27,
+    /// The handler of an `OtherInterrupt` has ended. `a`: the vector.
+    OtherInterruptEnd = 28,
     /// The CPU took an interrupt of a device; its handler is called next. `a`:
-    /// the vector. (The timer's leave no record: they have no end.)
+    /// the vector.
     InterruptVector = 29,
     /// A queue's MSI-X vector.
     VringInterrupt = 30,

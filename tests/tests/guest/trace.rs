@@ -34,8 +34,9 @@ fn chain(timeline: &Timeline) -> &'static [&'static str] {
 }
 
 pub fn add(suite: &mut Suite) {
-    let machines: [(&str, &[&str]); 16] = [
+    let machines: [(&str, &[&str]); 17] = [
         ("pc", &[]),
+        ("two_cpus", &["--smp", "2"]),
         ("pc_without_ioeventfd", &["--ioeventfd", "off"]),
         ("q35_intx", &["--machine", "q35", "--irq", "intx"]),
         ("pc_msix_shared", &["--irq", "msix-shared"]),

@@ -10,8 +10,9 @@ use super::super::timeline::Kicks;
 struct Pair {
     place: usize,
     ticks: u64,
-    /// Interrupts that the guest or KVM recorded in between.
-    interrupts: Vec<String>,
+    /// Interrupts that the guest or KVM recorded in between, and for how many ticks
+    /// the guest was at those whose end it records.
+    interrupts: Vec<(u64, Option<u64>)>,
 }
 
 /// The kicks of the queue whose doorbell the record at `followed` is. `kvm` is
@@ -40,7 +41,21 @@ pub fn kicks(
     };
     Some(Kicks {
         ns: ns(own.ticks),
-        interrupts: own.interrupts.clone(),
+        interrupts: own
+            .interrupts
+            .iter()
+            .map(|(vector, ticks)| {
+                let vector = match vector {
+                    // Linux does not tell the vector of every line.
+                    0 => "one that is not the device's".to_owned(),
+                    vector => format!("vector {vector}"),
+                };
+                match ticks {
+                    Some(ticks) => format!("{vector}, whose handler took {:.0} ns", ns(*ticks)),
+                    None => vector,
+                }
+            })
+            .collect(),
         counted: ticks.len(),
         interrupted: pairs.len() - ticks.len(),
         spread_ns: spread,
@@ -55,13 +70,23 @@ fn pair(
 ) -> Option<Pair> {
     let later = guest.get(place + 1..)?.iter();
     let mut later = later.filter(|record| record.cpu == ring.cpu);
-    let mut interrupts = Vec::new();
+    let mut interrupts: Vec<(u64, Option<u64>)> = Vec::new();
+    let mut began = 0;
     let rang = loop {
         let record = later.next()?;
         match record.event {
             Event::DoorbellRang => break record,
             Event::DoorbellRing => return None,
-            Event::InterruptVector => interrupts.push(format!("vector {}", record.a)),
+            Event::InterruptVector => interrupts.push((record.a, None)),
+            Event::OtherInterrupt => {
+                began = record.tsc;
+                interrupts.push((record.a, None));
+            }
+            Event::OtherInterruptEnd => {
+                if let Some((_, ticks)) = interrupts.last_mut() {
+                    *ticks = record.tsc.checked_sub(began);
+                }
+            }
             _ => {}
         }
     };
@@ -70,9 +95,11 @@ fn pair(
             let at = record.time.wrapping_add_signed(offset);
             record.event == "kvm_inj_virq" && (ring.tsc..=rang.tsc).contains(&at)
         });
-        let vectors = within.filter_map(KvmRecord::vector);
-        interrupts.extend(vectors.map(|vector| format!("vector {vector}")));
-        interrupts.dedup();
+        for vector in within.filter_map(KvmRecord::vector) {
+            if interrupts.iter().all(|(known, _)| *known != vector) {
+                interrupts.push((vector, None));
+            }
+        }
     }
     Some(Pair {
         place,
@@ -107,14 +134,25 @@ mod tests {
             at(190, rang, q, 0),
             at(200, ring, q, 0),
             at(207, rang, q, 0),
+            at(210, ring, q, 0),
+            at(212, Event::OtherInterrupt, None, 240),
+            at(252, Event::OtherInterruptEnd, None, 240),
+            at(260, rang, q, 0),
             at(300, ring, q, 0),
         ];
         let kicks = |followed, kvm| kicks(&records, followed, kvm, 1_000_000_000);
         let told = kicks(0, None).unwrap();
-        assert_eq!((told.ns, told.counted, told.interrupted), (3.0, 2, 1));
+        assert_eq!((told.ns, told.counted, told.interrupted), (3.0, 2, 2));
         assert_eq!(told.spread_ns, Some([3.0, 7.0, 7.0]));
         assert_eq!(kicks(4, None).unwrap().interrupts, ["vector 49"]);
-        assert_eq!(kicks(9, None), None, "it has no end");
+        let told = kicks(9, None).unwrap();
+        assert_eq!(
+            (told.ns, told.counted),
+            (50.0, 2),
+            "the timer's is left out"
+        );
+        assert_eq!(told.interrupts, ["vector 240, whose handler took 40 ns"]);
+        assert_eq!(kicks(13, None), None, "it has no end");
         assert_eq!(kicks(99, None), None);
         // KVM saw an interrupt of which the guest has no record.
         let injected = [KvmRecord {
@@ -126,6 +164,6 @@ mod tests {
         }];
         let told = kicks(7, Some((&injected, 100))).unwrap();
         assert_eq!(told.interrupts, ["vector 32"]);
-        assert_eq!((told.counted, told.interrupted), (1, 2));
+        assert_eq!((told.counted, told.interrupted), (1, 3));
     }
 }

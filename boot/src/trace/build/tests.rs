@@ -131,6 +131,38 @@ fn tcg_has_this_structure() {
     assert_eq!(timeline.frames.len(), 2);
 }
 
+/// Another CPU wakes, is interrupted and sleeps before each record of the window.
+#[test]
+fn what_another_cpu_does_meanwhile_is_told_aside() {
+    let mut recording = recording("tcg");
+    let alone = build(&recording).unwrap();
+    let window = recording.guest.split_off(recording.window.guest);
+    let mut number = 0;
+    for record in window {
+        for event in [Event::OtherInterrupt, Event::InterruptVector, Event::Idle] {
+            number += 1;
+            recording.guest.push(GuestRecord {
+                event,
+                queue: None,
+                cpu: 1,
+                a: 0xf1,
+                ..record.clone()
+            });
+        }
+        recording.guest.push(record);
+    }
+    assert!(number > 30, "{number}");
+    let timeline = build(&recording).unwrap();
+    let own = timeline.steps.iter().filter(|step| step.cpu != Some(1));
+    let told = |step: &Step| (step.layer, step.event.clone(), step.aside, step.queue);
+    let own: Vec<_> = own.map(told).collect();
+    assert_eq!(own, alone.steps.iter().map(told).collect::<Vec<_>>());
+    let mut others = timeline.steps.iter().filter(|step| step.cpu == Some(1));
+    assert!(others.all(|step| step.aside));
+    assert_eq!(timeline.kicks, alone.kicks);
+    assert_eq!(timeline.joins, alone.joins);
+}
+
 #[test]
 fn every_step_is_explained_numbered_and_drawn_forward() {
     for name in ["tcg", "intx", "kvm", "linux"] {

@@ -122,6 +122,17 @@ fn common(record: &GuestRecord, queue: &str) -> Explanation {
              nothing."
                 .to_owned()
         }
+        Event::OtherInterrupt => {
+            add("vector", a.to_string());
+            format!(
+                "While it runs, the CPU takes interrupt vector {a}, which is no device's: its \
+                 timer's, or the message of another CPU."
+            )
+        }
+        Event::OtherInterruptEnd => {
+            add("vector", a.to_string());
+            format!("The handler of vector {a} has ended: what it had interrupted goes on.")
+        }
         Event::InterruptVector => {
             add("vector", a.to_string());
             format!("The CPU takes interrupt vector {a}.")

@@ -71,6 +71,10 @@ fn sentence(record: &GuestRecord, function: &str, context: Context) -> String {
             doorbell(a, b).0
         ),
         Event::DoorbellRang => "vp_notify returns: the guest runs again.".to_owned(),
+        Event::OtherInterrupt => {
+            "While it runs, the CPU takes an interrupt that is not the device's.".to_owned()
+        }
+        Event::OtherInterruptEnd => "The handler of that other interrupt has ended.".to_owned(),
         Event::InterruptVector => format!("The CPU takes interrupt vector {a}."),
         Event::VringInterrupt => format!(
             "The handler of {queue} calls the driver's callback, which masks further interrupts \

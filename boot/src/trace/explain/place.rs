@@ -73,6 +73,9 @@ pub(super) fn place(
             "4.1.5.2 Available Buffer Notifications",
         ),
         Event::DoorbellRang => ("Doorbell::ring", "vp_notify", ""),
+        Event::OtherInterrupt | Event::OtherInterruptEnd => {
+            ("interrupts::dispatch", "sysvec_apic_timer_interrupt", "")
+        }
         Event::InterruptVector => ("interrupts::dispatch", "common_interrupt", ""),
         Event::VringInterrupt => (
             "InterruptState::vring_interrupt",

@@ -8,11 +8,14 @@ const GROUP: &str = "kickpath";
 pub const RETURN: &str = "_returns";
 
 /// Trace events of the kernel itself.
-pub const EVENTS: [&str; 6] = [
+pub const EVENTS: [&str; 9] = [
     "kickpath",
     "net/net_dev_start_xmit",
     "net/netif_receive_skb",
     "irq/irq_handler_entry",
+    "irq/irq_handler_exit",
+    "irq_vectors/local_timer_entry",
+    "irq_vectors/local_timer_exit",
     "irq_vectors/vector_config",
     "power/cpu_idle",
 ];

@@ -1,6 +1,6 @@
 //! What a Linux guest recorded: its ftrace, read into the same records that our own guest leaves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kickpath_trace::Event;
 
@@ -45,6 +45,8 @@ struct Reader {
     open: Vec<(String, Fields, Option<usize>)>,
     /// Vectors by the interrupt's number.
     vectors: BTreeMap<u64, u64>,
+    /// Numbers of interrupts of others whose handler runs.
+    other_irqs: BTreeSet<u64>,
     /// Sizes and doorbells by the queue's index.
     sizes: BTreeMap<u16, u64>,
     doorbells: BTreeMap<u16, (u64, u64)>,
@@ -98,6 +100,12 @@ impl Reader {
         if self.open.len() > 64 {
             self.open.remove(0);
         }
+    }
+
+    /// Whether the CPU slept, and nothing of interest has happened since.
+    fn sleeps(&self) -> bool {
+        let last = self.records.last();
+        last.is_some_and(|last| last.event == Event::Idle)
     }
 
     fn called(&mut self, record: &KvmRecord, fields: &Fields) {
@@ -161,8 +169,27 @@ impl Reader {
             }
             "irq_handler_entry" => match self.vectors.get(&field("irq")) {
                 Some(vector) => (Event::InterruptVector, None, *vector, 0),
-                None => return,
+                // The device's line: its handler tells of it.
+                None if fields
+                    .text("name")
+                    .is_some_and(|name| name.starts_with("virtio")) =>
+                {
+                    return;
+                }
+                None if self.sleeps() => return,
+                None => {
+                    self.other_irqs.insert(field("irq"));
+                    (Event::OtherInterrupt, None, 0, 0)
+                }
             },
+            "irq_handler_exit" => match self.other_irqs.remove(&field("irq")) {
+                true => (Event::OtherInterruptEnd, None, 0, 0),
+                false => return,
+            },
+            // Of a CPU that has nothing to do they have no end.
+            "local_timer_entry" | "local_timer_exit" if self.sleeps() => return,
+            "local_timer_entry" => (Event::OtherInterrupt, None, field("vector"), 0),
+            "local_timer_exit" => (Event::OtherInterruptEnd, None, field("vector"), 0),
             "vring_interrupt" => (Event::VringInterrupt, queue, 0, 0),
             "vp_interrupt" => (Event::IntxInterrupt, None, 0, 0),
             "virtnet_poll" | "virtnet_poll_tx" => (Event::Poll, None, 0, 0),
@@ -174,11 +201,7 @@ impl Reader {
             "cpu_idle" if fields.text("state") != Some(WAKES) => {
                 // Once until there is another record: its timer wakes a CPU that has
                 // nothing to do.
-                if self
-                    .records
-                    .last()
-                    .is_some_and(|last| last.event == Event::Idle)
-                {
+                if self.sleeps() {
                     return;
                 }
                 (Event::Idle, None, 0, 0)
@@ -347,6 +370,9 @@ mod tests {
  => start_xmit
       echo-99 [000] b..1. 17: vp_notify: (vp_notify+0x0/0x20 [virtio_pci]) index=1 name="output.0"
       echo-99 [000] D.h1. 18: irq_handler_entry: irq=0 name=timer
+      echo-99 [000] D.h1. 18: irq_handler_exit: irq=0 ret=handled
+      echo-99 [000] D.h1. 18: local_timer_entry: vector=236
+      echo-99 [000] D.h1. 18: local_timer_exit: vector=236
       echo-99 [000] D.h1. 19: irq_handler_entry: irq=26 name=virtio0-output.0
       echo-99 [000] D.h1. 20: vring_interrupt: (vring_interrupt+0x0/0xd0 [virtio_ring]) irq=26 index=1 name="output.0"
       echo-99 [000] b..1. 21: vp_notify_returns: (virtqueue_notify+0x18/0x40 [virtio_ring] <- vp_notify) value=0x1
@@ -357,6 +383,10 @@ mod tests {
       echo-99 [000] ..s2. 26: virtqueue_get_buf: (virtqueue_get_buf+0x0/0x20 [virtio_ring]) index=1 name="output.0"
       echo-99 [000] ..s2. 27: virtqueue_get_buf_returns: (x <- virtqueue_get_buf) value=0x0
     <idle>-0 [000] d..1. 28: cpu_idle: state=1 cpu_id=0
+    <idle>-0 [000] d.h1. 29: local_timer_entry: vector=236
+    <idle>-0 [000] d.h1. 29: local_timer_exit: vector=236
+    <idle>-0 [000] d.h1. 29: irq_handler_entry: irq=0 name=timer
+    <idle>-0 [000] d.h1. 29: irq_handler_exit: irq=0 ret=handled
     <idle>-0 [000] ...1. 29: cpu_idle: state=4294967295 cpu_id=0
     <idle>-0 [000] d..1. 30: cpu_idle: state=1 cpu_id=0
 "#;
@@ -384,6 +414,10 @@ mod tests {
                 (14, Event::KickPrepare, tx, 0, 1),
                 (15, Event::Notify, tx, 0, 0),
                 (17, Event::DoorbellRing, tx, 1, bell),
+                (18, Event::OtherInterrupt, None, 0, 0),
+                (18, Event::OtherInterruptEnd, None, 0, 0),
+                (18, Event::OtherInterrupt, None, 236, 0),
+                (18, Event::OtherInterruptEnd, None, 236, 0),
                 (19, Event::InterruptVector, None, 40, 0),
                 (20, Event::VringInterrupt, tx, 0, 0),
                 (21, Event::DoorbellRang, tx, 0, 0),

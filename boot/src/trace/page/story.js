@@ -26,7 +26,7 @@ function stop(step) {
   if (!kicks || step !== bell) return [];
   const { ns, interrupts, counted, interrupted, spread_ns: spread } = kicks;
   return [el("p", { class: "what" }, "Between its two records: ", el("b", {}, span(ns))),
-    el("p", { class: "where" }, "That is the exit and whatever else ran there without a record, on the host or in the guest."),
+    el("p", { class: "where" }, "That is the exit and whatever else the host ran meanwhile. In the guest an interrupt of a device, of its timer or of another CPU would have left a record."),
     interrupts?.length ? el("p", { class: "where" }, `An interrupt was taken in between (${interrupts.join(", ")}): this is not the exit alone.`) : null,
     spread && counted > 1 ? el("p", { class: "where" }, `${counted} kicks of this run${interrupted ? `, ${interrupted} with an interrupt left out` : ""}: ${spread.map(span).join(" / ")} (min / median / max)`) : null];
 }
