@@ -310,7 +310,7 @@ pub struct BenchArgs {
 
 /// Options of a run, of which `trace --diff` makes none. (The environment may set `--qemu` and
 /// `--kernel`.)
-const NOT_WITH_DIFF: [&str; 26] = [
+const NOT_WITH_DIFF: [&str; 27] = [
     "guest",
     "perfetto",
     "recording",
@@ -337,6 +337,7 @@ const NOT_WITH_DIFF: [&str; 26] = [
     "pcap",
     "image",
     "dry_run",
+    "net",
 ];
 
 /// Options of `trace`.
@@ -348,6 +349,14 @@ pub struct TraceArgs {
     /// virtio_net is recorded with ftrace; pc and q35, one CPU.
     #[arg(long, value_enum, default_value_t = GuestArg::Kickpath)]
     pub guest: GuestArg,
+    /// The far end of the cable: dgram alone, where every frame is recorded as it passes.
+    #[arg(
+        long,
+        value_name = "dgram",
+        default_value = "dgram",
+        hide_short_help = true
+    )]
+    pub net: NetChoice,
     /// Trace nothing, but compare two traces that --json wrote: step beside step, with the numbers of
     /// each layer, as text, with --html as a page, with --json for a program.
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = NOT_WITH_DIFF)]

@@ -209,6 +209,7 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     let is_nested = settings.accel == AccelChoice::Nested;
     let is_linux = args.guest == GuestArg::Linux;
+    trace::check_net(args.net).map_err(SessionError::from)?;
     if is_linux {
         trace::linux::check(&settings).map_err(SessionError::from)?;
     }

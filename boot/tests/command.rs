@@ -247,6 +247,10 @@ fn what_is_not_possible_is_said_at_once() {
             &["compare", "--image", "/no/image"],
             "--image with --machine microvm",
         ),
+        (
+            &["trace", "--net", "tap"],
+            "--net tap: a trace compares each frame with what passed on the wire",
+        ),
         (&["compare", "--accel", "nested"], "for `run` and `trace`"),
         (
             &["compare", "--qemu", "/no/qemu"],

@@ -34,12 +34,29 @@ pub use timeline::Timeline;
 
 use crate::command::{Progress, Sink};
 use crate::qemu::Boot;
-use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status};
+use crate::session::{Mismatch, NetChoice, Prepared, SessionError, Settings, fetch_status};
 use capture::{TraceError, Tracer};
 use recording::Recording;
 
 /// The far end of a trace: its frames are recorded there.
 pub const NET: NetChoice = NetChoice::Dgram;
+
+/// Whether a trace can be had at this far end.
+///
+/// # Errors
+/// At no other than [`NET`].
+pub fn check_net(net: NetChoice) -> Result<(), Mismatch> {
+    let option = match net {
+        NET => return Ok(()),
+        NetChoice::User => "--net user",
+        _ => "--net tap",
+    };
+    Err(Mismatch::Decided {
+        option,
+        why: "a trace compares each frame with what passed on the wire, and records that at a \
+              far end of its own (--net dgram)",
+    })
+}
 
 /// Boots the guest and records one datagram in and one out.
 ///
