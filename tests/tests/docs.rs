@@ -132,6 +132,20 @@ fn the_steps_in_linux_are_those_that_are_recorded() {
     assert_eq!(count, 14, "{shown:?}");
 }
 
+/// The list of words is made from what the page of a trace shows.
+#[test]
+fn the_glossary_is_that_of_the_page() {
+    let made = kickpath::trace::glossary::document();
+    if std::env::var_os("KICKPATH_WRITE_DOCS").is_some_and(|value| value == "1") {
+        std::fs::write(workspace().join("docs/glossary.md"), &made).unwrap();
+    }
+    assert_eq!(
+        page("glossary.md"),
+        made,
+        "write it by KICKPATH_WRITE_DOCS=1 cargo test -p kickpath-tests --test docs"
+    );
+}
+
 /// The specification's sections, by number.
 fn sections() -> BTreeMap<&'static str, &'static str> {
     let table = include_str!("virtio-1.2-sections.txt");

@@ -8,13 +8,15 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::glossary::{self, Term};
 use super::timeline::{Delta, Timeline};
 
 const PAGE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
 /// In the order in which they need each other.
-const SCRIPTS: [&str; 5] = [
+const SCRIPTS: [&str; 6] = [
     include_str!("page/base.js"),
+    include_str!("page/glossary.js"),
     include_str!("page/lanes.js"),
     include_str!("page/queue.js"),
     include_str!("page/story.js"),
@@ -31,6 +33,8 @@ struct Data<'a> {
     conclusion: String,
     /// What the hatched gaps of the lanes mean.
     clock_note: String,
+    /// What the words of the page mean.
+    glossary: &'static [Term],
     /// The command that made the page.
     command: &'a str,
     version: &'static str,
@@ -49,6 +53,7 @@ pub fn render(timeline: &Timeline, command: &str) -> serde_json::Result<String> 
         sound: timeline.is_sound(),
         conclusion: timeline.conclusion(),
         clock_note: clock_note(timeline),
+        glossary: glossary::TERMS,
         command,
         version: env!("CARGO_PKG_VERSION"),
     };

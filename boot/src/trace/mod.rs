@@ -13,6 +13,7 @@ pub mod clock;
 mod damaged;
 pub mod diff;
 pub mod explain;
+pub mod glossary;
 pub mod html;
 pub mod image;
 pub mod join;

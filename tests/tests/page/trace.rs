@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use kickpath::trace::timeline::{Delta, Phase};
-use kickpath::trace::{Timeline, html};
+use kickpath::trace::{Timeline, glossary, html};
 use kickpath_tests::browser::View;
 use kickpath_tests::{Suite, program};
 
@@ -27,6 +27,8 @@ pub fn add(suite: &mut Suite) {
         "recorded_text_is_shown_as_text",
         recorded_text_is_shown_as_text,
     );
+    add("words_are_explained", words_are_explained);
+    add("a_lecture_fits_one_screen", a_lecture_fits_one_screen);
     add("a_timeline_without_steps", a_timeline_without_steps);
     add("a_packet_of_this_machine", || {
         a_packet_of_this_machine("run", &[])
@@ -307,6 +309,115 @@ fn recorded_text_is_shown_as_text() -> Result<()> {
         page.check()?;
     }
     Ok(())
+}
+
+/// Each word is told of by keyboard and pointer, within the window.
+fn words_are_explained() -> Result<()> {
+    let mut page = open(&sample()?)?;
+    let listed = page.count("#glossary dt")?;
+    ensure!(
+        listed == glossary::TERMS.len() as u64,
+        "{listed} are listed"
+    );
+    for width in WIDTHS {
+        page.view(View {
+            width,
+            ..desk(false)
+        })?;
+        let wrong = page.evaluate(
+            "(() => { const wrong = []; let met = 0; for (const step of steps) { go(step.number); \
+             for (const term of document.querySelectorAll('.term')) { met++; term.focus(); \
+             const of = TERMS.get(term.textContent.toLowerCase()), box = tip.getBoundingClientRect(); \
+             if (tip.hidden || !tip.textContent.includes(of.sentence) || box.left < 0 || box.top < 0 \
+             || box.right > innerWidth || box.bottom > innerHeight) wrong.push(term.textContent); \
+             term.blur(); if (!tip.hidden) wrong.push('stays: ' + term.textContent); } } \
+             return met > 20 ? wrong : [`${met} words`]; })()",
+        )?;
+        ensure!(wrong == serde_json::json!([]), "at {width}: {wrong}");
+    }
+    page.view(desk(false))?;
+    page.reopen("")?;
+    // By Tab and Escape, as without a mouse.
+    let focus = "document.querySelector('#step .term').focus()";
+    page.evaluate(focus)?;
+    let described = page.evaluate("document.activeElement.getAttribute('aria-describedby')")?;
+    ensure!(described == "tip" && page.count("#tip:not([hidden])")? == 1);
+    page.picture("trace-word", desk(false), false)?;
+    page.press("Escape")?;
+    ensure!(page.count("#tip:not([hidden])")? == 0, "Escape closes it");
+    // A pointer shows it too, and the next step takes it away.
+    page.evaluate(
+        "document.querySelector('#queue .term').dispatchEvent(new PointerEvent('pointerenter'))",
+    )?;
+    ensure!(page.count("#tip:not([hidden])")? == 1);
+    page.press("ArrowLeft")?;
+    ensure!(page.count("#tip:not([hidden])")? == 0);
+    // Who was at a word of the step before goes on from the stepper.
+    page.evaluate(focus)?;
+    page.press("ArrowRight")?;
+    ensure!(page.evaluate("document.activeElement.id")? == "stepper");
+    page.check()
+}
+
+/// Large type, the step, its ring and its source at once, and a presenter's keys.
+fn a_lecture_fits_one_screen() -> Result<()> {
+    let timeline = sample()?;
+    let mut page = open(&timeline)?;
+    let screen = |dark| View {
+        width: 1280,
+        height: 720,
+        ..desk(dark)
+    };
+    page.view(screen(false))?;
+    let small =
+        page.evaluate("parseFloat(getComputedStyle(document.querySelector('.lead')).fontSize)")?;
+    page.press("l")?;
+    ensure!(page.evaluate("$('lecture').getAttribute('aria-pressed')")? == "true");
+    let large =
+        page.evaluate("parseFloat(getComputedStyle(document.querySelector('.lead')).fontSize)")?;
+    ensure!(
+        large.as_f64() >= small.as_f64().map(|size| size * 1.3),
+        "{large} of {small}"
+    );
+    page.press("Home")?;
+    let cut = page.evaluate(
+        "(() => { const cut = []; for (const step of steps.filter(visible)) { go(step.number); \
+         if (document.documentElement.scrollHeight > innerHeight) cut.push([step.number, 'the page']); \
+         for (const id of ['step', 'queue']) { const box = $(id).closest('section'); \
+         if (box.scrollHeight > box.clientHeight + 1 || box.scrollWidth > box.clientWidth + 1) \
+         cut.push([step.number, id, box.scrollHeight, box.clientHeight]); } \
+         const hot = document.querySelector('#source tr.hot'), source = $('source').closest('section'); \
+         if (hot) { const line = hot.getBoundingClientRect(), box = source.getBoundingClientRect(); \
+         if (line.top < box.top || line.bottom > box.bottom) cut.push([step.number, 'the line']); } } \
+         return cut; })()",
+    )?;
+    ensure!(cut == serde_json::json!([]), "not seen: {cut}");
+    page.press("Home")?;
+    page.press("PageDown")?;
+    let second = page.evaluate("steps.filter(visible)[1].number === current")?;
+    ensure!(second == true, "a presenter's key goes on");
+    page.press("PageUp")?;
+    ensure!(page.text("#position")?.starts_with("1 /"));
+    page.check()?;
+    for dark in [false, true] {
+        page.view(screen(dark))?;
+        page.evaluate("go(bell.number)")?;
+        let name = if dark {
+            "trace-lecture-dark"
+        } else {
+            "trace-lecture"
+        };
+        page.picture(name, screen(dark), false)?;
+    }
+    page.press("l")?;
+    ensure!(page.evaluate("getComputedStyle($('hero')).display")? != "none");
+    // On a telephone it is one column, which scrolls.
+    page.view(View {
+        width: 360,
+        ..desk(false)
+    })?;
+    page.press("l")?;
+    page.check()
 }
 
 fn a_timeline_without_steps() -> Result<()> {

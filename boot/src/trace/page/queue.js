@@ -87,7 +87,7 @@ function dial(queue) {
     el("li", {}, el("i", { class: "used" }, "■"), "chains given and not taken back: ", held === null ? index(undefined) : el("b", {}, String(held)))));
 }
 
-const area = (who, title, note, table) => el("div", { class: "area", style: `--c-text:var(--${who})` }, el("h3", {}, title), el("p", { class: "who" }, note), table);
+const area = (who, title, note, table) => el("div", { class: "area", style: `--c-text:var(--${who})` }, el("h3", {}, explained(title)), el("p", { class: "who" }, explained(note)), table);
 const PROGRESS = { added: "written", available: "available", taken: "device has it", used: "given back", reclaimed: "driver's again" };
 const told = entry => ({ ...entry, flags: entry.device_writes === undefined ? undefined : [entry.next === undefined || entry.next === false ? null : entry.next === true ? "NEXT" : `NEXT ${entry.next}`, entry.device_writes ? "WRITE" : null, entry.indirect ? "INDIRECT" : null].filter(Boolean).join(" ") || "0", state: PROGRESS[entry.progress] });
 function split(queue) {

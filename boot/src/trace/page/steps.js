@@ -38,6 +38,20 @@ function showSource({ layer, source, stack, instruction }) {
     source ? listing(source) : el("p", { class: "quiet" }, `No source of ours: this is ${layer === "guest" ? "a function or trace event of the guest's Linux" : "a trace event of the host"}.`),
     written ? [el("h3", {}, `The instruction itself, ${written.file}:${written.line}`), listing(written)] : null,
     stack?.length ? [el("h3", {}, `The ${layer === "guest" ? "guest" : "host"} kernel's call chain at this very event, innermost first`), el("ol", { class: "stack" }, stack.map(frame => el("li", {}, frame)))] : null);
+  bringLine();
+}
+
+// For a lecture: the step, its ring and its source fill the screen, in large type.
+const inLecture = () => document.body.classList.contains("lecture");
+function lecture() {
+  $("lecture").setAttribute("aria-pressed", String(document.body.classList.toggle("lecture")));
+  bringLine();
+  if (!inLecture()) $("stepper").scrollIntoView();
+}
+// Its card of the source scrolls by itself: to the line that is told of.
+function bringLine() {
+  const line = document.querySelector("#source tr.hot"), card = $("source").closest("section");
+  card.scrollTop = line && inLecture() ? card.scrollTop + line.getBoundingClientRect().top - card.getBoundingClientRect().top - card.clientHeight / 3 : 0;
 }
 
 function timing(step) {
@@ -61,20 +75,22 @@ function decision(step) {
 }
 
 function showStep(index) {
-  const step = steps[index], layer = layerOf(step);
+  const step = steps[index], layer = layerOf(step), held = $("step").contains(document.activeElement);
   const row = (term, value, mono) => value === null || value === undefined ? [] : [el("dt", {}, term), el("dd", mono ? { class: "mono" } : {}, value)];
   fill("step",
     el("p", { class: "step-head" }, el("span", { class: "layer", style: `--c-text:${layer.text}` }, layer.name), el("span", { class: "number" }, `step ${index + 1} of ${steps.length}`), step.cpu === undefined ? null : el("span", { class: "number" }, `CPU ${step.cpu}`), step.thread === undefined ? null : el("span", { class: "number" }, `thread ${step.thread}`)),
     el("h2", { id: "step-title" }, nameOf(step)),
     isDoorbell(step) ? el("div", { class: "stop small" }, instruction(step)) : null,
-    el("p", { class: "lead" }, step.sentence),
+    el("p", { class: "lead" }, explained(step.sentence)),
     decision(step),
-    why(step) || step.section ? el("p", { class: "why" }, why(step) ? why(step) + " " : null, step.section ? el("span", { class: "section" }, "Specification: ", step.section, ".") : null) : null,
+    why(step) || step.section ? el("p", { class: "why" }, why(step) ? [explained(why(step)), " "] : null, step.section ? el("span", { class: "section" }, "Specification: ", step.section, ".") : null) : null,
     el("dl", {},
       row("Linux", step.linux, true), row("Record", step.event, true),
       row("Time", timing(step)),
       row("Caused by", step.caused_by === undefined ? null : link(step.caused_by, `step ${step.caused_by + 1}, ${nameOf(steps[step.caused_by])}`)),
       (step.values ?? []).map(({ name, value }) => row(name, value, true))));
+  // What had the focus is gone: Tab goes on from the steps.
+  if (held) $("stepper").focus({ preventScroll: true });
 }
 
 // Why a step is as it is: what the sentence has no room for. Of two texts the first is for split rings.
@@ -161,12 +177,14 @@ function start() {
   });
   const buttons = { first: () => go(further(-steps.length)), back: () => go(further(-1)), next: () => go(further(1)), last: () => go(further(steps.length)), play: () => play(!playing) };
   for (const [id, action] of Object.entries(buttons)) $(id).addEventListener("click", action);
+  $("lecture").addEventListener("click", lecture);
   const keys = { ArrowRight: buttons.next, ArrowLeft: buttons.back, Home: buttons.first, End: buttons.last };
+  const presenter = { PageDown: buttons.next, PageUp: buttons.back };
   addEventListener("keydown", event => {
     if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.defaultPrevented) return;
     // The slider has these keys itself, and a box that scrolls needs them.
     if (event.target.closest?.("input, .listing, .hex, .scroll")) return;
-    const action = keys[event.key] ?? (event.key === " " && event.target === document.body ? buttons.play : null);
+    const action = keys[event.key] ?? (inLecture() ? presenter[event.key] : null) ?? (event.key.toLowerCase() === "l" ? lecture : null) ?? (event.key === " " && event.target === document.body ? buttons.play : null);
     if (action) { action(); event.preventDefault(); }
   });
   addEventListener("hashchange", () => { const step = fromHash(); if (step !== null && step !== current) go(step); });
