@@ -77,6 +77,9 @@ requirements! {
     /// The emulator.
     QEMU = Check::Program("qemu-system-x86_64"), "boot the guest",
         "qemu-system-x86" "qemu-system-x86-core" "qemu-system-x86" "qemu-x86" "qemu";
+    /// A debugger.
+    GDB = Check::Program("gdb"), "look at QEMU's call chain at a kick",
+        "gdb" "gdb" "gdb" "gdb" "";
     /// For changes of the sources.
     PATCH = Check::Program("patch"), "apply a change to a copy of the sources",
         "patch" "patch" "patch" "patch" "gpatch";

@@ -137,6 +137,7 @@ impl<'a> Builder<'a> {
             addresses: &self.addresses,
             context: self.context,
         };
+        self.attach_qemu_stack(&mut steps);
         // What is in Linux's rings no record tells.
         if !self.recording.is_of_linux() {
             replay.attach(&mut steps, &origins);
@@ -180,6 +181,25 @@ impl<'a> Builder<'a> {
         };
         self.note_absent(&mut timeline);
         timeline
+    }
+
+    /// Says at the step in which QEMU hears of the kick by what way it got there: that of the
+    /// next kick of the queue, in the same thread.
+    fn attach_qemu_stack(&self, steps: &mut [Step]) {
+        let threads = &self.recording.threads;
+        let Some(stack) = &self.recording.qemu_stack else {
+            return;
+        };
+        let of_main = stack.thread == threads.main;
+        let mut steps = steps.iter_mut();
+        if let Some(step) = steps.find(|step| {
+            step.phase == Phase::Transmit
+                && step.event == "virtio_queue_notify"
+                && step.queue == Some(stack.queue)
+                && (step.layer == Layer::QemuMain) == of_main
+        }) {
+            step.stack.clone_from(&stack.functions);
+        }
     }
 
     /// Interrupts of the device that the guest's handlers saw in the window.

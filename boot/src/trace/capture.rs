@@ -16,6 +16,7 @@ use super::image::{Image, ImageError};
 use super::journey;
 use super::kvm::{HostTrace, HostTraceError};
 use super::linux::page::NoPage;
+use super::qemu::stack::{self, StackError};
 use super::qemu::{self, threads};
 use super::recording::{
     Clocks, Memory, Probe, Recording, Region, Sample, Threads, Window, WireFrame,
@@ -23,6 +24,7 @@ use super::recording::{
 use super::records::{self, HEADER_LENGTH, Header, Ring, RingError};
 use super::timeline::{Absent, Device, Direction, Instruction, Run};
 use crate::guest::{Failure, Guest};
+use crate::install::{GDB, Host};
 use crate::qemu::{Accel, Boot, Machine, Trace};
 use crate::scratch::{Scratch, ScratchError};
 use crate::wire::{FarEnd, Peer, WireError};
@@ -261,6 +263,67 @@ impl Tracer {
             });
         }
         Ok(recording)
+    }
+
+    /// Has the guest kick once more, and adds QEMU's call chain at that kick to a recording, or
+    /// why there is none.
+    ///
+    /// # Errors
+    /// QEMU's log cannot be read.
+    pub fn add_qemu_stack(
+        &self,
+        guest: &Guest,
+        peer: &Peer,
+        address: Ipv4Addr,
+        recording: &mut Recording,
+    ) -> Result<(), TraceError> {
+        let process = recording.threads.main;
+        let absent = |reason: String, enable| Absent {
+            what: "QEMU's own call chain at the kick".into(),
+            reason,
+            enable,
+        };
+        if process == 0 {
+            let reason = "QEMU does not tell the number of its process".into();
+            recording.absent.push(absent(reason, None));
+            return Ok(());
+        }
+        let before = self.look(guest)?.log;
+        let taken = stack::take(process, || {
+            // Whether its answer comes is of no interest; a debugger may take its time.
+            let _ = peer.udp_echo(address.into(), OTHER_BYTES, self.accel.reply_bound());
+        });
+        let mut taken = match taken {
+            Ok(taken) => taken,
+            Err(error) => {
+                let enable = match error {
+                    StackError::NoGdb => Host::detect().command(&[GDB]),
+                    _ => None,
+                };
+                recording.absent.push(absent(error.to_string(), enable));
+                return Ok(());
+            }
+        };
+        let mut logs = threads::read(self.directory.path()).map_err(system("read QEMU's log"))?;
+        for (thread, log) in &mut logs {
+            log.window = before.get(thread).copied().unwrap_or(0);
+        }
+        let (log, window) = threads::merge(&logs);
+        let later = qemu::parse(log.get(window..).unwrap_or_default()).records;
+        let mut heard = later.iter().filter(|record| {
+            record.thread == taken.thread && record.event == "virtio_queue_notify"
+        });
+        match heard.next().and_then(|record| record.number("n")) {
+            Some(queue) => {
+                taken.queue = u16::try_from(queue).unwrap_or(u16::MAX);
+                recording.qemu_stack = Some(taken);
+            }
+            None => {
+                let reason = "QEMU's log does not tell which queue it was".into();
+                recording.absent.push(absent(reason, None));
+            }
+        }
+        Ok(())
     }
 
     fn ring(&self, guest: &Guest, ring: &GuestRing) -> Result<Ring, TraceError> {

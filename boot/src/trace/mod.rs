@@ -86,7 +86,10 @@ pub fn record(
     let device = capture::device_of(&status);
     let run = capture::run_of(&prepared.machine, reason, &guest, device);
     let hz = status.boot.tsc_hz;
-    let recording = tracer.record(&guest, &peer, up.address.address, run, hz)?;
+    let address = up.address.address;
+    let mut recording = tracer.record(&guest, &peer, address, run, hz)?;
+    sink(Progress::Step("Taking QEMU's call chain at one more kick"));
+    tracer.add_qemu_stack(&guest, &peer, address, &mut recording)?;
     Ok((prepared, recording))
 }
 

@@ -1,6 +1,7 @@
 //! QEMU's own trace events, as its log backend writes them with `-msg timestamp=on`, a file a
 //! thread ([`threads`]): `THREAD@SECONDS.MICROSECONDS:EVENT name value ...`.
 
+pub mod stack;
 pub mod threads;
 
 use serde::{Deserialize, Serialize};

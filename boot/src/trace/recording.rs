@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::qemu::stack::QemuStack;
 use super::records::GuestRecord;
 use super::timeline::{Absent, Direction, Instruction, RingUse, Run};
 
@@ -44,6 +45,9 @@ pub struct Recording {
     /// The device's address ranges, as QEMU knows them.
     #[serde(default)]
     pub regions: Vec<Region>,
+    /// QEMU's call chain at the kick after the window's, if it could be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu_stack: Option<QemuStack>,
     /// What could not be recorded.
     #[serde(default)]
     pub absent: Vec<Absent>,

@@ -146,7 +146,8 @@ pub fn print_step<W: Write>(story: &mut Story<W>, step: &Step) -> io::Result<()>
     if !step.stack.is_empty() {
         let whose = match step.layer {
             Layer::Guest => "guest's kernel",
-            _ => "host kernel",
+            Layer::QemuVcpu | Layer::QemuMain => "QEMU, at the next kick of this queue",
+            Layer::Kvm | Layer::Wire => "host kernel",
         };
         below(&format!("{whose}: {}", step.stack.join(" <- ")), FAINT)?;
     }

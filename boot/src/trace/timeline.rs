@@ -226,8 +226,9 @@ pub struct Step {
     /// The instruction that causes the VM exit, at the doorbell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruction: Option<Instruction>,
-    /// The kernel's call chain, innermost first: at an exit the host's, at a step of a Linux
-    /// guest the guest's.
+    /// The call chain, innermost first: at an exit the host kernel's, at a step of a Linux
+    /// guest that of its kernel, where QEMU hears of the kick QEMU's, taken at the next kick
+    /// of the queue.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stack: Vec<String>,
     /// The queue after this step, for a step that is about one.

@@ -2,6 +2,7 @@
 //! whole journey whose layers fit together.
 
 use anyhow::{Context, Result, ensure};
+use kickpath::install::GDB;
 use kickpath::trace::Timeline;
 use kickpath::trace::timeline::{Comparison, Delta, Layer, Part, Phase, RingMemory, Verdict};
 use kickpath_tests::program::run;
@@ -108,6 +109,7 @@ pub fn add(suite: &mut Suite) {
                 false => Layer::QemuMain,
             };
             handled_by(&timeline, handler)?;
+            qemu_tells_its_way(&timeline, without)?;
             ensure!(!timeline.run.real_exits);
             ensure!(
                 timeline.absent.iter().any(|a| a.what == "KVM's events"),
@@ -161,6 +163,7 @@ pub fn add(suite: &mut Suite) {
 }
 
 fn trace(options: &[&str]) -> Result<Timeline> {
+    setup::require(&[GDB])?;
     let text = run(&[&["trace", "--json", "-"], options].concat())?;
     serde_json::from_str(&text).context(text)
 }
@@ -417,6 +420,31 @@ fn in_order(events: &[&str], wanted: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// QEMU's call chain, from its main loop by an eventfd or from the guest's translated code.
+fn qemu_tells_its_way(timeline: &Timeline, by_vcpu: bool) -> Result<()> {
+    let mut absent = timeline.absent.iter();
+    if let Some(absent) = absent.find(|absent| absent.reason.contains("ptrace")) {
+        println!("without {}: {}", absent.what, absent.reason);
+        return Ok(());
+    }
+    let mut notified = timeline.phase(Phase::Transmit);
+    let notified = notified.find(|step| step.event == "virtio_queue_notify" && !step.aside);
+    let stack = &notified.context("a notification")?.stack;
+    let wanted = match by_vcpu {
+        true => ["virtio_queue_notify", "code_gen_buffer", "cpu_exec"],
+        false => [
+            "virtio_queue_host_notifier_read",
+            "aio_dispatch",
+            "main_loop_wait",
+        ],
+    };
+    let names: Vec<&str> = stack
+        .iter()
+        .filter_map(|name| name.split(' ').next())
+        .collect();
+    in_order(&names, &wanted).with_context(|| format!("{:?}", timeline.absent))
+}
+
 /// Who in QEMU heard of the kick.
 fn handled_by(timeline: &Timeline, layer: Layer) -> Result<()> {
     let notify = timeline
@@ -462,6 +490,7 @@ fn kvm() -> Result<()> {
     ensure!(silent.is_none_or(|silent| silent.reason.contains("asked for")));
     let rang = step(Layer::Guest, "DoorbellRang")?;
     ensure!(exit.number < rang.number);
+    qemu_tells_its_way(&timeline, false)?;
     let main = timeline.steps.iter();
     let main: Vec<&str> = main
         .filter(|step| step.layer == Layer::QemuMain)

@@ -77,6 +77,16 @@ impl Builder<'_> {
                 None,
             );
         }
+        let is_shown = |step: &Step| step.event == "virtio_queue_notify" && !step.stack.is_empty();
+        if let Some(stack) = &self.recording.qemu_stack
+            && !timeline.steps.iter().any(is_shown)
+        {
+            let reason = format!(
+                "the next kick was of queue {}, heard by thread {} of QEMU",
+                stack.queue, stack.thread
+            );
+            absent("QEMU's own call chain at the kick", reason, None);
+        }
         if self.journey.reclaim.is_none() {
             absent(
                 "the sent buffer's way back",

@@ -5,6 +5,7 @@ use super::super::text;
 use super::super::timeline::{Comparison, Verdict};
 use super::*;
 use crate::terminal::{Story, WIDTH};
+use crate::trace::qemu::stack::QemuStack;
 use crate::trace::records::GuestRecord;
 
 fn recording(name: &str) -> Recording {
@@ -324,6 +325,53 @@ fn linux_is_told_by_its_own_functions() {
     ];
     let places = order.map(|event| position_of(&sent, event));
     assert!(places.is_sorted(), "{sent:#?}");
+}
+
+#[test]
+fn qemus_way_to_the_kick_is_at_its_notification() {
+    let mut recording = recording("tcg");
+    let taken = QemuStack {
+        queue: 1,
+        thread: recording.threads.main,
+        functions: vec![
+            "virtio_queue_host_notifier_read".into(),
+            "main_loop_wait".into(),
+        ],
+    };
+    recording.qemu_stack = Some(taken.clone());
+    let timeline = build(&recording).unwrap();
+    let with: Vec<_> = timeline
+        .steps
+        .iter()
+        .filter(|step| !step.stack.is_empty())
+        .collect();
+    assert_eq!(with.len(), 1, "{with:#?}");
+    assert_eq!(with[0].event, "virtio_queue_notify");
+    assert_eq!(with[0].stack, taken.functions);
+
+    // That of another queue, or of another thread, is not this kick's.
+    let vcpu = recording.threads.vcpus[0];
+    for other in [
+        QemuStack {
+            queue: 0,
+            ..taken.clone()
+        },
+        QemuStack {
+            thread: vcpu,
+            ..taken.clone()
+        },
+    ] {
+        recording.qemu_stack = Some(other);
+        let timeline = build(&recording).unwrap();
+        assert!(timeline.steps.iter().all(|step| step.stack.is_empty()));
+        let absent = timeline.absent.iter();
+        assert!(
+            absent
+                .clone()
+                .any(|absent| absent.what.contains("call chain")),
+            "{absent:?}"
+        );
+    }
 }
 
 #[test]

@@ -85,8 +85,11 @@ pub fn record(
     sink(Progress::Step("Sending one datagram in and one out"));
     let reason = &prepared.decision.reason;
     let run = capture::run_of(&prepared.machine, reason, &guest, Device::default());
-    let mut recording = tracer.record(&guest, &peer, up.address.address, run, 0)?;
+    let address = up.address.address;
+    let mut recording = tracer.record(&guest, &peer, address, run, 0)?;
     complete(&tracer, &guest, &peer, &prepared, &mut recording)?;
+    sink(Progress::Step("Taking QEMU's call chain at one more kick"));
+    tracer.add_qemu_stack(&guest, &peer, address, &mut recording)?;
     Ok((prepared, recording))
 }
 

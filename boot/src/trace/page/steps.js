@@ -31,13 +31,18 @@ function listing({ file, line, excerpt }) {
   }))));
 }
 
+function callChainOf(layer) {
+  if (layer.startsWith("qemu")) return "QEMU's call chain, innermost first, taken by a debugger at the next kick of this queue";
+  return `The ${layer === "guest" ? "guest" : "host"} kernel's call chain at this very event, innermost first`;
+}
+
 function showSource({ layer, source, stack, instruction }) {
   const written = instruction?.source;
   fill("source",
     el("div", { class: "source-head" }, el("h2", { id: "h-source" }, source ? `${source.file}:${source.line}` : "Source"), el("span", { class: "quiet" }, source ? source.module : "")),
     source ? listing(source) : el("p", { class: "quiet" }, `No source of ours: this is ${layer === "guest" ? "a function or trace event of the guest's Linux" : "a trace event of the host"}.`),
     written ? [el("h3", {}, `The instruction itself, ${written.file}:${written.line}`), listing(written)] : null,
-    stack?.length ? [el("h3", {}, `The ${layer === "guest" ? "guest" : "host"} kernel's call chain at this very event, innermost first`), el("ol", { class: "stack" }, stack.map(frame => el("li", {}, frame)))] : null);
+    stack?.length ? [el("h3", {}, callChainOf(layer)), el("ol", { class: "stack" }, stack.map(frame => el("li", {}, frame)))] : null);
   bringLine();
 }
 
