@@ -10,7 +10,7 @@
 //! | ping | ICMP, ICMPv6 | RFC 792, RFC 4443 |
 //!
 //! A TCP connection gets its buffers when it is opened, all else is allocated when
-//! the [`Stack`] is made; an echo allocates nothing. `stack.rs` says which way a frame goes.
+//! the [`Stack`] is made; an echo allocates nothing. `ingress.rs` says which way a frame goes.
 //!
 //! What is not here: IPv6 fragments (smoltcp 0.14 has no reassembly for them).
 //!
@@ -76,6 +76,7 @@ mod for_others;
 mod host;
 mod http;
 mod in_place;
+mod ingress;
 mod link;
 mod mld;
 mod neighbors;

@@ -108,10 +108,12 @@ impl Listener {
         if self.left == 0 || now < self.due {
             return;
         }
-        let mut groups: Vec<Ipv6Address> =
-            addresses(interface).map(announce::solicited_node).collect();
-        groups.sort_unstable();
-        groups.dedup();
+        let mut groups: Vec<Ipv6Address> = Vec::new();
+        for group in addresses(interface).map(announce::solicited_node) {
+            if !groups.contains(&group) {
+                groups.push(group);
+            }
+        }
         if self.v1_until.is_some_and(|until| now < until) {
             for group in groups {
                 let message = [&[REPORT_V1, 0, 0, 0, 0, 0, 0, 0], &group.octets()[..]].concat();

@@ -18,7 +18,7 @@ const TCP_HEADER: usize = 20;
 
 /// An IPv6 address, or an IPv4 address mapped into IPv6 (RFC 4291, 2.5.5.2), with
 /// its bytes in the order of the packet: equal or not is all that is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Address(pub(crate) u128);
 
 impl Address {
@@ -36,7 +36,7 @@ impl Address {
 
     /// Whether it is an IPv4 address mapped into IPv6.
     #[inline(always)]
-    fn is_mapped(self) -> bool {
+    pub(crate) fn is_ipv4(self) -> bool {
         let prefix = Self::v4([0xff; 4]).0;
         let mask = u128::from_ne_bytes([
             0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0,
@@ -46,11 +46,10 @@ impl Address {
 
     pub(crate) fn ip(self) -> IpAddress {
         let bytes = self.0.to_ne_bytes();
-        match bytes {
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => {
-                IpAddress::Ipv4(Ipv4Addr::new(a, b, c, d))
-            }
-            bytes => IpAddress::Ipv6(Ipv6Addr::from(bytes)),
+        let [.., a, b, c, d] = bytes;
+        match self.is_ipv4() {
+            true => IpAddress::Ipv4(Ipv4Addr::new(a, b, c, d)),
+            false => IpAddress::Ipv6(Ipv6Addr::from(bytes)),
         }
     }
 }
@@ -208,7 +207,7 @@ fn parse_ipv6<'f>(frame: &'f [u8], packet: &'f [u8], verify: bool) -> Option<Par
     let source = Address::v6(*source.first_chunk()?);
     let destination = Address::v6(*destination.first_chunk()?);
     // Not on any link (RFC 4291, 2.5.5.2); here they stand for IPv4.
-    if source.is_mapped() || destination.is_mapped() {
+    if source.is_ipv4() || destination.is_ipv4() {
         return None;
     }
     let content = match protocol {

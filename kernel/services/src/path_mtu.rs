@@ -8,9 +8,10 @@ use alloc::vec;
 
 use smoltcp::phy::{Device, DeviceCapabilities, PacketMeta, TxToken};
 use smoltcp::time::Instant;
-use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, IpAddress, IpEndpoint, Ipv4Address, Ipv6Address};
+use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, Ipv6Address};
 
 use crate::checksum::{ETHERNET, IPV4_HEADER, IPV6_HEADER, TCP};
+use crate::packet::Address;
 use crate::segment::Ends;
 
 /// No path is taken to be narrower. IPv4: Linux `ip_rt_min_pmtu`; a forged
@@ -21,10 +22,10 @@ const LEAST_V6: usize = 1280;
 const BASE: usize = 1024 + 40;
 
 /// The MTU to try on a path where large packets vanish without a word (RFC 4821).
-pub(crate) fn base(remote: IpAddress) -> usize {
-    match remote {
-        IpAddress::Ipv4(_) => BASE,
-        IpAddress::Ipv6(_) => LEAST_V6,
+pub(crate) fn base(remote: Address) -> usize {
+    match remote.is_ipv4() {
+        true => BASE,
+        false => LEAST_V6,
     }
 }
 
@@ -44,7 +45,7 @@ impl TooBig {
     pub(crate) fn parse(frame: &[u8]) -> Option<Self> {
         let (ethernet, packet) = frame.split_first_chunk::<ETHERNET>()?;
         let quoted;
-        let (mtu, at, local, remote): (_, _, IpAddress, IpAddress);
+        let (mtu, at, local, remote);
         match ethernet[12..] {
             [0x08, 0x00] => {
                 const ICMP: u8 = 1;
@@ -62,8 +63,8 @@ impl TooBig {
                 }
                 mtu = usize::from(u16::from_be_bytes([high, low])).max(LEAST);
                 at = usize::from(header[0] & 0xf) * 4;
-                local = Ipv4Address::from(*header[12..].first_chunk::<4>()?).into();
-                remote = Ipv4Address::from(*header[16..].first_chunk::<4>()?).into();
+                local = Address::v4(*header[12..].first_chunk()?);
+                remote = Address::v4(*header[16..].first_chunk()?);
             }
             [0x86, 0xdd] => {
                 const ICMPV6: u8 = 58;
@@ -83,16 +84,17 @@ impl TooBig {
                 }
                 mtu = (u32::from_be_bytes([a, b, c, d]) as usize).max(LEAST_V6);
                 at = IPV6_HEADER;
-                local = Ipv6Address::from(*quoted[8..].first_chunk::<16>()?).into();
-                remote = Ipv6Address::from(*quoted[24..].first_chunk::<16>()?).into();
+                local = Address::v6(*quoted[8..].first_chunk()?);
+                remote = Address::v6(*quoted[24..].first_chunk()?);
             }
             _ => return None,
         }
         let &[a, b, c, d, e, f, g, h] = quoted.get(at..)?.first_chunk::<8>()?;
         Some(Self {
             ends: Ends {
-                local: IpEndpoint::new(local, u16::from_be_bytes([a, b])),
-                remote: IpEndpoint::new(remote, u16::from_be_bytes([c, d])),
+                local,
+                remote,
+                ports: [[a, b], [c, d]].map(u16::from_be_bytes),
             },
             sequence: u32::from_be_bytes([e, f, g, h]),
             mtu,

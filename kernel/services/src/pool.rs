@@ -25,12 +25,12 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, TxToken};
-use smoltcp::socket::{Socket, tcp};
+use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::IpAddress;
 
 use crate::http::Report;
 use crate::link::OneFrame;
+use crate::packet::Address;
 use crate::path_mtu::{self, Narrow, TooBig};
 use crate::segment::{Ends, Segment};
 use crate::tcp::{Conversation, Service};
@@ -72,9 +72,7 @@ const SHARE: usize = 32;
 const SPARE: usize = 4;
 
 struct Connection {
-    /// With the socket alone in it.
-    set: SocketSet<'static>,
-    socket: SocketHandle,
+    alone: Alone,
     ends: Ends,
     service: Service,
     conversation: Conversation,
@@ -100,6 +98,24 @@ struct Connection {
     due: Option<Instant>,
 }
 
+/// A socket alone in its set, where it stays from one connection to the next.
+struct Alone {
+    set: SocketSet<'static>,
+    handle: SocketHandle,
+}
+
+impl Alone {
+    fn new(socket: tcp::Socket<'static>) -> Self {
+        let mut set = SocketSet::new(Vec::with_capacity(1));
+        let handle = set.add(socket);
+        Self { set, handle }
+    }
+
+    fn socket(&mut self) -> &mut tcp::Socket<'static> {
+        self.set.get_mut(self.handle)
+    }
+}
+
 /// What a connection counts as.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -112,7 +128,7 @@ enum Phase {
 
 impl Connection {
     fn socket(&self) -> &tcp::Socket<'static> {
-        self.set.get(self.socket)
+        self.alone.set.get(self.alone.handle)
     }
 }
 
@@ -133,14 +149,14 @@ pub(crate) struct Pool {
     /// Bytes that buffers may take beyond the smallest ones, and what they take.
     memory: usize,
     used: usize,
-    spare: [Vec<tcp::Socket<'static>>; Service::ALL.len()],
+    spare: [Vec<Alone>; Service::ALL.len()],
     /// Nobody gives way before.
     look_again_at: Instant,
     scratch: Box<[u8]>,
     /// What routers say is the link's MTU for IPv6, if it is not the device's.
     mtu_v6: Option<usize>,
     /// The MTU of paths to hosts, and until when it is believed.
-    paths: HashMap<IpAddress, (usize, Instant), FixedState>,
+    paths: HashMap<Address, (usize, Instant), FixedState>,
 }
 
 impl Pool {
@@ -209,7 +225,7 @@ impl Pool {
             // RFC 9293, 3.10.7.1: reset; nothing that was for others than us.
             if self.time_wait.contains(&segment.ends) {
                 self.time_wait.answer(packet, device, now);
-            } else if interface.has_ip_addr(segment.ends.local.addr) {
+            } else if interface.has_ip_addr(segment.ends.local.ip()) {
                 interface.poll_ingress_single(now, device, &mut SocketSet::new(vec![]));
             }
             return;
@@ -217,7 +233,7 @@ impl Pool {
         if let Some(acknowledged) = segment.acknowledged {
             connection.acknowledged = acknowledged;
         }
-        interface.poll_ingress_single(now, device, &mut connection.set);
+        interface.poll_ingress_single(now, device, &mut connection.alone.set);
         if !connection.is_ready {
             connection.is_ready = true;
             self.ready.push_back(index);
@@ -247,7 +263,7 @@ impl Pool {
         }
         if self.paths.len() < MAX_PATHS {
             let path = (message.mtu, now + PATH_LIFETIME);
-            self.paths.insert(message.ends.remote.addr, path);
+            self.paths.insert(message.ends.remote, path);
         }
     }
 
@@ -275,8 +291,8 @@ impl Pool {
         }
         // RFC 9293, 3.6.1: a new connection may end TIME-WAIT.
         self.time_wait.remove(&segment.ends);
-        match Service::at(segment.ends.local.port) {
-            Some(service) if interface.has_ip_addr(segment.ends.local.addr) => {
+        match Service::at(segment.ends.ports[0]) {
+            Some(service) if interface.has_ip_addr(segment.ends.local.ip()) => {
                 self.open(now, service, segment.ends).map(Some)
             }
             _ => Ok(None),
@@ -285,16 +301,13 @@ impl Pool {
 
     fn open(&mut self, now: Instant, service: Service, ends: Ends) -> Result<usize, Full> {
         self.make_room(now, service)?;
-        let (socket, memory) = self.take_socket(service);
-        let mut set = SocketSet::new(Vec::with_capacity(1));
-        let socket = set.add(socket);
-        let path = self.paths.get(&ends.remote.addr);
+        let (alone, memory) = self.take_socket(service);
+        let path = self.paths.get(&ends.remote);
         let path_mtu = path.filter(|path| path.1 > now).map(|path| path.0);
-        let link_mtu = self.mtu_v6.filter(|_| !is_ipv4(ends.remote.addr));
+        let link_mtu = self.mtu_v6.filter(|_| !ends.remote.is_ipv4());
         let path_mtu = path_mtu.into_iter().chain(link_mtu).min();
         let connection = Connection {
-            set,
-            socket,
+            alone,
             ends,
             service,
             conversation: service.conversation(),
@@ -324,13 +337,13 @@ impl Pool {
 
     /// A socket that listens, with buffers as large as there is memory for, and
     /// the bytes of these.
-    fn take_socket(&mut self, service: Service) -> (tcp::Socket<'static>, usize) {
+    fn take_socket(&mut self, service: Service) -> (Alone, usize) {
         let limits = service.limits();
         let share = self.memory.saturating_sub(self.used) / SHARE;
         let [receive, transmit] =
             [limits.receive, limits.transmit].map(|limit| limit.min(share.max(MIN_BUFFER)));
         let is_full_size = (receive, transmit) == (limits.receive, limits.transmit);
-        let mut socket = match self.spare[service as usize].pop() {
+        let mut alone = match self.spare[service as usize].pop() {
             Some(spare) if is_full_size => spare,
             _ => {
                 let mut socket = tcp::Socket::new(
@@ -339,14 +352,14 @@ impl Pool {
                 );
                 // Answers go out as they are written; no service writes in crumbs.
                 socket.set_nagle_enabled(false);
-                socket
+                Alone::new(socket)
             }
         };
         // A closed socket listens at any port but 0.
-        let listening = socket.listen(limits.port);
+        let listening = alone.socket().listen(limits.port);
         debug_assert_eq!(listening, Ok(()));
         self.used += receive + transmit;
-        (socket, receive + transmit)
+        (alone, receive + transmit)
     }
 
     /// Has somebody give way if there is no room for a further connection.
@@ -373,7 +386,7 @@ impl Pool {
                 self.look_again_at = now + LOOK_AGAIN;
                 return Err(Full);
             };
-            slowest.set.get_mut::<tcp::Socket>(slowest.socket).abort();
+            slowest.alone.socket().abort();
             slowest.phase = Phase::Ending;
             slowest.active = now;
             self.count -= 1;
@@ -398,19 +411,20 @@ impl Pool {
             self.timers.remove(&(due, index));
         }
         let service = connection.service as usize;
-        self.opening.remove(&(connection.opened, index));
+        if connection.phase == Phase::Opening {
+            self.opening.remove(&(connection.opened, index));
+        }
         if connection.phase != Phase::Ending {
             self.count -= 1;
             self.counts[service] -= 1;
         }
         self.used -= connection.memory;
         let limits = connection.service.limits();
-        if let Socket::Tcp(mut socket) = connection.set.remove(connection.socket)
-            && connection.memory == limits.receive + limits.transmit
+        if connection.memory == limits.receive + limits.transmit
             && self.spare[service].len() < SPARE
         {
-            socket.abort();
-            self.spare[service].push(socket);
+            connection.alone.socket().abort();
+            self.spare[service].push(connection.alone);
         }
     }
 
@@ -465,7 +479,7 @@ impl Pool {
         let Some(connection) = self.connections.get_mut(index).and_then(Option::as_mut) else {
             return Served::Idle;
         };
-        let socket = connection.set.get_mut::<tcp::Socket>(connection.socket);
+        let socket = connection.alone.socket();
         let taken = connection.queued.saturating_sub(socket.send_queue());
         let progress = socket.recv_queue() + taken;
         if progress > 0 {
@@ -496,12 +510,12 @@ impl Pool {
         if taken > 0 || connection.queued == 0 {
             connection.moved = now;
         } else if now >= connection.moved + STALL {
-            let base = path_mtu::base(connection.ends.remote.addr);
+            let base = path_mtu::base(connection.ends.remote);
             connection.path_mtu = Some(connection.path_mtu.map_or(base, |mtu| mtu.min(base)));
         }
         connection.queued = socket.send_queue();
 
-        let set = &mut connection.set;
+        let set = &mut connection.alone.set;
         let mut passes = 0;
         let mut due = interface.poll_at(now, set);
         while passes < BURST
@@ -520,7 +534,7 @@ impl Pool {
             _ => Served::Sent,
         };
 
-        let socket = connection.set.get_mut::<tcp::Socket>(connection.socket);
+        let socket = connection.alone.socket();
         match socket.state() {
             // Reset in its handshake, or no SYN after all; or aborted and reset.
             tcp::State::Listen => {
@@ -583,10 +597,6 @@ impl Pool {
         let waiting = (!self.ready.is_empty()).then_some(now + DEVICE_RETRY);
         earlier(waiting, self.timers.first().map(|&(due, _)| due))
     }
-}
-
-fn is_ipv4(address: IpAddress) -> bool {
-    matches!(address, IpAddress::Ipv4(_))
 }
 
 /// There is no room for a further connection.

@@ -1,14 +1,15 @@
 //! The part of a TCP segment that tells whose it is.
 
-use smoltcp::wire::IpEndpoint;
-
-use crate::packet::{Content, Packet};
+use crate::packet::{Address, Content, Packet};
 
 /// The two ends of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Ends {
-    pub(crate) local: IpEndpoint,
-    pub(crate) remote: IpEndpoint,
+    /// Ours.
+    pub(crate) local: Address,
+    pub(crate) remote: Address,
+    /// Ours, then the other's.
+    pub(crate) ports: [u16; 2],
 }
 
 /// What a packet says of the segment in it.
@@ -33,8 +34,9 @@ impl Segment {
             return None;
         };
         let ends = Ends {
-            local: IpEndpoint::new(packet.destination.ip(), to),
-            remote: IpEndpoint::new(packet.source.ip(), from),
+            local: packet.destination,
+            remote: packet.source,
+            ports: [to, from],
         };
         Some(Self {
             ends,

@@ -71,9 +71,11 @@ impl ControlSteps {
     /// The receive mode with these groups added.
     pub fn receive(&self, groups: impl Iterator<Item = [u8; 6]>) -> RxMode {
         let mut mode = self.receive.clone();
-        mode.multicast.extend(groups);
-        mode.multicast.sort_unstable();
-        mode.multicast.dedup();
+        for group in groups {
+            if !mode.multicast.contains(&group) {
+                mode.multicast.push(group);
+            }
+        }
         mode
     }
 

@@ -1,5 +1,7 @@
 //! Reading a request.
 
+use core::mem::MaybeUninit;
+
 use super::status_code::StatusCode;
 
 /// More fields than any client has reason to send.
@@ -25,9 +27,9 @@ pub(super) struct Request<'a> {
 }
 
 pub(super) fn parse(buffer: &[u8]) -> Parsed<'_> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let mut parsed = httparse::Request::new(&mut fields);
-    let length = match parsed.parse(buffer) {
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let length = match parsed.parse_with_uninit_headers(buffer, &mut fields) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Parsed::Partial,
         Err(httparse::Error::TooManyHeaders) => {

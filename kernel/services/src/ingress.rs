@@ -1,0 +1,351 @@
+//! Which way a frame goes.
+//!
+//! A frame is read once ([`Parsed`]), and [`Ingress::ingest`] decides by what was
+//! found:
+//!
+//! - what speaks of the link itself (ARP, neighbour and router discovery, DHCP)
+//!   goes to `link`, an interface of smoltcp that knows Ethernet and nothing else;
+//! - a packet whose sender cannot be answered yet waits (`waiting.rs`);
+//! - a datagram for a UDP service goes to that service (`in_place.rs`, `udp.rs`);
+//! - all other packets go to `interface`, and to the TCP sockets.
+
+use alloc::boxed::Box;
+use alloc::vec;
+
+use kickpath_abi::config::Config;
+use smoltcp::iface::{self, Interface, SocketSet};
+use smoltcp::phy::{Device, TxToken};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, HardwareAddress};
+
+use crate::DHCP_CLIENT_PORT;
+use crate::checksum::ETHERNET;
+use crate::datagrams::{Datagrams, Received};
+use crate::for_others::ForOthers;
+use crate::host::{Effect, Host};
+use crate::link::{self, Described, Fill, OneFrame, Outgoing, Token};
+use crate::neighbors::Neighbors;
+use crate::packet::{Content, Datagram, Packet, Parsed};
+use crate::path_mtu::TooBig;
+use crate::pool::Pool;
+use crate::reassembly::Reassembly;
+use crate::segment::Segment;
+use crate::waiting::Waiting;
+
+/// Bytes of heap that are taken for granted before [`Pool::set_heap`].
+const HEAP: usize = 16 << 20;
+/// Memory that the table of neighbours may take, in bytes.
+const NEIGHBOR_MEMORY: usize = 1 << 20;
+
+/// What became of a frame.
+pub(crate) enum Outcome {
+    /// It is answered, or was for nobody.
+    Done,
+    /// It may have given others than the UDP services something to do.
+    Others,
+    /// Others as [`Self::Others`], and fragments of an answer may be left.
+    Fragments,
+}
+
+/// Everybody who takes frames in. See the module.
+pub(crate) struct Ingress {
+    pub(crate) host: Host,
+    /// When it has something to do.
+    pub(crate) host_at: Option<Instant>,
+    /// At the level of IP: for all others.
+    pub(crate) interface: Box<Interface>,
+    pub(crate) outgoing: Outgoing,
+    reassembly: Reassembly,
+    /// Packets that were dropped because of where they claim to be from.
+    pub(crate) impossible_sources: u64,
+    pub(crate) datagrams: Datagrams,
+    pub(crate) tcp: Pool,
+    /// Packets that cannot be answered yet.
+    pub(crate) waiting: Waiting,
+    /// What other stacks with this address must hear.
+    pub(crate) for_others: ForOthers,
+    /// Since they were last asked for.
+    pub(crate) addresses_changed: bool,
+}
+
+impl Ingress {
+    /// With a configuration it finds its addresses, without one it follows another.
+    pub(crate) fn new<D: Device + ?Sized>(
+        config: Option<&Config>,
+        mac: [u8; 6],
+        device: &mut D,
+        now: Instant,
+        seed: u64,
+    ) -> Self {
+        let mac = EthernetAddress(mac);
+        let capabilities = device.capabilities();
+        let ip_mtu = capabilities.ip_mtu();
+        let host = Host::new(config, mac, device, now, seed);
+        let mut settings = iface::Config::new(HardwareAddress::Ip);
+        settings.random_seed = seed;
+        let fill = Fill::of(&capabilities);
+        let mut device = Described(link::ip_capabilities(capabilities));
+        let mut this = Self {
+            host,
+            host_at: Some(now),
+            interface: Box::new(Interface::new(settings, &mut device, now)),
+            outgoing: Outgoing {
+                neighbors: Neighbors::new(mac, NEIGHBOR_MEMORY, seed),
+                fill,
+                of_fragments: [0, 0],
+                now,
+            },
+            reassembly: Reassembly::default(),
+            impossible_sources: 0,
+            datagrams: Datagrams::new(ip_mtu),
+            tcp: Pool::new(HEAP, seed),
+            waiting: Waiting::new(ETHERNET + ip_mtu),
+            for_others: ForOthers::default(),
+            addresses_changed: true,
+        };
+        this.set_addresses();
+        this
+    }
+
+    /// As [`Self::ingest`], for the frames of which there are few.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn ingest_again<T: TxToken>(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        verify: bool,
+        token: T,
+    ) -> Outcome {
+        self.ingest(now, frame, verify, token)
+    }
+
+    /// Decides which way a frame goes. See the module. What is on the way of a
+    /// datagram becomes one function: a packet is then never written to memory.
+    #[inline(always)]
+    pub(crate) fn ingest<T: TxToken>(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        verify: bool,
+        token: T,
+    ) -> Outcome {
+        match Parsed::parse(frame, verify) {
+            Parsed::Ip(packet) => self.receive_packet(now, &packet, token),
+            Parsed::Arp => {
+                self.for_others.keep(frame);
+                self.receive_arp(now, frame, token);
+                Outcome::Others
+            }
+            Parsed::Unknown => self.receive_tagged(now, frame, verify, token),
+            Parsed::Corrupt => Outcome::Done,
+        }
+    }
+
+    /// Takes in a frame with a tag of no VLAN, which has a priority only
+    /// (IEEE 802.1Q, 9.6): a switch may send such to anybody.
+    #[cold]
+    #[inline(never)]
+    fn receive_tagged<T: TxToken>(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        verify: bool,
+        token: T,
+    ) -> Outcome {
+        let Some((addresses, &[0x81, 0x00, high, low, ref rest @ ..])) = frame.split_at_checked(12)
+        else {
+            return Outcome::Done;
+        };
+        if u16::from_be_bytes([high, low]) & 0xfff != 0 {
+            return Outcome::Done;
+        }
+        let frame = [addresses, rest].concat();
+        match Parsed::parse(&frame, verify) {
+            // Another tag is none of a priority only.
+            Parsed::Corrupt | Parsed::Unknown => Outcome::Done,
+            Parsed::Ip(_) | Parsed::Arp => self.ingest_again(now, &frame, verify, token),
+        }
+    }
+
+    #[inline(always)]
+    fn receive_packet<T: TxToken>(
+        &mut self,
+        now: Instant,
+        packet: &Packet<'_>,
+        token: T,
+    ) -> Outcome {
+        if !self.outgoing.neighbors.is_addressed(packet.frame) {
+            return Outcome::Done;
+        }
+        if packet.content == Content::Fragment {
+            return self.receive_fragment(now, packet, token);
+        }
+        let is_for_link = match packet.content {
+            Content::Neighbor | Content::RouterAdvertisement | Content::ListenerQuery(_) => true,
+            Content::Udp(Datagram { to, .. }) => to == DHCP_CLIENT_PORT,
+            _ => false,
+        };
+        if is_for_link {
+            self.for_others.keep(packet.frame);
+            if self.receive_for_link(now, packet, token) {
+                return Outcome::Others;
+            }
+            return Outcome::Done;
+        }
+        if !self.outgoing.neighbors.recognize(packet, now) {
+            self.wait(now, packet);
+            return Outcome::Others;
+        }
+        if let Content::Udp(datagram) = &packet.content {
+            let outgoing = &mut self.outgoing;
+            let interface = &mut *self.interface;
+            return match self
+                .datagrams
+                .receive(interface, packet, datagram, outgoing, token)
+            {
+                Ok(Received::Answered) => Outcome::Done,
+                Ok(Received::InFragments) => Outcome::Fragments,
+                Err(token) => self.receive_other(now, packet, token),
+            };
+        }
+        if self.for_others.is_on() && self.is_stray(packet) {
+            self.for_others.keep_stray(packet.frame);
+            return Outcome::Others;
+        }
+        self.receive_other(now, packet, token)
+    }
+
+    pub(crate) fn receive_arp<T: TxToken>(&mut self, now: Instant, frame: &[u8], token: T) {
+        let neighbors = &mut self.outgoing.neighbors;
+        self.host.receive_arp(now, frame, neighbors, token);
+        self.host_at = Some(now);
+    }
+
+    /// Takes in what speaks of the link. Returns whether it may have given
+    /// others something to do.
+    #[cold]
+    pub(crate) fn receive_for_link<T: TxToken>(
+        &mut self,
+        now: Instant,
+        packet: &Packet<'_>,
+        token: T,
+    ) -> bool {
+        let neighbors = &mut self.outgoing.neighbors;
+        let effect = self.host.receive(now, packet, neighbors, token);
+        self.host_at = Some(now);
+        if effect == Effect::Moved {
+            self.set_addresses();
+        }
+        self.tcp.set_mtu_v6(self.host.mtu_v6());
+        effect != Effect::None
+    }
+
+    /// Keeps a packet whose sender cannot be answered yet, if it is for us and
+    /// any way leads to him.
+    #[cold]
+    fn wait(&mut self, now: Instant, packet: &Packet<'_>) {
+        if self.for_others.is_on() && self.is_stray(packet) {
+            self.for_others.keep_stray(packet.frame);
+            return;
+        }
+        let neighbors = &self.outgoing.neighbors;
+        if neighbors.is_impossible(packet.source) {
+            self.impossible_sources += 1;
+            return;
+        }
+        let is_for_us = neighbors.is_ours(packet.destination);
+        if is_for_us && let Some(next_hop) = neighbors.next_hop(packet.source) {
+            self.waiting.keep(packet.frame, next_hop, now);
+        }
+    }
+
+    /// Hands a packet to smoltcp that is for no service of UDP.
+    #[inline(never)]
+    pub(crate) fn receive_other<T: TxToken>(
+        &mut self,
+        now: Instant,
+        packet: &Packet<'_>,
+        token: T,
+    ) -> Outcome {
+        let bytes = packet.frame.get(ETHERNET..).unwrap_or_default();
+        let outgoing = &mut self.outgoing;
+        let interface = &mut *self.interface;
+        let mut device = OneFrame::new(bytes, Token { token, outgoing });
+        if let Some(segment) = Segment::of(packet) {
+            self.tcp
+                .take_in(now, interface, &mut device, &segment, bytes);
+        } else {
+            if let Some(message) = TooBig::parse(packet.frame) {
+                self.tcp.narrow(now, &message);
+            }
+            interface.poll_ingress_single(now, &mut device, &mut SocketSet::new(vec![]));
+            // An echo's answer may go out in fragments.
+            return Outcome::Fragments;
+        }
+        Outcome::Others
+    }
+
+    /// Takes in a fragment, and the packet that it completes.
+    #[cold]
+    fn receive_fragment<T: TxToken>(
+        &mut self,
+        now: Instant,
+        packet: &Packet<'_>,
+        token: T,
+    ) -> Outcome {
+        let is_ours = self.outgoing.neighbors.is_ours(packet.destination);
+        let whole = is_ours.then(|| self.reassembly.take_in(packet.frame, now));
+        let Some(whole) = whole.flatten() else {
+            return Outcome::Done;
+        };
+        // No device has seen the whole of it.
+        match Parsed::parse(&whole, true) {
+            // Nobody honest cuts a fragment up.
+            Parsed::Ip(packet) if packet.content != Content::Fragment => {
+                self.ingest_again(now, &whole, true, token)
+            }
+            _ => Outcome::Done,
+        }
+    }
+
+    /// Whether a packet is a TCP segment to this host of a connection that is
+    /// not here.
+    pub(crate) fn is_stray(&self, packet: &Packet<'_>) -> bool {
+        let Some(segment) = Segment::of(packet) else {
+            return false;
+        };
+        !segment.opens()
+            && self.outgoing.neighbors.is_ours(packet.destination)
+            && !self.tcp.knows(&segment.ends)
+    }
+
+    /// The addresses and routes of the link have changed: all others must know.
+    #[cold]
+    pub(crate) fn set_addresses(&mut self) {
+        let link = &self.host.interface;
+        self.interface.update_ip_addrs(|addresses| {
+            addresses.clear();
+            // Both have room for as many.
+            let copied = addresses.extend_from_slice(link.ip_addrs());
+            debug_assert!(copied.is_ok());
+        });
+        // Where they lead to is the affair of `neighbors`; smoltcp asks whether
+        // there is one.
+        self.interface.routes_mut().update(|routes| {
+            routes.clear();
+            let gateways = [
+                link.routes().get_default_ipv4_route(),
+                link.routes().get_default_ipv6_route(),
+            ];
+            for gateway in gateways.into_iter().flatten() {
+                let copied = routes.push(gateway);
+                debug_assert!(copied.is_ok());
+            }
+        });
+        self.outgoing.neighbors.set_routes(link);
+        self.host.moved(self.outgoing.now);
+        self.host_at = Some(self.outgoing.now);
+        self.addresses_changed = true;
+    }
+}
