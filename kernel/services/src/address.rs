@@ -13,8 +13,8 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address, Ipv4Cidr};
 
 use crate::arp;
 use crate::dhcp::{self, is_host};
-use crate::link::{Nowhere, OneFrame};
 use crate::pool::earlier;
+use crate::stand_in::{Nowhere, OneFrame, Rare};
 
 /// How long DHCP is given before [`Ipv4Config::FALLBACK`] is taken.
 pub(crate) const DHCP_TIMEOUT: Duration = Duration::from_secs(4);
@@ -150,18 +150,18 @@ impl Ipv4 {
             return false;
         };
         if let Some(frame) = dhcp.filter.admit(frame, now) {
-            let mut device = OneFrame::new(&frame, Nowhere);
-            interface.poll_ingress_single(now, &mut device, &mut dhcp.set);
+            let answer = Rare(&mut Nowhere);
+            interface.poll_ingress_single(now, &mut OneFrame::new(&frame, answer), &mut dhcp.set);
         }
         true
     }
 
     /// Does what is due. Returns whether the address changed.
-    pub(crate) fn poll<D: Device + ?Sized>(
+    pub(crate) fn poll(
         &mut self,
         now: Instant,
         interface: &mut Interface,
-        device: &mut D,
+        device: &mut Rare<'_>,
     ) -> bool {
         let mut changed = false;
         if let Some(mut dhcp) = self.dhcp.take() {

@@ -12,6 +12,7 @@ use smoltcp::wire::{
 };
 
 use crate::arp;
+use crate::stand_in::Rare;
 
 pub(crate) const ALL_NODES: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_SYSTEMS: Ipv4Address = Ipv4Address::new(224, 0, 0, 1);
@@ -22,11 +23,7 @@ pub(crate) const HEADERS_V6: usize = 14 + 40;
 
 /// Sends one frame for each address of the interface. Returns whether all of
 /// them found room.
-pub(crate) fn announce<D: Device + ?Sized>(
-    now: Instant,
-    interface: &Interface,
-    device: &mut D,
-) -> bool {
+pub(crate) fn announce(now: Instant, interface: &Interface, device: &mut Rare<'_>) -> bool {
     let HardwareAddress::Ethernet(mac) = interface.hardware_addr() else {
         // Nobody asks for the hardware address of what has none.
         return true;
@@ -105,10 +102,10 @@ pub(crate) fn solicited_node(address: Ipv6Address) -> Ipv6Address {
 
 /// Asks for the hardware address of a neighbour, if there is room. A question from
 /// an address that may be somebody else's (RFC 4429, 3.2) tells nobody ours.
-pub(crate) fn ask<D: Device + ?Sized>(
+pub(crate) fn ask(
     now: Instant,
     interface: &Interface,
-    device: &mut D,
+    device: &mut Rare<'_>,
     neighbor: IpAddress,
     is_optimistic: impl Fn(Ipv6Address) -> bool,
 ) {

@@ -8,6 +8,7 @@ use smoltcp::phy::TxToken;
 use smoltcp::time::{Duration, Instant};
 
 use crate::checksum::ETHERNET;
+use crate::stand_in::Rare;
 
 /// Bytes of a frame of ARP.
 pub(crate) const LENGTH: usize = ETHERNET + BODY;
@@ -67,7 +68,7 @@ impl Arp {
     }
 
     /// Answers a request for an address of ours.
-    pub(crate) fn answer<T: TxToken>(&self, mac: [u8; 6], token: T) {
+    pub(crate) fn answer(&self, mac: [u8; 6], token: Rare<'_>) {
         token.consume(LENGTH, |frame| {
             write(
                 frame,
@@ -83,7 +84,7 @@ impl Arp {
 
 /// Asks everybody for the hardware address of `target`; an announcement asks for
 /// the sender's own (RFC 5227, 2.3).
-pub(crate) fn ask<T: TxToken>(mac: [u8; 6], sender: [u8; 4], target: [u8; 4], token: T) {
+pub(crate) fn ask(mac: [u8; 6], sender: [u8; 4], target: [u8; 4], token: Rare<'_>) {
     token.consume(LENGTH, |frame| {
         write(frame, [[0xff; 6], mac], REQUEST, sender, [0; 6], target);
     });

@@ -8,8 +8,9 @@ use smoltcp::socket::udp;
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address};
 
-use crate::link::{Described, Fill, Link, Outgoing, ip_capabilities};
+use crate::link::{Fill, Link, Outgoing, ip_capabilities};
 use crate::neighbors::Neighbors;
+use crate::stand_in::Described;
 use crate::udp::{Alone, alone, buffer};
 use crate::{DISCARD_PORT, ECHO_PORT};
 

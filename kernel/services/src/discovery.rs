@@ -13,6 +13,7 @@ use smoltcp::wire::{
 use crate::announce::{self, ALL_NODES, HEADERS_V6};
 use crate::checksum::ETHERNET;
 use crate::packet::Packet;
+use crate::stand_in::Rare;
 
 /// RFC 4861, 7.1: packets of another link have less.
 const HOP_LIMIT: u8 = 255;
@@ -92,7 +93,7 @@ impl Message {
 
     /// Answers a solicitation of an address of ours (RFC 4861, 7.2.4). While
     /// `is_optimistic` it does not override what is known (RFC 4429, 3.3).
-    pub(crate) fn answer<T: TxToken>(&self, mac: [u8; 6], is_optimistic: bool, token: T) {
+    pub(crate) fn answer(&self, mac: [u8; 6], is_optimistic: bool, token: Rare<'_>) {
         let mut flags = match is_optimistic {
             true => NdiscNeighborFlags::empty(),
             false => NdiscNeighborFlags::OVERRIDE,
@@ -118,7 +119,7 @@ impl Message {
 }
 
 /// Asks whether anybody has an address that is to be ours (RFC 4862, 5.4.2).
-pub(crate) fn ask_for_duplicates<T: TxToken>(mac: EthernetAddress, address: Ipv6Address, token: T) {
+pub(crate) fn ask_for_duplicates(mac: EthernetAddress, address: Ipv6Address, token: Rare<'_>) {
     let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit {
         target_addr: address,
         lladdr: None,

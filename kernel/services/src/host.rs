@@ -7,19 +7,19 @@ use alloc::vec;
 use kickpath_abi::config::Config;
 use kickpath_abi::status;
 use smoltcp::iface::{self, Interface, SocketSet};
-use smoltcp::phy::{Device, TxToken};
+use smoltcp::phy::DeviceCapabilities;
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, Ipv6Address};
 
 use crate::address::{Ipv4, Ipv4State};
 use crate::arp::{self, Arp, Conflicts};
 use crate::discovery::{Kind, Message};
-use crate::link::{Nowhere, OneFrame};
 use crate::mld::Listener;
 use crate::neighbors::Neighbors;
 use crate::packet::{Address, Content, Packet};
 use crate::pool::earlier;
 use crate::slaac::Slaac;
+use crate::stand_in::{Described, Nowhere, OneFrame, Rare};
 
 /// See the module.
 pub(crate) struct Host {
@@ -45,17 +45,17 @@ pub(crate) enum Effect {
 impl Host {
     /// With a configuration the host finds its addresses, without one it follows
     /// another stack.
-    pub(crate) fn new<D: Device + ?Sized>(
+    pub(crate) fn new(
         config: Option<&Config>,
         mac: EthernetAddress,
-        device: &mut D,
+        capabilities: DeviceCapabilities,
         now: Instant,
         seed: u64,
     ) -> Self {
+        let ip_mtu = capabilities.ip_mtu();
         let mut settings = iface::Config::new(HardwareAddress::Ethernet(mac));
         settings.random_seed = seed;
-        let mut interface = Box::new(Interface::new(settings, device, now));
-        let ip_mtu = device.capabilities().ip_mtu();
+        let mut interface = Box::new(Interface::new(settings, &mut Described(capabilities), now));
         let mut ipv6 = Slaac::new(mac, &mut interface, ip_mtu, now);
         let ipv4 = match config {
             Some(config) => Ipv4::new(config, &mut interface, now),
@@ -109,7 +109,7 @@ impl Host {
     }
 
     /// Does what is due. Returns whether addresses or routes changed.
-    pub(crate) fn poll<D: Device + ?Sized>(&mut self, now: Instant, device: &mut D) -> bool {
+    pub(crate) fn poll(&mut self, now: Instant, device: &mut Rare<'_>) -> bool {
         let interface = &mut *self.interface;
         let moved = self.ipv4.poll(now, interface, device) | self.ipv6.poll(now, interface, device);
         if self.ipv6.speaks() {
@@ -130,12 +130,12 @@ impl Host {
 
     /// Takes in a message of ARP, and answers.
     #[cold]
-    pub(crate) fn receive_arp<T: TxToken>(
+    pub(crate) fn receive_arp(
         &mut self,
         now: Instant,
         frame: &[u8],
         neighbors: &mut Neighbors,
-        token: T,
+        token: Rare<'_>,
     ) {
         let Some(arp) = Arp::parse(frame) else {
             return;
@@ -157,18 +157,21 @@ impl Host {
         }
         // smoltcp's DHCP client renews its lease at a server whose address it knows.
         let none = &mut SocketSet::new(vec![]);
-        self.interface
-            .poll_ingress_single(now, &mut OneFrame::new(frame, Nowhere), none);
+        self.interface.poll_ingress_single(
+            now,
+            &mut OneFrame::new(frame, Rare(&mut Nowhere)),
+            none,
+        );
     }
 
     /// Takes in what else speaks of the link, and answers.
     #[cold]
-    pub(crate) fn receive<T: TxToken>(
+    pub(crate) fn receive(
         &mut self,
         now: Instant,
         packet: &Packet<'_>,
         neighbors: &mut Neighbors,
-        token: T,
+        token: Rare<'_>,
     ) -> Effect {
         let interface = &mut *self.interface;
         match packet.content {
@@ -188,12 +191,12 @@ impl Host {
     }
 
     #[cold]
-    fn receive_discovery<T: TxToken>(
+    fn receive_discovery(
         &mut self,
         now: Instant,
         packet: &Packet<'_>,
         neighbors: &mut Neighbors,
-        token: T,
+        token: Rare<'_>,
     ) -> Effect {
         let Some(message) = Message::parse(packet) else {
             return Effect::None;

@@ -23,13 +23,14 @@ use crate::checksum::ETHERNET;
 use crate::datagrams::{Datagrams, Received};
 use crate::for_others::ForOthers;
 use crate::host::{Effect, Host};
-use crate::link::{self, Described, Fill, OneFrame, Outgoing, Token};
+use crate::link::{self, Fill, Outgoing, Token};
 use crate::neighbors::Neighbors;
 use crate::packet::{Content, Datagram, Packet, Parsed};
 use crate::path_mtu::TooBig;
 use crate::pool::Pool;
 use crate::reassembly::Reassembly;
 use crate::segment::Segment;
+use crate::stand_in::{Described, OneFrame, Rare};
 use crate::waiting::Waiting;
 
 /// Bytes of heap that are taken for granted before [`Pool::set_heap`].
@@ -80,7 +81,7 @@ impl Ingress {
         let mac = EthernetAddress(mac);
         let capabilities = device.capabilities();
         let ip_mtu = capabilities.ip_mtu();
-        let host = Host::new(config, mac, device, now, seed);
+        let host = Host::new(config, mac, capabilities.clone(), now, seed);
         let mut settings = iface::Config::new(HardwareAddress::Ip);
         settings.random_seed = seed;
         let fill = Fill::of(&capabilities);
@@ -134,7 +135,7 @@ impl Ingress {
             Parsed::Ip(packet) => self.receive_packet(now, &packet, token),
             Parsed::Arp => {
                 self.for_others.keep(frame);
-                self.receive_arp(now, frame, token);
+                self.receive_arp(now, frame, Rare(&mut Some(token)));
                 Outcome::Others
             }
             Parsed::Unknown => self.receive_tagged(now, frame, verify, token),
@@ -188,7 +189,7 @@ impl Ingress {
         };
         if is_for_link {
             self.for_others.keep(packet.frame);
-            if self.receive_for_link(now, packet, token) {
+            if self.receive_for_link(now, packet, Rare(&mut Some(token))) {
                 return Outcome::Others;
             }
             return Outcome::Done;
@@ -216,7 +217,7 @@ impl Ingress {
         self.receive_other(now, packet, token)
     }
 
-    pub(crate) fn receive_arp<T: TxToken>(&mut self, now: Instant, frame: &[u8], token: T) {
+    pub(crate) fn receive_arp(&mut self, now: Instant, frame: &[u8], token: Rare<'_>) {
         let neighbors = &mut self.outgoing.neighbors;
         self.host.receive_arp(now, frame, neighbors, token);
         self.host_at = Some(now);
@@ -225,11 +226,11 @@ impl Ingress {
     /// Takes in what speaks of the link. Returns whether it may have given
     /// others something to do.
     #[cold]
-    pub(crate) fn receive_for_link<T: TxToken>(
+    pub(crate) fn receive_for_link(
         &mut self,
         now: Instant,
         packet: &Packet<'_>,
-        token: T,
+        token: Rare<'_>,
     ) -> bool {
         let neighbors = &mut self.outgoing.neighbors;
         let effect = self.host.receive(now, packet, neighbors, token);

@@ -88,6 +88,7 @@ mod reassembly;
 mod segment;
 mod slaac;
 mod stack;
+mod stand_in;
 mod streams;
 mod tcp;
 mod time_wait;

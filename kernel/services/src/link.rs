@@ -11,8 +11,7 @@
 use core::num::NonZeroUsize;
 
 use smoltcp::phy::{
-    Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken,
-    TxToken,
+    Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, TxToken,
 };
 use smoltcp::time::Instant;
 
@@ -20,6 +19,7 @@ use crate::announce;
 use crate::checksum::{ETHERNET, IPV4_HEADER, IPV6_HEADER, Sum, TCP, UDP};
 use crate::neighbors::Neighbors;
 use crate::packet::Address;
+use crate::stand_in::Nothing;
 
 /// A network device, and what it says of the frames that it receives.
 pub trait NetworkDevice: Device {
@@ -222,102 +222,5 @@ impl Outgoing {
         if let Some(field) = payload.get_mut(at..at + 2) {
             field.copy_from_slice(&checksum);
         }
-    }
-}
-
-/// A device that receives one frame or packet and can send one answer: how it is
-/// handed to `Interface::poll_ingress_single`.
-pub(crate) struct OneFrame<'f, T> {
-    frame: Option<(&'f [u8], PacketMeta)>,
-    answer: Option<T>,
-}
-
-impl<'f, T: TxToken> OneFrame<'f, T> {
-    pub(crate) fn new(frame: &'f [u8], answer: T) -> Self {
-        Self {
-            frame: Some((frame, PacketMeta::default())),
-            answer: Some(answer),
-        }
-    }
-}
-
-impl<'f, T: TxToken> Device for OneFrame<'f, T> {
-    type RxToken<'a>
-        = Frame<'f>
-    where
-        Self: 'a;
-    type TxToken<'a>
-        = T
-    where
-        Self: 'a;
-
-    fn receive(&mut self, _now: Instant) -> Option<(Frame<'f>, T)> {
-        let (frame, meta) = self.frame.take()?;
-        Some((Frame { frame, meta }, self.answer.take()?))
-    }
-
-    fn transmit(&mut self, _now: Instant) -> Option<T> {
-        self.answer.take()
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        // The interface keeps the capabilities of the device that it was made
-        // for; receiving does not ask again.
-        DeviceCapabilities::default()
-    }
-}
-
-/// The frame of [`OneFrame`].
-pub(crate) struct Frame<'f> {
-    frame: &'f [u8],
-    meta: PacketMeta,
-}
-
-impl RxToken for Frame<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(self.frame)
-    }
-
-    fn meta(&self) -> PacketMeta {
-        self.meta
-    }
-}
-
-/// A device that an interface is made with, for what it says of itself.
-pub(crate) struct Described(pub(crate) DeviceCapabilities);
-
-impl Device for Described {
-    type RxToken<'a> = Nothing;
-    type TxToken<'a> = Nowhere;
-
-    fn receive(&mut self, _now: Instant) -> Option<(Nothing, Nowhere)> {
-        None
-    }
-
-    fn transmit(&mut self, _now: Instant) -> Option<Nowhere> {
-        None
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        self.0.clone()
-    }
-}
-
-/// No frame is ever received by this.
-pub(crate) enum Nothing {}
-
-impl RxToken for Nothing {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, _f: F) -> R {
-        match self {}
-    }
-}
-
-/// Where an answer goes that somebody else gives, or nobody.
-pub(crate) struct Nowhere;
-
-impl TxToken for Nowhere {
-    #[cold]
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        f(&mut alloc::vec![0; len])
     }
 }

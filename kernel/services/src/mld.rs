@@ -12,6 +12,7 @@ use smoltcp::wire::{HardwareAddress, IpCidr, Ipv6Address};
 use crate::announce;
 use crate::checksum::{ETHERNET, IPV6_HEADER, Sum};
 use crate::packet::Packet;
+use crate::stand_in::Rare;
 
 const ICMPV6: u8 = 58;
 const REPORT_V1: u8 = 131;
@@ -99,12 +100,7 @@ impl Listener {
     }
 
     /// Sends what is due.
-    pub(crate) fn poll<D: Device + ?Sized>(
-        &mut self,
-        now: Instant,
-        interface: &Interface,
-        device: &mut D,
-    ) {
+    pub(crate) fn poll(&mut self, now: Instant, interface: &Interface, device: &mut Rare<'_>) {
         if self.left == 0 || now < self.due {
             return;
         }
@@ -150,10 +146,10 @@ fn addresses(interface: &Interface) -> impl Iterator<Item = Ipv6Address> {
 
 /// Sends an ICMPv6 message from the link-local address, which comes first.
 /// Returns whether there was room.
-fn send<D: Device + ?Sized>(
+fn send(
     now: Instant,
     interface: &Interface,
-    device: &mut D,
+    device: &mut Rare<'_>,
     group: Ipv6Address,
     mut message: Vec<u8>,
 ) -> bool {

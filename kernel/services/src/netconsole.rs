@@ -16,6 +16,7 @@ use crate::in_place::{Addresses, Ends};
 use crate::link::Outgoing;
 use crate::neighbors::ASK_INTERVAL;
 use crate::packet::Address;
+use crate::stand_in::Rare;
 
 /// The port that the lines come from, Linux's for netconsole.
 const LOCAL_PORT: u16 = 6665;
@@ -79,11 +80,11 @@ impl Netconsole {
     /// the buffer and returns its length, `None` when there is none. Nothing is
     /// taken while the interface has no IPv4 address, or nobody has said where
     /// the target is. Returns whether there are no more.
-    pub(crate) fn send<D: Device + ?Sized>(
+    pub(crate) fn send(
         &mut self,
         interface: &Interface,
         outgoing: &mut Outgoing,
-        device: &mut D,
+        device: &mut Rare<'_>,
         mut next_line: impl FnMut(&mut [u8]) -> Option<usize>,
     ) -> bool {
         let Some(template) = self.template(interface, outgoing) else {

@@ -145,12 +145,11 @@ pub(crate) struct Cutter<'a, D> {
     now: Instant,
 }
 
-impl<D: Device> TxToken for Cutter<'_, D> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let mut packet = vec![0; length];
-        let result = f(&mut packet);
-        // What finds no room is lost, and TCP sends it again.
-        cut(&packet, self.mtu, |headers, piece| {
+impl<D: Device> Cutter<'_, D> {
+    /// What finds no room is lost, and TCP sends it again.
+    #[inline(never)]
+    fn send(self, packet: &[u8]) {
+        cut(packet, self.mtu, |headers, piece| {
             if let Some(token) = self.device.transmit(self.now) {
                 token.consume(headers.len() + piece.len(), |out| {
                     let (head, rest) = out.split_at_mut(headers.len());
@@ -159,6 +158,14 @@ impl<D: Device> TxToken for Cutter<'_, D> {
                 });
             }
         });
+    }
+}
+
+impl<D: Device> TxToken for Cutter<'_, D> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
+        let mut packet = vec![0; length];
+        let result = f(&mut packet);
+        self.send(&packet);
         result
     }
 

@@ -29,10 +29,10 @@ use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 
 use crate::http::Report;
-use crate::link::OneFrame;
 use crate::packet::Address;
 use crate::path_mtu::{self, Narrow, TooBig};
 use crate::segment::{Ends, Segment};
+use crate::stand_in::OneFrame;
 use crate::tcp::{Conversation, Service};
 use crate::time_wait::TimeWait;
 

@@ -24,6 +24,7 @@ use smoltcp::wire::{
 
 use crate::announce;
 use crate::discovery;
+use crate::stand_in::Rare;
 
 /// RFC 4861, 10: MAX_RTR_SOLICITATIONS and RTR_SOLICITATION_INTERVAL.
 const SOLICITATIONS: u8 = 3;
@@ -155,11 +156,11 @@ impl Slaac {
 
     /// Asks for routers and whether addresses are others', and ends what has
     /// expired. Returns whether an address or the route changed.
-    pub(crate) fn poll<D: Device + ?Sized>(
+    pub(crate) fn poll(
         &mut self,
         now: Instant,
         interface: &mut Interface,
-        device: &mut D,
+        device: &mut Rare<'_>,
     ) -> bool {
         for address in &mut self.addresses {
             match address.check {

@@ -14,10 +14,11 @@ use crate::address::Ipv4State;
 use crate::announce;
 use crate::http::Report;
 use crate::ingress::{Ingress, Outcome};
-use crate::link::{Link, NetworkDevice, Nowhere};
+use crate::link::{Link, NetworkDevice};
 use crate::netconsole::{self, Netconsole};
 use crate::packet::Parsed;
 use crate::pool::earlier;
+use crate::stand_in::{Nowhere, Rare, Through};
 
 /// Frames that one turn receives at most, so that a flood does not keep the
 /// answers from going out.
@@ -111,9 +112,10 @@ impl Stack {
     pub fn receive_shared(&mut self, now: Instant, frame: &[u8]) {
         self.ingress.outgoing.now = now;
         match Parsed::parse(frame, false) {
-            Parsed::Arp => self.ingress.receive_arp(now, frame, Nowhere),
+            Parsed::Arp => self.ingress.receive_arp(now, frame, Rare(&mut Nowhere)),
             Parsed::Ip(packet) => {
-                self.ingress.receive_for_link(now, &packet, Nowhere);
+                self.ingress
+                    .receive_for_link(now, &packet, Rare(&mut Nowhere));
             }
             Parsed::Corrupt | Parsed::Unknown => (),
         }
@@ -259,7 +261,11 @@ impl Stack {
     /// and unsolicited neighbour advertisements. Returns whether all found
     /// room in the device; if not, the whole is to be repeated.
     pub fn announce<D: Device>(&self, now: Instant, device: &mut D) -> bool {
-        announce::announce(now, &self.ingress.host.interface, device)
+        announce::announce(
+            now,
+            &self.ingress.host.interface,
+            &mut Rare(&mut Through(device, now)),
+        )
     }
 
     /// Sends lines of the log, as far as there is room, each a datagram;
@@ -276,7 +282,7 @@ impl Stack {
         if !netconsole.send(
             &self.ingress.host.interface,
             &mut self.ingress.outgoing,
-            device,
+            &mut Rare(&mut Through(device, now)),
             next_line,
         ) {
             self.deadline = earlier(self.deadline, Some(now + LOG_RETRY));
@@ -320,7 +326,7 @@ impl Stack {
             announce::ask(
                 now,
                 &self.ingress.host.interface,
-                device,
+                &mut Rare(&mut Through(device, now)),
                 neighbor.ip(),
                 is_optimistic,
             );
@@ -333,7 +339,11 @@ impl Stack {
     fn serve_others<D: Device>(&mut self, now: Instant, device: &mut D) -> bool {
         self.ingress.interface.poll_maintenance(now);
         if self.ingress.host_at.is_some_and(|at| at <= now) {
-            if self.ingress.host.poll(now, device) {
+            if self
+                .ingress
+                .host
+                .poll(now, &mut Rare(&mut Through(device, now)))
+            {
                 self.ingress.set_addresses();
             }
             self.ingress.host_at = self.ingress.host.poll_at(now);

@@ -17,8 +17,9 @@ use smoltcp::wire::{IPV4_HEADER_LEN, IpAddress, IpProtocol, UDP_HEADER_LEN};
 
 use crate::checksum::{ETHERNET, Sum};
 use crate::datagram::{DatagramService, is_answerer};
-use crate::link::{Nothing, Nowhere, OneFrame, Outgoing, Token};
+use crate::link::{Outgoing, Token};
 use crate::packet::Packet;
+use crate::stand_in::{Nothing, Nowhere, OneFrame};
 
 /// The largest datagram that comes in fragments.
 pub(crate) const MAX_DATAGRAM: usize = 65_535;

@@ -87,14 +87,17 @@ fn has_option(fields: &[httparse::Header<'_>], option: &str) -> bool {
 /// The path of a target in origin form or absolute form (RFC 9112, 3.2); `*` is
 /// returned as it is, no path being like it.
 fn path(target: &str) -> Option<&str> {
-    let origin = match target.split_once("://") {
-        Some((scheme, rest))
-            if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") =>
+    let origin = if target.starts_with('/') || target == "*" {
+        target
+    } else {
+        let (scheme, rest) = target.split_once("://")?;
+        if !["http", "https"]
+            .iter()
+            .any(|known| scheme.eq_ignore_ascii_case(known))
         {
-            rest.find(['/', '?']).map_or("/", |start| &rest[start..])
+            return None;
         }
-        _ if target.starts_with('/') || target == "*" => target,
-        _ => return None,
+        rest.find(['/', '?']).map_or("/", |start| &rest[start..])
     };
     match origin.split_once('?') {
         Some(("", _)) => Some("/"),
