@@ -3,20 +3,28 @@
 
 use alloc::vec;
 
-use smoltcp::phy::{Device, DeviceCapabilities, PacketMeta, RxToken, TxToken};
+use smoltcp::phy::{Device, DeviceCapabilities, RxToken, TxToken};
 use smoltcp::time::Instant;
 
 /// A device that receives one frame or packet and can send one answer: how it is
 /// handed to `Interface::poll_ingress_single`.
 pub(crate) struct OneFrame<'f, T> {
-    frame: Option<(&'f [u8], PacketMeta)>,
+    frame: Option<&'f [u8]>,
     answer: Option<T>,
 }
 
 impl<'f, T: TxToken> OneFrame<'f, T> {
     pub(crate) fn new(frame: &'f [u8], answer: T) -> Self {
         Self {
-            frame: Some((frame, PacketMeta::default())),
+            frame: Some(frame),
+            answer: Some(answer),
+        }
+    }
+
+    /// Without a frame.
+    pub(crate) fn answer(answer: T) -> Self {
+        Self {
+            frame: None,
             answer: Some(answer),
         }
     }
@@ -33,8 +41,7 @@ impl<'f, T: TxToken> Device for OneFrame<'f, T> {
         Self: 'a;
 
     fn receive(&mut self, _now: Instant) -> Option<(Frame<'f>, T)> {
-        let (frame, meta) = self.frame.take()?;
-        Some((Frame { frame, meta }, self.answer.take()?))
+        Some((Frame(self.frame.take()?), self.answer.take()?))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<T> {
@@ -49,18 +56,11 @@ impl<'f, T: TxToken> Device for OneFrame<'f, T> {
 }
 
 /// The frame of [`OneFrame`].
-pub(crate) struct Frame<'f> {
-    frame: &'f [u8],
-    meta: PacketMeta,
-}
+pub(crate) struct Frame<'f>(&'f [u8]);
 
 impl RxToken for Frame<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(self.frame)
-    }
-
-    fn meta(&self) -> PacketMeta {
-        self.meta
+        f(self.0)
     }
 }
 
@@ -69,13 +69,13 @@ pub(crate) struct Described(pub(crate) DeviceCapabilities);
 
 impl Device for Described {
     type RxToken<'a> = Nothing;
-    type TxToken<'a> = Nowhere;
+    type TxToken<'a> = Rare<'a>;
 
-    fn receive(&mut self, _now: Instant) -> Option<(Nothing, Nowhere)> {
+    fn receive(&mut self, _now: Instant) -> Option<(Nothing, Rare<'_>)> {
         None
     }
 
-    fn transmit(&mut self, _now: Instant) -> Option<Nowhere> {
+    fn transmit(&mut self, _now: Instant) -> Option<Rare<'_>> {
         None
     }
 
@@ -128,6 +128,9 @@ impl<D: Device> Outlet for Through<'_, D> {
     }
 }
 
+/// Where an answer goes that somebody else gives, or nobody.
+pub(crate) struct Nowhere;
+
 impl Outlet for Nowhere {
     fn has_room(&mut self) -> bool {
         true
@@ -170,15 +173,5 @@ impl TxToken for Rare<'_> {
         let result = f(&mut frame);
         self.0.send(&frame);
         result
-    }
-}
-
-/// Where an answer goes that somebody else gives, or nobody.
-pub(crate) struct Nowhere;
-
-impl TxToken for Nowhere {
-    #[cold]
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        f(&mut vec![0; len])
     }
 }

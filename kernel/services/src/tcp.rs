@@ -48,7 +48,7 @@ impl Service {
         let (port, receive, transmit, idle) = match self {
             Self::Echo => (ECHO_PORT, 32 * 1024, 32 * 1024, 60),
             Self::Discard => (DISCARD_PORT, 65_535, 64, 60),
-            Self::Chargen => (CHARGEN_PORT, 512, 64 * 1024, 60),
+            Self::Chargen => (CHARGEN_PORT, 512, 128 * 1024, 60),
             Self::Http => (HTTP_PORT, 4 * 1024, 32 * 1024, 30),
         };
         Limits {

@@ -10,16 +10,15 @@ use alloc::vec;
 
 use kickpath_trace::{Event, NO_QUEUE, tracepoint};
 use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, TxToken};
+use smoltcp::phy::TxToken;
 use smoltcp::socket::udp;
-use smoltcp::time::Instant;
 use smoltcp::wire::{IPV4_HEADER_LEN, IpAddress, IpProtocol, UDP_HEADER_LEN};
 
 use crate::checksum::{ETHERNET, Sum};
 use crate::datagram::{DatagramService, is_answerer};
 use crate::link::{Outgoing, Token};
 use crate::packet::Packet;
-use crate::stand_in::{Nothing, Nowhere, OneFrame};
+use crate::stand_in::{Nowhere, OneFrame, Rare};
 
 /// The largest datagram that comes in fragments.
 pub(crate) const MAX_DATAGRAM: usize = 65_535;
@@ -87,7 +86,7 @@ impl<S: DatagramService> Sockets<S> {
         let now = outgoing.now;
         let bytes = packet.frame.get(ETHERNET..).unwrap_or_default();
         let (set, handle) = &mut self.receive;
-        interface.poll_ingress_single(now, &mut OneFrame::new(bytes, Nowhere), set);
+        interface.poll_ingress_single(now, &mut OneFrame::new(bytes, Rare(&mut Nowhere)), set);
         // smoltcp may have found it too short or in contradiction to itself, or
         // it was a fragment.
         let Ok((request, from)) = set.get_mut::<udp::Socket>(*handle).recv() else {
@@ -128,8 +127,7 @@ impl<S: DatagramService> Sockets<S> {
                 return false;
             }
         }
-        let token = Some(Token { token, outgoing });
-        let mut device = OneAnswer { token };
+        let mut device = OneFrame::answer(Token { token, outgoing });
         if interface.poll_egress(now, &mut device, set) == PollResult::None {
             // Not sent: the next one finds room again.
             reopen(set.get_mut::<udp::Socket>(*handle), S::PORT);
@@ -158,35 +156,4 @@ fn checksum_of_fragments(port: u16, payload: &[u8], to: &udp::UdpMetadata) -> Op
         .plus(Sum::of(&header))
         .plus(Sum::of(payload));
     Some(sum.udp_checksum())
-}
-
-/// Sends one packet with the room that came with the request.
-struct OneAnswer<'a, T> {
-    token: Option<Token<'a, T>>,
-}
-
-impl<'a, T: TxToken> Device for OneAnswer<'a, T> {
-    type RxToken<'b>
-        = Nothing
-    where
-        Self: 'b;
-    type TxToken<'b>
-        = Token<'a, T>
-    where
-        Self: 'b;
-
-    fn receive(&mut self, _now: Instant) -> Option<(Nothing, Token<'a, T>)> {
-        None
-    }
-
-    #[inline]
-    fn transmit(&mut self, _now: Instant) -> Option<Token<'a, T>> {
-        self.token.take()
-    }
-
-    #[inline]
-    fn capabilities(&self) -> DeviceCapabilities {
-        // The interface keeps those that it was made with.
-        DeviceCapabilities::default()
-    }
 }
