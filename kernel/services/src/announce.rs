@@ -2,8 +2,10 @@
 //! 3) and unsolicited neighbour advertisements (RFC 4861, 7.2.6), after it moved
 //! (Linux `netdev_notify_peers`); and the multicast groups that it must hear.
 
+use alloc::vec;
+
 use smoltcp::iface::Interface;
-use smoltcp::phy::{ChecksumCapabilities, Device, TxToken};
+use smoltcp::phy::{ChecksumCapabilities, Device};
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress, Icmpv6Packet,
@@ -19,7 +21,7 @@ const ALL_SYSTEMS: Ipv4Address = Ipv4Address::new(224, 0, 0, 1);
 /// RFC 4861, 4.4: the hop limit that shows that a packet is from this link.
 const HOP_LIMIT: u8 = 255;
 /// Bytes in a frame before a message of ICMPv6.
-pub(crate) const HEADERS_V6: usize = 14 + 40;
+const HEADERS_V6: usize = 14 + 40;
 
 /// Sends one frame for each address of the interface. Returns whether all of
 /// them found room.
@@ -41,10 +43,8 @@ pub(crate) fn announce(now: Instant, interface: &Interface, device: &mut Rare<'_
             }
             IpCidr::Ipv6(address) => {
                 let icmp = advertisement(mac, address.address());
-                token.consume(HEADERS_V6 + icmp.buffer_len(), |frame| {
-                    let ends = [address.address(), ALL_NODES];
-                    write_icmpv6(frame, to_group(mac, ALL_NODES), ends, &icmp);
-                });
+                let ends = [address.address(), ALL_NODES];
+                send_icmpv6(token, to_group(mac, ALL_NODES), ends, &icmp);
             }
         }
         true
@@ -129,9 +129,7 @@ pub(crate) fn ask(
                 lladdr: (!is_optimistic(source)).then_some(ours),
             });
             let group = solicited_node(neighbor);
-            token.consume(HEADERS_V6 + icmp.buffer_len(), |frame| {
-                write_icmpv6(frame, to_group(mac, group), [source, group], &icmp);
-            });
+            send_icmpv6(token, to_group(mac, group), [source, group], &icmp);
         }
     }
 }
@@ -149,16 +147,16 @@ pub(crate) fn to_group(mac: EthernetAddress, group: Ipv6Address) -> [EthernetAdd
     [EthernetAddress(ethernet_of_ipv6(group)), mac]
 }
 
-/// Writes a message of neighbour discovery into a frame that has [`HEADERS_V6`]
-/// more bytes: destination and source of the frame, source and destination of the
-/// packet.
-pub(crate) fn write_icmpv6(
-    frame: &mut [u8],
+/// Sends a message of neighbour discovery: destination and source of the frame,
+/// source and destination of the packet.
+pub(crate) fn send_icmpv6(
+    token: Rare<'_>,
     [to, from]: [EthernetAddress; 2],
     [source, destination]: [Ipv6Address; 2],
     icmp: &Icmpv6Repr<'_>,
 ) {
-    let mut frame = EthernetFrame::new_unchecked(frame);
+    let mut bytes = vec![0; HEADERS_V6 + icmp.buffer_len()];
+    let mut frame = EthernetFrame::new_unchecked(&mut bytes);
     EthernetRepr {
         src_addr: from,
         dst_addr: to,
@@ -180,4 +178,5 @@ pub(crate) fn write_icmpv6(
         &mut Icmpv6Packet::new_unchecked(packet.payload_mut()),
         &ChecksumCapabilities::default(),
     );
+    token.0.send(&bytes);
 }

@@ -4,14 +4,12 @@
 //! smoltcp 0.14 answers only who is in its own network: no probe, whose sender is
 //! 0.0.0.0, and no gateway outside a prefix of 32 bits.
 
-use smoltcp::phy::TxToken;
 use smoltcp::time::{Duration, Instant};
 
 use crate::checksum::ETHERNET;
 use crate::stand_in::Rare;
 
-/// Bytes of a frame of ARP.
-pub(crate) const LENGTH: usize = ETHERNET + BODY;
+/// Bytes of a message.
 const BODY: usize = 28;
 /// Ethernet and IPv4, with the lengths of their addresses.
 const KIND: [u8; 6] = [0, 1, 8, 0, 6, 4];
@@ -69,31 +67,20 @@ impl Arp {
 
     /// Answers a request for an address of ours.
     pub(crate) fn answer(&self, mac: [u8; 6], token: Rare<'_>) {
-        token.consume(LENGTH, |frame| {
-            write(
-                frame,
-                [self.mac, mac],
-                REPLY,
-                self.target,
-                self.mac,
-                self.sender,
-            );
-        });
+        let ends = [self.mac, mac];
+        send(token, ends, REPLY, self.target, self.mac, self.sender);
     }
 }
 
 /// Asks everybody for the hardware address of `target`; an announcement asks for
 /// the sender's own (RFC 5227, 2.3).
 pub(crate) fn ask(mac: [u8; 6], sender: [u8; 4], target: [u8; 4], token: Rare<'_>) {
-    token.consume(LENGTH, |frame| {
-        write(frame, [[0xff; 6], mac], REQUEST, sender, [0; 6], target);
-    });
+    send(token, [[0xff; 6], mac], REQUEST, sender, [0; 6], target);
 }
 
-/// Writes a message of which the second of `ends` is ours into a frame of
-/// [`LENGTH`].
-fn write(
-    frame: &mut [u8],
+/// Sends a message of which the second of `ends` is ours.
+fn send(
+    token: Rare<'_>,
     [to, from]: [[u8; 6]; 2],
     operation: u8,
     sender: [u8; 4],
@@ -112,14 +99,7 @@ fn write(
         &target_mac,
         &target,
     ];
-    let mut rest = frame;
-    for part in parts {
-        let Some((place, behind)) = rest.split_at_mut_checked(part.len()) else {
-            return;
-        };
-        place.copy_from_slice(part);
-        rest = behind;
-    }
+    token.0.send(&parts.concat());
 }
 
 /// What was heard of others with an address of ours.

@@ -4,13 +4,12 @@
 //! smoltcp 0.14 answers a question from the unspecified address, by which another
 //! host finds out whether its own is in use (RFC 4862, 5.4), with a packet to `::`.
 
-use smoltcp::phy::TxToken;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, HardwareAddress, Icmpv6Packet, Icmpv6Repr, Ipv6Address,
     Ipv6Packet, NdiscNeighborFlags, NdiscRepr, RawHardwareAddress,
 };
 
-use crate::announce::{self, ALL_NODES, HEADERS_V6};
+use crate::announce::{self, ALL_NODES};
 use crate::checksum::ETHERNET;
 use crate::packet::Packet;
 use crate::stand_in::Rare;
@@ -111,10 +110,8 @@ impl Message {
             target_addr: self.target,
             lladdr: Some(RawHardwareAddress::from(HardwareAddress::Ethernet(ours))),
         });
-        token.consume(HEADERS_V6 + icmp.buffer_len(), |frame| {
-            let ends = [self.target, destination];
-            announce::write_icmpv6(frame, [EthernetAddress(to), ours], ends, &icmp);
-        });
+        let ends = [self.target, destination];
+        announce::send_icmpv6(token, [EthernetAddress(to), ours], ends, &icmp);
     }
 }
 
@@ -125,9 +122,6 @@ pub(crate) fn ask_for_duplicates(mac: EthernetAddress, address: Ipv6Address, tok
         lladdr: None,
     });
     let group = announce::solicited_node(address);
-    token.consume(HEADERS_V6 + icmp.buffer_len(), |frame| {
-        let to = announce::ethernet_of_group(group.into()).unwrap_or([0xff; 6]);
-        let ends = [Ipv6Address::UNSPECIFIED, group];
-        announce::write_icmpv6(frame, [EthernetAddress(to), mac], ends, &icmp);
-    });
+    let ends = [Ipv6Address::UNSPECIFIED, group];
+    announce::send_icmpv6(token, announce::to_group(mac, group), ends, &icmp);
 }

@@ -133,11 +133,7 @@ impl Ingress {
     ) -> Outcome {
         match Parsed::parse(frame, verify) {
             Parsed::Ip(packet) => self.receive_packet(now, &packet, token),
-            Parsed::Arp => {
-                self.for_others.keep(frame);
-                self.receive_arp(now, frame, Rare(&mut Some(token)));
-                Outcome::Others
-            }
+            Parsed::Arp => self.receive_of_link(now, frame, None, token),
             Parsed::Unknown => self.receive_tagged(now, frame, verify, token),
             Parsed::Corrupt => Outcome::Done,
         }
@@ -188,11 +184,7 @@ impl Ingress {
             _ => false,
         };
         if is_for_link {
-            self.for_others.keep(packet.frame);
-            if self.receive_for_link(now, packet, Rare(&mut Some(token))) {
-                return Outcome::Others;
-            }
-            return Outcome::Done;
+            return self.receive_of_link(now, packet.frame, Some(packet), token);
         }
         if !self.outgoing.neighbors.recognize(packet, now) {
             self.wait(now, packet);
@@ -215,6 +207,26 @@ impl Ingress {
             return Outcome::Others;
         }
         self.receive_other(now, packet, token)
+    }
+
+    /// Takes in what speaks of the link: a packet, or a message of ARP.
+    #[cold]
+    #[inline(never)]
+    fn receive_of_link<T: TxToken>(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        packet: Option<&Packet<'_>>,
+        token: T,
+    ) -> Outcome {
+        self.for_others.keep(frame);
+        let token = Rare(&mut Some(token));
+        match packet {
+            None => self.receive_arp(now, frame, token),
+            Some(packet) if !self.receive_for_link(now, packet, token) => return Outcome::Done,
+            Some(_) => (),
+        }
+        Outcome::Others
     }
 
     pub(crate) fn receive_arp(&mut self, now: Instant, frame: &[u8], token: Rare<'_>) {

@@ -5,7 +5,7 @@
 use alloc::vec::Vec;
 
 use smoltcp::iface::Interface;
-use smoltcp::phy::{Device, TxToken};
+use smoltcp::phy::Device;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, IpCidr, Ipv6Address};
 
@@ -180,6 +180,6 @@ fn send(
     ];
     let frame = parts.concat();
     debug_assert_eq!(frame.len(), ETHERNET + IPV6_HEADER + usize::from(length));
-    token.consume(frame.len(), |place| place.copy_from_slice(&frame));
+    token.0.send(&frame);
     true
 }

@@ -14,7 +14,7 @@
 use alloc::vec::Vec;
 
 use smoltcp::iface::{Interface, Route};
-use smoltcp::phy::{Device, TxToken};
+use smoltcp::phy::Device;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, HardwareAddress, Icmpv6Message, Icmpv6Packet, Icmpv6Repr,
@@ -185,10 +185,8 @@ impl Slaac {
                 lladdr: (!self.is_optimistic(source))
                     .then(|| RawHardwareAddress::from(HardwareAddress::Ethernet(self.mac))),
             });
-            token.consume(announce::HEADERS_V6 + icmp.buffer_len(), |frame| {
-                let to = announce::to_group(self.mac, ALL_ROUTERS);
-                announce::write_icmpv6(frame, to, [source, ALL_ROUTERS], &icmp);
-            });
+            let to = announce::to_group(self.mac, ALL_ROUTERS);
+            announce::send_icmpv6(token, to, [source, ALL_ROUTERS], &icmp);
             self.solicitations_left -= 1;
             self.solicit_at = now + SOLICITATION_INTERVAL;
         }

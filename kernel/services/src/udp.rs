@@ -18,7 +18,7 @@ use crate::checksum::{ETHERNET, Sum};
 use crate::datagram::{DatagramService, is_answerer};
 use crate::link::{Outgoing, Token};
 use crate::packet::Packet;
-use crate::stand_in::{Nowhere, OneFrame, Rare};
+use crate::stand_in::{Nowhere, OneFrame};
 
 /// The largest datagram that comes in fragments.
 pub(crate) const MAX_DATAGRAM: usize = 65_535;
@@ -86,7 +86,7 @@ impl<S: DatagramService> Sockets<S> {
         let now = outgoing.now;
         let bytes = packet.frame.get(ETHERNET..).unwrap_or_default();
         let (set, handle) = &mut self.receive;
-        interface.poll_ingress_single(now, &mut OneFrame::new(bytes, Rare(&mut Nowhere)), set);
+        interface.poll_ingress_single(now, &mut OneFrame::new(bytes, Nowhere), set);
         // smoltcp may have found it too short or in contradiction to itself, or
         // it was a fragment.
         let Ok((request, from)) = set.get_mut::<udp::Socket>(*handle).recv() else {

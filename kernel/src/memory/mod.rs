@@ -18,9 +18,9 @@ use frames::FreeMemory;
 pub use hal::{KernelHal, dma_pages, set_iommu};
 pub use paging::{MapError, map_mmio};
 
-/// Free memory below which the kernel does not start, in bytes: rings, socket
-/// buffers and page tables need about that much.
-const MINIMUM: u64 = 4 << 20;
+/// Free memory below which the kernel does not start, in bytes: two queues of 256
+/// buffers are 1 MiB, sockets and page tables 300 KiB.
+const MINIMUM: u64 = 1536 << 10;
 
 /// What is left for the heap when the page tables are built.
 static FREE: Mutex<Option<FreeMemory>> = Mutex::new(None);
