@@ -13,8 +13,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::{Lab, Spec, Way};
 
-/// Guests at a time, if the machine has no more CPUs: each keeps one busy, but
-/// often waits for its far end.
+/// Guests at a time, if the machine has one CPU.
 const GUESTS_AT_LEAST: usize = 2;
 
 /// Guests at a time at most: each takes 128 MiB or more of memory.
@@ -35,7 +34,8 @@ pub struct Skip(pub String);
 type Skipped = Arc<Mutex<Vec<(String, String)>>>;
 
 /// A list of tests. They run in the order in which they were added, as many at
-/// a time as there are CPUs (2 to 8) unless `--test-threads` says otherwise.
+/// a time as there are CPUs and half as many again (2 to 8) unless
+/// `--test-threads` says otherwise.
 #[derive(Default)]
 pub struct Suite {
     trials: Vec<Trial>,
@@ -146,7 +146,9 @@ impl Suite {
     /// skipped.
     pub fn run(self) -> ExitCode {
         let cpus = available_parallelism().map_or(1, NonZero::get);
-        self.run_at_a_time(cpus.clamp(GUESTS_AT_LEAST, GUESTS_AT_MOST))
+        // A guest keeps one busy, but often waits for its far end.
+        let guests = cpus + cpus / 2;
+        self.run_at_a_time(guests.clamp(GUESTS_AT_LEAST, GUESTS_AT_MOST))
     }
 
     /// As [`Suite::run`], one test at a time.
