@@ -102,6 +102,7 @@ fn other_vmms_say_what_they_cannot_do() {
     for line in [
         "--vmm firecracker",
         "--vmm firecracker --transport modern --smp 2",
+        "--vmm alioth --layout packed",
         "--vmm cloud-hypervisor --transport modern --queue-size 64",
         "--vmm kvmtool --transport legacy --accel kvm",
     ] {

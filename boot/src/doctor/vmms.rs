@@ -5,15 +5,13 @@ use crate::install::Host;
 use crate::qemu::Vmm;
 use crate::vmm;
 
-/// VMMs that the runner has no back end for: name, program, what has it tell its version.
-const UNKNOWN: [(&str, &str, &str); 2] = [
-    ("crosvm", "crosvm", "version"),
-    ("Alioth", "alioth", "--version"),
-];
+/// A VMM that the runner has no back end for: name, program, what has it tell its version.
+const UNKNOWN: [(&str, &str, &str); 1] = [("crosvm", "crosvm", "version")];
 
 /// Which of them are there.
 pub(super) fn vmms(host: &Host) -> Finding {
-    let known = [Vmm::Firecracker, Vmm::CloudHypervisor, Vmm::Kvmtool].map(|vmm| {
+    let known = Vmm::ALL.into_iter().filter(|vmm| *vmm != Vmm::Qemu);
+    let known = known.map(|vmm| {
         let program = vmm.find(host);
         let version = program.as_deref().and_then(|program| vmm.version(program));
         let gives = format!(" (--vmm {}: {})", vmm.word(), vmm.transports());

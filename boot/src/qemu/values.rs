@@ -38,15 +38,18 @@ pub enum Vmm {
     CloudHypervisor,
     /// kvmtool.
     Kvmtool,
+    /// Alioth.
+    Alioth,
 }
 
 impl Vmm {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Qemu,
         Self::Firecracker,
         Self::CloudHypervisor,
         Self::Kvmtool,
+        Self::Alioth,
     ];
 
     /// The word of `--vmm`.
@@ -56,6 +59,7 @@ impl Vmm {
             Self::Firecracker => "firecracker",
             Self::CloudHypervisor => "cloud-hypervisor",
             Self::Kvmtool => "kvmtool",
+            Self::Alioth => "alioth",
         }
     }
 }
@@ -67,6 +71,7 @@ impl fmt::Display for Vmm {
             Self::Firecracker => "Firecracker",
             Self::CloudHypervisor => "Cloud Hypervisor",
             Self::Kvmtool => "kvmtool",
+            Self::Alioth => "Alioth",
         })
     }
 }

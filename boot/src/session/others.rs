@@ -13,10 +13,10 @@ pub(super) fn check(settings: &Settings) -> Result<(), Mismatch> {
     let transport = match (vmm, settings.transport) {
         (_, Transport::Auto)
         | (Vmm::Firecracker, Transport::Mmio | Transport::Modern)
-        | (Vmm::CloudHypervisor, Transport::Modern)
+        | (Vmm::CloudHypervisor | Vmm::Alioth, Transport::Modern)
         | (Vmm::Kvmtool, Transport::Modern | Transport::Legacy) => None,
         (Vmm::Firecracker, _) => Some("it has virtio-mmio and modern virtio-pci"),
-        (Vmm::CloudHypervisor, _) => Some("it has modern virtio-pci only"),
+        (Vmm::CloudHypervisor | Vmm::Alioth, _) => Some("it has modern virtio-pci only"),
         (_, _) => Some("it has modern and legacy virtio-pci"),
     };
     let of_qemu = "it is for QEMU's device";
@@ -47,7 +47,10 @@ pub(super) fn check(settings: &Settings) -> Result<(), Mismatch> {
         ("--ioeventfd", asked(settings.ioeventfd.is_some(), of_qemu)),
         (
             "--layout packed",
-            asked(settings.layout == Layout::Packed, "its rings are split"),
+            asked(
+                settings.layout == Layout::Packed && vmm != Vmm::Alioth,
+                "its rings are split",
+            ),
         ),
         (
             "--rx-queue-size",

@@ -2,6 +2,7 @@
 //! those a back end each says what the program takes. They need KVM and a tap device, and have
 //! no monitor: their console is their standard output, and their end is the machine's.
 
+mod alioth;
 mod cloud_hypervisor;
 mod firecracker;
 mod kvmtool;
@@ -34,6 +35,7 @@ pub fn invocation(machine: &Machine, directory: &Path) -> Invocation {
         Vmm::Firecracker => firecracker::invocation(machine, directory),
         Vmm::CloudHypervisor => cloud_hypervisor::invocation(machine),
         Vmm::Kvmtool => kvmtool::invocation(machine),
+        Vmm::Alioth => alioth::invocation(machine),
     }
 }
 
@@ -56,6 +58,7 @@ impl Vmm {
             Self::Firecracker => &["firecracker"],
             Self::CloudHypervisor => &["cloud-hypervisor"],
             Self::Kvmtool => &["lkvm", "kvmtool"],
+            Self::Alioth => &["alioth"],
         }
     }
 
@@ -64,7 +67,7 @@ impl Vmm {
         match self {
             Self::Qemu => "legacy and modern virtio-pci, virtio-mmio 1 and 2",
             Self::Firecracker => "virtio-mmio 2, or modern virtio-pci",
-            Self::CloudHypervisor => "modern virtio-pci",
+            Self::CloudHypervisor | Self::Alioth => "modern virtio-pci",
             Self::Kvmtool => "modern or legacy virtio-pci",
         }
     }
@@ -84,7 +87,7 @@ impl Vmm {
     pub fn version(self, program: &Path) -> Option<String> {
         let argument = match self {
             Self::Kvmtool => "version",
-            Self::Qemu | Self::Firecracker | Self::CloudHypervisor => "--version",
+            Self::Qemu | Self::Firecracker | Self::CloudHypervisor | Self::Alioth => "--version",
         };
         version(program, argument)
     }
@@ -182,6 +185,20 @@ mod tests {
   --kernel kernel \
   --cmdline ip=10.0.2.15/24 \
   --net tap=tap0,mac=52:54:00:4b:50:01"
+        );
+    }
+
+    #[test]
+    fn alioth_takes_arguments() {
+        assert_eq!(
+            command_line(&machine(Vmm::Alioth)),
+            r"alioth boot \
+  --console log,path=/dev/stdout \
+  --cpu count=2 \
+  --memory size=128M \
+  --pvh kernel \
+  --cmdline ip=10.0.2.15/24 \
+  --net tap,if=tap0,mac=52:54:00:4b:50:01,mtu=1500"
         );
     }
 

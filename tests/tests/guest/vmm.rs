@@ -33,7 +33,7 @@ pub fn add(suite: &mut Suite) {
         let elf: fn() -> Result<PathBuf> = || Ok(setup::setup()?.kernel.clone());
         let bzimage: fn() -> Result<PathBuf> = bzimage::file;
         type Kernel = fn() -> Result<PathBuf>;
-        let machines: [(&str, Vmm, u8, Transport, Kernel, Expected); 6] = [
+        let machines: [(&str, Vmm, u8, Transport, Kernel, Expected); 7] = [
             (
                 "kvmtool",
                 Vmm::Kvmtool,
@@ -82,6 +82,7 @@ pub fn add(suite: &mut Suite) {
                 bzimage,
                 ("bzImage", "modern"),
             ),
+            ("alioth", Vmm::Alioth, 2, Auto, elf, ("PVH", "modern")),
         ];
         for (name, vmm, cpus, transport, kernel, expected) in machines {
             suite.test(&format!("vmm::{name}"), move || {
@@ -94,7 +95,7 @@ pub fn add(suite: &mut Suite) {
                 Ok(())
             });
         }
-        for vmm in [Vmm::Kvmtool, Vmm::Firecracker, Vmm::CloudHypervisor] {
+        for vmm in Vmm::ALL.into_iter().filter(|vmm| *vmm != Vmm::Qemu) {
             let name = vmm.word().replace('-', "_");
             suite.test(&format!("vmm::run_on_{name}"), move || runs(vmm));
             suite.test(&format!("vmm::serve_on_{name}"), move || served(vmm));
