@@ -349,13 +349,9 @@ pub struct TraceArgs {
     /// virtio_net is recorded with ftrace; pc and q35, one CPU.
     #[arg(long, value_enum, default_value_t = GuestArg::Kickpath)]
     pub guest: GuestArg,
-    /// The far end of the cable: dgram alone, where every frame is recorded as it passes.
-    #[arg(
-        long,
-        value_name = "dgram",
-        default_value = "dgram",
-        hide_short_help = true
-    )]
+    /// The far end of the cable: a host of our own (dgram), or Linux behind a tap device, whose
+    /// frames a packet socket records (root); with --smp it has a pair of queues for each CPU.
+    #[arg(long, value_name = "dgram|tap", default_value = "dgram")]
     pub net: NetChoice,
     /// Trace nothing, but compare two traces that --json wrote: step beside step, with the numbers of
     /// each layer, as text, with --html as a page, with --json for a program.

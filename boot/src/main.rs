@@ -209,19 +209,19 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     let is_nested = settings.accel == AccelChoice::Nested;
     let is_linux = args.guest == GuestArg::Linux;
-    trace::check_net(args.net).map_err(SessionError::from)?;
+    trace::cable::check(args.net).map_err(SessionError::from)?;
     if is_linux {
-        trace::linux::check(&settings).map_err(SessionError::from)?;
+        trace::linux::check(&settings, args.net).map_err(SessionError::from)?;
     }
     if args.machine.dry_run && !is_nested {
-        settings.check_with(trace::NET)?;
+        settings.check_with(args.net)?;
         if is_linux {
             let option = "--dry-run";
             let why = "what --guest linux boots is made anew for every run, and goes with it";
             return Err(Mismatch::Decided { option, why }.into());
         }
         let mut prepared = settings.prepare(true, &mut sink)?;
-        let net = run::dry_run_net(&prepared, trace::NET)?;
+        let net = run::dry_run_net(&prepared, args.net)?;
         return print_command_line(&mut prepared, net);
     }
     // Before the work whose result they are to hold.
@@ -233,13 +233,13 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
         let words = words_for_nested(args.machine.dry_run)?;
         let linux = is_linux.then(|| Linux::get(linux::GUEST, settings.policy, &mut sink));
         let linux = linux.transpose().map_err(SessionError::from)?;
-        let recorded = nested::record(&settings, linux.as_ref(), &words, &mut sink)?;
+        let recorded = nested::record(&settings, args.net, linux.as_ref(), &words, &mut sink)?;
         settings.keep_pcap(Ok(()))?;
         recorded
     } else {
         let result = match is_linux {
             true => trace::linux::record(&settings, &mut sink),
-            false => trace::record(&settings, &mut sink),
+            false => trace::record(&settings, args.net, &mut sink),
         };
         let (prepared, recording) = settings.keep_pcap(result)?;
         (prepared.machine.boot, recording)

@@ -248,8 +248,12 @@ fn what_is_not_possible_is_said_at_once() {
             "--image with --machine microvm",
         ),
         (
-            &["trace", "--net", "tap"],
-            "--net tap: a trace compares each frame with what passed on the wire",
+            &["trace", "--net", "user"],
+            "--net user: QEMU's user network shows nobody the frames",
+        ),
+        (
+            &["trace", "--guest", "linux", "--net", "tap"],
+            "--net: --guest linux is traced at a far end of our own",
         ),
         (&["compare", "--accel", "nested"], "for `run` and `trace`"),
         (

@@ -125,11 +125,7 @@ pub fn run(
     words: &[OsString],
     sink: &mut Sink<'_>,
 ) -> Result<u8, NestedError> {
-    settings.check_with(net).map_err(SessionError::from)?;
-    // The Linux between has root of its own, and this machine's programs.
-    if net == NetChoice::Tap {
-        require(&[IPROUTE2], settings.policy, sink)?;
-    }
+    check(settings, net, sink)?;
     let more: &[&str] = if json { &["--json"] } else { &[] };
     let inside = Inside::new(settings, None, words, more, sink)?;
     let status = inside.between.run(&mut io::stdout(), sink)?;
@@ -140,6 +136,16 @@ pub fn run(
     }
 }
 
+/// What the far end inside needs of this machine.
+fn check(settings: &Settings, net: NetChoice, sink: &mut Sink<'_>) -> Result<(), NestedError> {
+    settings.check_with(net).map_err(SessionError::from)?;
+    // The Linux between has root of its own, and this machine's programs.
+    if net == NetChoice::Tap {
+        require(&[IPROUTE2], settings.policy, sink)?;
+    }
+    Ok(())
+}
+
 /// Records a packet inside, as [`crate::trace::record`] does outside, or, where `guest` is a
 /// Linux, as [`crate::trace::linux::record`] does; with it what the guest was booted from.
 ///
@@ -147,13 +153,12 @@ pub fn run(
 /// It cannot be recorded.
 pub fn record(
     settings: &Settings,
+    net: NetChoice,
     guest: Option<&Linux>,
     words: &[OsString],
     sink: &mut Sink<'_>,
 ) -> Result<(Boot, Recording), NestedError> {
-    settings
-        .check_with(crate::trace::NET)
-        .map_err(SessionError::from)?;
+    check(settings, net, sink)?;
     let file = format!("{RESULTS}/recording");
     let inside = Inside::new(settings, guest, words, &["--recording", &file], sink)?;
     inside.between.run(&mut io::sink(), sink)?;

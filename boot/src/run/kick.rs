@@ -27,7 +27,14 @@ pub(super) fn tell<W: Write>(
     let timeline = || -> Result<Timeline, TraceError> {
         let reason = &prepared.decision.reason;
         let run = run_of(&prepared.machine, reason, guest, device_of(status));
-        let recording = tracer.record(guest, peer, address, run, status.boot.tsc_hz)?;
+        let recording = tracer.record(
+            guest,
+            peer,
+            &peer.frame_log(),
+            address,
+            run,
+            status.boot.tsc_hz,
+        )?;
         trace::timeline(&prepared.machine.boot, &recording)
     };
     story.section("How the last datagram left")?;

@@ -1,6 +1,8 @@
 //! Records a run: prepares the machine, sends the datagram, reads what the
 //! layers left behind.
 
+mod place;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -11,6 +13,9 @@ use std::time::{Duration, Instant};
 use kickpath_abi::status::Status;
 use kickpath_trace::RING_SYMBOL;
 use serde_json::{Value, json};
+
+pub(super) use place::physical;
+use place::regions;
 
 use super::image::{Image, ImageError};
 use super::journey;
@@ -27,7 +32,7 @@ use crate::guest::{Failure, Guest};
 use crate::install::{GDB, Host};
 use crate::qemu::{Accel, Boot, Machine, Trace};
 use crate::scratch::{Scratch, ScratchError};
-use crate::wire::{FarEnd, Peer, WireError};
+use crate::wire::{FarEnd, FrameLog, WireError};
 
 /// Content of the datagram of the window, in bytes.
 pub const PROBE_BYTES: usize = 64;
@@ -40,6 +45,8 @@ const OTHER_BYTES: usize = 32;
 /// show how the time of one spreads.
 const WARM_UP: usize = 10;
 
+/// Datagrams behind the window, of a guest with several CPUs.
+const MOST_WAKES: u32 = 16;
 /// How often the machine is looked at until it is quiet.
 const LOOKS: u32 = 50;
 
@@ -116,6 +123,9 @@ pub struct Tracer {
     zero: Instant,
     first: Sample,
     accel: Accel,
+    /// Datagrams behind the window at most: one, or until one comes to the CPU that
+    /// sent, by a hash of its port.
+    wakes: u32,
 }
 
 impl Tracer {
@@ -158,23 +168,25 @@ impl Tracer {
             zero,
             first: Sample::take(zero),
             accel: machine.accel,
+            wakes: if machine.cpus > 1 { MOST_WAKES } else { 1 },
         })
     }
 
-    /// Sends one datagram in, has its echo come out, and reads what was
-    /// recorded of it. The machine runs on.
+    /// Sends one datagram in from the far end, whose `frames` are recorded, has its echo
+    /// come out, and reads what was recorded of it. The machine runs on.
     ///
     /// # Errors
     /// The echo does not come, or the records cannot be read.
     pub fn record(
         &self,
         guest: &Guest,
-        peer: &Peer,
+        far: &dyn FarEnd,
+        frames: &FrameLog,
         address: Ipv4Addr,
         run: Run,
         guest_hz: u64,
     ) -> Result<Recording, TraceError> {
-        let recording = self.record_all(guest, peer, address, run, guest_hz);
+        let recording = self.record_all(guest, far, frames, address, run, guest_hz);
         // What did not fit into it QEMU leaves out of its log and of what it saves of the
         // memory, whatever came of that.
         self.directory.check_room()?;
@@ -184,13 +196,14 @@ impl Tracer {
     fn record_all(
         &self,
         guest: &Guest,
-        peer: &Peer,
+        far: &dyn FarEnd,
+        frames: &FrameLog,
         address: Ipv4Addr,
         run: Run,
         guest_hz: u64,
     ) -> Result<Recording, TraceError> {
         let bound = self.accel.reply_bound();
-        let echo = |bytes| peer.udp_echo(address.into(), bytes, bound);
+        let echo = |bytes| far.udp_echo(address.into(), bytes, bound);
         for _ in 0..WARM_UP {
             echo(OTHER_BYTES)?;
         }
@@ -205,18 +218,30 @@ impl Tracer {
             echo(PROBE_BYTES)?;
             begin.quiet &= self.quiet(guest)?.quiet;
             let memory = self.buffers(guest, begin.guest)?;
+            // Those of the window: later ones may push them out of the log.
+            let passed = frames.frames();
             // The guest takes the sent buffer back when it wakes next.
-            echo(OTHER_BYTES)?;
-            begin.quiet &= self.quiet(guest)?.quiet;
-            Ok::<_, TraceError>(memory)
+            for _ in 0..self.wakes {
+                echo(OTHER_BYTES)?;
+                begin.quiet &= self.quiet(guest)?.quiet;
+                if self.is_taken_back(guest, begin.guest)? {
+                    break;
+                }
+            }
+            Ok::<_, TraceError>((memory, passed))
         })();
         self.switch_window_events(guest, false);
-        let memory = outcome?;
+        let (memory, mut passed) = outcome?;
         // Nothing moves while it is read; what KVM records ends no earlier than what
         // the guest does.
         guest.qmp("stop", Value::Null)?;
         let host_trace = host_trace.map(|started| started.and_then(HostTrace::stop));
-        let frames = peer.frame_log().frames().into_iter().map(|frame| {
+        for frame in frames.frames() {
+            if !passed.contains(&frame) {
+                passed.push(frame);
+            }
+        }
+        let frames = passed.into_iter().map(|frame| {
             let early = self.zero.saturating_duration_since(frame.at).as_nanos() as i64;
             let late = frame.at.saturating_duration_since(self.zero).as_nanos() as i64;
             WireFrame {
@@ -273,7 +298,7 @@ impl Tracer {
     pub fn add_qemu_stack(
         &self,
         guest: &Guest,
-        peer: &Peer,
+        far: &dyn FarEnd,
         address: Ipv4Addr,
         recording: &mut Recording,
     ) -> Result<(), TraceError> {
@@ -291,7 +316,7 @@ impl Tracer {
         let before = self.look(guest)?.log;
         let taken = stack::take(process, || {
             // Whether its answer comes is of no interest; a debugger may take its time.
-            let _ = peer.udp_echo(address.into(), OTHER_BYTES, self.accel.reply_bound());
+            let _ = far.udp_echo(address.into(), OTHER_BYTES, self.accel.reply_bound());
         });
         let mut taken = match taken {
             Ok(taken) => taken,
@@ -356,6 +381,13 @@ impl Tracer {
         self.directory.check_room()?;
         let logs = threads::read(self.directory.path()).map_err(system("read QEMU's log"))?;
         Ok(threads::merge(&logs).0)
+    }
+
+    /// Whether the guest has the sent buffer back, as far as it records that.
+    fn is_taken_back(&self, guest: &Guest, window: usize) -> Result<bool, TraceError> {
+        let records = self.records(guest)?.records;
+        let journey = journey::find(&records, window, PROBE_BYTES);
+        Ok(journey.is_none_or(|journey| journey.reclaim.is_some()))
     }
 
     /// Reads the buffers of the window's two frames, before others get them.
@@ -626,39 +658,6 @@ pub(crate) fn threads_of(guest: &Guest) -> Threads {
         Some(main) => Threads { main, vcpus },
         None => Threads::default(),
     }
-}
-
-/// The address ranges of the network device, if it is on PCI.
-fn regions(guest: &Guest) -> Vec<Region> {
-    const VIRTIO: u64 = 0x1af4;
-    let buses = guest.qmp("query-pci", Value::Null).unwrap_or_default();
-    let devices = buses.as_array().into_iter().flatten();
-    let devices = devices.flat_map(|bus| bus["devices"].as_array().into_iter().flatten());
-    let nics = devices.filter(|device| {
-        let id = &device["id"];
-        id["vendor"].as_u64() == Some(VIRTIO)
-            && matches!(id["device"].as_u64(), Some(0x1000 | 0x1041))
-    });
-    let regions = nics.flat_map(|nic| nic["regions"].as_array().into_iter().flatten());
-    regions
-        .filter_map(|region| {
-            Some(Region {
-                name: format!("BAR{}", region["bar"].as_u64()?),
-                address: region["address"].as_u64()?,
-                size: region["size"].as_u64()?,
-                ports: region["type"] == "io",
-            })
-        })
-        .collect()
-}
-
-/// What a virtual address of the guest's CPU is to its devices.
-pub(super) fn physical(guest: &Guest, address: u64) -> Option<u64> {
-    let line = format!("gva2gpa {address:#x}");
-    let arguments = json!({ "command-line": line });
-    let answer = guest.qmp("human-monitor-command", arguments).ok()?;
-    let (_, number) = answer.as_str()?.split_once("gpa:")?;
-    qemu::number(number.trim())
 }
 
 /// The doorbell's instruction with the values of this run; `address` is where

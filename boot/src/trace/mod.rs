@@ -7,6 +7,7 @@
 //! sentence, the Linux function, the section of the specification) is ours.
 
 pub mod build;
+pub mod cable;
 pub mod capture;
 pub mod clock;
 #[cfg(test)]
@@ -35,49 +36,31 @@ pub use timeline::Timeline;
 
 use crate::command::{Progress, Sink};
 use crate::qemu::Boot;
-use crate::session::{Mismatch, NetChoice, Prepared, SessionError, Settings, fetch_status};
+use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status};
+use cable::Cable;
 use capture::{TraceError, Tracer};
 use recording::Recording;
 
-/// The far end of a trace: its frames are recorded there.
-pub const NET: NetChoice = NetChoice::Dgram;
-
-/// Whether a trace can be had at this far end.
-///
-/// # Errors
-/// At no other than [`NET`].
-pub fn check_net(net: NetChoice) -> Result<(), Mismatch> {
-    let option = match net {
-        NET => return Ok(()),
-        NetChoice::User => "--net user",
-        _ => "--net tap",
-    };
-    Err(Mismatch::Decided {
-        option,
-        why: "a trace compares each frame with what passed on the wire, and records that at a \
-              far end of its own (--net dgram)",
-    })
-}
-
-/// Boots the guest and records one datagram in and one out.
+/// Boots the guest and records one datagram in and one out; `net` is the far end.
 ///
 /// # Errors
 /// The guest does not come up or does not answer, or its records cannot be
 /// read.
 pub fn record(
     settings: &Settings,
+    net: NetChoice,
     sink: &mut Sink<'_>,
 ) -> Result<(Prepared, Recording), SessionError> {
-    settings.check_with(NET)?;
+    cable::require_for(net, settings, sink)?;
     let mut prepared = settings.prepare(false, sink)?;
     let tracer = Tracer::new(&mut prepared.machine)?;
-    let peer = prepared.connect_peer()?;
-    let mut guest = prepared.launch()?;
-    guest.attach_frames(peer.frame_log());
-    let up = prepared.wait_until_up(&guest, &peer)?;
+    let cable = Cable::connect(&mut prepared, net)?;
+    let guest = cable.launch(&mut prepared)?;
+    let far = cable.far_end();
+    let up = prepared.wait_until_up(&guest, far)?;
     sink(Progress::Step("Sending one datagram in and one out"));
     let bound = prepared.accel().reply_bound();
-    let status = fetch_status(&peer, up.ip(), bound);
+    let status = fetch_status(far, up.ip(), bound);
     let status = status.map_err(|error| {
         let stopped = guest.check().err();
         stopped.unwrap_or_else(|| guest.failure(crate::guest::Cause::Other(error.to_string())))
@@ -87,19 +70,10 @@ pub fn record(
     let run = capture::run_of(&prepared.machine, reason, &guest, device);
     let hz = status.boot.tsc_hz;
     let address = up.address.address;
-    let mut recording = tracer.record(&guest, &peer, address, run, hz)?;
+    let mut recording = tracer.record(&guest, far, &cable.frame_log(), address, run, hz)?;
     sink(Progress::Step("Taking QEMU's call chain at one more kick"));
-    tracer.add_qemu_stack(&guest, &peer, address, &mut recording)?;
+    tracer.add_qemu_stack(&guest, far, address, &mut recording)?;
     Ok((prepared, recording))
-}
-
-/// Boots the guest, sends one datagram in and one out, and tells the journey.
-///
-/// # Errors
-/// As [`record`].
-pub fn trace(settings: &Settings, sink: &mut Sink<'_>) -> Result<Timeline, SessionError> {
-    let (prepared, recording) = record(settings, sink)?;
-    timeline(&prepared.machine.boot, &recording).map_err(SessionError::from)
 }
 
 /// The timeline of a recording, with the source lines of the guest that was

@@ -20,6 +20,7 @@ pub mod peer;
 mod plan;
 mod record;
 mod tap;
+mod watch;
 
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,7 @@ pub use peer::Peer;
 pub use plan::{Plan, PlanError};
 pub use record::{FrameLog, LoggedFrame, Recorder};
 pub use tap::{Tap, TapError};
+pub use watch::Watch;
 
 /// Port of the echo services (RFC 862), UDP and TCP.
 pub const ECHO_PORT: u16 = 7;

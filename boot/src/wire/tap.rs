@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::namespace::{DEVICE, enter};
 use super::plan::ULA_PREFIX_LEN;
-use super::{HostSockets, Plan, left};
+use super::{HostSockets, Plan, Watch, left};
 use crate::qemu::Net;
 
 /// Where `ip netns` keeps its namespaces.
@@ -55,6 +55,9 @@ pub enum TapError {
     /// The tap device could not be made.
     #[error("cannot make a tap device by /dev/net/tun: {0}")]
     Device(io::Error),
+    /// Its frames could not be recorded.
+    #[error("cannot record the tap's frames by a packet socket: {0}")]
+    Watch(io::Error),
 }
 
 /// A namespace with one end of a cable in it. Dropping it removes both.
@@ -155,10 +158,15 @@ impl Tap {
             return Net::TapName {
                 name: DEVICE.to_owned(),
                 queues: 1,
-                namespace: Some(Path::new(NAMESPACES).join(&self.namespace)),
+                namespace: Some(self.file()),
             };
         }
         Net::TapFds(self.queues.iter().map(AsRawFd::as_raw_fd).collect())
+    }
+
+    /// The namespace's file.
+    pub(super) fn file(&self) -> PathBuf {
+        Path::new(NAMESPACES).join(&self.namespace)
     }
 
     /// The name of the namespace, for `ip netns exec`.
@@ -168,7 +176,15 @@ impl Tap {
 
     /// This machine's sockets inside of the namespace.
     pub fn sockets(&self) -> HostSockets {
-        HostSockets::in_namespace(Path::new(NAMESPACES).join(&self.namespace))
+        HostSockets::in_namespace(self.file())
+    }
+
+    /// Takes note of every frame that passes from now on.
+    ///
+    /// # Errors
+    /// [`TapError::Watch`].
+    pub fn watch(&self) -> Result<Watch, TapError> {
+        Watch::new(&self.file()).map_err(TapError::Watch)
     }
 
     /// A command that runs inside of the namespace.

@@ -119,6 +119,9 @@ pub fn add(suite: &mut Suite) {
             Ok(())
         });
     }
+    suite.needs(setup::lacks_tap(), |suite| {
+        suite.test("trace::two_cpus_at_a_tap_have_a_pair_of_queues_each", tap);
+    });
     suite.test("trace::the_text_fits_a_terminal", || {
         let text = run(&["trace"])?;
         for line in text.lines() {
@@ -200,10 +203,13 @@ pub fn whole(timeline: &Timeline) -> Result<()> {
         let wire = timeline.phase(phase).filter(|s| s.layer == Layer::Wire);
         ensure!(wire.count() == 1, "one frame on the wire in {phase:?}");
     }
+    let mut sent = timeline.phase(Phase::Transmit);
+    let sent = sent.find(|step| step.event == "StartXmit");
+    let sent = sent.context("a frame")?.queue;
     let back = timeline
         .steps
         .iter()
-        .any(|s| s.event == "PopUsed" && s.queue == Some(1));
+        .any(|s| s.event == "PopUsed" && s.queue == sent);
     // A guest that polls takes buffers back when it needs them or its watchdog
     // looks, and the trace says if it did not.
     let absent = timeline
@@ -237,7 +243,7 @@ pub fn whole(timeline: &Timeline) -> Result<()> {
     // What the device was shown is what the guest meant.
     let publish = timeline
         .phase(Phase::Transmit)
-        .find(|s| s.event == "Publish" && s.queue == Some(1))
+        .find(|s| s.event == "Publish" && s.queue == sent)
         .context("an index")?;
     let queue = publish.snapshot.as_ref().context("a queue")?;
     match &queue.memory {
@@ -452,6 +458,18 @@ fn handled_by(timeline: &Timeline, layer: Layer) -> Result<()> {
         .find(|step| step.event == "virtio_queue_notify")
         .context("a notification")?;
     ensure!(notify.layer == layer, "{notify:?}");
+    Ok(())
+}
+
+/// Linux at the far end, and whichever pair of queues it sends the datagram to.
+fn tap() -> Result<()> {
+    let timeline = trace(&["--net", "tap", "--smp", "2", "--transport", "modern"])?;
+    whole(&timeline)?;
+    let features = &timeline.run.device.features;
+    ensure!(features.iter().any(|name| name == "MQ"), "{features:?}");
+    let queues = timeline.phase(Phase::Attach);
+    let queues = queues.filter(|step| step.event == "SetupQueue").count();
+    ensure!(queues == 5, "two pairs and the control queue, not {queues}");
     Ok(())
 }
 

@@ -15,7 +15,6 @@ use std::path::Path;
 
 use kickpath_abi::config::{Ipv4Cidr, Irq, Transport, UdpWay};
 
-use super::NET;
 use super::capture::{self, PROBE_BYTES, TraceError, Tracer};
 use super::image;
 use super::journey;
@@ -28,7 +27,7 @@ use crate::linux::initramfs::{self, Entry};
 use crate::linux::{GUEST, Linux};
 use crate::qemu::{Accel, Boot, Kind, LinuxBoot, Machine, NicTransport};
 use crate::scratch::Scratch;
-use crate::session::{Mismatch, Prepared, SessionError, Settings};
+use crate::session::{Mismatch, NetChoice, Prepared, SessionError, Settings};
 use crate::wire::{ECHO_PORT, FarEnd, Peer, Plan};
 
 /// Content of the datagram behind the window, in bytes: what comes with it and after it
@@ -52,7 +51,7 @@ pub fn record(
     settings: &Settings,
     sink: &mut Sink<'_>,
 ) -> Result<(Prepared, Recording), SessionError> {
-    check(settings)?;
+    check(settings, NetChoice::Dgram)?;
     let linux = Linux::get(GUEST, settings.policy, sink)?;
     let settings = Settings {
         kernel: Some(linux.kernel()),
@@ -86,7 +85,8 @@ pub fn record(
     let reason = &prepared.decision.reason;
     let run = capture::run_of(&prepared.machine, reason, &guest, Device::default());
     let address = up.address.address;
-    let mut recording = tracer.record(&guest, &peer, address, run, 0)?;
+    let frames = peer.frame_log();
+    let mut recording = tracer.record(&guest, &peer, &frames, address, run, 0)?;
     complete(&tracer, &guest, &peer, &prepared, &mut recording)?;
     sink(Progress::Step("Taking QEMU's call chain at one more kick"));
     tracer.add_qemu_stack(&guest, &peer, address, &mut recording)?;
@@ -97,12 +97,18 @@ pub fn record(
 ///
 /// # Errors
 /// The option.
-pub fn check(settings: &Settings) -> Result<(), Mismatch> {
+pub fn check(settings: &Settings, net: NetChoice) -> Result<(), Mismatch> {
     let refuse = |option, why| Err(Mismatch::Decided { option, why });
     if !cfg!(target_arch = "x86_64") {
         return refuse(
             "--guest linux",
             "it needs a host whose programs are for x86-64",
+        );
+    }
+    if net != NetChoice::Dgram {
+        return refuse(
+            "--net",
+            "--guest linux is traced at a far end of our own (dgram)",
         );
     }
     const OURS: &str = "it is for our guest, not for Linux (--guest linux)";
@@ -136,7 +142,7 @@ pub fn check(settings: &Settings) -> Result<(), Mismatch> {
             "--smp",
             "calls of several CPUs are not told apart; --guest linux has one",
         ),
-        _ => settings.check_with(NET),
+        _ => settings.check_with(net),
     }
 }
 
