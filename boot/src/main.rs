@@ -209,12 +209,12 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     let is_nested = settings.accel == AccelChoice::Nested;
     let is_linux = args.guest == GuestArg::Linux;
-    trace::cable::check(args.net).map_err(SessionError::from)?;
-    if is_linux {
-        trace::linux::check(&settings, args.net).map_err(SessionError::from)?;
+    match args.guest {
+        GuestArg::Linux => trace::linux::check(&settings, args.net),
+        GuestArg::Kickpath => trace::cable::check(&settings, args.net),
     }
+    .map_err(SessionError::from)?;
     if args.machine.dry_run && !is_nested {
-        settings.check_with(args.net)?;
         if is_linux {
             let option = "--dry-run";
             let why = "what --guest linux boots is made anew for every run, and goes with it";

@@ -248,6 +248,10 @@ fn what_is_not_possible_is_said_at_once() {
             "--image with --machine microvm",
         ),
         (
+            &["trace", "--udp", "in-place"],
+            "--udp in-place: a trace follows the datagram to a socket",
+        ),
+        (
             &["trace", "--net", "user"],
             "--net user: QEMU's user network shows nobody the frames",
         ),

@@ -1,23 +1,32 @@
 //! The far end of a trace.
 
+use kickpath_abi::config::UdpWay;
+
 use crate::command::Sink;
 use crate::guest::Guest;
 use crate::install::IPROUTE2;
 use crate::session::{Mismatch, NetChoice, Prepared, SessionError, Settings, require};
 use crate::wire::{FarEnd, FrameLog, HostSockets, Peer, Tap, Watch};
 
-/// Whether a trace can be had at this far end.
+/// Whether a trace can be had of this guest at this far end.
 ///
 /// # Errors
-/// Its frames cannot be recorded.
-pub fn check(net: NetChoice) -> Result<(), Mismatch> {
+/// Its frames cannot be recorded, or its guest has no records of the datagram.
+pub fn check(settings: &Settings, net: NetChoice) -> Result<(), Mismatch> {
+    let refuse = |option, why| Err(Mismatch::Decided { option, why });
+    if settings.udp == UdpWay::InPlace {
+        return refuse(
+            "--udp in-place",
+            "a trace follows the datagram to a socket and out of one, and there is none",
+        );
+    }
     match net {
-        NetChoice::Dgram | NetChoice::Tap => Ok(()),
-        NetChoice::User => Err(Mismatch::Decided {
-            option: "--net user",
-            why: "QEMU's user network shows nobody the frames that it makes of what sockets \
-                  send (--net dgram or tap)",
-        }),
+        NetChoice::Dgram | NetChoice::Tap => settings.check_with(net),
+        NetChoice::User => refuse(
+            "--net user",
+            "QEMU's user network shows nobody the frames that it makes of what sockets send \
+             (--net dgram or tap)",
+        ),
     }
 }
 
@@ -30,8 +39,7 @@ pub(super) fn require_for(
     settings: &Settings,
     sink: &mut Sink<'_>,
 ) -> Result<(), SessionError> {
-    check(net)?;
-    settings.check_with(net)?;
+    check(settings, net)?;
     if net == NetChoice::Tap {
         Tap::check_rights()?;
         require(&[IPROUTE2], settings.policy, sink)?;

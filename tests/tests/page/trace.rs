@@ -1,7 +1,7 @@
 //! The page of `kickpath trace --html`.
 
 use anyhow::{Context, Result, ensure};
-use kickpath::trace::timeline::{Delta, Phase};
+use kickpath::trace::timeline::{Delta, Part, Phase};
 use kickpath::trace::{Timeline, glossary, html};
 use kickpath_tests::browser::View;
 use kickpath_tests::{Suite, program};
@@ -77,6 +77,14 @@ fn check_step(page: &mut Page, timeline: &Timeline, index: usize) -> Result<()> 
         ensure!(
             (lit > 0) != snapshot.changed.is_empty(),
             "step {number} changed {:?} and {lit} cells are lit",
+            snapshot.changed
+        );
+        // A descriptor's fields are lit one by one.
+        let of_address = |part: &Part| matches!(part, Part::DescriptorAddress(_));
+        let address = page.count("#queue .area:first-child tbody td:nth-child(2).lit")?;
+        ensure!(
+            (address > 0) == snapshot.changed.iter().any(of_address),
+            "step {number} changed {:?} and {address} addresses are lit",
             snapshot.changed
         );
     }
@@ -409,7 +417,14 @@ fn a_lecture_fits_one_screen() -> Result<()> {
         };
         page.picture(name, screen(dark), false)?;
     }
+    // A link from slides opens it so, at that step.
+    let own = page.evaluate("location.hash === `#lecture-${bell.number + 1}`")?;
+    ensure!(own == true, "the address leads here");
     page.press("l")?;
+    page.reopen("#lecture-3")?;
+    ensure!(page.evaluate("inLecture()")? == true && page.text("#position")?.starts_with("3 /"));
+    page.press("l")?;
+    ensure!(page.evaluate("location.hash")? == "#step-3");
     ensure!(page.evaluate("getComputedStyle($('hero')).display")? != "none");
     // On a telephone it is one column, which scrolls.
     page.view(View {

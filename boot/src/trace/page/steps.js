@@ -46,13 +46,15 @@ function showSource({ layer, source, stack, instruction }) {
   bringLine();
 }
 
-// For a lecture: the step, its ring and its source fill the screen, in large type.
+// For a lecture: the step, its ring and its source fill the screen, in large type. A link to
+// `#lecture-7` opens so, at step 7.
 const inLecture = () => document.body.classList.contains("lecture");
 function lecture() {
   $("lecture").setAttribute("aria-pressed", String(document.body.classList.toggle("lecture")));
-  bringLine();
+  go(current);
   if (!inLecture()) $("stepper").scrollIntoView();
 }
+const openLecture = () => { if (location.hash.startsWith("#lecture") && !inLecture()) lecture(); };
 // Its card of the source scrolls by itself: to the line that is told of.
 function bringLine() {
   const line = document.querySelector("#source tr.hot"), card = $("source").closest("section");
@@ -62,7 +64,8 @@ function bringLine() {
 function timing(step) {
   const { delta, time } = step;
   if (delta.kind === "first") return "the first step";
-  if (delta.kind === "measured") return `${span(delta.ns)} after the step before`;
+  // The one before may be another chain's, and hidden.
+  if (delta.kind === "measured") return [`${span(delta.ns)} after `, link(step.number - 1, `step ${step.number}`)];
   return el("span", {}, el("span", { class: "causal" }, "placed by cause and effect, not measured: ", delta.rule),
     delta.since ? [`; ${span(delta.since.ns)} after `, link(delta.since.step, `step ${delta.since.step + 1}`), ", the last one of the same clock"] : "");
 }
@@ -154,7 +157,7 @@ listeners.push((index, from) => {
   for (const id of ["last", "next"]) $(id).setAttribute("aria-disabled", String(further(1) === index));
   for (const marked of document.querySelectorAll("[data-step]"))
     if (Number(marked.dataset.step) === index) marked.setAttribute("aria-current", "step"); else marked.removeAttribute("aria-current");
-  if (from !== "start") try { history.replaceState(null, "", `#step-${index + 1}`); } catch { /* a page without a history */ }
+  if (from !== "start") try { history.replaceState(null, "", `#${inLecture() ? "lecture" : "step"}-${index + 1}`); } catch { /* a page without a history */ }
 });
 
 function list() {
@@ -163,7 +166,7 @@ function list() {
       el("td", {}, link(step.number, nameOf(step))), el("td", { class: "right" }, since(step)), el("td", { class: "mono" }, step.linux ?? ""), el("td", { class: "mono" }, step.source ? `${step.source.file}:${step.source.line}` : "")))));
 }
 
-const fromHash = () => { const found = /^#step-(\d+)$/.exec(location.hash); return found && steps[found[1] - 1] ? found[1] - 1 : null; };
+const fromHash = () => { const found = /^#(?:step|lecture)-(\d+)$/.exec(location.hash); return found && steps[found[1] - 1] ? found[1] - 1 : null; };
 function start() {
   rest(); join(); hook(); wire(); calls();
   if (!steps.length) {
@@ -192,7 +195,8 @@ function start() {
     const action = keys[event.key] ?? (inLecture() ? presenter[event.key] : null) ?? (event.key.toLowerCase() === "l" ? lecture : null) ?? (event.key === " " && event.target === document.body ? buttons.play : null);
     if (action) { action(); event.preventDefault(); }
   });
-  addEventListener("hashchange", () => { const step = fromHash(); if (step !== null && step !== current) go(step); });
+  addEventListener("hashchange", () => { const step = fromHash(); if (step !== null && step !== current) go(step); openLecture(); });
   go(fromHash() ?? bell?.number ?? 0, "start");
+  openLecture();
 }
 start();
