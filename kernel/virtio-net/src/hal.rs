@@ -9,8 +9,7 @@ use core::ptr::NonNull;
 
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
-/// Physically contiguous pages shared with the device, given back when
-/// dropped.
+/// Physically contiguous pages shared with the device, given back when dropped.
 ///
 /// Whoever owns one must have reset the device, or the queue that uses the
 /// pages, before it is dropped.

@@ -14,8 +14,7 @@
 //! # fn poll<H: virtio_drivers::Hal, T: ConfigOps>(
 //! #     net: &mut VirtioNet<H, T>, interface: &mut Interface, sockets: &mut SocketSet<'_>, now: Instant,
 //! # ) {
-//! interface.poll(now, &mut Phy::of(net), sockets);
-//! net.kick();
+//! interface.poll(now, &mut Phy::of(net), sockets); net.kick();
 //! # }
 //! ```
 //!
@@ -90,12 +89,6 @@ impl<'p, H: Hal> Phy<'p, H> {
     pub fn of<T: ConfigOps, S: StateRef>(net: &'p mut VirtioNet<H, T, S>) -> Self {
         let (pair, rest) = net.split();
         Self::new(pair, rest.info())
-    }
-
-    /// The pair, to look at; `None` while the device is stopped.
-    #[inline]
-    pub fn pair(&self) -> Option<&QueuePair<H>> {
-        self.pair.as_deref()
     }
 
     /// As smoltcp's `receive`, without the frames that `wanted` says no to, which

@@ -1,10 +1,9 @@
 //! The interrupt ladder (Linux `vp_find_vqs`): MSI-X with a vector a queue,
 //! else MSI-X with one vector for all queues, else INTx, else polling.
 //!
-//! Each rung is tried from a reset device, and a rung that fails leaves
-//! nothing behind: the device is reset, MSI-X off, vectors and rings given
-//! back. (A legacy device leaves no choice: taking a single queue back resets
-//! it whole.)
+//! Each rung is tried from a reset device, and a rung that fails leaves nothing
+//! behind: the device is reset, MSI-X off, vectors and rings given back. (A
+//! legacy device leaves no choice: taking a single queue back resets it whole.)
 
 extern crate alloc;
 
@@ -93,8 +92,7 @@ pub enum InterruptUnavailable {
 /// What the driver needs of the embedder's interrupt controller: what Linux's
 /// `virtio_pci` has of `pci_alloc_irq_vectors` and `request_irq`.
 pub trait InterruptController {
-    /// Connects a handler for `purpose` and returns the message that calls
-    /// it.
+    /// Connects a handler for `purpose` and returns the message that calls it.
     ///
     /// # Errors
     ///

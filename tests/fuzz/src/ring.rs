@@ -23,6 +23,11 @@ trait Fuzzed: QueueRing {
 
     /// Takes something back: its number, and the bytes that were written.
     fn pop(&mut self) -> Result<Option<(u16, u32)>, QueueError>;
+
+    /// Takes several back, each with so many bytes or more, where that can be done at once.
+    fn pop_run(&mut self, _most: u32, _shortest: u32) -> Vec<(u16, u32)> {
+        Vec::new()
+    }
 }
 
 impl Fuzzed for CommandRing<GuestHal> {
@@ -67,6 +72,18 @@ impl Fuzzed for PositionalRing<GuestHal> {
     fn pop(&mut self) -> Result<Option<(u16, u32)>, QueueError> {
         Ok(self.pop_used()?.map(|used| (used.slot, used.length)))
     }
+
+    fn pop_run(&mut self, most: u32, shortest: u32) -> Vec<(u16, u32)> {
+        let mut taken = Vec::new();
+        let count = Self::pop_run(self, most, shortest, |slot, length| {
+            assert!(length >= shortest);
+            taken.push((slot.try_into().expect("a slot"), length));
+            // Whoever takes them may stop.
+            length % 4 != 3
+        });
+        assert_eq!(count as usize, taken.len());
+        taken
+    }
 }
 
 /// Nothing panics; nothing comes back that is not outstanding, or twice; no length
@@ -103,8 +120,14 @@ fn run_ring<R: Fuzzed>(mut input: Input<'_>) {
     // Bytes that the device may write of each that it has.
     let mut outstanding = BTreeMap::new();
     let mut broken: Option<QueueError> = None;
+    let give_back = |outstanding: &mut BTreeMap<u16, u32>, number, length| {
+        let room = outstanding.remove(&number);
+        let room = room.unwrap_or_else(|| panic!("{number} is not outstanding"));
+        assert!(length <= room, "{length} of {number}, room for {room}");
+    };
     while !input.is_at_end() {
-        match input.u8() % 8 {
+        let operation = input.u8();
+        match if operation < 240 { operation % 8 } else { 8 } {
             0 => {
                 if let Some((number, room)) = ring.add(&mut input) {
                     assert!(outstanding.insert(number, room).is_none());
@@ -118,9 +141,7 @@ fn run_ring<R: Fuzzed>(mut input: Input<'_>) {
             }
             2 => match ring.pop() {
                 Ok(Some((number, length))) => {
-                    let room = outstanding.remove(&number);
-                    let room = room.unwrap_or_else(|| panic!("{number} is not outstanding"));
-                    assert!(length <= room, "{length} of {number}, room for {room}");
+                    give_back(&mut outstanding, number, length);
                     assert_eq!(broken, None);
                 }
                 Ok(None) => assert_eq!(broken, None),
@@ -160,6 +181,13 @@ fn run_ring<R: Fuzzed>(mut input: Input<'_>) {
             }
             6 => {
                 ring.disable_interrupts();
+            }
+            8 => {
+                let (most, shortest) = (input.u8(), input.u8() % 12);
+                for (number, length) in ring.pop_run(most.into(), shortest.into()) {
+                    give_back(&mut outstanding, number, length);
+                    assert_eq!(broken, None);
+                }
             }
             _ => {
                 ring.enable_interrupts_after(u16::from(input.u8()));

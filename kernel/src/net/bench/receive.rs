@@ -24,7 +24,10 @@ pub fn receive(nic: &mut Nic, config: &Config) -> Result<(), BenchError> {
     let gateway = Gateway::of(config, nic.info().mac);
     let batch = measure(nic, &gateway, |nic| {
         let (rx, _) = nic.queues()?;
-        rx.receive_batch(BURST.into(), |frame| _ = black_box(frame.as_ptr()));
+        rx.receive_batch(BURST.into(), |frame| {
+            black_box(frame.as_ptr());
+            true
+        });
         Ok(())
     })?;
     let each = measure(nic, &gateway, |nic| {

@@ -17,9 +17,8 @@ use crate::queue::{DmaRegion, SlotBuffers};
 /// Bytes that a small buffer takes; two fill a page and none crosses one.
 const SMALL: usize = 2048;
 
-/// Where the frame starts in its buffer, as a multiple: the header lies
-/// directly before it, so that both are one piece of memory whatever the
-/// header's length.
+/// Where the frame starts in its buffer, as a multiple: the header lies directly before
+/// it, so that both are one piece of memory whatever the header's length.
 const FRAME_ALIGN: usize = 16;
 
 /// Largest frame that fits a small buffer behind a header of up to 16 bytes,
@@ -29,9 +28,8 @@ pub const MAX_FRAME: usize = SMALL - FRAME_ALIGN;
 /// Ethernet header and one VLAN tag (IEEE 802.1Q), in bytes.
 const ETHERNET: usize = 14 + 4;
 
-/// Largest frame that a device segments or has put together, in bytes: an
-/// IPv6 packet with 65535 bytes of payload (specification 5.1.6.3), and a
-/// VLAN tag.
+/// Largest frame that a device segments or has put together, in bytes: an IPv6
+/// packet with 65535 bytes of payload (specification 5.1.6.3), and a VLAN tag.
 pub const MAX_LARGE_FRAME: usize = ETHERNET + 40 + 65_535;
 
 /// Memory for the receive buffers of one queue, where fewer would do: what
@@ -52,8 +50,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Buffers for frames of up to `frame` bytes; the small ones, where they
-    /// do.
+    /// Buffers for frames of up to `frame` bytes; the small ones, where they do.
     const fn new(header_length: usize, frame: usize) -> Self {
         let offset = header_length.next_multiple_of(FRAME_ALIGN);
         let stride = if offset + frame <= SMALL {
@@ -141,14 +138,15 @@ const PIECE: usize = 32 << 10;
 /// a machine has run for a while, there may be no large one in a row.
 pub(super) struct FrameBuffers<H: Hal> {
     pieces: Vec<DmaRegion<H>>,
-    /// Addresses of the frames as the driver sees them.
-    frames: Box<[NonNull<u8>]>,
+    /// What the driver begins with in each, as it sees it: the header of one that is
+    /// received, the frame of one that is sent.
+    starts: Box<[NonNull<u8>]>,
     /// Buffers a piece, as a power of 2.
     shift: u32,
     layout: Layout,
 }
 
-// SAFETY: `frames` points into `pieces`, which this value owns.
+// SAFETY: `starts` points into `pieces`, which this value owns.
 unsafe impl<H: Hal> Send for FrameBuffers<H> {}
 
 impl<H: Hal> FrameBuffers<H> {
@@ -171,19 +169,22 @@ impl<H: Hal> FrameBuffers<H> {
         let shift = (PIECE / layout.stride).max(1).ilog2();
         let count = usize::from(count);
         let mut pieces = Vec::with_capacity(count.div_ceil(1 << shift));
-        let mut frames = Vec::with_capacity(count);
-        while frames.len() < count {
-            let here = (count - frames.len()).min(1 << shift);
+        let mut starts = Vec::with_capacity(count);
+        let offset = match direction {
+            BufferDirection::DeviceToDriver => layout.header_offset,
+            _ => layout.header_offset + layout.header_length,
+        };
+        while starts.len() < count {
+            let here = (count - starts.len()).min(1 << shift);
             let piece = DmaRegion::new(here * layout.stride, direction).ok_or(none)?;
-            let offset = layout.header_offset + layout.header_length;
-            // SAFETY: a frame begins within its buffer, and so within the piece.
-            let frame = |at| unsafe { piece.pointer().add(at * layout.stride + offset) };
-            frames.extend((0..here).map(frame));
+            // SAFETY: both begin within their buffer, and so within the piece.
+            let start = |at| unsafe { piece.pointer().add(at * layout.stride + offset) };
+            starts.extend((0..here).map(start));
             pieces.push(piece);
         }
         Ok(Self {
             pieces,
-            frames: frames.into(),
+            starts: starts.into(),
             shift,
             layout,
         })
@@ -216,21 +217,26 @@ impl<H: Hal> FrameBuffers<H> {
     #[inline]
     pub fn header(&self, number: u16) -> PhysAddr {
         let (piece, at) = (number >> self.shift, number & !(!0 << self.shift));
-        debug_assert!(usize::from(number) < self.frames.len());
+        debug_assert!(usize::from(number) < self.starts.len());
         // SAFETY: as in `frame`; every buffer is in a piece.
         let piece = unsafe { self.pieces.get_unchecked(usize::from(piece)) };
         let offset = usize::from(at) * self.layout.stride + self.layout.header_offset;
         piece.physical() + offset as PhysAddr
     }
 
-    /// Address of a buffer's frame as the driver sees it; its header ends
-    /// there.
+    /// What the driver begins with in each: see [`Self::starts`].
     #[inline]
-    pub fn frame(&self, number: u16) -> NonNull<u8> {
-        debug_assert!(usize::from(number) < self.frames.len());
+    pub fn starts(&self) -> &[NonNull<u8>] {
+        &self.starts
+    }
+
+    /// Address of the frame in a buffer for one to send; its header ends there.
+    #[inline]
+    fn frame(&self, number: u16) -> NonNull<u8> {
+        debug_assert!(usize::from(number) < self.starts.len());
         // SAFETY: there is a buffer of that number: the callers, all in this
         // module's parent, have it from the ring or from a count of buffers.
-        unsafe { *self.frames.get_unchecked(usize::from(number)) }
+        unsafe { *self.starts.get_unchecked(usize::from(number)) }
     }
 
     /// The first `length` bytes of a buffer's frame, or all, if there are fewer.
@@ -265,15 +271,19 @@ impl<H: Hal> FrameBuffers<H> {
     /// Writes a buffer's header; what is longer than this part of it stays zero.
     #[inline(always)]
     pub fn write_header(&mut self, number: u16, header: Header) {
-        // SAFETY: the header is at least that long; the type needs no alignment.
-        // What the device reads meanwhile, in a buffer that it has, is its affair.
-        unsafe { self.header_pointer(number).cast::<Header>().write(header) };
+        // SAFETY: it is one before which there is room for a header.
+        unsafe { write_before(self.frame(number), self.layout.header_length, header) };
     }
+}
 
-    /// Address of a buffer's header as the driver sees it.
-    #[inline]
-    pub fn header_pointer(&self, number: u16) -> NonNull<u8> {
-        // SAFETY: the header lies directly before the frame.
-        unsafe { self.frame(number).sub(self.layout.header_length) }
-    }
+/// Writes what every header has, of one of `length` bytes, directly before a frame.
+///
+/// # Safety
+///
+/// The frame is one to send, of a buffer with such a header. What the device reads
+/// meanwhile, in a buffer that it has, is its affair.
+#[inline(always)]
+pub(super) unsafe fn write_before(frame: NonNull<u8>, length: usize, header: Header) {
+    // SAFETY: every header is at least that long; the type needs no alignment.
+    unsafe { frame.sub(length).cast::<Header>().write(header) };
 }

@@ -40,8 +40,7 @@ const MIN_MTU: u16 = 68;
 /// Queue pairs that a device has at most (specification 5.1.5).
 const MAX_QUEUE_PAIRS: u16 = 0x8000;
 
-/// How often a field is read again because the configuration changed
-/// meanwhile.
+/// How often a field is read again because the configuration changed meanwhile.
 const GENERATION_RETRIES: usize = 8;
 
 /// What was learnt of the device at probe: its features (specification 5.1.3)

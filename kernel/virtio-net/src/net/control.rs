@@ -1,6 +1,5 @@
-//! The control queue (specification 5.1.6.5; Linux
-//! `virtnet_send_command`): commands to the device, one at a time, each
-//! answered before the next.
+//! The control queue (specification 5.1.6.5; Linux `virtnet_send_command`):
+//! commands to the device, one at a time, each answered before the next.
 //!
 //! A command is a chain of a header, its data and a byte that the device
 //! answers with. All of that lies in memory of the queue's own.
@@ -86,66 +85,36 @@ pub enum Command<'a> {
 }
 
 impl Command<'_> {
-    /// Class and command as the device knows them.
-    const fn numbers(&self) -> [u8; 2] {
+    /// Class and command as the device knows them, the feature without which it does
+    /// not, and the specification's name, without prefix.
+    const fn facts(&self) -> ([u8; 2], Features, &'static str) {
         match self {
-            Self::Promiscuous(_) => [0, 0],
-            Self::AllMulticast(_) => [0, 1],
-            Self::AllUnicast(_) => [0, 2],
-            Self::NoMulticast(_) => [0, 3],
-            Self::NoUnicast(_) => [0, 4],
-            Self::NoBroadcast(_) => [0, 5],
-            Self::MacTables { .. } => [1, 0],
-            Self::MacAddress(_) => [1, 1],
-            Self::VlanAdd(_) => [2, 0],
-            Self::VlanRemove(_) => [2, 1],
-            Self::AnnounceAck => [3, 0],
-            Self::QueuePairs(_) => [4, 0],
-            Self::RssConfig(_) => [4, 1],
-            Self::HashConfig(_) => [4, 2],
-            Self::GuestOffloads(_) => [5, 0],
+            Self::Promiscuous(_) => ([0, 0], Features::CTRL_RX, "RX_PROMISC"),
+            Self::AllMulticast(_) => ([0, 1], Features::CTRL_RX, "RX_ALLMULTI"),
+            Self::AllUnicast(_) => ([0, 2], Features::CTRL_RX_EXTRA, "RX_ALLUNI"),
+            Self::NoMulticast(_) => ([0, 3], Features::CTRL_RX_EXTRA, "RX_NOMULTI"),
+            Self::NoUnicast(_) => ([0, 4], Features::CTRL_RX_EXTRA, "RX_NOUNI"),
+            Self::NoBroadcast(_) => ([0, 5], Features::CTRL_RX_EXTRA, "RX_NOBCAST"),
+            Self::MacTables { .. } => ([1, 0], Features::CTRL_RX, "MAC_TABLE_SET"),
+            Self::MacAddress(_) => ([1, 1], Features::CTRL_MAC_ADDR, "MAC_ADDR_SET"),
+            Self::VlanAdd(_) => ([2, 0], Features::CTRL_VLAN, "VLAN_ADD"),
+            Self::VlanRemove(_) => ([2, 1], Features::CTRL_VLAN, "VLAN_DEL"),
+            Self::AnnounceAck => ([3, 0], Features::GUEST_ANNOUNCE, "ANNOUNCE_ACK"),
+            Self::QueuePairs(_) => ([4, 0], Features::MQ, "MQ_VQ_PAIRS_SET"),
+            Self::RssConfig(_) => ([4, 1], Features::RSS, "MQ_RSS_CONFIG"),
+            Self::HashConfig(_) => ([4, 2], Features::HASH_REPORT, "MQ_HASH_CONFIG"),
+            Self::GuestOffloads(_) => ([5, 0], Features::CTRL_GUEST_OFFLOADS, "GUEST_OFFLOADS_SET"),
         }
     }
 
     /// The feature without which the device does not know the command.
     pub const fn feature(&self) -> Features {
-        match self {
-            Self::Promiscuous(_) | Self::AllMulticast(_) | Self::MacTables { .. } => {
-                Features::CTRL_RX
-            }
-            Self::AllUnicast(_)
-            | Self::NoMulticast(_)
-            | Self::NoUnicast(_)
-            | Self::NoBroadcast(_) => Features::CTRL_RX_EXTRA,
-            Self::MacAddress(_) => Features::CTRL_MAC_ADDR,
-            Self::VlanAdd(_) | Self::VlanRemove(_) => Features::CTRL_VLAN,
-            Self::AnnounceAck => Features::GUEST_ANNOUNCE,
-            Self::QueuePairs(_) => Features::MQ,
-            Self::RssConfig(_) => Features::RSS,
-            Self::HashConfig(_) => Features::HASH_REPORT,
-            Self::GuestOffloads(_) => Features::CTRL_GUEST_OFFLOADS,
-        }
+        self.facts().1
     }
 
     /// The specification's name, without prefix.
     pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Promiscuous(_) => "RX_PROMISC",
-            Self::AllMulticast(_) => "RX_ALLMULTI",
-            Self::AllUnicast(_) => "RX_ALLUNI",
-            Self::NoMulticast(_) => "RX_NOMULTI",
-            Self::NoUnicast(_) => "RX_NOUNI",
-            Self::NoBroadcast(_) => "RX_NOBCAST",
-            Self::MacTables { .. } => "MAC_TABLE_SET",
-            Self::MacAddress(_) => "MAC_ADDR_SET",
-            Self::VlanAdd(_) => "VLAN_ADD",
-            Self::VlanRemove(_) => "VLAN_DEL",
-            Self::AnnounceAck => "ANNOUNCE_ACK",
-            Self::QueuePairs(_) => "MQ_VQ_PAIRS_SET",
-            Self::RssConfig(_) => "MQ_RSS_CONFIG",
-            Self::HashConfig(_) => "MQ_HASH_CONFIG",
-            Self::GuestOffloads(_) => "GUEST_OFFLOADS_SET",
-        }
+        self.facts().2
     }
 
     /// Writes the data into `area` and returns the lengths of its two parts,
@@ -265,8 +234,7 @@ pub enum ControlError {
     /// The device broke the queue's protocol. The control queue is given up.
     #[error("{0}; the control queue is given up")]
     Queue(QueueError),
-    /// The control queue was given up before, until the device is opened
-    /// again.
+    /// The control queue was given up before, until the device is opened again.
     #[error("no command {command}: the control queue was given up")]
     GivenUp {
         /// The command's name in the specification.
@@ -276,7 +244,7 @@ pub enum ControlError {
 
 /// The control virtqueue with the memory of its command.
 pub(super) struct ControlQueue<H: Hal> {
-    queue: Virtqueue<CommandRing<H>>,
+    pub(super) queue: Virtqueue<CommandRing<H>>,
     memory: DmaRegion<H>,
     /// Whether the device may still have the memory, or is not to be trusted.
     given_up: bool,
@@ -301,13 +269,7 @@ impl<H: Hal> ControlQueue<H> {
         }))
     }
 
-    /// The virtqueue, to look at.
-    pub(super) fn queue(&self) -> &Virtqueue<CommandRing<H>> {
-        &self.queue
-    }
-
-    /// Sends a command and waits for its answer (Linux
-    /// `virtnet_send_command`).
+    /// Sends a command and waits for its answer (Linux `virtnet_send_command`).
     #[doc(alias = "virtnet_send_command")]
     pub(super) fn execute(
         &mut self,
@@ -339,7 +301,7 @@ impl<H: Hal> ControlQueue<H> {
         // have been given up.
         let memory: &mut [u8; area::SIZE] = unsafe { self.memory.pointer().cast().as_mut() };
         let [header, number, ..] = memory;
-        [*header, *number] = command.numbers();
+        [*header, *number] = command.facts().0;
         let (rest, answer) = memory.split_at_mut(area::ANSWER);
         answer.fill(NO_ANSWER);
         command.write(rest.get_mut(area::DATA..)?)
@@ -371,7 +333,7 @@ impl<H: Hal> ControlQueue<H> {
         // SAFETY: the buffers lie in `memory`, which lives until the device
         // was reset (`into_parts`), and which is not touched until the device
         // has given the chain back, or never again.
-        unsafe { self.queue.add(chain) }.map_err(ControlError::Queue)?;
+        unsafe { self.queue.ring_mut().add(chain) }.map_err(ControlError::Queue)?;
         self.queue.kick();
         Ok(())
     }
@@ -381,6 +343,7 @@ impl<H: Hal> ControlQueue<H> {
         let mut wait = patience.start();
         while self
             .queue
+            .ring_mut()
             .pop_used()
             .map_err(ControlError::Queue)?
             .is_none()

@@ -227,8 +227,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     ///
     /// # Errors
     ///
-    /// [`NetError::InvalidVlan`], [`NetError::Control`],
-    /// [`NetError::NotOpen`].
+    /// [`NetError::InvalidVlan`], [`NetError::Control`], [`NetError::NotOpen`].
     #[doc(alias = "ndo_vlan_rx_add_vid")]
     pub fn vlan_add(&mut self, id: u16) -> Result<(), NetError> {
         if id >= VLAN_IDS {

@@ -22,6 +22,8 @@ pub(super) struct HashCheck {
 pub(super) struct Hashes {
     /// `VIRTIO_NET_F_HASH_REPORT`.
     are_reported: bool,
+    /// Whether [`Self::look_at`] has anything to do.
+    pub(super) are_looked_at: bool,
     check: Option<Box<HashCheck>>,
     /// Frames still to come of which it is not known whether the device had
     /// been told yet when it received them.
@@ -36,8 +38,10 @@ pub(super) struct Hashes {
 
 impl Hashes {
     pub(super) fn new(negotiated: Features) -> Self {
+        let are_reported = negotiated.contains(Features::HASH_REPORT);
         Self {
-            are_reported: negotiated.contains(Features::HASH_REPORT),
+            are_reported,
+            are_looked_at: are_reported,
             ..Self::default()
         }
     }
@@ -47,14 +51,10 @@ impl Hashes {
         self.are_reported
     }
 
-    /// Whether [`Self::look_at`] has anything to do.
-    pub(super) fn are_looked_at(&self) -> bool {
-        self.are_reported || self.check.is_some()
-    }
-
     /// Verifies from now on, but for the next `skip` frames.
     pub(super) fn check(&mut self, check: HashCheck, skip: u16) {
         self.check = Some(Box::new(check));
+        self.are_looked_at = true;
         self.skip = skip;
     }
 

@@ -31,7 +31,7 @@ impl LargeBuffer {
 
 /// See the module.
 pub(super) struct LargeBuffers<H: Hal> {
-    buffers: FrameBuffers<H>,
+    pub(super) buffers: FrameBuffers<H>,
     /// The numbers of those that nobody has; room for all.
     free: Vec<u16>,
     /// Those that the device has, in the order of their slots: slot and number.
@@ -49,31 +49,6 @@ impl<H: Hal> LargeBuffers<H> {
             free: (0..count).collect(),
             sent: VecDeque::with_capacity(count.into()),
         }))
-    }
-
-    /// Their memory.
-    pub(super) fn buffers(&self) -> &FrameBuffers<H> {
-        &self.buffers
-    }
-
-    /// Their memory, to write.
-    pub(super) fn buffers_mut(&mut self) -> &mut FrameBuffers<H> {
-        &mut self.buffers
-    }
-
-    /// As [`FrameBuffers::frame_mut`].
-    ///
-    /// # Safety
-    ///
-    /// The device does not have the buffer.
-    pub(super) unsafe fn frame_mut(&mut self, number: u16, length: usize) -> &mut [u8] {
-        // SAFETY: the caller's promise; numbers come from `free`.
-        unsafe { self.buffers.frame_mut(number, length) }
-    }
-
-    /// Largest frame, in bytes.
-    pub(super) fn capacity(&self) -> usize {
-        self.buffers.capacity() as usize
     }
 
     /// Whether there is one that nobody has.

@@ -168,10 +168,10 @@ impl<H: Hal> LastWords<H> {
         ];
         // SAFETY: the memory is never given back, and not written until the
         // device has used the chain.
-        unsafe { self.queue.add(&chain) }?;
+        unsafe { self.queue.ring_mut().add(&chain) }?;
         self.queue.kick();
         let mut wait = self.patience.start();
-        while self.queue.pop_used()?.is_none() {
+        while self.queue.ring_mut().pop_used()?.is_none() {
             if wait.is_over() {
                 return Err(NetError::NotSent);
             }

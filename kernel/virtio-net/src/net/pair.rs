@@ -101,7 +101,7 @@ impl<H: Hal> QueuePair<H> {
             }
             Verdict::Stuck(looks) => {
                 let reason = BrokenReason::Stuck { outstanding, looks };
-                tx.error = Some(tx.queue.ring_mut().mark_broken(reason));
+                tx.error = Some(tx.queue.ring_mut().break_down(reason));
             }
         }
         let has_used = rx.queue.ring().has_used() || (tx.waiting && outstanding < before);
@@ -109,7 +109,7 @@ impl<H: Hal> QueuePair<H> {
             rx.error = Some(
                 rx.queue
                     .ring_mut()
-                    .mark_broken(BrokenReason::NoInterrupt { looks }),
+                    .break_down(BrokenReason::NoInterrupt { looks }),
             );
         }
     }

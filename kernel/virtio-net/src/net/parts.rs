@@ -67,7 +67,7 @@ impl<'d, H: Hal, T: ConfigOps> Rest<'d, H, T> {
             stats.add_pair(pair);
         }
         if let Some(control) = self.control {
-            stats.add_kicks(control.queue());
+            stats.add_kicks(&control.queue);
         }
         stats
     }
@@ -84,7 +84,7 @@ impl<'d, H: Hal, T: ConfigOps> Rest<'d, H, T> {
         let control = self.control.into_iter();
         pairs
             .flat_map(QueuePair::snapshots)
-            .chain(control.map(|control| QueueSnapshot::of((QueueRole::Control, control.queue()))))
+            .chain(control.map(|control| QueueSnapshot::of((QueueRole::Control, &control.queue))))
     }
 }
 

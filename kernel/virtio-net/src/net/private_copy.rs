@@ -1,15 +1,15 @@
 //! Memory of the driver's own, into which a received frame is copied before
 //! anything looks at it.
 //!
-//! The device may write its buffers at any time, also after it has said that it
-//! is done. A length that is read twice from there may be two lengths. So no
-//! reference to such memory is ever made: it is read once, word by word, and what
-//! was read is looked at.
+//! The device may write its buffers at any time, also after it has said that it is done.
+//! A length that is read twice from there may be two lengths. So no reference to such
+//! memory is ever made: it is read once, word by word, and what was read is looked at.
 
 extern crate alloc;
 
 use alloc::boxed::Box;
 use alloc::vec;
+use core::ops::DerefMut;
 use core::ptr::NonNull;
 
 use super::header::MergeableHeader;
@@ -17,21 +17,24 @@ use super::header::MergeableHeader;
 /// What is copied at once, in bytes.
 const WORD: usize = size_of::<u64>();
 
-/// See the module.
-pub(super) struct PrivateCopy {
-    /// Room for the largest copy, and two words more: the last word is copied whole,
-    /// and there is always a header.
-    bytes: Box<[u8]>,
-}
+/// See the module. There is room for the largest copy, and two words more: the last
+/// word is copied whole, and there is always a header.
+pub(super) struct PrivateCopy<B = Box<[u8]>>(B);
 
 impl PrivateCopy {
     /// For up to `largest` bytes.
     pub(super) fn new(largest: usize) -> Self {
-        Self {
-            bytes: vec![0; largest.next_multiple_of(WORD) + 2 * WORD].into(),
-        }
+        Self(vec![0; largest.next_multiple_of(WORD) + 2 * WORD].into())
     }
 
+    /// The same, with its address in a variable.
+    #[inline(always)]
+    pub(super) fn local(&mut self) -> PrivateCopy<&mut [u8]> {
+        PrivateCopy(&mut self.0)
+    }
+}
+
+impl<B: DerefMut<Target = [u8]>> PrivateCopy<B> {
     /// Copies `length` bytes at `from` behind the first `offset` bytes. What is behind
     /// them is then anything.
     ///
@@ -43,10 +46,9 @@ impl PrivateCopy {
     #[inline(always)]
     pub(super) unsafe fn fill(&mut self, offset: usize, from: NonNull<u8>, length: usize) {
         let words = length.div_ceil(WORD);
-        debug_assert!(offset + words * WORD <= self.bytes.len());
-        // SAFETY: there is room for so many words, and they can be read, says the
-        // caller.
-        unsafe { copy_words(self.bytes.as_mut_ptr().add(offset), from.cast(), words) };
+        debug_assert!(offset + words * WORD <= self.0.len());
+        // SAFETY: there is room for so many words, and they can be read, says the caller.
+        unsafe { copy_words(self.0.as_mut_ptr().add(offset), from.cast(), words) };
     }
 
     /// The first `header` bytes, and the `length` bytes behind them.
@@ -56,19 +58,19 @@ impl PrivateCopy {
     /// Together they are at most the largest.
     #[inline(always)]
     pub(super) unsafe fn parts(&mut self, header: usize, length: usize) -> (&mut [u8], &mut [u8]) {
-        debug_assert!(header + length <= self.bytes.len());
+        debug_assert!(header + length <= self.0.len());
         // SAFETY: there are so many bytes, says the caller.
-        let bytes = unsafe { self.bytes.get_unchecked_mut(..header + length) };
+        let bytes = unsafe { self.0.get_unchecked_mut(..header + length) };
         bytes.split_at_mut(header)
     }
 
     /// What it begins with.
     #[inline(always)]
     pub(super) fn header(&self) -> &MergeableHeader {
-        debug_assert!(size_of::<MergeableHeader>() <= self.bytes.len());
+        debug_assert!(size_of::<MergeableHeader>() <= self.0.len());
         // SAFETY: `new` made room for more; any bytes are a header, which needs no
         // alignment.
-        unsafe { &*self.bytes.as_ptr().cast() }
+        unsafe { &*self.0.as_ptr().cast() }
     }
 }
 
@@ -96,8 +98,7 @@ unsafe fn copy_words(to: *mut u8, from: NonNull<u64>, words: usize) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     for word in 0..words {
-        // SAFETY: the caller's promise; volatile, because somebody else may
-        // write it.
+        // SAFETY: the caller's promise; volatile, because somebody else may write it.
         unsafe {
             let value = from.add(word).read_volatile();
             to.cast::<u64>().add(word).write_unaligned(value);

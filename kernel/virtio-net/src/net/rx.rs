@@ -11,7 +11,7 @@ mod merge;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
-use core::ops::{Deref, DerefMut};
+use core::ops::{ControlFlow, Deref, DerefMut};
 
 use crate::trace::tracepoint;
 use virtio_drivers::{BufferDirection, Hal};
@@ -31,6 +31,11 @@ use super::rss::{FlowHash, HashKind};
 use crate::doorbell::Doorbell;
 use crate::queue::{PositionalRing, QueueError, QueueRing, UsedSlot, Virtqueue};
 
+/// Bytes of the header on the legacy interface without `VIRTIO_NET_F_MRG_RXBUF`.
+const LEGACY_HEADER: u32 = size_of::<Header>() as u32;
+/// And else, but with `VIRTIO_NET_F_HASH_REPORT`.
+const MERGEABLE_HEADER: u32 = size_of::<MergeableHeader>() as u32;
+
 /// A receive virtqueue with its buffers.
 pub struct RxQueue<H: Hal> {
     pub(super) queue: ManuallyDrop<Virtqueue<PositionalRing<H>>>,
@@ -41,12 +46,7 @@ pub struct RxQueue<H: Hal> {
     copy: PrivateCopy,
     /// `VIRTIO_NET_F_MRG_RXBUF`.
     mergeable: bool,
-    /// `VIRTIO_NET_F_GUEST_CSUM`.
-    guest_csum: bool,
-    /// What `gso_type` may be beside "none".
-    segmented: [Option<u8>; 2],
-    /// Frames of one buffer need no more than a look at their header.
-    plain: bool,
+    agreed: Agreed,
     /// Largest frame that the device may deliver.
     largest: u32,
     pub(super) packets: u64,
@@ -70,11 +70,10 @@ pub struct RxQueue<H: Hal> {
 #[must_use = "a frame that is not looked at is lost"]
 #[derive(Debug)]
 pub struct RxFrame<'q> {
-    header: &'q [u8],
     bytes: &'q mut [u8],
+    /// The header, if it has a hash (`VIRTIO_NET_F_HASH_REPORT`).
+    header: Option<&'q [u8]>,
     checksum_valid: bool,
-    /// The header has a hash (`VIRTIO_NET_F_HASH_REPORT`).
-    reports_hash: bool,
 }
 
 impl RxFrame<'_> {
@@ -91,10 +90,7 @@ impl RxFrame<'_> {
     /// specification 5.1.6.4.4); `None` when it reports none.
     #[doc(alias = "virtio_skb_set_hash")]
     pub fn hash(&self) -> Option<FlowHash> {
-        if !self.reports_hash {
-            return None;
-        }
-        let (header, _) = HashHeader::read_from_prefix(self.header).ok()?;
+        let (header, _) = HashHeader::read_from_prefix(self.header?).ok()?;
         Some(FlowHash {
             value: header.hash_value.get(),
             kind: HashKind::from_report(header.hash_report.get())?,
@@ -125,6 +121,91 @@ struct Received {
     /// Bytes, without the header.
     length: u32,
     checksum_valid: bool,
+}
+
+impl Received {
+    #[inline]
+    fn frame(self, copy: &mut PrivateCopy, header: u32, reports_hash: bool) -> RxFrame<'_> {
+        // SAFETY: who made it has copied them.
+        let (header, bytes) = unsafe { copy.parts(header as usize, self.length as usize) };
+        RxFrame {
+            bytes,
+            header: reports_hash.then_some(header),
+            checksum_valid: self.checksum_valid,
+        }
+    }
+}
+
+/// What the device may say of a frame.
+struct Agreed {
+    /// `VIRTIO_NET_F_GUEST_CSUM`.
+    guest_csum: bool,
+    /// With that [`F_DATA_VALID`], else 0.
+    trusted: u32,
+    /// What `gso_type` may be beside "none".
+    segmented: [Option<u8>; 2],
+}
+
+impl Agreed {
+    fn new(negotiated: Features) -> Self {
+        let if_negotiated = |feature, gso_type| negotiated.contains(feature).then_some(gso_type);
+        let guest_csum = negotiated.contains(Features::GUEST_CSUM);
+        Self {
+            guest_csum,
+            trusted: if guest_csum { F_DATA_VALID.into() } else { 0 },
+            segmented: [
+                if_negotiated(Features::GUEST_TSO4, GSO_TCPV4),
+                if_negotiated(Features::GUEST_TSO6, GSO_TCPV6),
+            ],
+        }
+    }
+
+    /// [`F_DATA_VALID`] when the device vouches for the checksum of a frame of `length`
+    /// bytes with this header, else 0; `None` when the header cannot be.
+    #[inline(always)]
+    fn vouches(&self, header: &Header, length: u32) -> Option<u32> {
+        self.vouches_plainly(header).or_else(|| {
+            let is_valid = self.is_checksum_valid(header, length)?;
+            Some(if is_valid { F_DATA_VALID.into() } else { 0 })
+        })
+    }
+
+    /// The same where nothing is asked; `None` where something is.
+    #[inline(always)]
+    fn vouches_plainly(&self, header: &Header) -> Option<u32> {
+        let &[flags, gso_type, ..] = header.as_bytes() else {
+            return None;
+        };
+        let asked = u32::from(u16::from_le_bytes([flags, gso_type]));
+        (asked & !u32::from(F_DATA_VALID) == 0).then_some(asked & self.trusted)
+    }
+
+    /// The same where more may be asked (Linux `virtio_net_hdr_to_skb`).
+    #[doc(alias = "virtio_net_hdr_to_skb")]
+    #[inline(never)]
+    fn is_checksum_valid(&self, header: &Header, length: u32) -> Option<bool> {
+        // kvmtool leaves checksums out although nobody has agreed to that.
+        if !self.guest_csum && header.flags & F_NEEDS_CSUM == 0 {
+            return Some(false);
+        }
+        let wrong = (!self.guest_csum).then_some(false);
+        // ECN needs nothing from us: no connection here uses it.
+        let gso_type = header.gso_type & !GSO_ECN;
+        let is_segmented = gso_type != GSO_NONE;
+        if is_segmented && (header.gso_size.get() == 0 || !self.segmented.contains(&Some(gso_type)))
+        {
+            return wrong;
+        }
+        if header.flags & F_NEEDS_CSUM != 0 {
+            let end = u32::from(header.csum_start.get()) + u32::from(header.csum_offset.get()) + 2;
+            if end > length {
+                return wrong;
+            }
+        }
+        // Of a frame that needs its checksum, that one and all before it are
+        // right (specification 5.1.6.4).
+        Some(header.flags & (F_NEEDS_CSUM | F_DATA_VALID) != 0)
+    }
 }
 
 impl<H: Hal> RxQueue<H> {
@@ -167,7 +248,6 @@ impl<H: Hal> RxQueue<H> {
         largest: usize,
         negotiated: Features,
     ) -> Box<Self> {
-        let if_negotiated = |feature, gso_type| negotiated.contains(feature).then_some(gso_type);
         // Made where it stays, without a copy of the ring on the stack.
         let place = Box::new_uninit();
         let this = Self {
@@ -175,12 +255,7 @@ impl<H: Hal> RxQueue<H> {
             lease,
             copy,
             mergeable: negotiated.contains(Features::MRG_RXBUF),
-            guest_csum: negotiated.contains(Features::GUEST_CSUM),
-            segmented: [
-                if_negotiated(Features::GUEST_TSO4, GSO_TCPV4),
-                if_negotiated(Features::GUEST_TSO6, GSO_TCPV6),
-            ],
-            plain: !negotiated.contains(Features::HASH_REPORT),
+            agreed: Agreed::new(negotiated),
             // Less than 2^17.
             largest: largest as u32,
             packets: 0,
@@ -250,88 +325,124 @@ impl<H: Hal> RxQueue<H> {
         }
     }
 
-    /// Takes `most` frames or, where there are fewer, all that have come, hands them
-    /// to `take` one after the other, and returns how many: what each costs by itself
-    /// is then done once.
+    /// Takes `most` frames or, where there are fewer, all that have come, and hands them
+    /// to `take` one after the other while that says to go on. Returns how many: what
+    /// each costs by itself is then done once.
     #[inline]
-    pub fn receive_batch(&mut self, most: u32, mut take: impl FnMut(&mut RxFrame<'_>)) -> u32 {
+    pub fn receive_batch(&mut self, most: u32, mut take: impl FnMut(RxFrame<'_>) -> bool) -> u32 {
         let mut left = most;
         while left != 0 {
-            let other = if self.plain {
-                self.take_plain(&mut left, &mut take)
-            } else {
-                None
+            let ended = match self.buffers.header_length() {
+                _ if self.hashes.are_looked_at => ControlFlow::Continue(None),
+                LEGACY_HEADER => self.take_run::<LEGACY_HEADER>(&mut left, &mut take),
+                _ => self.take_run::<MERGEABLE_HEADER>(&mut left, &mut take),
             };
-            let received = match other {
-                _ if left == 0 => None,
-                Some(written) => self.next_of(written),
-                None => self.next(),
+            let received = match ended {
+                ControlFlow::Continue(copied) if left != 0 => self.next_of(copied),
+                _ => None,
             };
             let Some(received) = received else {
                 break;
             };
-            take(&mut self.lend(received));
             left -= 1;
+            if !take(self.lend(received)) {
+                break;
+            }
         }
         most - left
     }
 
-    /// Hands up to `left` frames, which are counted there, to `take`, while they are
-    /// plain: in one buffer, with nothing asked of us. Returns the bytes that were
-    /// copied of another, if one ended it.
-    #[inline(always)]
-    fn take_plain(
+    /// Hands up to `left` frames, which are counted there, to `take`, while they are in
+    /// one buffer each, behind a header of that many bytes. Goes on with the bytes that
+    /// were copied of another, if one ended it; breaks when `take` does. Apart, because
+    /// it then has all registers.
+    #[inline(never)]
+    fn take_run<const HEADER: u32>(
         &mut self,
         left: &mut u32,
-        mut take: impl FnMut(&mut RxFrame<'_>),
-    ) -> Option<u32> {
-        let (mut packets, mut total, mut valid, mut other) = (0, 0, 0, None);
+        take: &mut impl FnMut(RxFrame<'_>) -> bool,
+    ) -> ControlFlow<(), Option<u32>> {
+        let (mut total, mut valid, mut dropped) = (0, 0, 0);
+        let mut ended = ControlFlow::Continue(None);
         // In variables, because the device's memory is read in between.
-        let (mergeable, guest_csum) = (self.mergeable, self.guest_csum);
-        let header = self.buffers.header_length();
-        let (buffers, copy) = (&self.buffers, &mut self.copy);
-        let ring = self.queue.ring_mut();
-        ring.pop_run(*left, header + 1, |slot, written| {
-            // SAFETY: as in `take_in`.
-            unsafe { copy.fill(0, buffers.header_pointer(slot), written as usize) };
-            let Some(flags) = Self::plain_flags(copy.header(), mergeable) else {
-                other = Some(written);
-                return false;
-            };
-            packets += 1;
-            total += u64::from(written);
-            valid += u64::from(flags);
-            let length = (written - header) as usize;
-            // SAFETY: together they were copied.
-            let (header, bytes) = unsafe { copy.parts(header as usize, length) };
-            take(&mut RxFrame {
-                header,
-                bytes,
-                checksum_valid: guest_csum && flags != 0,
-                reports_hash: false,
+        let agreed = &self.agreed;
+        let (headers, mut copy) = (self.buffers.starts(), self.copy.local());
+        let taken = self
+            .queue
+            .ring_mut()
+            .pop_run(*left, HEADER + 1, |slot, written| {
+                // SAFETY: as in `take_in`.
+                unsafe { copy.fill(0, *headers.get_unchecked(slot), written as usize) };
+                let header = copy.header();
+                let length = written - HEADER;
+                if HEADER == MERGEABLE_HEADER && header.num_buffers != 1 {
+                    ended = ControlFlow::Continue(Some(written));
+                    return false;
+                }
+                let Some(vouched) = agreed.vouches(&header.header, length) else {
+                    dropped += 1;
+                    return true;
+                };
+                valid += vouched;
+                // At most 2^15 frames, of less than 2^17 bytes each.
+                total += length;
+                // SAFETY: together they were copied.
+                let (_, bytes) = unsafe { copy.parts(HEADER as usize, length as usize) };
+                let goes_on = take(RxFrame {
+                    bytes,
+                    header: None,
+                    checksum_valid: vouched != 0,
+                });
+                if !goes_on {
+                    ended = ControlFlow::Break(());
+                }
+                goes_on
             });
-            true
-        });
+        let is_left = matches!(ended, ControlFlow::Continue(Some(_)));
+        let packets = taken - dropped - u32::from(is_left);
         *left -= packets;
         self.packets += u64::from(packets);
-        self.bytes += total - u64::from(packets) * u64::from(header);
-        if guest_csum {
-            self.checksum_valid += valid / u64::from(F_DATA_VALID);
-        }
-        other
+        self.bytes += u64::from(total);
+        self.dropped += u64::from(dropped);
+        self.checksum_valid += u64::from(valid / u32::from(F_DATA_VALID));
+        ended
     }
 
-    /// Copies the next frame, if there is one; its buffers are free.
+    /// Copies the next frame, if there is one; its buffers are free. What is rare is
+    /// called last of all: so nothing need be kept on the stack.
     #[inline]
     fn next(&mut self) -> Option<Received> {
-        let written = self.take_in(0)?;
-        let header = self.buffers.header_length();
-        if self.plain
-            && written > header
-            && let Some(flags) = Self::plain_flags(self.copy.header(), self.mergeable)
+        if self.queue.ring().has_quick() {
+            self.next_quickly()
+        } else {
+            self.look_for_next()
+        }
+    }
+
+    #[inline(never)]
+    fn look_for_next(&mut self) -> Option<Received> {
+        match self.queue.ring_mut().look_for_used() {
+            Ok(false) => None,
+            // `next_of` comes to the error.
+            _ => self.next_quickly(),
+        }
+    }
+
+    #[inline(always)]
+    fn next_quickly(&mut self) -> Option<Received> {
+        let Some(used) = self.queue.ring_mut().pop_quickly() else {
+            return self.next_of(None);
+        };
+        let written = self.copy_in(0, used);
+        let header = self.copy.header();
+        let header_length = self.buffers.header_length();
+        let length = written.wrapping_sub(header_length);
+        if written > header_length
+            && !self.hashes.are_looked_at
+            && (!self.mergeable || header.num_buffers == 1)
+            && let Some(vouched) = self.agreed.vouches_plainly(&header.header)
         {
-            let checksum_valid = self.guest_csum && flags != 0;
-            let length = written - header;
+            let checksum_valid = vouched != 0;
             self.packets += 1;
             self.bytes += u64::from(length);
             self.checksum_valid += u64::from(checksum_valid);
@@ -340,32 +451,29 @@ impl<H: Hal> RxQueue<H> {
                 checksum_valid,
             });
         }
-        self.next_of(written)
+        self.next_of(Some(written))
     }
 
     /// The frame that was copied last.
     #[inline]
     fn lend(&mut self, received: Received) -> RxFrame<'_> {
-        let header = self.buffers.header_length() as usize;
-        let reports_hash = self.hashes.are_reported();
-        // SAFETY: who made `received` has copied them.
-        let (header, bytes) = unsafe { self.copy.parts(header, received.length as usize) };
-        RxFrame {
-            header,
-            bytes,
-            checksum_valid: received.checksum_valid,
-            reports_hash,
-        }
+        let header = self.buffers.header_length();
+        received.frame(&mut self.copy, header, self.hashes.are_reported())
     }
 
-    /// The next frame, whatever it is, from a buffer on that has been copied.
+    /// The next frame, whatever it is, from the buffer on of which so many bytes have
+    /// been copied, if any was.
     #[inline(never)]
-    fn next_of(&mut self, mut written: u32) -> Option<Received> {
+    fn next_of(&mut self, mut copied: Option<u32>) -> Option<Received> {
         loop {
+            let written = match copied.take() {
+                Some(written) => written,
+                None => self.take_in(0)?,
+            };
             if let Some(received) = self.judge(written) {
                 self.packets += 1;
                 self.bytes += u64::from(received.length);
-                if self.hashes.are_looked_at() {
+                if self.hashes.are_looked_at {
                     self.look_at_hash(received);
                 }
                 return Some(received);
@@ -374,36 +482,40 @@ impl<H: Hal> RxQueue<H> {
                 return None;
             }
             self.dropped += 1;
-            written = self.take_in(0)?;
         }
     }
 
-    /// Takes the next buffer, if there is one, and copies what the device wrote into
-    /// it behind the `offset` bytes that there are, a whole frame at most. Returns how
-    /// much that was.
-    #[inline(always)]
+    /// Takes the next buffer, if there is one, and copies it; see [`Self::copy_in`].
     fn take_in(&mut self, offset: usize) -> Option<u32> {
-        let used = self.queue.ring_mut().pop_used();
-        let UsedSlot { slot, length } = used.unwrap_or_else(|error| {
-            self.error = Some(error);
-            None
-        })?;
-        let from = self.buffers.header_pointer(slot);
-        // SAFETY: every buffer begins at a multiple of 64 bytes and has a length
-        // that is one; the ring made sure that the device wrote no more than was
+        match self.queue.ring_mut().pop_used() {
+            Ok(used) => Some(self.copy_in(offset, used?)),
+            Err(error) => {
+                self.error = Some(error);
+                None
+            }
+        }
+    }
+
+    /// Copies what the device wrote into a buffer behind the `offset` bytes that there
+    /// are, a whole frame at most. Returns how much that was.
+    #[inline(always)]
+    fn copy_in(&mut self, offset: usize, used: UsedSlot) -> u32 {
+        // SAFETY: every slot has a buffer, which begins at a multiple of 64 bytes and has
+        // a length that is one; the ring made sure that the device wrote no more than was
         // posted, for which there is room behind a frame. Its memory lives as long
         // as `buffers`, and the device may change it meanwhile, which `fill` allows.
-        unsafe { self.copy.fill(offset, from, length as usize) };
-        Some(length)
+        unsafe {
+            let from = *self.buffers.starts().get_unchecked(usize::from(used.slot));
+            self.copy.fill(offset, from, used.length as usize);
+        }
+        used.length
     }
 
     fn look_at_hash(&mut self, received: Received) {
         let queue = self.queue.ring().queue();
-        let mut hashes = core::mem::take(&mut self.hashes);
-        let mut frame = self.lend(received);
-        frame.reports_hash = hashes.are_reported();
-        hashes.look_at(queue, frame.hash(), &frame);
-        self.hashes = hashes;
+        let (copy, header) = (&mut self.copy, self.buffers.header_length());
+        let frame = received.frame(copy, header, self.hashes.are_reported());
+        self.hashes.look_at(queue, frame.hash(), &frame);
     }
 
     /// From now on compares what the device does with what `check` says.
@@ -411,7 +523,6 @@ impl<H: Hal> RxQueue<H> {
         // What it has used already it may have received before.
         let ring = self.queue.ring();
         let skip = ring.used_idx().wrapping_sub(ring.last_used_idx());
-        self.plain = false;
         self.hashes.check(check, skip);
     }
 
@@ -437,8 +548,7 @@ impl<H: Hal> RxQueue<H> {
         }
     }
 
-    /// The device moves frames between these receive queues, of which this is
-    /// one.
+    /// The device moves frames between these receive queues, of which this is one.
     pub(super) fn moves_between(&mut self, doorbells: &[Doorbell]) {
         // What is told with data can be told by the queue's owner alone.
         if self.queue.ring().notifies_with_data() {
@@ -465,10 +575,9 @@ impl<H: Hal> RxQueue<H> {
     }
 
     /// What the header says of the frame whose first `written` bytes were copied
-    /// (Linux `receive_buf`, `virtio_net_hdr_to_skb`); takes the rest in, if it
-    /// lies in several buffers. `None` when there is nothing to hand on.
+    /// (Linux `receive_buf`); takes the rest in, if it lies in several buffers. `None`
+    /// when there is nothing to hand on.
     #[doc(alias = "receive_buf")]
-    #[doc(alias = "virtio_net_hdr_to_skb")]
     fn judge(&mut self, written: u32) -> Option<Received> {
         let mut length = written.checked_sub(self.buffers.header_length())?;
         if self.mergeable && self.copy.header().num_buffers != 1 {
@@ -478,50 +587,12 @@ impl<H: Hal> RxQueue<H> {
             return None;
         }
         let header = self.copy.header().header;
-        let checksum_valid = self.is_checksum_valid(&header, length)?;
+        let checksum_valid = self.agreed.vouches(&header, length)? != 0;
         self.checksum_valid += u64::from(checksum_valid);
         Some(Received {
             length,
             checksum_valid,
         })
-    }
-
-    /// As [`Self::is_checksum_valid`] for a frame in one buffer of which nothing is
-    /// asked: [`F_DATA_VALID`] or 0. `None` for any other.
-    #[inline(always)]
-    fn plain_flags(header: &MergeableHeader, mergeable: bool) -> Option<u32> {
-        let [flags, gso_type, ..] = *header.as_bytes() else {
-            return None;
-        };
-        let asked = u32::from(u16::from_le_bytes([flags, gso_type]));
-        let is_whole = !mergeable || header.num_buffers == 1;
-        (asked & !u32::from(F_DATA_VALID) == 0 && is_whole).then_some(asked)
-    }
-
-    /// Whether the device vouches for the checksum of a frame of `length` bytes with
-    /// this header; `None` when the header cannot be.
-    fn is_checksum_valid(&self, header: &Header, length: u32) -> Option<bool> {
-        // kvmtool leaves checksums out although nobody has agreed to that.
-        if !self.guest_csum && header.flags & F_NEEDS_CSUM == 0 {
-            return Some(false);
-        }
-        let wrong = (!self.guest_csum).then_some(false);
-        // ECN needs nothing from us: no connection here uses it.
-        let gso_type = header.gso_type & !GSO_ECN;
-        let is_segmented = gso_type != GSO_NONE;
-        if is_segmented && (header.gso_size.get() == 0 || !self.segmented.contains(&Some(gso_type)))
-        {
-            return wrong;
-        }
-        if header.flags & F_NEEDS_CSUM != 0 {
-            let end = u32::from(header.csum_start.get()) + u32::from(header.csum_offset.get()) + 2;
-            if end > length {
-                return wrong;
-            }
-        }
-        // Of a frame that needs its checksum, that one and all before it are
-        // right (specification 5.1.6.4).
-        Some(header.flags & (F_NEEDS_CSUM | F_DATA_VALID) != 0)
     }
 }
 

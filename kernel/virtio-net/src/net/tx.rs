@@ -16,7 +16,7 @@ use core::ops::Range;
 use crate::trace::tracepoint;
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
-use super::buffers::{FrameBuffers, Layout};
+use super::buffers::{FrameBuffers, Layout, write_before};
 use super::error::NetError;
 use super::features::Features;
 use super::header::Header;
@@ -167,7 +167,7 @@ impl<H: Hal> TxQueue<H> {
     /// Largest frame that a slot of [`Self::reserve_large`] takes, in bytes;
     /// `None` when the device does not segment.
     pub fn large_capacity(&self) -> Option<usize> {
-        Some(self.large.as_ref()?.capacity())
+        Some(self.large.as_ref()?.buffers.capacity() as usize)
     }
 
     /// As [`QueuePair::begin_poll`](super::QueuePair::begin_poll).
@@ -334,14 +334,21 @@ impl<H: Hal> TxQueue<H> {
         }
         let writes_headers = self.fills_checksums();
         let Self { queue, buffers, .. } = self;
+        // In variables, because the device's memory is written in between.
+        let (frames, header) = (buffers.starts(), buffers.header_length() as usize);
         let capacity = buffers.capacity() as usize;
         let (mut number, mut bytes) = (0, 0);
         queue.ring_mut().add_batch(count, |slot| {
-            // SAFETY: the slot is free, so the device does not have its buffer.
-            let frame = unsafe { buffers.frame_mut(slot, capacity) };
+            // SAFETY: each slot has a buffer of that capacity, zeroed at first. The slot
+            // is free, so the device does not have it, and nobody else has a reference.
+            let (at, frame) = unsafe {
+                let at = *frames.get_unchecked(usize::from(slot));
+                (at, core::slice::from_raw_parts_mut(at.as_ptr(), capacity))
+            };
             let length = write(number, frame).min(capacity) as u32;
             if writes_headers {
-                buffers.write_header(slot, Header::default());
+                // SAFETY: it is a frame to send, behind its header.
+                unsafe { write_before(at, header, Header::default()) };
             }
             number += 1;
             bytes += u64::from(length);
@@ -417,15 +424,24 @@ impl<H: Hal> TxQueue<H> {
         let Some(large) = &mut self.large else {
             return;
         };
-        let length = length.min(large.capacity()) as u32;
-        let address = large.buffers().header(number);
-        large.buffers_mut().write_header(number, header);
+        let length = length.min(large.buffers.capacity() as usize) as u32;
+        let address = large.buffers.header(number);
+        large.buffers.write_header(number, header);
         large.send(slot, number);
-        let ring = self.queue.ring_mut();
         // SAFETY: the buffer is part of `large`, which is kept as long as the device
         // may use it (`lease`). It is taken until its slot is free,
         // and then restored (`LargeBuffers::reclaim`).
-        unsafe { ring.add_elsewhere(address, length) };
+        unsafe { self.add_at(address, length) };
+    }
+
+    /// Adds the frame of `length` bytes behind its header at `address`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`PositionalRing::add_elsewhere`].
+    unsafe fn add_at(&mut self, address: PhysAddr, length: u32) {
+        // SAFETY: the caller's promise.
+        unsafe { self.queue.ring_mut().add_elsewhere(address, length) };
         self.packets += 1;
         self.bytes += u64::from(length);
         if crate::trace::is_enabled() {
@@ -579,7 +595,7 @@ impl<'q, H: Hal> TxSlot<'q, H> {
         let end = at + part.len();
         if let (Some(from), Some(large)) = (from.get(part), large) {
             // SAFETY: it was taken, and not sent.
-            let to = unsafe { large.frame_mut(buffer.number(), end) };
+            let to = unsafe { large.buffers.frame_mut(buffer.number(), end) };
             if let Some(to) = to.get_mut(at..end) {
                 to.copy_from_slice(from);
             }
@@ -594,7 +610,7 @@ impl<H: Hal> TxQueue<H> {
     pub(crate) fn large_frame(&mut self, buffer: &mut LargeBuffer, length: usize) -> &mut [u8] {
         match &mut self.large {
             // SAFETY: it was taken, and not sent.
-            Some(large) => unsafe { large.frame_mut(buffer.number(), length) },
+            Some(large) => unsafe { large.buffers.frame_mut(buffer.number(), length) },
             None => &mut [],
         }
     }
@@ -629,7 +645,7 @@ impl<H: Hal> LargeTxSlot<'_, H> {
         };
         // SAFETY: the buffer is free; nobody else can reserve it while this
         // value borrows the queue.
-        unsafe { large.frame_mut(self.number, length) }
+        unsafe { large.buffers.frame_mut(self.number, length) }
     }
 
     /// As [`TxSlot::start_xmit_offloaded`], up to [`TxQueue::large_capacity`].

@@ -63,6 +63,8 @@ impl<H: Hal> CommandRing<H> {
     ///
     /// [`QueueError::Full`] when a chain is outstanding, [`QueueError::ChainLength`]
     /// for no buffers or too many, [`QueueError::Broken`]. Nothing has changed then.
+    #[doc(alias = "virtqueue_add_outbuf")]
+    #[doc(alias = "virtqueue_add_inbuf")]
     pub unsafe fn add(&mut self, buffers: &[Buffer]) -> Result<(), QueueError> {
         if self.broken.is_some() || self.added != self.taken {
             return Err(self.refusal());
@@ -182,6 +184,7 @@ impl<H: Hal> CommandRing<H> {
     ///
     /// [`QueueError::Broken`] when the device's index, id or length is impossible,
     /// and ever after.
+    #[doc(alias = "virtqueue_get_buf")]
     pub fn pop_used(&mut self) -> Result<Option<u32>, QueueError> {
         if self.broken.is_some() {
             return Err(self.refusal());
@@ -202,9 +205,9 @@ impl<H: Hal> CommandRing<H> {
         let head = self.first.index;
         let (entry, id, length, next) = match &self.memory {
             Memory::Split(memory) => {
-                let entry = memory.entry(self.taken.into());
-                let (id, length) = (memory.used_id(entry), memory.used_length(entry));
-                (entry as u16, id, length, used_idx)
+                let used = memory.used_element(self.taken.into());
+                let entry = memory.entry(self.taken.into()) as u16;
+                (entry, used.id(), used.length(), used_idx)
             }
             Memory::Packed(memory) => {
                 let used = memory.descriptor(head);

@@ -44,8 +44,7 @@ pub enum QueueError {
         /// Buffers that the longest has.
         most: usize,
     },
-    /// The device broke the protocol; the queue stays unusable until the
-    /// device is reset.
+    /// The device broke the protocol; the queue stays unusable until the device is reset.
     #[error("queue {queue} is broken: {reason}")]
     Broken {
         /// Index of the queue.

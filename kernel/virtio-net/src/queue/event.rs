@@ -7,8 +7,7 @@ pub enum EventMode {
     /// One flag a side: all or nothing (specification 2.7.7 and 2.8.10,
     /// without `VIRTIO_F_EVENT_IDX`).
     Flags,
-    /// Each side names the index at which it wants to hear
-    /// (`VIRTIO_F_EVENT_IDX`).
+    /// Each side names the index at which it wants to hear (`VIRTIO_F_EVENT_IDX`).
     EventIdx,
 }
 

@@ -28,7 +28,6 @@ pub use positional::{PositionalRing, SlotBuffers, UsedSlot};
 pub use ring::{MAX_SIZE, QueueRing, RingLayout, RingShape};
 
 use crate::trace::tracepoint;
-use virtio_drivers::Hal;
 
 use crate::doorbell::Doorbell;
 
@@ -68,7 +67,7 @@ impl<R: QueueRing> Virtqueue<R> {
 
     /// The ring, to add to and to take back from.
     #[inline]
-    pub(crate) fn ring_mut(&mut self) -> &mut R {
+    pub fn ring_mut(&mut self) -> &mut R {
         &mut self.ring
     }
 
@@ -161,33 +160,5 @@ impl<R: QueueRing> Virtqueue<R> {
         // it would run dry without an interrupt.
         self.ring
             .enable_interrupts_after(published - published.div_ceil(4))
-    }
-}
-
-impl<H: Hal> Virtqueue<CommandRing<H>> {
-    /// Adds a buffer chain; see [`CommandRing::add`].
-    ///
-    /// # Safety
-    ///
-    /// As there.
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    #[doc(alias = "virtqueue_add_outbuf")]
-    #[doc(alias = "virtqueue_add_inbuf")]
-    pub unsafe fn add(&mut self, buffers: &[Buffer]) -> Result<(), QueueError> {
-        // SAFETY: the caller keeps the promise of `CommandRing::add`.
-        unsafe { self.ring.add(buffers) }
-    }
-
-    /// Takes the chain back; see [`CommandRing::pop_used`].
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    #[doc(alias = "virtqueue_get_buf")]
-    pub fn pop_used(&mut self) -> Result<Option<u32>, QueueError> {
-        self.ring.pop_used()
     }
 }

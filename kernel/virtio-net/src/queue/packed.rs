@@ -46,8 +46,7 @@ use position::{MARKS, WRAP_COUNTER};
 const EVENT_FLAGS_ENABLE: u16 = 0;
 /// In an event suppression structure's flags: never.
 const EVENT_FLAGS_DISABLE: u16 = 1;
-/// In an event suppression structure's flags: at the descriptor that the
-/// structure names.
+/// In an event suppression structure's flags: at the descriptor that the structure names.
 const EVENT_FLAGS_DESC: u16 = 2;
 /// The bits of an event suppression structure's flags that mean something.
 const EVENT_FLAGS: u16 = 3;
@@ -221,9 +220,8 @@ impl<H: Hal> PackedMemory<H> {
         word >> 16 == position.used_word(0) >> 16
     }
 
-    /// Whether the device wants to be told of the `added` descriptors before
-    /// `new`, which are available. `outstanding` is how many before `new` were
-    /// not seen to be used.
+    /// Whether the device wants to be told of the `added` descriptors before `new`, which
+    /// are available. `outstanding` is how many before `new` were not seen to be used.
     pub(super) fn kick_prepare(&self, new: Position, added: u16, outstanding: u16) -> bool {
         let before = new.before(added, self.size);
         tracepoint!(
@@ -291,8 +289,7 @@ impl<H: Hal> PackedMemory<H> {
         ahead >= u32::from(self.size - outstanding)
     }
 
-    /// Asks the device not to interrupt: here there is a flag for it, with
-    /// EVENT_IDX too.
+    /// Asks the device not to interrupt: here there is a flag for it, with EVENT_IDX too.
     #[inline]
     pub(super) fn disable_interrupts(&mut self) {
         if self.driver_event >> 16 != u32::from(EVENT_FLAGS_DISABLE) {
@@ -344,8 +341,7 @@ impl<H: Hal> PackedMemory<H> {
         self.mode == EventMode::EventIdx
     }
 
-    /// Writes the driver event suppression structure, flags and position at
-    /// once.
+    /// Writes the driver event suppression structure, flags and position at once.
     #[inline]
     fn write_driver_event(&mut self, position: u16, flags: u16) {
         self.driver_event = u32::from(flags) << 16 | u32::from(position);

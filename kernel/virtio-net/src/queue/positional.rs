@@ -8,12 +8,11 @@
 //!            freed ----+         +---- next
 //! ```
 //!
-//! Each slot has one buffer for ever. So descriptors and, in the split layout,
-//! the available ring are written once, when the queue is made; to add a frame
-//! takes its length, and to add receive buffers nothing but the index. A device
-//! that works in order uses slot after slot: one comparison tells that an entry
-//! is the one that comes next, and so that it is in range, outstanding and there
-//! for the first time.
+//! Each slot has one buffer for ever. So descriptors and, in the split layout, the
+//! available ring are written once, when the queue is made; to add a frame takes its
+//! length, and to add receive buffers nothing but the index. A device that works in order
+//! uses slot after slot: one comparison tells that an entry is the one that comes next,
+//! and so that it is in range, outstanding and there for the first time.
 //!
 //! Any other entry goes a slow way, where all of that is checked one by one. A
 //! device may use buffers in any order (specification 2.7.8): what comes back
@@ -29,18 +28,19 @@ extern crate alloc;
 #[path = "../../lab/ring.rs"]
 mod faulty;
 mod slow;
+mod trace;
+mod used;
 
 use alloc::boxed::Box;
 use alloc::vec;
 use core::ops::Range;
 
-use crate::trace::tracepoint;
 use virtio_drivers::{Hal, PhysAddr};
 
 use super::chain::{Buffer, DESC_F_NEXT};
 use super::error::{BrokenReason, QueueError};
 use super::memory::Memory;
-use super::packed::{Descriptor, PackedMemory, Position};
+use super::packed::Position;
 use super::ring::{MAX_SIZE, QueueRing, RingLayout, RingShape};
 use super::split::SplitMemory;
 
@@ -115,11 +115,10 @@ pub struct PositionalRing<H: Hal> {
     last_used: u32,
     seen: u32,
     freed: u32,
-    /// Up to here entries are taken the quick way: [`Self::seen`], unless there
-    /// is something to report or to remember.
+    /// Up to here entries are taken the quick way: [`Self::seen`], unless there is
+    /// something to report or to remember, or a slot is two descriptors.
     quick: u32,
-    /// Slots that came back before one that was added earlier, one a bit; and
-    /// how many.
+    /// Slots that came back before one that was added earlier, one a bit; and how many.
     early: Box<[u64]>,
     early_count: u32,
     batch: Option<Batch>,
@@ -204,12 +203,6 @@ impl<H: Hal> PositionalRing<H> {
         is_free.then_some((self.next & self.mask) as u16)
     }
 
-    /// Number of slots that can be added.
-    #[inline]
-    pub fn free(&self) -> u16 {
-        self.slots() - self.outstanding()
-    }
-
     /// Adds [`Self::next_slot`], which there must be, with a frame of `length`
     /// bytes in its buffer. The device sees it after [`QueueRing::publish`]. No
     /// tracepoint: see `trace_add`.
@@ -245,7 +238,9 @@ impl<H: Hal> PositionalRing<H> {
             Memory::Packed(memory) => {
                 let header = self.buffers.header;
                 while count != end {
-                    let (slots, descriptors, position) = self.lap(memory, count, end);
+                    let (slots, position) = self.lap(count, end);
+                    let place = usize::from(position.index);
+                    let descriptors = memory.descriptors(place..place + slots.len());
                     let addresses = self.addresses.get(slots.start..).unwrap_or_default();
                     let flags = position.available(self.buffers.writable);
                     // But the first since the last publish: the device goes in order, so
@@ -356,216 +351,14 @@ impl<H: Hal> PositionalRing<H> {
         }
     }
 
-    /// Records that the slot was added which [`Self::add`] has added last.
-    pub(crate) fn trace_add(&self, length: u32) {
-        let slot = self.next.wrapping_sub(1) & self.mask;
-        self.trace_add_elsewhere(self.address(slot), length);
-    }
-
-    /// As [`Self::trace_add`], for [`Self::add_elsewhere`].
-    pub(crate) fn trace_add_elsewhere(&self, address: PhysAddr, length: u32) {
-        let count = self.next.wrapping_sub(1);
-        let head = (count & self.mask) << self.shift;
-        let entry = count & u32::from(self.size - 1);
-        let (header, frame) = self.pieces(address, length);
-        if let Some(header) = header {
-            tracepoint!(
-                Event::Descriptor,
-                self.queue,
-                u64::from(head) | u64::from(header.length) << 32,
-                header.trace_address()
-            );
-        }
-        tracepoint!(
-            Event::Add,
-            self.queue,
-            u64::from(head) | u64::from(entry) << 16 | u64::from(frame.length) << 32,
-            frame.trace_address()
-        );
-    }
-
-    /// Records a used entry: the head that it names, its place and its length, and
-    /// how far the device is.
-    fn trace_pop(&self, head: u16, entry: u64, length: u32, next: u16) {
-        tracepoint!(
-            Event::PopUsed,
-            self.queue,
-            u64::from(head) | entry << 16 | u64::from(length) << 32,
-            u64::from(next)
-        );
-    }
-
-    /// Takes the next used slot, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// [`QueueError::Broken`] when the device's index, id or length is
-    /// impossible, and ever after.
+    /// The slots from `count` to `end`, as far as they and their places in the ring go
+    /// up one by one, and where the first is.
     #[inline(always)]
-    pub fn pop_used(&mut self) -> Result<Option<UsedSlot>, QueueError> {
-        if self.last_used == self.quick && !self.look_for_used()? {
-            return Ok(None);
-        }
-        let count = self.last_used;
+    fn lap(&self, count: u32, end: u32) -> (Range<usize>, Position) {
         let slot = count & self.mask;
-        let length = match &self.memory {
-            _ if count == self.quick => return self.pop_slowly(),
-            // Read after the index, which `look_for_used` has.
-            Memory::Split(memory) => {
-                let entry = memory.entry(count);
-                let is_next = memory.used_id(entry) == slot << self.shift;
-                is_next.then(|| memory.used_length(entry))
-            }
-            Memory::Packed(memory) => {
-                let position = Position::of_count(count, self.size);
-                let descriptor = memory.descriptor(position.index);
-                let is_next = descriptor.used_word() == position.used_word(slot);
-                is_next.then(|| descriptor.read_length())
-            }
-        };
-        match length {
-            Some(length) if length <= self.buffers.length() => {
-                self.last_used = count.wrapping_add(1);
-                self.freed = self.last_used;
-                // At most the mask.
-                let slot = slot as u16;
-                Ok(Some(UsedSlot { slot, length }))
-            }
-            _ => self.pop_slowly(),
-        }
-    }
-
-    /// Hands up to `most` used slots to `take`, by number and length, as long as the
-    /// device works in order, has written `shortest` bytes or more, and `take` says
-    /// to go on. What is left is for [`Self::pop_used`], which says what is wrong.
-    #[inline(always)]
-    pub fn pop_run(&mut self, most: u32, shortest: u32, take: impl FnMut(u16, u32) -> bool) {
-        if self.last_used == self.quick && !matches!(self.look_for_used(), Ok(true)) {
-            return;
-        }
-        let announced = self.quick.wrapping_sub(self.last_used);
-        let end = self.last_used.wrapping_add(announced.min(most));
-        let longest = self.buffers.length();
-        let span = longest - shortest.min(longest);
-        self.quick_run(end, Some((longest - span, span)), take);
-    }
-
-    /// Takes every used slot and forgets it: for buffers that the device only
-    /// reads.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Self::pop_used`], but lengths are not looked at.
-    #[inline]
-    pub fn reclaim(&mut self) -> Result<(), QueueError> {
-        loop {
-            let end = self.quick;
-            let count = self.quick_run(end, None, |_, _| true);
-            if count == end && !self.look_for_used()? {
-                return Ok(());
-            }
-            if (count != end || count == self.quick) && self.pop_slowly()?.is_none() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Takes the entries up to `end`, as long as they are what comes next and `take`
-    /// says to go on; returns the count behind the last. Their lengths are
-    /// read where they are to be so long at least, and so much more at most.
-    #[inline(always)]
-    fn quick_run(
-        &mut self,
-        end: u32,
-        lengths: Option<(u32, u32)>,
-        mut take: impl FnMut(u16, u32) -> bool,
-    ) -> u32 {
-        // In variables, because the device's memory is read in between.
-        let (mut count, mask, shift) = (self.last_used, self.mask, self.shift);
-        // Whether the entry is taken (1), and whether the run goes on.
-        let mut hand_on = |slot: u32, length: &dyn Fn() -> u32| {
-            let Some((least, span)) = lengths else {
-                return (1, true);
-            };
-            let length = length();
-            if length.wrapping_sub(least) > span {
-                return (0, false);
-            }
-            (1, take(slot as u16, length))
-        };
-        let mut goes_on = true;
-        let mut taken;
-        match &self.memory {
-            // Read after the index, which `look_for_used` has.
-            Memory::Split(memory) if mask == u32::from(self.size - 1) => {
-                // There entry, slot and id are one number.
-                while goes_on && count != end {
-                    let slot = count & mask;
-                    if memory.used_id(slot as usize) != slot {
-                        break;
-                    }
-                    (taken, goes_on) = hand_on(slot, &|| memory.used_length(slot as usize));
-                    count = count.wrapping_add(taken);
-                }
-            }
-            Memory::Split(memory) => {
-                while goes_on && count != end {
-                    let (slot, entry) = (count & mask, memory.entry(count));
-                    if memory.used_id(entry) != slot << shift {
-                        break;
-                    }
-                    (taken, goes_on) = hand_on(slot, &|| memory.used_length(entry));
-                    count = count.wrapping_add(taken);
-                }
-            }
-            Memory::Packed(memory) => {
-                while goes_on && count != end {
-                    let (slots, descriptors, position) = self.lap(memory, count, end);
-                    for (slot, descriptor) in slots.zip(descriptors) {
-                        let slot = slot as u32;
-                        goes_on = descriptor.used_word() == position.used_word(slot);
-                        if goes_on {
-                            (taken, goes_on) = hand_on(slot, &|| descriptor.read_length());
-                            count = count.wrapping_add(taken);
-                        }
-                        if !goes_on {
-                            break;
-                        }
-                    }
-                }
-            }
-        }
-        if count != self.last_used {
-            self.last_used = count;
-            self.freed = count;
-        }
-        count
-    }
-
-    /// The slots and descriptors of a packed ring from `count` to `end`, as far as both
-    /// go up one by one, and where the first is.
-    #[inline(always)]
-    fn lap<'a>(
-        &self,
-        memory: &'a PackedMemory<H>,
-        count: u32,
-        end: u32,
-    ) -> (Range<usize>, &'a [Descriptor], Position) {
-        let slot = count & self.mask;
-        let length = end.wrapping_sub(count).min(self.mask + 1 - slot) as usize;
-        let position = Position::of_count(count, self.size);
-        let (slot, index) = (slot as usize, usize::from(position.index));
-        (
-            slot..slot + length,
-            memory.descriptors(index..index + length),
-            position,
-        )
-    }
-
-    /// Makes the ring unusable: the device has broken the protocol, though not
-    /// in the ring. Returns the error of every further operation.
-    pub(crate) fn mark_broken(&mut self, reason: BrokenReason) -> QueueError {
-        self.break_down(reason)
+        let length = end.wrapping_sub(count).min(self.mask + 1 - slot);
+        let slots = slot as usize..(slot + length) as usize;
+        (slots, Position::of_count(count, self.size))
     }
 
     /// Why the ring is unusable, if the device broke the protocol.
@@ -643,8 +436,9 @@ impl<H: Hal> QueueRing for PositionalRing<H> {
         self.size
     }
 
+    #[inline]
     fn free(&self) -> u16 {
-        Self::free(self)
+        self.slots() - self.outstanding()
     }
 
     #[inline]

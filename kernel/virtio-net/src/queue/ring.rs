@@ -15,8 +15,7 @@ pub enum RingLayout {
     /// Three parts, one of them written by the device (specification 2.7).
     #[default]
     Split,
-    /// One ring that both sides write (specification 2.8,
-    /// `VIRTIO_F_RING_PACKED`).
+    /// One ring that both sides write (specification 2.8, `VIRTIO_F_RING_PACKED`).
     Packed,
 }
 
@@ -75,30 +74,26 @@ impl RingShape {
     }
 }
 
-/// What a [`Virtqueue`](super::Virtqueue) needs of its ring, whatever goes into
-/// that.
+/// What a [`Virtqueue`](super::Virtqueue) needs of its ring, whatever goes into that.
 pub trait QueueRing: Sized {
     /// Allocates a ring of `size` descriptors for queue number `queue`.
     ///
     /// # Errors
     ///
-    /// [`QueueError::BadSize`] for a size that such a ring cannot have or that
-    /// does not hold a single chain, [`QueueError::NoMemory`] when the `Hal`
-    /// has no such memory.
+    /// [`QueueError::BadSize`] for a size that such a ring cannot have or that does not
+    /// hold a single chain, [`QueueError::NoMemory`] when the `Hal` has no such memory.
     fn new(queue: u16, size: u32, shape: RingShape) -> Result<Self, QueueError>;
 
-    /// Addresses of the descriptor, the driver and the device area as the device
-    /// sees them: in the split layout those of the descriptor table, the available
-    /// and the used ring, in the packed layout those of the descriptor ring, the
-    /// driver and the device event suppression structure (specification 2.7 and
-    /// 2.8).
+    /// Addresses of the descriptor, the driver and the device area as the device sees
+    /// them: in the split layout those of the descriptor table, the available and the
+    /// used ring, in the packed layout those of the descriptor ring, the driver and the
+    /// device event suppression structure (specification 2.7 and 2.8).
     fn areas(&self) -> [PhysAddr; 3];
 
     /// Index of the queue at the device, 0 to 65535.
     fn queue(&self) -> u16;
 
-    /// Number of descriptors, 1 to [`MAX_SIZE`]; in the split layout a power of
-    /// two.
+    /// Number of descriptors, 1 to [`MAX_SIZE`]; in the split layout a power of two.
     fn size(&self) -> u16;
 
     /// Number of chains that can be added, 0 to [`Self::size`].
@@ -115,14 +110,12 @@ pub trait QueueRing: Sized {
     /// the driver has consumed the used ring.
     fn last_used_idx(&self) -> u16;
 
-    /// Count of chains that the device has used, modulo 65536, looked up now.
-    /// In the split layout that is the index of the used ring as it is there;
-    /// in the packed layout the descriptors that are marked as used are
-    /// counted.
+    /// Count of chains that the device has used, modulo 65536, looked up now. In the
+    /// split layout that is the index of the used ring as it is there; in the packed
+    /// layout the descriptors that are marked as used are counted.
     fn used_idx(&self) -> u16;
 
-    /// Whether chains were added that [`Self::publish`] has not shown to the
-    /// device yet.
+    /// Whether chains were added that [`Self::publish`] has not shown to the device yet.
     fn has_unpublished(&self) -> bool;
 
     /// Shows all added chains to the device and returns whether it wants to
@@ -132,9 +125,8 @@ pub trait QueueRing: Sized {
     /// Whether a notification carries [`Self::notification_data`].
     fn notifies_with_data(&self) -> bool;
 
-    /// Where the next chain goes: in the split layout the available index; in the
-    /// packed one the next descriptor in bits 0 to 14 and the wrap counter in bit
-    /// 15.
+    /// Where the next chain goes: in the split layout the available index; in the packed
+    /// one the next descriptor in bits 0 to 14 and the wrap counter in bit 15.
     fn next_avail(&self) -> u16;
 
     /// What a notification says with `VIRTIO_F_NOTIFICATION_DATA`: how far
@@ -153,11 +145,10 @@ pub trait QueueRing: Sized {
     /// `virtqueue_disable_cb`; specification 2.7.7 and 2.8.10).
     fn disable_interrupts(&mut self);
 
-    /// Asks for an interrupt once `more` further chains are used (with flags:
-    /// at the next one), and returns whether enough are used already; then no
-    /// interrupt may come and the caller must poll. `more` is less than
-    /// [`Self::published`], or 0; with more no interrupt comes (Linux
-    /// `virtqueue_enable_cb` and `virtqueue_enable_cb_delayed`; specification
-    /// 2.7.7 and 2.8.10).
+    /// Asks for an interrupt once `more` further chains are used (with flags: at the next
+    /// one), and returns whether enough are used already; then no interrupt may come and
+    /// the caller must poll. `more` is less than [`Self::published`], or 0; with more no
+    /// interrupt comes (Linux `virtqueue_enable_cb` and `virtqueue_enable_cb_delayed`;
+    /// specification 2.7.7 and 2.8.10).
     fn enable_interrupts_after(&mut self, more: u16) -> bool;
 }

@@ -13,6 +13,7 @@
 //! the used ring, its index, its flags and the event; and it believes none of it
 //! unchecked. Each part is accessed by one atomic or volatile load or store.
 
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
@@ -42,6 +43,25 @@ pub(super) struct Descriptor {
     length: AtomicU32,
     /// `flags`, then `next` in the upper half: one store instead of two.
     flags_and_next: u32,
+}
+
+/// `struct virtq_used_elem` (specification 2.7.8), little endian.
+#[repr(C)]
+pub(super) struct UsedElement {
+    id: AtomicU32,
+    length: AtomicU32,
+}
+
+impl UsedElement {
+    #[inline(always)]
+    pub(super) fn id(&self) -> u32 {
+        u32::from_le(self.id.load(Ordering::Relaxed))
+    }
+
+    #[inline(always)]
+    pub(super) fn length(&self) -> u32 {
+        u32::from_le(self.length.load(Ordering::Relaxed))
+    }
 }
 
 /// Where a ring's parts lie within its memory, in bytes.
@@ -93,8 +113,8 @@ pub(super) struct SplitMemory<H: Hal> {
 unsafe impl<H: Hal> Send for SplitMemory<H> {}
 
 impl<H: Hal> SplitMemory<H> {
-    /// Allocates the memory of a queue's ring, zeroed; no interrupts are asked for. `size` is a power of two,
-    /// at most [`MAX_SIZE`].
+    /// Allocates the memory of a queue's ring, zeroed; no interrupts are asked for.
+    /// `size` is a power of two, at most [`MAX_SIZE`].
     pub(super) fn new(queue: u16, size: u16, mode: EventMode) -> Result<Self, QueueError> {
         let layout = Layout::new(size);
         let memory =
@@ -124,8 +144,7 @@ impl<H: Hal> SplitMemory<H> {
         Ok(this)
     }
 
-    /// Where descriptor table, available and used ring are, as the device sees
-    /// them.
+    /// Where descriptor table, available and used ring are, as the device sees them.
     pub(super) fn areas(&self) -> [PhysAddr; 3] {
         let start = self.memory.physical();
         [
@@ -164,9 +183,8 @@ impl<H: Hal> SplitMemory<H> {
     ) {
         let flags = flags | if buffer.writable { DESC_F_WRITE } else { 0 };
         let descriptor = descriptor.as_ptr();
-        // SAFETY: the caller's promise.
-        // Volatile, because the device reads it; field by field, because a
-        // volatile copy of the whole is built on the stack first.
+        // SAFETY: the caller's promise. Volatile, because the device reads it; field by
+        // field, because a volatile copy of the whole is built on the stack first.
         unsafe {
             (&raw mut (*descriptor).address).write_volatile(buffer.address.to_le());
             (*descriptor)
@@ -181,8 +199,7 @@ impl<H: Hal> SplitMemory<H> {
     #[inline(always)]
     pub(super) fn write_length(&self, id: usize, length: u32) {
         let descriptor = self.descriptor(id).as_ptr();
-        // SAFETY: it is a descriptor of the ring; every access to its length is
-        // atomic.
+        // SAFETY: it is a descriptor of the ring; every access to its length is atomic.
         unsafe {
             (*descriptor)
                 .length
@@ -193,8 +210,7 @@ impl<H: Hal> SplitMemory<H> {
     /// Writes the address of descriptor `id` of the ring, and leaves the rest.
     pub(super) fn write_address(&self, id: usize, address: PhysAddr) {
         let descriptor = self.descriptor(id).as_ptr();
-        // SAFETY: it is a descriptor of the ring. Volatile, because the device
-        // reads it.
+        // SAFETY: it is a descriptor of the ring. Volatile, because the device reads it.
         unsafe { (&raw mut (*descriptor).address).write_volatile(address.to_le()) };
     }
 
@@ -206,17 +222,24 @@ impl<H: Hal> SplitMemory<H> {
             .store(head.to_le(), Ordering::Relaxed);
     }
 
-    /// The id in an entry of the used ring: what [`Self::used_idx`] has announced
-    /// is read after it.
+    /// The entries of the used ring in these places, which are in the ring: what
+    /// [`Self::used_idx`] has announced is read after it.
     #[inline(always)]
-    pub(super) fn used_id(&self, entry: usize) -> u32 {
-        u32::from_le(self.used_element(entry, 0).load(Ordering::Relaxed))
+    pub(super) fn used(&self, places: Range<usize>) -> &[UsedElement] {
+        debug_assert!(places.start <= places.end && places.end <= 1 + self.mask as usize);
+        // SAFETY: `size` elements of two 32-bit words follow the used ring's
+        // first four bytes, 4-byte aligned; every access to them is atomic.
+        unsafe {
+            let first = self.used.add(4).cast().add(places.start);
+            core::slice::from_raw_parts(first.as_ptr(), places.len())
+        }
     }
 
-    /// The length in an entry of the used ring, as [`Self::used_id`].
+    /// The entry for a free-running index, as [`Self::used`].
     #[inline(always)]
-    pub(super) fn used_length(&self, entry: usize) -> u32 {
-        u32::from_le(self.used_element(entry, 1).load(Ordering::Relaxed))
+    pub(super) fn used_element(&self, index: u32) -> &UsedElement {
+        // SAFETY: as there; the mask is the ring's size less one.
+        unsafe { self.used.add(4).cast().add(self.entry(index)).as_ref() }
     }
 
     /// The device's index of the used ring.
@@ -372,14 +395,5 @@ impl<H: Hal> SplitMemory<H> {
         // access to it is atomic.
         let word: &AtomicU16 = unsafe { self.used.add(end).cast().as_ref() };
         u16::from_le(word.load(Ordering::Relaxed))
-    }
-
-    /// The id (`part` 0) or length (`part` 1) of a used element.
-    #[inline]
-    fn used_element(&self, entry: usize, part: usize) -> &AtomicU32 {
-        debug_assert!(entry <= self.mask as usize && part < 2);
-        // SAFETY: `size` elements of two 32-bit words follow the used ring's
-        // first four bytes, 4-byte aligned; every access to them is atomic.
-        unsafe { self.used.add(4 + 8 * entry + 4 * part).cast().as_ref() }
     }
 }

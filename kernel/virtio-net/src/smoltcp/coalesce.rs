@@ -96,11 +96,11 @@ pub(super) struct Growing {
     header: [u8; LONGEST_HEADER],
     /// Where the IPv6 header begins, and how long all headers are.
     ip: usize,
-    header_length: usize,
-    /// Payload of every segment but the last, in bytes.
-    size: u16,
+    pub(super) header_length: usize,
+    /// Payload of every segment but the last, in bytes; not 0.
+    pub(super) size: u16,
     /// Bytes so far, headers included.
-    length: usize,
+    pub(super) length: usize,
     /// Bytes that it may have.
     limit: usize,
     /// Sequence number of what comes next.
@@ -153,21 +153,6 @@ impl Growing {
             last_flags: 0,
         };
         growing.has_room().then_some(growing)
-    }
-
-    /// Bytes so far, headers included.
-    pub(super) fn length(&self) -> usize {
-        self.length
-    }
-
-    /// Length of the headers in bytes.
-    pub(super) fn header_length(&self) -> usize {
-        self.header_length
-    }
-
-    /// Payload of every segment but the last, in bytes; not 0.
-    pub(super) fn size(&self) -> u16 {
-        self.size
     }
 
     /// Whether a frame of that many bytes can follow, and its payload fits.

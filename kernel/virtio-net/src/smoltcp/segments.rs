@@ -26,9 +26,9 @@ impl Segments {
             && let Some(SuperFrame { growing, buffer }) = self.frames.get_mut(index)
         {
             if growing.is_followed_by(frame) {
-                let at = growing.length();
+                let at = growing.length;
                 let appended = growing.append(frame);
-                slot.copy_to(growing.header_length()..length, buffer, at);
+                slot.copy_to(growing.header_length..length, buffer, at);
                 let tx = slot.into_queue();
                 if appended == Appended::Last {
                     self.send_one(index, tx);
@@ -77,10 +77,10 @@ impl Segments {
             growing,
             mut buffer,
         } = self.frames.remove(index);
-        let length = growing.length();
+        let length = growing.length;
         let frame = tx.large_frame(&mut buffer, length);
         growing.finish(frame);
-        let size = NonZeroU16::new(growing.size());
+        let size = NonZeroU16::new(growing.size);
         let offload = offload::find(frame).and_then(|found| found.prepare(frame, size));
         tx.coalesced += u64::from(offload.is_some_and(|offload| offload.is_segmented()));
         tx.start_xmit_large(buffer, length, offload);

@@ -21,7 +21,9 @@ use virtio_drivers::{Error, PAGE_SIZE, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::isr::IsrRegister;
-use super::{ConfigOps, NOTIFICATION_DATA, RING_RESET, RingAddresses, TransportError, steps};
+use super::{
+    ConfigOps, NOTIFICATION_DATA, RING_RESET, RingAddresses, TransportError, forward, steps,
+};
 use crate::barrier;
 use crate::doorbell::Doorbell;
 
@@ -76,21 +78,28 @@ impl<T: Transport + Send> Adapter<T> {
     }
 }
 
+/// Calls the transport.
+macro_rules! locked {
+    ($adapter:expr, $transport:ident => $call:expr) => {{
+        let mut guard = $adapter.transport.lock();
+        let $transport = &mut *guard;
+        $call
+    }};
+}
+
 impl<T: Transport> Transport for Adapter<T> {
-    fn device_type(&self) -> DeviceType {
-        self.transport.lock().device_type()
+    forward! { locked
+        fn device_type(&self) -> DeviceType;
+        fn requires_legacy_layout(&self) -> bool;
+        fn read_config_generation(&self) -> u32;
     }
-
-    fn read_device_features(&mut self) -> u64 {
-        self.transport.lock().read_device_features()
-    }
-
-    fn write_driver_features(&mut self, driver_features: u64) {
-        self.transport.lock().write_driver_features(driver_features);
-    }
-
-    fn max_queue_size(&mut self, queue: u16) -> u32 {
-        self.transport.lock().max_queue_size(queue)
+    forward! { locked
+        fn read_device_features(&mut self) -> u64;
+        fn write_driver_features(&mut self, features: u64);
+        fn max_queue_size(&mut self, queue: u16) -> u32;
+        fn set_guest_page_size(&mut self, size: u32);
+        fn queue_unset(&mut self, queue: u16);
+        fn queue_used(&mut self, queue: u16) -> bool;
     }
 
     fn notify(&mut self, queue: u16) {
@@ -115,14 +124,6 @@ impl<T: Transport> Transport for Adapter<T> {
         transport.set_status(status);
     }
 
-    fn set_guest_page_size(&mut self, guest_page_size: u32) {
-        self.transport.lock().set_guest_page_size(guest_page_size);
-    }
-
-    fn requires_legacy_layout(&self) -> bool {
-        self.transport.lock().requires_legacy_layout()
-    }
-
     fn queue_set(
         &mut self,
         queue: u16,
@@ -137,22 +138,10 @@ impl<T: Transport> Transport for Adapter<T> {
             .queue_set(queue, size, descriptors, driver_area, device_area);
     }
 
-    fn queue_unset(&mut self, queue: u16) {
-        self.transport.lock().queue_unset(queue);
-    }
-
-    fn queue_used(&mut self, queue: u16) -> bool {
-        self.transport.lock().queue_used(queue)
-    }
-
     fn ack_interrupt(&mut self) -> InterruptStatus {
         let status = self.transport.lock().ack_interrupt();
         barrier::after_register();
         status
-    }
-
-    fn read_config_generation(&self) -> u32 {
-        self.transport.lock().read_config_generation()
     }
 
     fn read_config_space<V: FromBytes + IntoBytes>(&self, offset: usize) -> Result<V, Error> {

@@ -7,6 +7,7 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Trans
 use virtio_drivers::{Error, Hal, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::forward;
 use super::isr::IsrRegister;
 use super::legacy_pci::LegacyPciTransport;
 use super::mmio::MmioTransport;
@@ -45,30 +46,16 @@ macro_rules! delegate {
     };
 }
 
-/// Methods that do just that.
-macro_rules! forward {
-    ($(fn $name:ident(&self $(, $given:ident: $type:ty)*) $(-> $out:ty)?;)*) => {
-        $(fn $name(&self $(, $given: $type)*) $(-> $out)? {
-            delegate!(self, transport => transport.$name($($given),*))
-        })*
-    };
-    ($(fn $name:ident(&mut self $(, $given:ident: $type:ty)*) $(-> $out:ty)?;)*) => {
-        $(fn $name(&mut self $(, $given: $type)*) $(-> $out)? {
-            delegate!(self, transport => transport.$name($($given),*))
-        })*
-    };
-}
-
 impl<H: Hal, C: ConfigurationAccess, P: Ports, R: Registers> Transport
     for AnyTransport<H, C, P, R>
 {
-    forward! {
+    forward! { delegate
         fn device_type(&self) -> DeviceType;
         fn get_status(&self) -> DeviceStatus;
         fn requires_legacy_layout(&self) -> bool;
         fn read_config_generation(&self) -> u32;
     }
-    forward! {
+    forward! { delegate
         fn read_device_features(&mut self) -> u64;
         fn write_driver_features(&mut self, features: u64);
         fn max_queue_size(&mut self, queue: u16) -> u32;
@@ -97,7 +84,7 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports, R: Registers> Transport
 impl<H: Hal, C: ConfigurationAccess, P: Ports, R: Registers> ConfigOps
     for AnyTransport<H, C, P, R>
 {
-    forward! {
+    forward! { delegate
         fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
         fn dictates_queue_size(&self) -> bool;
         fn access_platform(&self) -> bool;
@@ -108,7 +95,7 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports, R: Registers> ConfigOps
         fn isr(&self) -> Option<IsrRegister>;
         fn register_accesses(&self) -> u64;
     }
-    forward! {
+    forward! { delegate
         fn reset(&mut self) -> Result<(), TransportError>;
         fn read_device_features_beyond(&mut self) -> u64;
         fn finalize_features(&mut self, features: u64) -> Result<(), TransportError>;

@@ -6,9 +6,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::registers::{Accesses, Registers};
 
-/// Times that a field is read anew because the device changed its
-/// configuration meanwhile. A device that changes it faster than it can be
-/// read is broken.
+/// Times that a field is read anew because the device changed its configuration
+/// meanwhile. A device that changes it faster than it can be read is broken.
 const ATTEMPTS: u32 = 16;
 
 /// Checks that `length` bytes at `offset` lie within the configuration, which

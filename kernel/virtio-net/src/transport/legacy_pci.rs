@@ -25,7 +25,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::isr::IsrRegister;
 use super::msix::vector_taken;
-use super::pci_common::{PciFunction, TRANSITIONAL, VENDOR_VIRTIO};
+use super::pci_common::{PciFunction, TRANSITIONAL, VENDOR_VIRTIO, pci_methods};
 use super::ports::{NativePorts, Ports};
 use super::registers::Accesses;
 use super::{BarProblem, ConfigOps, MsiMessage, RingAddresses, TransportError, steps};
@@ -209,17 +209,7 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> Transport for LegacyPciTransport<
         true
     }
 
-    /// As [`ConfigOps::setup_queue`], which also says what went wrong.
-    fn queue_set(
-        &mut self,
-        queue: u16,
-        size: u32,
-        descriptors: PhysAddr,
-        driver_area: PhysAddr,
-        device_area: PhysAddr,
-    ) {
-        steps::queue_set(self, queue, size, [descriptors, driver_area, device_area]);
-    }
+    steps::queue_set_method!();
 
     #[doc(alias = "vp_del_vq")]
     fn queue_unset(&mut self, queue: u16) {
@@ -292,9 +282,7 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> Transport for LegacyPciTransport<
 }
 
 impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<H, C, P> {
-    fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PCI {}", self.pci.place)
-    }
+    pci_methods!();
 
     fn reset(&mut self) -> Result<(), TransportError> {
         steps::reset(self, RESET_READS)
@@ -333,19 +321,6 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<
         })
     }
 
-    fn msix_entries(&self) -> u16 {
-        self.pci.msix_entries()
-    }
-
-    fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError> {
-        self.accesses.count(self.pci.msix_enable(messages)?);
-        Ok(())
-    }
-
-    fn msix_disable(&mut self) {
-        self.pci.msix_disable();
-    }
-
     fn set_config_vector(&mut self, entry: u16) -> Result<(), TransportError> {
         self.ports
             .write16(self.port(register::CONFIG_VECTOR), entry);
@@ -358,16 +333,6 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<
         self.ports.write16(self.port(register::QUEUE_VECTOR), entry);
         let read = self.ports.read16(self.port(register::QUEUE_VECTOR));
         vector_taken(Some(queue), entry, read)
-    }
-
-    fn set_vq_affinity(&mut self, entry: u16, message: MsiMessage) -> Result<(), TransportError> {
-        self.accesses
-            .count(self.pci.set_vq_affinity(entry, message)?);
-        Ok(())
-    }
-
-    fn intx_enable(&mut self, enable: bool) {
-        self.pci.intx_enable(enable);
     }
 
     fn isr(&self) -> Option<IsrRegister> {

@@ -276,18 +276,7 @@ impl<H: Hal, R: Registers> Transport for MmioTransport<H, R> {
         self.version == Version::Legacy
     }
 
-    /// As [`ConfigOps::setup_queue`] and [`ConfigOps::enable_queue`], which
-    /// also say what went wrong.
-    fn queue_set(
-        &mut self,
-        queue: u16,
-        size: u32,
-        descriptors: PhysAddr,
-        driver_area: PhysAddr,
-        device_area: PhysAddr,
-    ) {
-        steps::queue_set(self, queue, size, [descriptors, driver_area, device_area]);
-    }
+    steps::queue_set_method!();
 
     #[doc(alias = "vm_del_vq")]
     fn queue_unset(&mut self, queue: u16) {

@@ -43,6 +43,21 @@ const RING_RESET: u64 = 1 << 40;
 /// `VIRTIO_F_ACCESS_PLATFORM` (specification 6).
 const ACCESS_PLATFORM: u64 = 1 << 33;
 
+/// Methods that only hand on to another transport, to which `$to` leads.
+macro_rules! forward {
+    ($to:ident $(fn $name:ident(&self $(, $given:ident: $type:ty)*) $(-> $out:ty)?;)*) => {
+        $(fn $name(&self $(, $given: $type)*) $(-> $out)? {
+            $to!(self, transport => transport.$name($($given),*))
+        })*
+    };
+    ($to:ident $(fn $name:ident(&mut self $(, $given:ident: $type:ty)*) $(-> $out:ty)?;)*) => {
+        $(fn $name(&mut self $(, $given: $type)*) $(-> $out)? {
+            $to!(self, transport => transport.$name($($given),*))
+        })*
+    };
+}
+use forward;
+
 /// A [`Hal`] that knows of translated accesses (`VIRTIO_F_ACCESS_PLATFORM`,
 /// specification 6.1): an IOMMU may stand between the device and the memory. A
 /// transport asks by its `with_access_platform`; one that was not told to
@@ -164,10 +179,9 @@ pub trait ConfigOps: Transport {
     ///
     /// # Errors
     ///
-    /// [`TransportError::NoQueueReset`] where the transport has no register
-    /// for it, [`TransportError::QueueNotReset`] where the device's does
-    /// nothing, [`TransportError::QueueResetTimeout`] after a bounded number of
-    /// reads.
+    /// [`TransportError::NoQueueReset`] where the transport has no register for
+    /// it, [`TransportError::QueueNotReset`] where the device's does nothing,
+    /// [`TransportError::QueueResetTimeout`] after a bounded number of reads.
     #[doc(alias = "disable_vq_and_reset")]
     fn queue_reset(&mut self, queue: u16) -> Result<(), TransportError> {
         Err(TransportError::NoQueueReset { queue })

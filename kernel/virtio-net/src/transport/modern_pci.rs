@@ -30,7 +30,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::isr::IsrRegister;
 use super::msix::vector_taken;
-use super::pci_common::{PciFunction, TRANSITIONAL, VENDOR_VIRTIO};
+use super::pci_common::{PciFunction, TRANSITIONAL, VENDOR_VIRTIO, pci_methods};
 use super::registers::{Accesses, MappedRegisters, Registers};
 use super::structures::{Location, Region, Structures};
 use super::{
@@ -57,8 +57,7 @@ mod register {
     pub const QUEUE_DESC: usize = 0x20;
     pub const QUEUE_DRIVER: usize = 0x28;
     pub const QUEUE_DEVICE: usize = 0x30;
-    /// Behind the registers of version 1.0 (specification 4.1.4.3, since
-    /// 1.2).
+    /// Behind the registers of version 1.0 (specification 4.1.4.3, since 1.2).
     pub const QUEUE_RESET: usize = 0x3a;
 }
 
@@ -288,18 +287,7 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> Transport for ModernPciTransp
         false
     }
 
-    /// As [`ConfigOps::setup_queue`] and [`ConfigOps::enable_queue`], which
-    /// also say what went wrong.
-    fn queue_set(
-        &mut self,
-        queue: u16,
-        size: u32,
-        descriptors: PhysAddr,
-        driver_area: PhysAddr,
-        device_area: PhysAddr,
-    ) {
-        steps::queue_set(self, queue, size, [descriptors, driver_area, device_area]);
-    }
+    steps::queue_set_method!();
 
     /// Does nothing without `VIRTIO_F_RING_RESET`, of which this method cannot
     /// know: an enabled queue can then only be disabled by a reset of the
@@ -345,9 +333,7 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> Transport for ModernPciTransp
 }
 
 impl<H: Hal, C: ConfigurationAccess, R: Registers> ConfigOps for ModernPciTransport<H, C, R> {
-    fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PCI {}", self.pci.place)
-    }
+    pci_methods!();
 
     fn reset(&mut self) -> Result<(), TransportError> {
         steps::reset(self, steps::RESET_READS)
@@ -417,19 +403,6 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ConfigOps for ModernPciTransp
         Err(TransportError::QueueResetTimeout { queue })
     }
 
-    fn msix_entries(&self) -> u16 {
-        self.pci.msix_entries()
-    }
-
-    fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError> {
-        self.accesses.count(self.pci.msix_enable(messages)?);
-        Ok(())
-    }
-
-    fn msix_disable(&mut self) {
-        self.pci.msix_disable();
-    }
-
     fn set_config_vector(&mut self, entry: u16) -> Result<(), TransportError> {
         self.common_mut().write16(register::CONFIG_VECTOR, entry);
         let read = self.common().read16(register::CONFIG_VECTOR);
@@ -441,16 +414,6 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ConfigOps for ModernPciTransp
         self.common_mut().write16(register::QUEUE_VECTOR, entry);
         let read = self.common().read16(register::QUEUE_VECTOR);
         vector_taken(Some(queue), entry, read)
-    }
-
-    fn set_vq_affinity(&mut self, entry: u16, message: MsiMessage) -> Result<(), TransportError> {
-        self.accesses
-            .count(self.pci.set_vq_affinity(entry, message)?);
-        Ok(())
-    }
-
-    fn intx_enable(&mut self, enable: bool) {
-        self.pci.intx_enable(enable);
     }
 
     fn isr(&self) -> Option<IsrRegister> {

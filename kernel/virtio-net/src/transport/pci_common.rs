@@ -1,6 +1,5 @@
 //! What both interfaces of virtio-pci have below their registers: the PCI
-//! function itself, with its ids, INTx and MSI-X (Linux
-//! `virtio_pci_common.c`).
+//! function itself, with its ids, INTx and MSI-X (Linux `virtio_pci_common.c`).
 
 use core::ops::RangeInclusive;
 
@@ -130,3 +129,40 @@ impl<H: Hal, C: ConfigurationAccess> PciFunction<H, C> {
         }
     }
 }
+
+/// What a transport has of [`ConfigOps`](super::ConfigOps) by its [`PciFunction`].
+macro_rules! pci_methods {
+    () => {
+        fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "PCI {}", self.pci.place)
+        }
+
+        fn msix_entries(&self) -> u16 {
+            self.pci.msix_entries()
+        }
+
+        fn msix_enable(&mut self, messages: &[MsiMessage]) -> Result<(), TransportError> {
+            self.accesses.count(self.pci.msix_enable(messages)?);
+            Ok(())
+        }
+
+        fn msix_disable(&mut self) {
+            self.pci.msix_disable();
+        }
+
+        fn set_vq_affinity(
+            &mut self,
+            entry: u16,
+            message: MsiMessage,
+        ) -> Result<(), TransportError> {
+            self.accesses
+                .count(self.pci.set_vq_affinity(entry, message)?);
+            Ok(())
+        }
+
+        fn intx_enable(&mut self, enable: bool) {
+            self.pci.intx_enable(enable);
+        }
+    };
+}
+pub(super) use pci_methods;

@@ -137,3 +137,13 @@ pub(super) fn queue_set<T: ConfigOps>(
         log::error!("{}: {error}", BusName(transport));
     }
 }
+
+/// The method that does so.
+macro_rules! queue_set_method {
+    () => {
+        fn queue_set(&mut self, queue: u16, size: u32, a: PhysAddr, b: PhysAddr, c: PhysAddr) {
+            steps::queue_set(self, queue, size, [a, b, c]);
+        }
+    };
+}
+pub(super) use queue_set_method;

@@ -36,8 +36,7 @@ const FIRST_CAPABILITY: u8 = 0x40;
 const PORTS: u64 = 1 << 16;
 
 /// The capabilities of a function (PCI Local Bus specification 3.0, section
-/// 6.7). A list that leads in a circle or out of
-/// its place ends there.
+/// 6.7). A list that leads in a circle or out of its place ends there.
 pub fn capabilities<C: ConfigurationAccess>(
     root: &PciRoot<C>,
     function: DeviceFunction,
@@ -59,8 +58,7 @@ pub fn capabilities<C: ConfigurationAccess>(
 }
 
 /// The BARs of a function (PCI Local Bus specification 3.0, section 6.2.5);
-/// those that cannot be read, and the upper halves of
-/// 64-bit ones, are none.
+/// those that cannot be read, and the upper halves of 64-bit ones, are none.
 pub fn bars<C: ConfigurationAccess>(
     root: &mut PciRoot<C>,
     function: DeviceFunction,
@@ -139,8 +137,7 @@ struct Candidate {
 }
 
 impl Structures {
-    /// Finds the structures of the device at `function`, whose BARs are
-    /// `bars`.
+    /// Finds the structures of the device at `function`, whose BARs are `bars`.
     ///
     /// Of several good capabilities for a structure the first counts
     /// (specification 4.1.4.1), except that a notification structure in ports

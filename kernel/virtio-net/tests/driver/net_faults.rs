@@ -143,6 +143,69 @@ fn a_received_length_beyond_the_buffer_breaks_the_queue() {
     }
 }
 
+/// Frames in front of a lie are handed on, also those in front of the end of the ring,
+/// and nothing after it: the queue says what was wrong, and works once it is opened again.
+#[test]
+fn a_lie_in_the_middle_of_a_batch_breaks_the_queue() {
+    const SIZE: u16 = 16;
+    const FRAMES: u16 = 9;
+    for first in [0, 4, 10, 15] {
+        for lie in 0..FRAMES {
+            let at = (first + lie) % SIZE;
+            let before = (at + SIZE - 1) % SIZE;
+            // Half a word of the entry, and what it is then.
+            for (half, value) in [(0, SIZE), (0, 0xffff), (0, before), (2, 1), (6, 1)] {
+                if lie == 0 && value == before {
+                    // The device has that again, and may use it early.
+                    continue;
+                }
+                for most in [1, 4, 32] {
+                    let mut machine = Machine::new(feature::ALL, SIZE);
+                    let mut net = machine.open();
+                    for number in 0..usize::from(first) {
+                        assert!(machine.receive(&pattern(number, 60)));
+                        assert_eq!(receive_all(&mut net).len(), 1);
+                        net.kick();
+                    }
+                    let frames: Vec<_> = (0..FRAMES.into()).map(|n| pattern(n, 70 + n)).collect();
+                    assert!(frames.iter().all(|frame| machine.receive(frame)));
+                    let entry = 4 + 8 * u64::from(at);
+                    let mut device = machine.device();
+                    device.scribble_used(RX, entry + half, value);
+                    drop(device);
+                    let (rx, _) = net.queues().unwrap();
+                    let mut received = Vec::new();
+                    while rx.receive_batch(most, |frame| {
+                        received.push(frame.to_vec());
+                        true
+                    }) != 0
+                    {}
+                    assert_eq!(received, frames[..lie.into()]);
+                    let Err(NetError::Queue(QueueError::Broken { queue: 0, reason })) = net.poll()
+                    else {
+                        panic!("it is not broken");
+                    };
+                    let is_right = match (half, value) {
+                        (6, _) => {
+                            matches!(reason, BrokenReason::LengthTooLong { id, .. } if id == at)
+                        }
+                        (0, SIZE | 0xffff) | (2, _) => {
+                            matches!(reason, BrokenReason::IdOutOfRange { size: SIZE, .. })
+                        }
+                        // It has just been used.
+                        _ => {
+                            matches!(reason, BrokenReason::IdNotOutstanding { id } if id == before)
+                        }
+                    };
+                    assert!(is_right, "{reason:?}");
+                    assert_eq!(net.queues().unwrap().0.receive_batch(most, |_| true), 0);
+                    assert_opens_again(&mut machine, &mut net);
+                }
+            }
+        }
+    }
+}
+
 /// A device that uses, as fast as buffers come back, buffers that it was not
 /// shown, does not keep `receive` busy for ever.
 #[test]

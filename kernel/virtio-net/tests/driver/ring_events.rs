@@ -601,7 +601,7 @@ fn a_notification_carries_the_next_position() {
                 device.enable_notification();
                 let chain = vec![readable(0x1000, 64); 1 + round % 8];
                 // SAFETY: nothing accesses the buffers, which are only numbers.
-                unsafe { queue.add(&chain) }.unwrap();
+                unsafe { queue.ring_mut().add(&chain) }.unwrap();
                 chains += 1;
                 added += chain.len() as u32;
                 assert!(queue.kick());
@@ -615,7 +615,7 @@ fn a_notification_carries_the_next_position() {
                 assert_eq!(unsafe { at.read_volatile() }, next << 16 | 7);
                 let (head, _) = device.take().expect("a chain");
                 device.give_back(head, 0);
-                assert_eq!(queue.pop_used(), Ok(Some(0)));
+                assert_eq!(queue.ring_mut().pop_used(), Ok(Some(0)));
             }
         }
         // SAFETY: within the register, its upper half.

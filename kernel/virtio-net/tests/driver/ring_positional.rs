@@ -83,10 +83,12 @@ impl Ends {
     /// Takes up to `most` used slots in a run, with `shortest` bytes or more each.
     pub fn pop_run(&mut self, most: u16, shortest: u32) -> Vec<UsedSlot> {
         let mut taken = Vec::new();
-        self.driver.pop_run(most.into(), shortest, |slot, length| {
+        let count = self.driver.pop_run(most.into(), shortest, |slot, length| {
+            let slot = slot.try_into().unwrap();
             taken.push(UsedSlot { slot, length });
             true
         });
+        assert_eq!(count as usize, taken.len());
         taken
     }
 

@@ -143,14 +143,14 @@ fn a_kick_is_one_instruction() {
                 device.disable_notification();
             }
             // SAFETY: nothing accesses the buffer, which is only a number.
-            unsafe { queue.add(&[writable(0x1000, 64)]) }.unwrap();
+            unsafe { queue.ring_mut().add(&[writable(0x1000, 64)]) }.unwrap();
             let (accesses, kicked) = accesses_of(|| queue.kick());
             assert_eq!(kicked, !is_busy);
             let expected = [Access::Out(0xc050, 2, 7)];
             assert_eq!(accesses, expected[..usize::from(kicked)]);
             let (head, _) = device.take().unwrap();
             device.give_back(head, 9);
-            assert_eq!(queue.pop_used(), Ok(Some(9)));
+            assert_eq!(queue.ring_mut().pop_used(), Ok(Some(9)));
         }
     }
 }

@@ -75,12 +75,12 @@ impl Chains for CommandRing<ModelHal> {
     fn add_one(queue: &mut Virtqueue<Self>, length: u32) -> u16 {
         let head = queue.ring().avail_idx() % SIZE;
         // SAFETY: this device touches no buffer.
-        unsafe { queue.add(&[Buffer::new(0x1000, length, true)]) }.unwrap();
+        unsafe { queue.ring_mut().add(&[Buffer::new(0x1000, length, true)]) }.unwrap();
         head
     }
 
     fn pop_one(queue: &mut Virtqueue<Self>) -> Result<Option<u32>, QueueError> {
-        queue.pop_used()
+        queue.ring_mut().pop_used()
     }
 }
 

@@ -7,10 +7,9 @@ use super::RxQueue;
 use crate::queue::BrokenReason;
 
 impl<H: Hal> RxQueue<H> {
-    /// Takes in the other buffers of a frame that has not just one, of which the
-    /// first has been: `written` bytes with the header (Linux
-    /// `receive_mergeable`). Returns the frame's length; `None` when it is
-    /// dropped, or the device broke the protocol.
+    /// Takes in the other buffers of a frame that has not just one, of which the first
+    /// has been: `written` bytes with the header (Linux `receive_mergeable`). Returns the
+    /// frame's length; `None` when it is dropped, or the device broke the protocol.
     #[doc(alias = "receive_mergeable")]
     #[cold]
     pub(super) fn merge(&mut self, written: u32) -> Option<u32> {
@@ -23,7 +22,7 @@ impl<H: Hal> RxQueue<H> {
             let Some(part) = self.take_in(total.min(most) as usize) else {
                 // Specification 5.1.6.4.1: they are used together.
                 let reason = BrokenReason::NumBuffers { num_buffers, used };
-                let broken = self.queue.ring_mut().mark_broken(reason);
+                let broken = self.queue.ring_mut().break_down(reason);
                 self.error.get_or_insert(broken);
                 return None;
             };

@@ -130,9 +130,8 @@ impl<H: Hal> TxQueue<H> {
     }
 
     /// Puts the frame in the caller's memory into the queue without a copy:
-    /// [`Self::headroom`] bytes, which are written, and behind them the frame, of
-    /// at most [`Self::capacity`] bytes. The memory is given up when the device has
-    /// sent it.
+    /// [`Self::headroom`] bytes, which are written, and behind them the frame, of at most
+    /// [`Self::capacity`] bytes. The memory is given up when the device has sent it.
     ///
     /// # Errors
     ///
@@ -163,18 +162,10 @@ impl<H: Hal> TxQueue<H> {
         };
         let elsewhere = self.elsewhere.get_or_insert_default();
         elsewhere.sent.push_back((slot, memory));
-        // At most the capacity.
-        let length = length as u32;
-        // SAFETY: the memory is kept until the slot is free, and then the slot gets
-        // its own back (`Elsewhere::reclaim`), or as long as the device may use it
-        // (`TxQueue::lease`).
-        unsafe { self.queue.ring_mut().add_elsewhere(address, length) };
-        self.packets += 1;
-        self.bytes += u64::from(length);
-        if crate::trace::is_enabled() {
-            self.trace_xmit(address, length);
-            self.queue.ring().trace_add_elsewhere(address, length);
-        }
+        // SAFETY: the memory is kept until the slot is free, and then the slot
+        // gets its own back (`Elsewhere::reclaim`), or as long as the device
+        // may use it (`TxQueue::lease`). At most the capacity.
+        unsafe { self.add_at(address, length as u32) };
     }
 }
 

@@ -11,7 +11,7 @@ use crate::queue::ring::QueueRing;
 
 impl<H: Hal> PositionalRing<H> {
     /// Reads how far the device is, and returns whether there is news.
-    pub(super) fn look_for_used(&mut self) -> Result<bool, QueueError> {
+    pub(crate) fn look_for_used(&mut self) -> Result<bool, QueueError> {
         if self.broken.is_some() {
             return Err(self.refusal());
         }
@@ -37,7 +37,7 @@ impl<H: Hal> PositionalRing<H> {
                 outstanding != 0 && (self.batch.is_some() || memory.is_used(next))
             }
         };
-        let is_plain = self.early_count == 0 && self.batch.is_none();
+        let is_plain = self.early_count == 0 && self.batch.is_none() && self.shift == 0;
         self.quick = if is_plain && !crate::trace::is_enabled() {
             self.seen
         } else {
@@ -97,9 +97,9 @@ impl<H: Hal> PositionalRing<H> {
     fn read_used(&mut self) -> Result<Option<(u16, u32)>, QueueError> {
         let (entry, id, length) = match &self.memory {
             Memory::Split(memory) => {
-                let entry = memory.entry(self.last_used);
-                let (id, length) = (memory.used_id(entry), memory.used_length(entry));
-                (entry as u64, id, length)
+                let used = memory.used_element(self.last_used);
+                let entry = memory.entry(self.last_used) as u64;
+                (entry, used.id(), used.length())
             }
             Memory::Packed(memory) => {
                 let position = Position::of_count(self.last_used, self.size);
@@ -179,11 +179,12 @@ impl<H: Hal> PositionalRing<H> {
         }
     }
 
-    /// The device broke the protocol: nothing can be added any more, and
-    /// nothing taken back.
+    /// Makes the ring unusable: the device broke the protocol, here or elsewhere.
+    /// Nothing can be added any more, and nothing taken back. Returns the error of
+    /// every further operation.
     #[cold]
     #[inline(never)]
-    pub(super) fn break_down(&mut self, reason: BrokenReason) -> QueueError {
+    pub(crate) fn break_down(&mut self, reason: BrokenReason) -> QueueError {
         self.broken.get_or_insert(reason);
         // No slot is free, and every attempt to take one asks `broken` first.
         self.freed = self.next.wrapping_sub(self.mask + 1);
@@ -198,8 +199,7 @@ impl<H: Hal> PositionalRing<H> {
         QueueError::refusal(self.queue, self.broken, self.slots())
     }
 
-    /// Entries that the device has used and the driver not taken, as they are
-    /// now.
+    /// Entries that the device has used and the driver not taken, as they are now.
     pub(super) fn used_ahead(&self) -> u32 {
         let Memory::Packed(memory) = &self.memory else {
             return u32::from(self.used_idx().wrapping_sub(self.last_used as u16));
