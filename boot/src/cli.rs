@@ -198,7 +198,7 @@ pub struct VmmArgs {
     /// What runs the guest: QEMU, or another VMM, which needs KVM, and root for a tap.
     #[arg(
         long,
-        value_name = "qemu|firecracker|cloud-hypervisor|kvmtool|alioth",
+        value_name = "qemu|firecracker|cloud-hypervisor|kvmtool|alioth|crosvm",
         default_value = "qemu"
     )]
     vmm: Vmm,

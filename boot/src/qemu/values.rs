@@ -40,16 +40,19 @@ pub enum Vmm {
     Kvmtool,
     /// Alioth.
     Alioth,
+    /// crosvm.
+    Crosvm,
 }
 
 impl Vmm {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Qemu,
         Self::Firecracker,
         Self::CloudHypervisor,
         Self::Kvmtool,
         Self::Alioth,
+        Self::Crosvm,
     ];
 
     /// The word of `--vmm`.
@@ -60,6 +63,7 @@ impl Vmm {
             Self::CloudHypervisor => "cloud-hypervisor",
             Self::Kvmtool => "kvmtool",
             Self::Alioth => "alioth",
+            Self::Crosvm => "crosvm",
         }
     }
 }
@@ -72,6 +76,7 @@ impl fmt::Display for Vmm {
             Self::CloudHypervisor => "Cloud Hypervisor",
             Self::Kvmtool => "kvmtool",
             Self::Alioth => "Alioth",
+            Self::Crosvm => "crosvm",
         })
     }
 }

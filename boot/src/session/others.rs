@@ -13,10 +13,12 @@ pub(super) fn check(settings: &Settings) -> Result<(), Mismatch> {
     let transport = match (vmm, settings.transport) {
         (_, Transport::Auto)
         | (Vmm::Firecracker, Transport::Mmio | Transport::Modern)
-        | (Vmm::CloudHypervisor | Vmm::Alioth, Transport::Modern)
+        | (Vmm::CloudHypervisor | Vmm::Alioth | Vmm::Crosvm, Transport::Modern)
         | (Vmm::Kvmtool, Transport::Modern | Transport::Legacy) => None,
         (Vmm::Firecracker, _) => Some("it has virtio-mmio and modern virtio-pci"),
-        (Vmm::CloudHypervisor | Vmm::Alioth, _) => Some("it has modern virtio-pci only"),
+        (Vmm::CloudHypervisor | Vmm::Alioth | Vmm::Crosvm, _) => {
+            Some("it has modern virtio-pci only")
+        }
         (_, _) => Some("it has modern and legacy virtio-pci"),
     };
     let of_qemu = "it is for QEMU's device";

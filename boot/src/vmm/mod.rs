@@ -4,6 +4,7 @@
 
 mod alioth;
 mod cloud_hypervisor;
+mod crosvm;
 mod firecracker;
 mod kvmtool;
 
@@ -36,6 +37,7 @@ pub fn invocation(machine: &Machine, directory: &Path) -> Invocation {
         Vmm::CloudHypervisor => cloud_hypervisor::invocation(machine),
         Vmm::Kvmtool => kvmtool::invocation(machine),
         Vmm::Alioth => alioth::invocation(machine),
+        Vmm::Crosvm => crosvm::invocation(machine),
     }
 }
 
@@ -59,6 +61,7 @@ impl Vmm {
             Self::CloudHypervisor => &["cloud-hypervisor"],
             Self::Kvmtool => &["lkvm", "kvmtool"],
             Self::Alioth => &["alioth"],
+            Self::Crosvm => &["crosvm"],
         }
     }
 
@@ -67,14 +70,14 @@ impl Vmm {
         match self {
             Self::Qemu => "legacy and modern virtio-pci, virtio-mmio 1 and 2",
             Self::Firecracker => "virtio-mmio 2, or modern virtio-pci",
-            Self::CloudHypervisor | Self::Alioth => "modern virtio-pci",
+            Self::CloudHypervisor | Self::Alioth | Self::Crosvm => "modern virtio-pci",
             Self::Kvmtool => "modern or legacy virtio-pci",
         }
     }
 
     /// Whether it loads what Linux's boot protocol describes (a bzImage), and no ELF file.
     pub const fn wants_bzimage(self) -> bool {
-        matches!(self, Self::Kvmtool)
+        matches!(self, Self::Kvmtool | Self::Crosvm)
     }
 
     /// Its program on the search path.
@@ -86,7 +89,7 @@ impl Vmm {
     /// The version that a program of it tells.
     pub fn version(self, program: &Path) -> Option<String> {
         let argument = match self {
-            Self::Kvmtool => "version",
+            Self::Kvmtool | Self::Crosvm => "version",
             Self::Qemu | Self::Firecracker | Self::CloudHypervisor | Self::Alioth => "--version",
         };
         version(program, argument)
@@ -199,6 +202,21 @@ mod tests {
   --pvh kernel \
   --cmdline ip=10.0.2.15/24 \
   --net tap,if=tap0,mac=52:54:00:4b:50:01,mtu=1500"
+        );
+    }
+
+    #[test]
+    fn crosvm_takes_arguments() {
+        assert_eq!(
+            command_line(&machine(Vmm::Crosvm)),
+            r"crosvm run \
+  --disable-sandbox \
+  --serial type=stdout,hardware=serial,num=1 \
+  --cpus 2 \
+  --mem 128 \
+  --params ip=10.0.2.15/24 \
+  --net tap-name=tap0,mac=52:54:00:4b:50:01 \
+  kernel"
         );
     }
 

@@ -18,6 +18,8 @@ const CONFIG_ENABLE: u32 = 1 << 31;
 
 /// Offset of the command and status register.
 const COMMAND: u8 = 4;
+/// Where capabilities begin: behind the header that all functions have.
+const CAPABILITIES: u8 = 0x40;
 
 /// Bytes of ECAM a bus: 32 devices of 8 functions of 4 KiB.
 const ECAM_BUS: u64 = 1 << 20;
@@ -110,15 +112,21 @@ fn read_ports(place: DeviceFunction, register: u8) -> u32 {
     unsafe { Port::<u32>::new(CONFIG_DATA).read() }
 }
 
-fn write_command(place: DeviceFunction, command: u16) {
-    match in_memory(place, COMMAND) {
-        // SAFETY: the lower half of a mapped, aligned register; drivers of this
-        // kernel give a device no more than the memory that is theirs.
-        Some(word) => unsafe { word.cast::<u16>().write_volatile(command.to_le()) },
+/// Writes one half of a word: the lower one at an even multiple of two bytes.
+fn write_half(place: DeviceFunction, register: u8, data: u16) {
+    let upper = register & 2 != 0;
+    match in_memory(place, register) {
+        // SAFETY: a half of a mapped, aligned register; drivers of this kernel give a
+        // device no more than the memory that is theirs.
+        Some(word) => unsafe {
+            let half = word.cast::<u16>().add(usize::from(upper));
+            half.write_volatile(data.to_le());
+        },
         None => {
-            select(place, COMMAND);
+            select(place, register);
+            let port = CONFIG_DATA + if upper { 2 } else { 0 };
             // SAFETY: as above.
-            unsafe { Port::<u16>::new(CONFIG_DATA).write(command) }
+            unsafe { Port::<u16>::new(port).write(data) }
         }
     }
 }
@@ -137,7 +145,14 @@ impl ConfigurationAccess for PciAccess {
         if register_offset == COMMAND {
             // Its upper half, the status, keeps what is not written as 1, and
             // some hypervisors (Alioth) take the command by 16 bits only.
-            return write_command(device_function, data as u16);
+            return write_half(device_function, COMMAND, data as u16);
+        }
+        if register_offset >= CAPABILITIES {
+            let before = self.read_word(device_function, register_offset);
+            if before as u16 == data as u16 && before != data {
+                // Such as the control word of MSI-X, which crosvm takes by 16 bits only.
+                return write_half(device_function, register_offset | 2, (data >> 16) as u16);
+            }
         }
         match in_memory(device_function, register_offset) {
             // SAFETY: a mapped, aligned register; the users of this type move

@@ -167,11 +167,15 @@ impl<H: Hal> Msix<H> {
             if let Some(message) = message {
                 self.write_message(entry, *message);
             }
-            let masked = if message.is_some() { 0 } else { ENTRY_MASKED };
-            self.write(entry, 3, masked);
+            self.write(entry, 3, ENTRY_MASKED);
         }
         self.control(access, CONTROL_ENABLE);
-        Ok(u64::from(self.entries) + 3 * messages.len() as u64)
+        // Last, as Linux does (`pci_msi_unmask_irq`): some devices (crosvm's) take a vector
+        // into use when its own mask goes, and then only.
+        for (entry, _) in (0..self.entries).zip(messages) {
+            self.write(entry, 3, 0);
+        }
+        Ok(u64::from(self.entries) + 4 * messages.len() as u64)
     }
 
     /// Replaces an entry's message while MSI-X is on. Returns the number of
