@@ -215,8 +215,7 @@ mod tests {
   --cpus 2 \
   --mem 128 \
   --params ip=10.0.2.15/24 \
-  --net tap-name=tap0,mac=52:54:00:4b:50:01 \
-  kernel"
+  --net tap-name=tap0,mac=52:54:00:4b:50:01 kernel"
         );
     }
 
