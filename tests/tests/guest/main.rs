@@ -64,14 +64,13 @@ use kickpath_tests::{Suite, Way};
 
 fn main() -> ExitCode {
     let mut suite = Suite::default();
-    // What needs no guest, while that is built; then the longest first, so that those that
-    // run at a time end together.
-    any_cpu::add(&mut suite);
+    // The longest first, so that those that run at a time end together.
     suite.over_every_transport(kvm::add);
     kvm::add_clock_and_line(&mut suite);
     nested::add(&mut suite);
     linux_guest::add(&mut suite);
     images::add(&mut suite);
+    any_cpu::add(&mut suite);
     experiments::add(&mut suite);
     bzimage::add(&mut suite);
     suite.over_every_transport(|suite| {
