@@ -338,7 +338,10 @@ fn concluded(timeline: &Timeline) -> Result<()> {
     ensure!(text.contains("never quiet") != timeline.quiet, "{text}");
     let kicks = timeline.kicks.as_ref().context("kicks")?;
     let [min, median, max] = kicks.spread_ns.context("a spread")?;
-    ensure!(kicks.counted + kicks.interrupted >= 10, "{kicks:?}");
+    // With several pairs a hash of its port decides whose a datagram is.
+    let has_pairs = timeline.run.device.features.iter().any(|name| name == "MQ");
+    let least = if has_pairs { 1 } else { 10 };
+    ensure!(kicks.counted + kicks.interrupted >= least, "{kicks:?}");
     ensure!(0.0 < min && min <= median && median <= max, "{kicks:?}");
     for name in [
         "ndo_start_xmit",
