@@ -154,9 +154,12 @@ impl Evidence {
     pub fn outcome(&self) -> Outcome {
         if self.damaged > 0 {
             Outcome::Damaged
-        } else if self.interrupts_missed > 1 && self.answered == self.asked {
+        } else if self.interrupts_missed > 1
+            && self.asked <= self.answered.saturating_add(self.reopened)
+        {
             // One may have come while the driver looked by itself. After four in a row the
-            // driver opens the device again.
+            // driver opens the device again; the datagram that is under way then may stay
+            // without an answer.
             Outcome::Late
         } else if self.reopened > 0 && self.prods == 0 {
             Outcome::Caught
@@ -390,6 +393,12 @@ mod tests {
         assert_eq!(outcome(|e| e.needless = 1), Outcome::Costs);
         assert_eq!(outcome(|e| e.prods = 1), Outcome::Late);
         assert_eq!(outcome(|e| e.interrupts_missed = 2), Outcome::Late);
+        let late = |e: &mut Evidence| (e.interrupts_missed, e.reopened, e.answered) = (9, 1, 2);
+        assert_eq!(outcome(late), Outcome::Late);
+        assert_eq!(
+            outcome(|e| (e.interrupts_missed, e.answered) = (9, 2)),
+            Outcome::Lost
+        );
         assert_eq!(outcome(|e| e.damaged = 1), Outcome::Damaged);
         assert_eq!(outcome(|e| e.reopened = 1), Outcome::Caught);
         assert_eq!(outcome(|e| (e.reopened, e.prods) = (1, 1)), Outcome::Lost);
