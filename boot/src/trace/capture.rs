@@ -47,6 +47,7 @@ const WARM_UP: usize = 10;
 
 /// Datagrams behind the window, of a guest with several CPUs.
 const MOST_WAKES: u32 = 16;
+
 /// How often the machine is looked at until it is quiet.
 const LOOKS: u32 = 50;
 

@@ -226,7 +226,7 @@ impl<H: Hal> RxQueue<H> {
         let buffers = FrameBuffers::new(ring.queue(), layout, count, direction)?;
         let whole = buffers.slots(negotiated, direction);
         // SAFETY: the buffers are a part of the queue, which keeps them as long as the
-        // device may use them (`lease`). They are read by
+        // device may use them (`lease`), and are added whole. They are read by
         // `PrivateCopy::fill` alone, which allows that the device writes them.
         unsafe { ring.prepare(count, whole, |slot| buffers.header(slot)) };
         ring.refill();

@@ -113,8 +113,8 @@ impl<H: Hal> TxQueue<H> {
         #[cfg(feature = "faults")]
         let address = |slot| address(slot) + crate::faults::skipped(whole.header);
         // SAFETY: the buffers are a part of the queue, which keeps them as long as the
-        // device may use them (`lease`). A buffer is written
-        // through a `TxSlot` alone, and so while its slot is free.
+        // device may use them (`lease`). A buffer is written while its slot is free,
+        // and whoever adds a frame cuts it to the capacity.
         unsafe { ring.prepare(slots, whole, address) };
         Ok(buffers)
     }

@@ -134,7 +134,7 @@ impl<H: Hal> PositionalRing<H> {
     /// `address` names for each slot a buffer as `buffers` says, which the device
     /// may access until it, or the queue, has been reset. Nobody else accesses it
     /// but while [`Self::is_free`]; one that the device only reads may be read.
-    /// Nothing was added yet.
+    /// Nothing was added yet, and no frame that is added is longer than the capacity.
     pub unsafe fn prepare(
         &mut self,
         slots: u16,
