@@ -29,20 +29,13 @@ const NO_SEGMENT: u16 = 31;
 
 /// Commits the fault that `test` names; returns for a test that is no fault.
 pub fn run(test: SelfTest) {
-    match test {
-        SelfTest::Off
-        | SelfTest::Entropy
-        | SelfTest::Block
-        | SelfTest::Adapter
-        | SelfTest::QueueReset => return,
-        _ => log::info!("self-test: {test}"),
+    use SelfTest::{Adapter, Block, Entropy, Off, QueueReset};
+    if matches!(test, Off | Entropy | Block | Adapter | QueueReset) {
+        return;
     }
+    log::info!("self-test: {test}");
     match test {
-        SelfTest::Off
-        | SelfTest::Entropy
-        | SelfTest::Block
-        | SelfTest::Adapter
-        | SelfTest::QueueReset => {}
+        Off | Entropy | Block | Adapter | QueueReset => {}
         SelfTest::Panic | SelfTest::PanicInTransmit => panic!("self-test"),
         SelfTest::PanicInAllocator => heap::while_locked(|| panic!("self-test")),
         SelfTest::PanicOther => on_other_cpu(SelfTest::Panic),

@@ -17,9 +17,10 @@ pub use words::{
 
 use core::fmt;
 use core::net::{Ipv4Addr, SocketAddrV4};
+use core::ops::RangeInclusive;
 use core::str::FromStr;
 
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::steps::Steps;
@@ -31,7 +32,7 @@ pub const FW_CFG_FILE: &str = "opt/kickpath/config";
 
 /// The whole configuration, one field a key. The doc comment of a field starts
 /// with its key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// `log=LEVEL`
     pub log: LogLevel,
@@ -97,38 +98,6 @@ pub struct Config {
     pub fault: String,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            log: LogLevel::Info,
-            ipv4: Ipv4Config::Dhcp,
-            gateway: None,
-            transport: Transport::Auto,
-            irq: Irq::Auto,
-            features_off: String::new(),
-            bench: Bench::Off,
-            selftest: SelfTest::Off,
-            selftest_at: SelfTestAt::Boot,
-            trace: false,
-            vlan: None,
-            mac: None,
-            mtu: None,
-            reopen: 0,
-            reset_queues: 0,
-            hash_check: false,
-            queue_size: None,
-            netconsole: None,
-            udp: UdpWay::Sockets,
-            rx_mode: Steps::default(),
-            unicast: Vec::new(),
-            groups: 0,
-            vlans: Steps::default(),
-            guest_offloads: Steps::default(),
-            fault: String::new(),
-        }
-    }
-}
-
 /// Why a word of the configuration was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError<'a> {
@@ -159,106 +128,95 @@ impl Config {
         }
         config
     }
+}
 
-    fn set<'a>(&mut self, word: &'a str) -> Result<(), ConfigError<'a>> {
-        let Some((key, value)) = word.split_once('=') else {
-            return Err(ConfigError::UnknownKey(word));
-        };
-        let bad = |expected| ConfigError::BadValue {
-            key,
-            value,
-            expected,
-        };
-        match key {
-            "log" => {
-                self.log = value
-                    .parse()
-                    .map_err(|()| bad("off, error, warn, info, debug or trace"))?
-            }
-            "ip" => {
-                self.ipv4 = parse_ipv4(value).ok_or(bad("dhcp or ADDRESS/PREFIX"))?;
-            }
-            "gateway" => {
-                self.gateway = Some(value.parse().map_err(|_| bad("an IPv4 address"))?);
-            }
-            "transport" => {
-                self.transport = value
-                    .parse()
-                    .map_err(|()| bad("auto, legacy, modern or mmio"))?;
-            }
-            "irq" => {
-                self.irq = value
-                    .parse()
-                    .map_err(|()| bad("auto, msix, msix-shared, intx or poll"))?;
-            }
-            "features" => {
-                if !value.split(',').all(|f| f.len() > 1 && f.starts_with('-')) {
-                    return Err(bad("-NAME,-NAME,..."));
+/// Generates how the keys are read and written. A row is a key, its field, what its
+/// value can be, and two functions: the one that reads a value, and the one that writes
+/// it.
+macro_rules! keys {
+    ($($key:literal $field:ident: $expected:literal, $read:expr, $write:expr;)+) => {
+        impl Config {
+            fn set<'a>(&mut self, word: &'a str) -> Result<(), ConfigError<'a>> {
+                let unknown = ConfigError::UnknownKey(word);
+                let (key, value) = word.split_once('=').ok_or(unknown)?;
+                let bad = |expected| ConfigError::BadValue { key, value, expected };
+                match key {
+                    $($key => self.$field = $read(value).ok_or(bad($expected))?,)+
+                    _ => return Err(unknown),
                 }
-                let names: Vec<&str> = value.split(',').filter_map(|f| f.get(1..)).collect();
-                self.features_off = names.join(",");
+                Ok(())
             }
-            "bench" => {
-                self.bench = value
-                    .parse()
-                    .map_err(|()| bad("off, tx, rx, udp, kick, trace or peer"))?;
-            }
-            "selftest" => {
-                self.selftest = value.parse().map_err(|()| bad("the name of a self-test"))?;
-            }
-            "selftest-at" => {
-                self.selftest_at = value.parse().map_err(|()| bad("boot or up"))?;
-            }
-            "trace" => self.trace = parse_on_off(value).ok_or(bad("on or off"))?,
-            "hash-check" => self.hash_check = parse_on_off(value).ok_or(bad("on or off"))?,
-            "vlan" => {
-                let id = value.parse().ok().filter(|id| (1..=4094).contains(id));
-                self.vlan = Some(id.ok_or(bad("1 to 4094"))?);
-            }
-            "mac" => {
-                self.mac = Some(parse_mac(value).ok_or(bad("xx:xx:xx:xx:xx:xx"))?);
-            }
-            "mtu" => {
-                let mtu = value.parse().ok().filter(|mtu| *mtu >= 68);
-                self.mtu = Some(mtu.ok_or(bad("68 to 65535"))?);
-            }
-            "reset-queues" => {
-                self.reset_queues = value.parse().map_err(|_| bad("a number"))?;
-            }
-            "queue-size" => {
-                let size = value
-                    .parse()
-                    .ok()
-                    .filter(|size| (1..=1 << 15).contains(size));
-                self.queue_size = Some(size.ok_or(bad("1 to 32768"))?);
-            }
-            "reopen" => self.reopen = value.parse().map_err(|_| bad("a number"))?,
-            "netconsole" => {
-                self.netconsole = Some(value.parse().map_err(|_| bad("ADDRESS:PORT"))?);
-            }
-            "udp" => self.udp = value.parse().map_err(|()| bad("sockets or in-place"))?,
-            "rx-mode" => {
-                let expected = "lists of promisc, allmulti, alluni, nomulti, nouni, nobcast";
-                self.rx_mode = Steps::parse::<RxMode>(value).ok_or(bad(expected))?;
-            }
-            "unicast" => {
-                let addresses: Option<Vec<_>> = value.split(',').map(parse_mac).collect();
-                let unicast = addresses.filter(|all| all.iter().all(|[first, ..]| first & 1 == 0));
-                self.unicast = unicast.ok_or(bad("unicast addresses xx:xx:xx:xx:xx:xx,..."))?;
-            }
-            "groups" => self.groups = value.parse().map_err(|_| bad("0 to 65535"))?,
-            "vlans" => {
-                self.vlans = Steps::parse::<VlanId>(value).ok_or(bad("lists of 0 to 4095"))?;
-            }
-            "guest-offloads" => {
-                let expected = "lists of guest_csum, guest_tso4, guest_tso6";
-                self.guest_offloads = Steps::parse::<GuestOffload>(value).ok_or(bad(expected))?;
-            }
-            "fault" => self.fault = value.into(),
-            _ => return Err(ConfigError::UnknownKey(word)),
         }
-        Ok(())
-    }
+
+        /// Writes the words that [`Config::parse`] reads back to the same value;
+        /// keys at their default are left out.
+        impl fmt::Display for Config {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let default = Self::default();
+                let mut separator = "";
+                $(if self.$field != default.$field {
+                    write!(f, "{separator}{}={}", $key, $write(&self.$field))?;
+                    separator = " ";
+                })+
+                let _ = separator;
+                Ok(())
+            }
+        }
+    };
+}
+
+keys! {
+    "log" log: "off, error, warn, info, debug or trace", word, text;
+    "ip" ipv4: "dhcp or ADDRESS/PREFIX", parse_ipv4, text;
+    "gateway" gateway: "an IPv4 address", some, option;
+    "transport" transport: "auto, legacy, modern or mmio", word, text;
+    "irq" irq: "auto, msix, msix-shared, intx or poll", word, text;
+    "features" features_off: "-NAME,-NAME,...", parse_features, write_features;
+    "bench" bench: "off, tx, rx, udp, kick, trace or peer", word, text;
+    "selftest" selftest: "the name of a self-test", word, text;
+    "selftest-at" selftest_at: "boot or up", word, text;
+    "trace" trace: "on or off", parse_on_off, write_on_off;
+    "vlan" vlan: "1 to 4094", |value| within(value, 1..=4094), option;
+    "mac" mac: "xx:xx:xx:xx:xx:xx", |value| parse_mac(value).map(Some),
+        |mac: &Option<_>| option(&mac.map(Mac));
+    "mtu" mtu: "68 to 65535", |value| within(value, 68..=u16::MAX), option;
+    "reopen" reopen: "a number", word, text;
+    "reset-queues" reset_queues: "a number", word, text;
+    "hash-check" hash_check: "on or off", parse_on_off, write_on_off;
+    "queue-size" queue_size: "1 to 32768", |value| within(value, 1..=1 << 15), option;
+    "netconsole" netconsole: "ADDRESS:PORT", some, option;
+    "udp" udp: "sockets or in-place", word, text;
+    "rx-mode" rx_mode: "lists of promisc, allmulti, alluni, nomulti, nouni, nobcast",
+        Steps::parse::<RxMode>, text;
+    "unicast" unicast: "unicast addresses xx:xx:xx:xx:xx:xx,...", parse_unicast,
+        |all| text(&Macs(all));
+    "groups" groups: "0 to 65535", word, text;
+    "vlans" vlans: "lists of 0 to 4095", Steps::parse::<VlanId>, text;
+    "guest-offloads" guest_offloads: "lists of guest_csum, guest_tso4, guest_tso6",
+        Steps::parse::<GuestOffload>, text;
+    "fault" fault: "an experiment", word, text;
+}
+
+fn word<T: FromStr>(value: &str) -> Option<T> {
+    value.parse().ok()
+}
+
+fn text(value: &impl ToString) -> String {
+    value.to_string()
+}
+
+fn some<T: FromStr>(value: &str) -> Option<Option<T>> {
+    word(value).map(Some)
+}
+
+fn option(value: &Option<impl ToString>) -> String {
+    value.as_ref().map(text).unwrap_or_default()
+}
+
+fn within(value: &str, range: RangeInclusive<u16>) -> Option<Option<u16>> {
+    word(value)
+        .filter(|number| range.contains(number))
+        .map(Some)
 }
 
 fn parse_on_off(word: &str) -> Option<bool> {
@@ -267,6 +225,25 @@ fn parse_on_off(word: &str) -> Option<bool> {
         "off" => Some(false),
         _ => None,
     }
+}
+
+fn write_on_off(is_on: &bool) -> &'static str {
+    if *is_on { "on" } else { "off" }
+}
+
+fn parse_features(value: &str) -> Option<String> {
+    let names = value.split(',').map(|name| name.strip_prefix('-'));
+    let names: Option<Vec<&str>> = names.map(|name| name.filter(|n| !n.is_empty())).collect();
+    Some(names?.join(","))
+}
+
+fn write_features(names: &str) -> String {
+    ["-", &names.replace(',', ",-")].concat()
+}
+
+fn parse_unicast(value: &str) -> Option<Vec<[u8; 6]>> {
+    let addresses: Option<Vec<_>> = value.split(',').map(parse_mac).collect();
+    addresses.filter(|all| all.iter().all(|[first, ..]| first & 1 == 0))
 }
 
 /// The number of a VLAN, 0 to 4095 (IEEE 802.1Q).
@@ -281,104 +258,9 @@ impl FromStr for VlanId {
     }
 }
 
-/// Writes the words that [`Config::parse`] reads back to the same value;
-/// keys at their default are left out.
-impl fmt::Display for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let default = Self::default();
-        let mut separator = "";
-        let mut word = |key: &str, value: fmt::Arguments<'_>| {
-            write!(f, "{separator}{key}={value}")?;
-            separator = " ";
-            Ok(())
-        };
-        if self.log != default.log {
-            word("log", format_args!("{}", self.log))?;
-        }
-        if let Ipv4Config::Static(Ipv4Cidr { address, prefix }) = self.ipv4 {
-            word("ip", format_args!("{address}/{prefix}"))?;
-        }
-        if let Some(gateway) = self.gateway {
-            word("gateway", format_args!("{gateway}"))?;
-        }
-        if self.transport != default.transport {
-            word("transport", format_args!("{}", self.transport))?;
-        }
-        if self.irq != default.irq {
-            word("irq", format_args!("{}", self.irq))?;
-        }
-        if !self.features_off.is_empty() {
-            word(
-                "features",
-                format_args!("-{}", self.features_off.replace(',', ",-")),
-            )?;
-        }
-        if self.bench != default.bench {
-            word("bench", format_args!("{}", self.bench))?;
-        }
-        if self.selftest != default.selftest {
-            word("selftest", format_args!("{}", self.selftest))?;
-        }
-        if self.selftest_at != default.selftest_at {
-            word("selftest-at", format_args!("{}", self.selftest_at))?;
-        }
-        if self.trace {
-            word("trace", format_args!("on"))?;
-        }
-        if let Some(vlan) = self.vlan {
-            word("vlan", format_args!("{vlan}"))?;
-        }
-        if let Some(mac) = self.mac {
-            word("mac", format_args!("{}", Mac(mac)))?;
-        }
-        if let Some(mtu) = self.mtu {
-            word("mtu", format_args!("{mtu}"))?;
-        }
-        if self.reopen != default.reopen {
-            word("reopen", format_args!("{}", self.reopen))?;
-        }
-        if self.reset_queues != default.reset_queues {
-            word("reset-queues", format_args!("{}", self.reset_queues))?;
-        }
-        if self.hash_check {
-            word("hash-check", format_args!("on"))?;
-        }
-        if let Some(size) = self.queue_size {
-            word("queue-size", format_args!("{size}"))?;
-        }
-        if let Some(netconsole) = self.netconsole {
-            word("netconsole", format_args!("{netconsole}"))?;
-        }
-        if self.udp != default.udp {
-            word("udp", format_args!("{}", self.udp))?;
-        }
-        if !self.rx_mode.is_empty() {
-            word("rx-mode", format_args!("{}", self.rx_mode))?;
-        }
-        if !self.unicast.is_empty() {
-            word("unicast", format_args!("{}", Macs(&self.unicast)))?;
-        }
-        if self.groups != default.groups {
-            word("groups", format_args!("{}", self.groups))?;
-        }
-        if !self.vlans.is_empty() {
-            word("vlans", format_args!("{}", self.vlans))?;
-        }
-        if !self.guest_offloads.is_empty() {
-            word("guest-offloads", format_args!("{}", self.guest_offloads))?;
-        }
-        if !self.fault.is_empty() {
-            word("fault", format_args!("{}", self.fault))?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::string::ToString;
-    use alloc::vec::Vec;
 
     fn parse(text: &str) -> (Config, Vec<String>) {
         let mut errors = Vec::new();

@@ -13,9 +13,10 @@ pub struct Ipv4Cidr {
 }
 
 /// Where the guest's IPv4 address comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ipv4Config {
     /// DHCP, with [`Ipv4Config::FALLBACK`] when no server answers.
+    #[default]
     Dhcp,
     /// This address; the gateway is the key `gateway`.
     Static(Ipv4Cidr),
@@ -28,6 +29,15 @@ impl Ipv4Config {
         address: Ipv4Addr::new(10, 0, 2, 15),
         prefix: 24,
     };
+}
+
+impl fmt::Display for Ipv4Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dhcp => f.write_str("dhcp"),
+            Self::Static(Ipv4Cidr { address, prefix }) => write!(f, "{address}/{prefix}"),
+        }
+    }
 }
 
 /// Shows a hardware address with colons.

@@ -38,8 +38,10 @@ macro_rules! words {
 
 words! {
     /// How the guest reaches the device's registers.
+    #[derive(Default)]
     Transport {
         /// Legacy port I/O where the device offers it, else what it has.
+        #[default]
         Auto = "auto",
         /// virtio-pci, legacy interface (specification 4.1.4.10): port I/O.
         Legacy = "legacy",
@@ -52,8 +54,10 @@ words! {
 
 words! {
     /// Which rung of the interrupt ladder to take (Linux `vp_find_vqs`).
+    #[derive(Default)]
     Irq {
         /// The first rung that works, from the top.
+        #[default]
         Auto = "auto",
         /// MSI-X, a vector a queue.
         Msix = "msix",
@@ -68,8 +72,10 @@ words! {
 
 words! {
     /// How datagrams reach the UDP services (echo, discard, chargen).
+    #[derive(Default)]
     UdpWay {
         /// By a socket of the network stack.
+        #[default]
         Sockets = "sockets",
         /// They are answered where they lie, without a socket: no queue, no
         /// fragments, nothing of the way through the network stack to be seen.
@@ -111,6 +117,7 @@ words! {
 
 words! {
     /// How much the guest prints.
+    #[derive(Default)]
     LogLevel {
         /// Nothing.
         Off = "off",
@@ -119,6 +126,7 @@ words! {
         /// What is likely to be wrong.
         Warn = "warn",
         /// The story of the boot.
+        #[default]
         Info = "info",
         /// Every decision.
         Debug = "debug",
@@ -129,8 +137,10 @@ words! {
 
 words! {
     /// A measurement that the guest makes alone, instead of serving.
+    #[derive(Default)]
     Bench {
         /// None: serve the network.
+        #[default]
         Off = "off",
         /// The driver's transmit path alone: prebuilt frames, 64 outstanding.
         Tx = "tx",
@@ -152,8 +162,10 @@ words! {
 words! {
     /// A deliberate fault (or another driver over our transport), so that a
     /// test can see how the guest reports it.
+    #[derive(Default)]
     SelfTest {
         /// None.
+        #[default]
         Off = "off",
         /// `panic!`.
         Panic = "panic",
@@ -210,8 +222,10 @@ words! {
 
 words! {
     /// When the self-test is made.
+    #[derive(Default)]
     SelfTestAt {
         /// While the guest boots.
+        #[default]
         Boot = "boot",
         /// Once it serves the network and, with `netconsole`, has sent its log.
         Up = "up",
