@@ -4,23 +4,11 @@
 mod common;
 
 use common::*;
-use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::*;
 
 const SERVER: Ipv4Address = Ipv4Address::new(10, 1, 0, 1);
 const LEASED: Ipv4Address = Ipv4Address::new(10, 1, 0, 77);
-
-fn ethernet(ethertype: EthernetProtocol, to: [u8; 6], payload: usize) -> Vec<u8> {
-    let mut frame = vec![0; 14 + payload];
-    EthernetRepr {
-        src_addr: EthernetAddress(HOST_MAC),
-        dst_addr: EthernetAddress(to),
-        ethertype,
-    }
-    .emit(&mut EthernetFrame::new_unchecked(&mut frame[..]));
-    frame
-}
 
 /// A DHCP server's answer, sent from `server`.
 fn dhcp_answer(
@@ -53,29 +41,11 @@ fn dhcp_answer(
         rebind_duration: None,
         additional_options: &[],
     };
-    let udp = UdpRepr {
-        src_port: 67,
-        dst_port: 68,
-    };
-    let ip = Ipv4Repr {
-        src_addr: server,
-        dst_addr: Ipv4Address::BROADCAST,
-        next_header: IpProtocol::Udp,
-        payload_len: 8 + dhcp.buffer_len(),
-        hop_limit: 64,
-    };
-    let checksums = ChecksumCapabilities::default();
-    let mut frame = ethernet(EthernetProtocol::Ipv4, [0xff; 6], 20 + ip.payload_len);
-    let mut packet = Ipv4Packet::new_unchecked(&mut frame[14..]);
-    ip.emit(&mut packet, &checksums);
-    udp.emit(
-        &mut UdpPacket::new_unchecked(packet.payload_mut()),
-        &server.into(),
-        &Ipv4Address::BROADCAST.into(),
-        dhcp.buffer_len(),
-        |payload| dhcp.emit(&mut DhcpPacket::new_unchecked(payload)).unwrap(),
-        &checksums,
-    );
+    let mut payload = vec![0; dhcp.buffer_len()];
+    dhcp.emit(&mut DhcpPacket::new_unchecked(&mut payload[..]))
+        .unwrap();
+    let mut frame = datagram(HOST_MAC, server, Ipv4Address::BROADCAST, [67, 68], &payload);
+    frame[..6].fill(0xff);
     frame
 }
 
@@ -154,16 +124,7 @@ fn a_lease_is_renewed() {
 }
 
 fn arp_request(from: Ipv4Address, to: Ipv4Address) -> Vec<u8> {
-    let arp = ArpRepr::EthernetIpv4 {
-        operation: ArpOperation::Request,
-        source_hardware_addr: EthernetAddress(HOST_MAC),
-        source_protocol_addr: from,
-        target_hardware_addr: EthernetAddress([0; 6]),
-        target_protocol_addr: to,
-    };
-    let mut frame = ethernet(EthernetProtocol::Arp, [0xff; 6], arp.buffer_len());
-    arp.emit(&mut ArpPacket::new_unchecked(&mut frame[14..]));
-    frame
+    arp(1, HOST_MAC, from.octets(), to.octets())
 }
 
 #[test]
@@ -194,13 +155,7 @@ fn a_gateway_or_server_that_cannot_be_is_not_taken() {
         assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
         assert_eq!(world.stack.network().gateway, "");
         // Something must go off the network to meet it.
-        let mut frame = vec![];
-        etherparse::PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
-            .ipv4([192, 0, 2, 1], LEASED.octets(), 64)
-            .udp(1000, 7)
-            .write(&mut frame, b"x")
-            .unwrap();
-        world.inject(frame);
+        world.inject(datagram(HOST_MAC, [192, 0, 2, 1], LEASED, [1000, 7], b"x"));
         turn(&mut world, 10);
     }
     // A lease from 0.0.0.0 would be renewed there.
@@ -244,30 +199,9 @@ fn advertisement_with(
             prefix,
         }),
     });
-    let IpAddress::Ipv6(source) = HOST_V6 else {
-        unreachable!()
-    };
-    let ip = Ipv6Repr {
-        src_addr: source,
-        dst_addr: Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1),
-        next_header: IpProtocol::Icmpv6,
-        payload_len: icmp.buffer_len(),
-        hop_limit: 255,
-    };
-    let mut frame = ethernet(
-        EthernetProtocol::Ipv6,
-        [0x33, 0x33, 0, 0, 0, 1],
-        40 + ip.payload_len,
-    );
-    let mut packet = Ipv6Packet::new_unchecked(&mut frame[14..]);
-    ip.emit(&mut packet);
-    icmp.emit(
-        &ip.src_addr,
-        &ip.dst_addr,
-        &mut Icmpv6Packet::new_unchecked(packet.payload_mut()),
-        &ChecksumCapabilities::default(),
-    );
-    frame
+    let all_nodes = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let macs = [HOST_MAC, [0x33, 0x33, 0, 0, 0, 1]];
+    icmpv6(255, [HOST6, all_nodes], macs, &icmp)
 }
 
 #[test]
@@ -328,24 +262,6 @@ fn an_advertised_prefix_that_cannot_be_is_not_taken() {
     world.assert_echo();
 }
 
-fn ping(to: IpAddress, data: &[u8]) -> Vec<u8> {
-    let mut frame = vec![];
-    let builder = etherparse::PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC);
-    match (HOST, HOST_V6, to) {
-        (IpAddress::Ipv4(from), _, IpAddress::Ipv4(to)) => builder
-            .ipv4(from.octets(), to.octets(), 64)
-            .icmpv4_echo_request(1, 2)
-            .write(&mut frame, data),
-        (_, IpAddress::Ipv6(from), IpAddress::Ipv6(to)) => builder
-            .ipv6(from.octets(), to.octets(), 64)
-            .icmpv6_echo_request(1, 2)
-            .write(&mut frame, data),
-        _ => unreachable!(),
-    }
-    .unwrap();
-    frame
-}
-
 #[test]
 fn pings_come_back() {
     let mut world = World::new();
@@ -354,8 +270,10 @@ fn pings_come_back() {
     world.udp_ask(socket, (GUEST_V6, 7), b"resolve");
     for size in [0, 56, 1000] {
         let data = vec![0x5a; size];
-        for (to, kind, at) in [(GUEST, 0, 34), (GUEST_V6, 129, 54)] {
-            world.inject(ping(to, &data));
+        let ends: [[std::net::IpAddr; 2]; 2] =
+            [[HOST4.into(), GUEST4.into()], [HOST6.into(), GUEST6.into()]];
+        for ([from, to], (kind, at)) in ends.into_iter().zip([(0, 34), (129, 54)]) {
+            world.inject(ping(HOST_MAC, from, to, 2, &data));
             world.turn_guest();
             let answer = world.guest.outbox.borrow_mut().pop_back().unwrap();
             assert_eq!(answer[at], kind);
@@ -496,13 +414,7 @@ fn a_lease_of_32_bits_has_its_gateway_outside() {
     assert_eq!(world.stack.network().gateway, "10.1.0.1");
     world.guest.outbox.borrow_mut().clear();
     // Somebody far away, by the gateway, which is to be asked for.
-    let mut ping = vec![];
-    etherparse::PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
-        .ipv4([192, 0, 2, 1], LEASED.octets(), 64)
-        .icmpv4_echo_request(1, 1)
-        .write(&mut ping, b"a ping")
-        .unwrap();
-    world.inject(ping);
+    world.inject(ping(HOST_MAC, [192, 0, 2, 1], LEASED, 1, b"a ping"));
     turn(&mut world, 1);
     let question = world.guest.outbox.borrow_mut().pop_front().unwrap();
     assert_eq!(question[12..14], [8, 6]);

@@ -6,40 +6,19 @@ mod common;
 use std::net::IpAddr;
 
 use common::*;
-use etherparse::PacketBuilder;
+
+/// The guest, as somebody of this kind of address knows it.
+fn guest(of: IpAddr) -> IpAddr {
+    match of {
+        IpAddr::V4(_) => GUEST4.into(),
+        IpAddr::V6(_) => GUEST6.into(),
+    }
+}
 
 /// A UDP datagram from a host at this hardware address to the guest's character
 /// generator.
 fn ask_chargen(mac: [u8; 6], from: IpAddr) -> Vec<u8> {
-    let ethernet = PacketBuilder::ethernet2(mac, GUEST_MAC);
-    let builder = match from {
-        IpAddr::V4(from) => ethernet.ipv4(from.octets(), GUEST4, 64),
-        IpAddr::V6(from) => ethernet.ipv6(from.octets(), GUEST6.octets(), 64),
-    };
-    let mut frame = Vec::new();
-    builder
-        .udp(4321, 19)
-        .write(&mut frame, b"characters, please")
-        .unwrap();
-    frame
-}
-
-/// A ping from a host at this hardware address.
-fn ping(mac: [u8; 6], from: IpAddr) -> Vec<u8> {
-    let ethernet = PacketBuilder::ethernet2(mac, GUEST_MAC);
-    let mut frame = Vec::new();
-    match from {
-        IpAddr::V4(from) => ethernet
-            .ipv4(from.octets(), GUEST4, 64)
-            .icmpv4_echo_request(1, 2)
-            .write(&mut frame, b"ping"),
-        IpAddr::V6(from) => ethernet
-            .ipv6(from.octets(), GUEST6.octets(), 64)
-            .icmpv6_echo_request(1, 2)
-            .write(&mut frame, b"ping"),
-    }
-    .unwrap();
-    frame
+    datagram(mac, from, guest(from), [4321, 19], b"characters, please")
 }
 
 fn is_pong(frame: &[u8]) -> bool {
@@ -88,7 +67,7 @@ fn strangers_cut_nobody_off() {
         let afar = [192, 0, 2, n];
         world.inject(ask_chargen(stranger(n), afar.into()));
         for host in known {
-            world.inject(ping(HOST_MAC, host));
+            world.inject(ping(HOST_MAC, host, guest(host), 2, b"ping"));
         }
         world.turn_guest();
         let frames = std::mem::take(&mut *world.guest.outbox.borrow_mut());

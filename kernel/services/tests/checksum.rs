@@ -4,17 +4,11 @@
 mod common;
 
 use common::*;
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use smoltcp::wire::{Ipv4Packet, UdpPacket};
 
 fn echo_request(payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![];
-    PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
-        .ipv4(HOST4, GUEST4, 64)
-        .udp(1000, 7)
-        .write(&mut frame, payload)
-        .unwrap();
-    frame
+    datagram(HOST_MAC, HOST4, GUEST4, [1000, 7], payload)
 }
 
 /// Cuts a frame's IPv4 packet into fragments of 1480 bytes.

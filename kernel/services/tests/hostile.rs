@@ -15,7 +15,7 @@ fn pick<T: Copy>(random: &mut Rng, from: &[T]) -> T {
 /// Well-formed frames of every kind that the guest understands.
 fn frames() -> Vec<Vec<u8>> {
     let ethernet = || PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC);
-    let ipv4 = || ethernet().ipv4(HOST4, GUEST4, 64);
+    let ipv4 = || packet(HOST_MAC, HOST4, GUEST4);
     let ipv6 = || ethernet().ipv6(HOST6.octets(), GUEST6.octets(), 255);
     let mut frames = vec![];
     let mut add = |write: &dyn Fn(&mut Vec<u8>)| {
@@ -292,16 +292,13 @@ fn tcp_segments_out_of_order() {
             let number = sequence.wrapping_add(pick(&mut random, &near));
             let acknowledge = u32::wrapping_add(acknowledged, pick(&mut random, &near));
             let window = pick(&mut random, &[0, 1, 100, 1000, 65_535]);
-            let mut builder = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
-                .ipv4(HOST4, GUEST4, 64)
-                .tcp(port, service, number, window);
+            let ip = packet(HOST_MAC, HOST4, GUEST4);
+            let mut builder;
             if segment == 0 {
-                builder = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
-                    .ipv4(HOST4, GUEST4, 64)
-                    .tcp(port, service, sequence, window)
-                    .syn();
+                builder = ip.tcp(port, service, sequence, window).syn();
                 sequence = sequence.wrapping_add(1);
             } else {
+                builder = ip.tcp(port, service, number, window);
                 if random.usize(..10) != 0 {
                     builder = builder.ack(acknowledge);
                 }
@@ -353,10 +350,9 @@ fn more_than_the_window() {
         let mut world = World::new();
         world.assert_echo();
         let segment = |sequence: u32, acknowledge: Option<u32>, data: &[u8]| {
-            let mut builder = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
-                .ipv4(HOST4, GUEST4, 64)
-                .tcp(1000, service, sequence, 1000);
-            builder = match acknowledge {
+            let ip = packet(HOST_MAC, HOST4, GUEST4);
+            let builder = ip.tcp(1000, service, sequence, 1000);
+            let builder = match acknowledge {
                 Some(number) => builder.ack(number),
                 None => {
                     let scale = [TcpOptionElement::WindowScale(7)];
@@ -387,12 +383,7 @@ fn fragments_without_end() {
     let data: Vec<u8> = (0..4000u32).map(|i| i as u8).collect();
     assert_eq!(world.udp_ask(socket, (GUEST, 7), &data), data);
     for n in 0..100u8 {
-        let mut frame = vec![];
-        PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
-            .ipv4(HOST4, GUEST4, 64)
-            .udp(1000, 7)
-            .write(&mut frame, &[1; 1000])
-            .unwrap();
+        let mut frame = datagram(HOST_MAC, HOST4, GUEST4, [1000, 7], &[1; 1000]);
         frame[18] = n;
         frame[20] = 0x20;
         fix_ipv4(&mut frame);

@@ -7,12 +7,12 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use common::{GUEST_MAC, GUEST4, GUEST6, HOST_MAC, HOST4, World, arp_request};
-use etherparse::PacketBuilder;
+use common::*;
 use kickpath_abi::config::Config;
 use kickpath_services::{NetworkDevice, Stack};
 use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
 use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, Icmpv6Repr, NdiscRepr, RawHardwareAddress};
 
 struct Counting;
 
@@ -115,31 +115,22 @@ fn an_echo_allocates_nothing() {
 
     let echoes: u32 = std::env::var("ECHOES").map_or(32_000, |n| n.parse().unwrap());
     for (size, ipv6) in [(64, false), (1400, false), (64, true)] {
-        let builder = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC);
-        let mut frame = vec![];
         let payload = vec![0x42; size];
-        if ipv6 {
-            let guest = GUEST6.octets();
-            let host = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+        let frame = if ipv6 {
+            let host = "fe80::2".parse().unwrap();
             // A neighbour solicitation makes the address known.
-            let mut body = vec![];
-            body.extend(guest);
-            body.extend([1, 1]);
-            body.extend(HOST_MAC);
-            let mut solicitation = vec![];
-            PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
-                .ipv6(host, guest, 255)
-                .icmpv6_raw(135, 0, [0; 4])
-                .write(&mut solicitation, &body)
-                .unwrap();
+            let mac = HardwareAddress::Ethernet(EthernetAddress(HOST_MAC));
+            let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit {
+                target_addr: GUEST6,
+                lladdr: Some(RawHardwareAddress::from(mac)),
+            });
+            let solicitation = icmpv6(255, [host, GUEST6], [HOST_MAC, GUEST_MAC], &icmp);
             (wire.frame, wire.left) = (solicitation, 1);
             while stack.poll(now, &mut wire) {}
-            let builder = builder.ipv6(host, guest, 64).udp(1000, 7);
-            builder.write(&mut frame, &payload).unwrap();
+            datagram(HOST_MAC, host, GUEST6, [1000, 7], &payload)
         } else {
-            let builder = builder.ipv4(HOST4, GUEST4, 64).udp(1000, 7);
-            builder.write(&mut frame, &payload).unwrap();
-        }
+            datagram(HOST_MAC, HOST4, GUEST4, [1000, 7], &payload)
+        };
         // The first one proves the sender; from then on it is the fast path.
         (wire.frame, wire.left) = (frame, 1);
         while stack.poll(now, &mut wire) {}
@@ -164,19 +155,15 @@ fn connections_that_are_over_take_no_memory() {
     world.assert_echo();
     let mut come_and_go = || {
         for port in 10_000..20_000 {
-            let builder = || {
-                let ethernet = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC);
-                ethernet.ipv4(HOST4, GUEST4, 64)
-            };
             let mut frame = vec![];
-            let syn = builder().tcp(port, 80, 1, 1000).syn();
+            let syn = packet(HOST_MAC, HOST4, GUEST4).tcp(port, 80, 1, 1000).syn();
             syn.write(&mut frame, &[]).unwrap();
             world.inject(frame);
             world.turn_guest();
             let answer = world.guest.outbox.borrow_mut().pop_back();
             assert_eq!(answer.map(|frame| frame[47]), Some(0x12), "SYN and ACK");
             let mut frame = vec![];
-            let reset = builder().tcp(port, 80, 2, 1000).rst();
+            let reset = packet(HOST_MAC, HOST4, GUEST4).tcp(port, 80, 2, 1000).rst();
             reset.write(&mut frame, &[]).unwrap();
             world.inject(frame);
             world.turn_guest();

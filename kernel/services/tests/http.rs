@@ -208,6 +208,8 @@ fn errors() {
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.1\r\nHo st: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET nowhere HTTP/1.1\r\nHost: a\r\n\r\n",
     ] {
         assert_eq!(ask(&mut world, junk).status, 400, "{junk:?}");
     }

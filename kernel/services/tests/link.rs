@@ -7,7 +7,6 @@ mod common;
 use std::net::Ipv6Addr;
 
 use common::*;
-use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::Duration;
 use smoltcp::wire::*;
 
@@ -62,31 +61,6 @@ fn icmpv6_of(frames: &[Vec<u8>]) -> Vec<(Ipv6Address, Ipv6Address, Vec<u8>)> {
     found
 }
 
-fn icmpv6(
-    hop_limit: u8,
-    [source, destination]: [Ipv6Address; 2],
-    to: [u8; 6],
-    icmp: &Icmpv6Repr<'_>,
-) -> Vec<u8> {
-    let ip = Ipv6Repr {
-        src_addr: source,
-        dst_addr: destination,
-        next_header: IpProtocol::Icmpv6,
-        payload_len: icmp.buffer_len(),
-        hop_limit,
-    };
-    let mut payload = vec![0; 40 + icmp.buffer_len()];
-    let mut packet = Ipv6Packet::new_unchecked(&mut payload[..]);
-    ip.emit(&mut packet);
-    icmp.emit(
-        &source,
-        &destination,
-        &mut Icmpv6Packet::new_unchecked(packet.payload_mut()),
-        &ChecksumCapabilities::default(),
-    );
-    frame(STRANGER, to, [0x86, 0xdd], &payload)
-}
-
 fn solicited_node() -> (Ipv6Address, [u8; 6]) {
     let group = Ipv6Address::new(0xff02, 0, 0, 0, 0, 1, 0xff12, 0x3456);
     (group, [0x33, 0x33, 0xff, 0x12, 0x34, 0x56])
@@ -99,7 +73,7 @@ fn solicitation(source: Ipv6Address, option: bool) -> Vec<u8> {
         lladdr: option.then_some(mac),
     });
     let (group, to) = solicited_node();
-    icmpv6(255, [source, group], to, &icmp)
+    icmpv6(255, [source, group], [STRANGER, to], &icmp)
 }
 
 fn advertisement(
@@ -114,7 +88,7 @@ fn advertisement(
         target_addr: target,
         lladdr: Some(mac),
     });
-    icmpv6(255, [source, GUEST6], GUEST_MAC, &icmp)
+    icmpv6(255, [source, GUEST6], [STRANGER, GUEST_MAC], &icmp)
 }
 
 #[test]
@@ -244,12 +218,7 @@ fn an_advertisement_moves_a_neighbour_only_if_it_overrides() {
     world.inject(solicitation(other, true));
     sent(&mut world);
     let ask = |world: &mut World| {
-        let icmp = Icmpv6Repr::EchoRequest {
-            ident: 1,
-            seq_no: 1,
-            data: b"where?",
-        };
-        world.inject(icmpv6(64, [other, GUEST6], GUEST_MAC, &icmp));
+        world.inject(ping(STRANGER, other, GUEST6, 1, b"where?"));
         sent(world)[0][..6].to_vec()
     };
     assert_eq!(ask(&mut world), STRANGER);
@@ -361,16 +330,17 @@ fn a_router_may_make_the_link_smaller() {
     let mut world = World::new();
     world.until(5, |w| (!w.stack.network().ipv6.is_empty()).then_some(()));
     let advertise = |world: &mut World, mtu: u32| {
-        let mut message = vec![134, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        message.extend([5, 1, 0, 0]);
-        message.extend(mtu.to_be_bytes());
-        let source = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-        let mut packet = Icmpv6Packet::new_unchecked(&mut message[..]);
-        packet.fill_checksum(&source, &ALL_NODES);
-        let head = [0x60, 0, 0, 0, 0, message.len() as u8, 58, 255];
-        let parts = [&head[..], &source.octets(), &ALL_NODES.octets(), &message];
-        let to = [0x33, 0x33, 0, 0, 0, 1];
-        world.inject(frame(STRANGER, to, [0x86, 0xdd], &parts.concat()));
+        let mut rest = vec![0; 8];
+        rest.extend([5, 1, 0, 0]);
+        rest.extend(mtu.to_be_bytes());
+        let source = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).octets();
+        let mut frame = vec![];
+        etherparse::PacketBuilder::ethernet2(STRANGER, [0x33, 0x33, 0, 0, 0, 1])
+            .ipv6(source, ALL_NODES.octets(), 255)
+            .icmpv6_raw(134, 0, [64, 0, 0, 0])
+            .write(&mut frame, &rest)
+            .unwrap();
+        world.inject(frame);
         world.turn_guest();
     };
     // Less than any link has is not believed.
@@ -393,13 +363,7 @@ fn a_router_may_make_the_link_smaller() {
 }
 
 fn ping_from(source: [u8; 4]) -> Vec<u8> {
-    let mut bytes = vec![];
-    etherparse::PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC)
-        .ipv4(source, GUEST4, 64)
-        .icmpv4_echo_request(1, 1)
-        .write(&mut bytes, b"a ping")
-        .unwrap();
-    bytes
+    ping(HOST_MAC, source, GUEST4, 1, b"a ping")
 }
 
 #[test]
@@ -438,11 +402,6 @@ fn packets_from_nowhere_are_dropped_and_counted() {
     assert_eq!(world.stack.network().impossible_sources, 6);
     // IPv4 in IPv6's clothes, on a link.
     let mapped = Ipv6Address::new(0, 0, 0, 0, 0, 0xffff, 0x0a00, 0x0202);
-    let icmp = Icmpv6Repr::EchoRequest {
-        ident: 1,
-        seq_no: 1,
-        data: b"who?",
-    };
-    world.inject(icmpv6(64, [mapped, GUEST6], GUEST_MAC, &icmp));
+    world.inject(ping(STRANGER, mapped, GUEST6, 1, b"who?"));
     assert_eq!(sent(&mut world), [[0; 0]; 0]);
 }

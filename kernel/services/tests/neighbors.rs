@@ -4,8 +4,8 @@
 mod common;
 
 use common::*;
-use etherparse::PacketBuilder;
 use smoltcp::time::Duration;
+use smoltcp::wire::*;
 
 const REQUEST: u8 = 1;
 const REPLY: u8 = 2;
@@ -25,23 +25,11 @@ fn ping(sender: [u8; 4], sequence: u16) -> Vec<u8> {
 }
 
 fn ping_to(target: [u8; 4], sender: [u8; 4], sequence: u16) -> Vec<u8> {
-    let mut frame = vec![];
-    PacketBuilder::ethernet2(mac_of(sender), GUEST_MAC)
-        .ipv4(sender, target, 64)
-        .icmpv4_echo_request(1, sequence)
-        .write(&mut frame, b"a ping")
-        .unwrap();
-    frame
+    common::ping(mac_of(sender), sender, target, sequence, b"a ping")
 }
 
 fn datagram(sender: [u8; 4]) -> Vec<u8> {
-    let mut frame = vec![];
-    PacketBuilder::ethernet2(mac_of(sender), GUEST_MAC)
-        .ipv4(sender, GUEST4, 64)
-        .udp(1000, 7)
-        .write(&mut frame, b"hello")
-        .unwrap();
-    frame
+    common::datagram(mac_of(sender), sender, GUEST4, [1000, 7], b"hello")
 }
 
 /// What the guest has sent since the last call.
@@ -90,21 +78,25 @@ fn quiet() -> World {
 }
 
 #[test]
-fn a_ping_from_a_stranger_is_answered_when_its_address_is_known() {
+fn a_stranger_is_answered_when_its_address_is_known() {
     let mut world = quiet();
     let sender = [10, 0, 2, 77];
     for sequence in 0..3 {
         world.inject(ping(sender, sequence));
+        world.inject(datagram(sender));
     }
     world.turn_guest();
-    let asked = sent(&world.guest);
-    assert!(asked.asked.contains(&sender), "{asked:?}");
-    assert_eq!(asked.replies, []);
+    let asked = Sent {
+        asked: vec![sender],
+        ..Sent::default()
+    };
+    assert_eq!(sent(&world.guest), asked);
     world.inject(arp(REPLY, sender));
     world.turn_guest();
     let answered = sent(&world.guest);
     assert_eq!(answered.asked, [[0; 4]; 0]);
     assert_eq!(answered.replies, [(sender, 0), (sender, 1), (sender, 2)]);
+    assert_eq!(answered.datagrams, [sender; 3]);
     // Once.
     world.now += Duration::from_secs(5);
     world.turn_guest();
@@ -154,41 +146,28 @@ fn a_stranger_behind_the_router_is_answered_through_it() {
 #[test]
 fn ipv6_strangers_are_answered_too() {
     let mut world = quiet();
-    let sender = "fe80::77".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let sender: Ipv6Address = "fe80::77".parse().unwrap();
     let mac = [2, 0, 0, 0, 0, 0x77];
-    let builder = || PacketBuilder::ethernet2(mac, GUEST_MAC);
     // One before, so that smoltcp does not ask.
     world.inject(ping([10, 0, 2, 77], 0));
     world.turn_guest();
     sent(&world.guest);
-    let mut frame = vec![];
-    builder()
-        .ipv6(sender, GUEST6.octets(), 64)
-        .icmpv6_echo_request(1, 2)
-        .write(&mut frame, b"a ping")
-        .unwrap();
-    world.inject(frame);
+    world.inject(common::ping(mac, sender, GUEST6, 2, b"a ping"));
     world.turn_guest();
     let question = world.guest.outbox.borrow_mut().pop_front().unwrap();
     assert_eq!(question[..6], [0x33, 0x33, 0xff, 0, 0, 0x77]);
     assert_eq!((question[20], question[54]), (58, 135));
-    assert_eq!(question[62..78], sender);
-    // RFC 4861, 4.4: solicited, override; the target's address.
-    let mut advertisement = vec![0x60, 0, 0, 0];
-    advertisement.extend(sender);
-    advertisement.extend([2, 1]);
-    advertisement.extend(mac);
-    let mut frame = vec![];
-    PacketBuilder::ethernet2(mac, GUEST_MAC)
-        .ipv6(sender, GUEST6.octets(), 255)
-        .icmpv6_raw(136, 0, advertisement[..4].try_into().unwrap())
-        .write(&mut frame, &advertisement[4..])
-        .unwrap();
-    world.inject(frame);
+    assert_eq!(question[62..78], sender.octets());
+    let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
+        flags: NdiscNeighborFlags::SOLICITED | NdiscNeighborFlags::OVERRIDE,
+        target_addr: sender,
+        lladdr: Some(HardwareAddress::Ethernet(EthernetAddress(mac)).into()),
+    });
+    world.inject(icmpv6(255, [sender, GUEST6], [mac, GUEST_MAC], &icmp));
     world.turn_guest();
     let reply = world.guest.outbox.borrow_mut().pop_front().unwrap();
     assert_eq!((&reply[..6], reply[54]), (&mac[..], 129));
-    assert_eq!(reply[38..54], sender);
+    assert_eq!(reply[38..54], sender.octets());
 }
 
 #[test]

@@ -121,13 +121,6 @@ mod tests {
         }
     }
 
-    fn refused(text: &str) -> u16 {
-        match parse(text.as_bytes()) {
-            Parsed::Refused(status) => status.line()[..3].parse().unwrap(),
-            _ => panic!("not refused: {text:?}"),
-        }
-    }
-
     #[test]
     fn targets() {
         assert_eq!(path("/a/b?c=/d"), Some("/a/b"));
@@ -166,29 +159,5 @@ mod tests {
         for (text, keep_alive) in cases {
             assert_eq!(complete(text).keep_alive, keep_alive, "{text:?}");
         }
-    }
-
-    #[test]
-    fn what_is_no_request_is_refused() {
-        assert_eq!(refused("\x16\x03\x01\x02"), 400);
-        assert_eq!(refused("GET / HTTP/1.1\r\n\r\n"), 400);
-        assert_eq!(refused("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), 400);
-        assert_eq!(refused("GET / HTTP/2.0\r\n\r\n"), 505);
-        assert_eq!(refused("GET nowhere HTTP/1.1\r\nHost: a\r\n\r\n"), 400);
-        let mut many = alloc::string::String::from("GET / HTTP/1.1\r\n");
-        (0..65).for_each(|_| many.push_str("A: b\r\n"));
-        assert_eq!(refused(&many), 431);
-    }
-
-    #[test]
-    fn every_beginning_is_partial() {
-        let text = "GET /stats.json?x HTTP/1.1\r\nHost: guest\r\n\r\n";
-        for length in 0..text.len() {
-            assert!(
-                matches!(parse(&text.as_bytes()[..length]), Parsed::Partial),
-                "{length}"
-            );
-        }
-        assert_eq!(complete(text).path, "/stats.json");
     }
 }

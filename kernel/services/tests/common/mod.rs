@@ -4,17 +4,18 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr as Address, Ipv6Addr};
 use std::rc::Rc;
 
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use kickpath_abi::config::{Config, UdpWay};
 use kickpath_abi::status::{Attempt, CpuLoad, Pair, Queue, Stage, Status};
 use kickpath_services::{NetworkDevice, Stack};
 use smoltcp::iface::{self, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
+use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::{tcp, udp};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpEndpoint};
+use smoltcp::wire::*;
 
 pub const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 pub const HOST_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
@@ -91,6 +92,85 @@ pub fn arp(operation: u8, mac: [u8; 6], sender: [u8; 4], target: [u8; 4]) -> Vec
 /// The host asks where the guest is, so that each knows the other.
 pub fn arp_request() -> Vec<u8> {
     arp(1, HOST_MAC, HOST4, GUEST4)
+}
+
+/// A packet to the guest's hardware address from this one.
+pub fn packet(
+    mac: [u8; 6],
+    from: impl Into<Address>,
+    to: impl Into<Address>,
+) -> PacketBuilderStep<IpHeaders> {
+    let ethernet = PacketBuilder::ethernet2(mac, GUEST_MAC);
+    match (from.into(), to.into()) {
+        (Address::V4(from), Address::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), 64),
+        (Address::V6(from), Address::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
+        ends => panic!("{ends:?}"),
+    }
+}
+
+/// A datagram to the guest's hardware address from this one; the ports are those of
+/// the sender and of whom it is to.
+pub fn datagram(
+    mac: [u8; 6],
+    from: impl Into<Address>,
+    to: impl Into<Address>,
+    [from_port, to_port]: [u16; 2],
+    payload: &[u8],
+) -> Vec<u8> {
+    let builder = packet(mac, from, to).udp(from_port, to_port);
+    let mut frame = vec![];
+    builder.write(&mut frame, payload).unwrap();
+    frame
+}
+
+/// A ping to the guest's hardware address from this one.
+pub fn ping(
+    mac: [u8; 6],
+    from: impl Into<Address>,
+    to: impl Into<Address>,
+    sequence: u16,
+    data: &[u8],
+) -> Vec<u8> {
+    let from = from.into();
+    let builder = packet(mac, from, to);
+    let mut frame = vec![];
+    match from.is_ipv4() {
+        true => builder
+            .icmpv4_echo_request(1, sequence)
+            .write(&mut frame, data),
+        false => builder
+            .icmpv6_echo_request(1, sequence)
+            .write(&mut frame, data),
+    }
+    .unwrap();
+    frame
+}
+
+/// A message of ICMPv6 from and to these hardware addresses.
+pub fn icmpv6(
+    hop_limit: u8,
+    [source, destination]: [Ipv6Address; 2],
+    [from, to]: [[u8; 6]; 2],
+    icmp: &Icmpv6Repr<'_>,
+) -> Vec<u8> {
+    let ip = Ipv6Repr {
+        src_addr: source,
+        dst_addr: destination,
+        next_header: IpProtocol::Icmpv6,
+        payload_len: icmp.buffer_len(),
+        hop_limit,
+    };
+    let mut bytes = vec![0; 40 + icmp.buffer_len()];
+    let mut packet = Ipv6Packet::new_unchecked(&mut bytes[..]);
+    ip.emit(&mut packet);
+    let mut message = Icmpv6Packet::new_unchecked(packet.payload_mut());
+    icmp.emit(
+        &source,
+        &destination,
+        &mut message,
+        &ChecksumCapabilities::default(),
+    );
+    [&to[..], &from, &[0x86, 0xdd], &bytes].concat()
 }
 
 /// A report with something in every field.
