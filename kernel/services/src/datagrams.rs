@@ -23,14 +23,6 @@ pub(crate) struct Datagrams {
     max_frame: usize,
 }
 
-/// What became of a datagram to a service.
-pub(crate) enum Received {
-    /// All is done.
-    Answered,
-    /// Fragments of the answer may be left.
-    InFragments,
-}
-
 impl Datagrams {
     /// `ip_mtu` is the link's, in bytes.
     pub(crate) fn new(ip_mtu: usize) -> Self {
@@ -43,7 +35,8 @@ impl Datagrams {
         }
     }
 
-    /// Hands a datagram to its service; gives the token back if there is none.
+    /// Hands a datagram to its service, and answers. Returns whether fragments of the
+    /// answer may be left to be sent; gives the token back if there is no such service.
     #[inline(always)]
     pub(crate) fn receive<T: TxToken>(
         &mut self,
@@ -52,7 +45,7 @@ impl Datagrams {
         datagram: &Datagram<'_>,
         outgoing: &mut Outgoing,
         token: T,
-    ) -> Result<Received, T> {
+    ) -> Result<bool, T> {
         let mut token = token;
         if self.in_place {
             if datagram::is_answerer(datagram.from)
@@ -66,7 +59,7 @@ impl Datagrams {
                     let service = &mut self.echo.service;
                     in_place::answer(service, packet, datagram, max_frame, outgoing, token)
                 }
-                DISCARD_PORT => return Ok(Received::Answered),
+                DISCARD_PORT => return Ok(false),
                 CHARGEN_PORT => {
                     let service = &mut self.chargen.service;
                     in_place::answer(service, packet, datagram, max_frame, outgoing, token)
@@ -74,32 +67,15 @@ impl Datagrams {
                 _ => return Err(token),
             };
             token = match answered {
-                Ok(()) => return Ok(Received::Answered),
+                Ok(()) => return Ok(false),
                 Err(token) => token,
             };
         }
-        self.receive_whole(interface, packet, datagram.to, outgoing, token)
-    }
-
-    /// Hands a datagram, or what completes one, to the sockets of its service.
-    #[inline]
-    fn receive_whole<T: TxToken>(
-        &mut self,
-        interface: &mut Interface,
-        packet: &Packet<'_>,
-        port: u16,
-        outgoing: &mut Outgoing,
-        token: T,
-    ) -> Result<Received, T> {
-        let in_fragments = match port {
-            ECHO_PORT => self.echo.ingest(interface, packet, outgoing, token),
-            DISCARD_PORT => self.discard.ingest(interface, packet, outgoing, token),
-            CHARGEN_PORT => self.chargen.ingest(interface, packet, outgoing, token),
-            _ => return Err(token),
-        };
-        Ok(match in_fragments {
-            true => Received::InFragments,
-            false => Received::Answered,
-        })
+        match datagram.to {
+            ECHO_PORT => Ok(self.echo.ingest(interface, packet, outgoing, token)),
+            DISCARD_PORT => Ok(self.discard.ingest(interface, packet, outgoing, token)),
+            CHARGEN_PORT => Ok(self.chargen.ingest(interface, packet, outgoing, token)),
+            _ => Err(token),
+        }
     }
 }

@@ -20,7 +20,7 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
 use crate::DHCP_CLIENT_PORT;
 use crate::checksum::ETHERNET;
-use crate::datagrams::{Datagrams, Received};
+use crate::datagrams::Datagrams;
 use crate::for_others::ForOthers;
 use crate::host::{Effect, Host};
 use crate::link::{self, Fill, Outgoing, Token};
@@ -113,28 +113,21 @@ impl Ingress {
     #[inline(never)]
     pub(crate) fn ingest_again<T: TxToken>(
         &mut self,
-        now: Instant,
         frame: &[u8],
         verify: bool,
         token: T,
     ) -> Outcome {
-        self.ingest(now, frame, verify, token)
+        self.ingest(frame, verify, token)
     }
 
     /// Decides which way a frame goes. See the module. What is on the way of a
     /// datagram becomes one function: a packet is then never written to memory.
     #[inline(always)]
-    pub(crate) fn ingest<T: TxToken>(
-        &mut self,
-        now: Instant,
-        frame: &[u8],
-        verify: bool,
-        token: T,
-    ) -> Outcome {
+    pub(crate) fn ingest<T: TxToken>(&mut self, frame: &[u8], verify: bool, token: T) -> Outcome {
         match Parsed::parse(frame, verify) {
-            Parsed::Ip(packet) => self.receive_packet(now, &packet, token),
-            Parsed::Arp => self.receive_of_link(now, frame, None, token),
-            Parsed::Unknown => self.receive_tagged(now, frame, verify, token),
+            Parsed::Ip(packet) => self.receive_packet(&packet, token),
+            Parsed::Arp => self.receive_of_link(frame, None, token),
+            Parsed::Unknown => self.receive_tagged(frame, verify, token),
             Parsed::Corrupt => Outcome::Done,
         }
     }
@@ -143,13 +136,7 @@ impl Ingress {
     /// (IEEE 802.1Q, 9.6): a switch may send such to anybody.
     #[cold]
     #[inline(never)]
-    fn receive_tagged<T: TxToken>(
-        &mut self,
-        now: Instant,
-        frame: &[u8],
-        verify: bool,
-        token: T,
-    ) -> Outcome {
+    fn receive_tagged<T: TxToken>(&mut self, frame: &[u8], verify: bool, token: T) -> Outcome {
         let Some((addresses, &[0x81, 0x00, high, low, ref rest @ ..])) = frame.split_at_checked(12)
         else {
             return Outcome::Done;
@@ -161,22 +148,17 @@ impl Ingress {
         match Parsed::parse(&frame, verify) {
             // Another tag is none of a priority only.
             Parsed::Corrupt | Parsed::Unknown => Outcome::Done,
-            Parsed::Ip(_) | Parsed::Arp => self.ingest_again(now, &frame, verify, token),
+            Parsed::Ip(_) | Parsed::Arp => self.ingest_again(&frame, verify, token),
         }
     }
 
     #[inline(always)]
-    fn receive_packet<T: TxToken>(
-        &mut self,
-        now: Instant,
-        packet: &Packet<'_>,
-        token: T,
-    ) -> Outcome {
+    fn receive_packet<T: TxToken>(&mut self, packet: &Packet<'_>, token: T) -> Outcome {
         if !self.outgoing.neighbors.is_addressed(packet.frame) {
             return Outcome::Done;
         }
         if packet.content == Content::Fragment {
-            return self.receive_fragment(now, packet, token);
+            return self.receive_fragment(packet, token);
         }
         let is_for_link = match packet.content {
             Content::Neighbor | Content::RouterAdvertisement | Content::ListenerQuery(_) => true,
@@ -184,10 +166,10 @@ impl Ingress {
             _ => false,
         };
         if is_for_link {
-            return self.receive_of_link(now, packet.frame, Some(packet), token);
+            return self.receive_of_link(packet.frame, Some(packet), token);
         }
-        if !self.outgoing.neighbors.recognize(packet, now) {
-            self.wait(now, packet);
+        if !self.outgoing.neighbors.recognize(packet, self.outgoing.now) {
+            self.wait(packet);
             return Outcome::Others;
         }
         if let Content::Udp(datagram) = &packet.content {
@@ -197,16 +179,16 @@ impl Ingress {
                 .datagrams
                 .receive(interface, packet, datagram, outgoing, token)
             {
-                Ok(Received::Answered) => Outcome::Done,
-                Ok(Received::InFragments) => Outcome::Fragments,
-                Err(token) => self.receive_other(now, packet, token),
+                Ok(false) => Outcome::Done,
+                Ok(true) => Outcome::Fragments,
+                Err(token) => self.receive_other(packet, token),
             };
         }
         if self.for_others.is_on() && self.is_stray(packet) {
             self.for_others.keep_stray(packet.frame);
             return Outcome::Others;
         }
-        self.receive_other(now, packet, token)
+        self.receive_other(packet, token)
     }
 
     /// Takes in what speaks of the link: a packet, or a message of ARP.
@@ -214,7 +196,6 @@ impl Ingress {
     #[inline(never)]
     fn receive_of_link<T: TxToken>(
         &mut self,
-        now: Instant,
         frame: &[u8],
         packet: Option<&Packet<'_>>,
         token: T,
@@ -222,14 +203,15 @@ impl Ingress {
         self.for_others.keep(frame);
         let token = Rare(&mut Some(token));
         match packet {
-            None => self.receive_arp(now, frame, token),
-            Some(packet) if !self.receive_for_link(now, packet, token) => return Outcome::Done,
+            None => self.receive_arp(frame, token),
+            Some(packet) if !self.receive_for_link(packet, token) => return Outcome::Done,
             Some(_) => (),
         }
         Outcome::Others
     }
 
-    pub(crate) fn receive_arp(&mut self, now: Instant, frame: &[u8], token: Rare<'_>) {
+    pub(crate) fn receive_arp(&mut self, frame: &[u8], token: Rare<'_>) {
+        let now = self.outgoing.now;
         let neighbors = &mut self.outgoing.neighbors;
         self.host.receive_arp(now, frame, neighbors, token);
         self.host_at = Some(now);
@@ -238,12 +220,8 @@ impl Ingress {
     /// Takes in what speaks of the link. Returns whether it may have given
     /// others something to do.
     #[cold]
-    pub(crate) fn receive_for_link(
-        &mut self,
-        now: Instant,
-        packet: &Packet<'_>,
-        token: Rare<'_>,
-    ) -> bool {
+    pub(crate) fn receive_for_link(&mut self, packet: &Packet<'_>, token: Rare<'_>) -> bool {
+        let now = self.outgoing.now;
         let neighbors = &mut self.outgoing.neighbors;
         let effect = self.host.receive(now, packet, neighbors, token);
         self.host_at = Some(now);
@@ -257,7 +235,7 @@ impl Ingress {
     /// Keeps a packet whose sender cannot be answered yet, if it is for us and
     /// any way leads to him.
     #[cold]
-    fn wait(&mut self, now: Instant, packet: &Packet<'_>) {
+    fn wait(&mut self, packet: &Packet<'_>) {
         if self.for_others.is_on() && self.is_stray(packet) {
             self.for_others.keep_stray(packet.frame);
             return;
@@ -269,20 +247,16 @@ impl Ingress {
         }
         let is_for_us = neighbors.is_ours(packet.destination);
         if is_for_us && let Some(next_hop) = neighbors.next_hop(packet.source) {
-            self.waiting.keep(packet.frame, next_hop, now);
+            self.waiting.keep(packet.frame, next_hop, self.outgoing.now);
         }
     }
 
     /// Hands a packet to smoltcp that is for no service of UDP.
     #[inline(never)]
-    pub(crate) fn receive_other<T: TxToken>(
-        &mut self,
-        now: Instant,
-        packet: &Packet<'_>,
-        token: T,
-    ) -> Outcome {
+    pub(crate) fn receive_other<T: TxToken>(&mut self, packet: &Packet<'_>, token: T) -> Outcome {
         let bytes = packet.frame.get(ETHERNET..).unwrap_or_default();
         let outgoing = &mut self.outgoing;
+        let now = outgoing.now;
         let interface = &mut *self.interface;
         let mut device = OneFrame::new(bytes, Token { token, outgoing });
         if let Some(segment) = Segment::of(packet) {
@@ -301,14 +275,9 @@ impl Ingress {
 
     /// Takes in a fragment, and the packet that it completes.
     #[cold]
-    fn receive_fragment<T: TxToken>(
-        &mut self,
-        now: Instant,
-        packet: &Packet<'_>,
-        token: T,
-    ) -> Outcome {
+    fn receive_fragment<T: TxToken>(&mut self, packet: &Packet<'_>, token: T) -> Outcome {
         let is_ours = self.outgoing.neighbors.is_ours(packet.destination);
-        let whole = is_ours.then(|| self.reassembly.take_in(packet.frame, now));
+        let whole = is_ours.then(|| self.reassembly.take_in(packet.frame, self.outgoing.now));
         let Some(whole) = whole.flatten() else {
             return Outcome::Done;
         };
@@ -316,7 +285,7 @@ impl Ingress {
         match Parsed::parse(&whole, true) {
             // Nobody honest cuts a fragment up.
             Parsed::Ip(packet) if packet.content != Content::Fragment => {
-                self.ingest_again(now, &whole, true, token)
+                self.ingest_again(&whole, true, token)
             }
             _ => Outcome::Done,
         }
@@ -328,7 +297,7 @@ impl Ingress {
         let Some(segment) = Segment::of(packet) else {
             return false;
         };
-        !segment.opens()
+        !segment.opens
             && self.outgoing.neighbors.is_ours(packet.destination)
             && !self.tcp.knows(&segment.ends)
     }

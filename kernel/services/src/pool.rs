@@ -214,7 +214,7 @@ impl Pool {
         packet: &[u8],
     ) {
         let mut known = self.by_ends.get(&segment.ends).copied();
-        if segment.opens() {
+        if segment.opens {
             known = match self.connection_for(now, interface, known, segment) {
                 Ok(index) => index,
                 Err(Full) => return,

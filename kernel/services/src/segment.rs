@@ -17,7 +17,8 @@ pub(crate) struct Segment {
     pub(crate) ends: Ends,
     /// What it acknowledges, if anything.
     pub(crate) acknowledged: Option<u32>,
-    opens: bool,
+    /// It is to open a connection.
+    pub(crate) opens: bool,
 }
 
 impl Segment {
@@ -43,11 +44,5 @@ impl Segment {
             acknowledged,
             opens,
         })
-    }
-
-    /// Whether it is to open a connection.
-    #[inline]
-    pub(crate) fn opens(&self) -> bool {
-        self.opens
     }
 }

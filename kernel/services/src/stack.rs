@@ -112,10 +112,9 @@ impl Stack {
     pub fn receive_shared(&mut self, now: Instant, frame: &[u8]) {
         self.ingress.outgoing.now = now;
         match Parsed::parse(frame, false) {
-            Parsed::Arp => self.ingress.receive_arp(now, frame, Rare(&mut Nowhere)),
+            Parsed::Arp => self.ingress.receive_arp(frame, Rare(&mut Nowhere)),
             Parsed::Ip(packet) => {
-                self.ingress
-                    .receive_for_link(now, &packet, Rare(&mut Nowhere));
+                self.ingress.receive_for_link(&packet, Rare(&mut Nowhere));
             }
             Parsed::Corrupt | Parsed::Unknown => (),
         }
@@ -151,7 +150,7 @@ impl Stack {
             && let Some(token) = device.transmit(now)
         {
             if self.ingress.outgoing.neighbors.recognize(&packet, now) {
-                self.ingress.receive_other(now, &packet, token);
+                self.ingress.receive_other(&packet, token);
             } else if let Some(next_hop) = self.ingress.outgoing.neighbors.next_hop(packet.source) {
                 self.ingress.waiting.keep(frame, next_hop, now);
             }
@@ -196,7 +195,7 @@ impl Stack {
             };
             let verify = !D::is_verified(&receive);
             let ingress = &mut self.ingress;
-            match receive.consume(move |frame| ingress.ingest(now, frame, verify, token)) {
+            match receive.consume(move |frame| ingress.ingest(frame, verify, token)) {
                 Outcome::Done => {}
                 Outcome::Others => others_received = true,
                 Outcome::Fragments => {
@@ -310,7 +309,7 @@ impl Stack {
                 break;
             };
             busy = true;
-            if let Outcome::Fragments = self.ingress.ingest_again(now, &held.frame, false, token)
+            if let Outcome::Fragments = self.ingress.ingest_again(&held.frame, false, token)
                 && !self.drain_fragments(now, device)
             {
                 return busy;
