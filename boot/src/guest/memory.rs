@@ -110,6 +110,65 @@ pub fn write(guest: &Guest, address: u64, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of a descriptor (specification 2.7.5, 2.8.13).
+const DESCRIPTOR: u64 = 16;
+
+/// `RING_EVENT_FLAGS_DISABLE` of a packed ring (specification 2.8.10).
+const EVENTS_DISABLED: u16 = 1;
+
+/// The device seems to have used what it was not given: the used index of a split ring is past
+/// all that is outstanding, the next descriptor of a packed one is used by an id that there is
+/// not. The guest finds it when it looks, if no frame has come before.
+///
+/// # Errors
+/// QEMU does not do as asked.
+pub fn lie_of_use(guest: &Guest, queue: u16, is_packed: bool) -> Result<()> {
+    let queue = queue_status(guest, queue)?;
+    if !is_packed {
+        let lie = queue.used_idx.wrapping_add(queue.vring_num + 1);
+        return write(guest, queue.vring_used + 2, &lie.to_le_bytes());
+    }
+    // Behind an address and a length are the id, and flags of which bit 7 (available) and bit
+    // 15 (used) are the same when it is used (2.8.1).
+    let id = queue.vring_desc + DESCRIPTOR * u64::from(queue.used_idx) + 12;
+    let [_, _, low, high] = read_physical(guest, id, 4)?[..] else {
+        bail!("QEMU saves other than 4 bytes");
+    };
+    let used = high & 0x7f | low & 0x80;
+    write(guest, id, &[0xff, 0x7f, low, used])
+}
+
+/// The device seems to need no kick of a queue for a long time. A queue whose frames are all
+/// sent keeps that until the watchdog has it kicked.
+///
+/// # Errors
+/// As [`lie_of_use`].
+pub fn hide_kicks(guest: &Guest, queue: u16, is_packed: bool) -> Result<()> {
+    let queue = queue_status(guest, queue)?;
+    if is_packed {
+        // QEMU's name for the device's event suppression structure; its flags are behind the
+        // offset.
+        return write(guest, queue.vring_used + 2, &EVENTS_DISABLED.to_le_bytes());
+    }
+    // The field avail_event (specification 2.7.8).
+    let avail_event = queue.vring_used + 4 + 8 * u64::from(queue.vring_num);
+    let far = queue.last_avail_idx.wrapping_add(0x4000);
+    write(guest, avail_event, &far.to_le_bytes())
+}
+
+/// The driver seems to have given the device a buffer of no bytes: QEMU takes its device for
+/// broken when it comes to it, and asks to be reset where a driver of version 1 can hear it.
+///
+/// # Errors
+/// As [`lie_of_use`].
+pub fn offer_nothing(guest: &Guest, queue: u16) -> Result<()> {
+    let queue = queue_status(guest, queue)?;
+    // Slot and descriptor are the same in the driver's receive and transmit rings.
+    let slot = u64::from(queue.last_avail_idx % queue.vring_num);
+    let length = queue.vring_desc + DESCRIPTOR * slot + 8;
+    write(guest, length, &[0; 4])
+}
+
 /// GDB's remote serial protocol.
 struct Debugger(UnixStream);
 

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::malformed::{Numbers, spoil};
 use super::sample::Sample;
 use crate::guest::Guest;
-use crate::guest::memory::{self, queue_status};
+use crate::guest::memory;
 use crate::guest::migration::{Mover, Route};
 use crate::session::{Prepared, fetch_status};
 use crate::wire::peer::{Connection, Flood};
@@ -327,15 +327,12 @@ fn move_on(soaked: &mut Soaked<'_>, round: usize) -> Result<Done> {
 
 /// The device says that it needs no kick for a long time, and sleeps: the watchdog must find out.
 fn lost_kick(soaked: &mut Soaked<'_>, round: usize) -> Result<Done> {
-    if soaked.is_packed() || round % 3 != 1 {
+    if round % 3 != 1 {
         return Ok(Done::Nothing);
     }
     let before = soaked.status()?.counters.kicks_lost;
     soaked.quiet(Duration::from_millis(300))?;
-    let queue = queue_status(&soaked.guest, 1)?;
-    let avail_event = queue.vring_used + 4 + 8 * u64::from(queue.vring_num);
-    let far = queue.last_avail_idx.wrapping_add(0x4000);
-    memory::write(&soaked.guest, avail_event, &far.to_le_bytes())?;
+    memory::hide_kicks(&soaked.guest, 1, soaked.is_packed())?;
     soaked.kicks_hidden += 1;
     soaked.answers()?;
     // The watchdog counts at its next look. QEMU may have looked by itself, and then nothing was
@@ -350,10 +347,10 @@ fn lost_kick(soaked: &mut Soaked<'_>, round: usize) -> Result<Done> {
     }
 }
 
-/// The used ring of the receive queue says that more was used than there is: the device is reset
-/// and opened again.
+/// The ring of the receive queue says that what there is not was used: the device is reset and
+/// opened again.
 fn lie(soaked: &mut Soaked<'_>, round: usize) -> Result<Done> {
-    if soaked.is_packed() || round % 3 != 2 {
+    if round % 3 != 2 {
         return Ok(Done::Nothing);
     }
     const OPENED: &str = "the device was reset and opened again";
@@ -361,9 +358,7 @@ fn lie(soaked: &mut Soaked<'_>, round: usize) -> Result<Done> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         soaked.quiet(Duration::from_millis(100))?;
-        let queue = queue_status(&soaked.guest, 0)?;
-        let lie = queue.used_idx.wrapping_add(queue.vring_num + 1);
-        memory::write(&soaked.guest, queue.vring_used + 2, &lie.to_le_bytes())?;
+        memory::lie_of_use(&soaked.guest, 0, soaked.is_packed())?;
         // The guest looks at its queues then, and no frame comes between that would put the
         // index right.
         soaked.set_link(false)?;

@@ -23,6 +23,9 @@ pub struct Status {
     pub network: Network,
     /// What has been counted since [`Device`] was opened.
     pub counters: Counters,
+    /// When there was no service, because the device broke or was taken out.
+    #[serde(default)]
+    pub outages: Outages,
     /// The queue pairs where there are several, each with its part of
     /// `counters`.
     #[serde(default)]
@@ -222,6 +225,26 @@ pub struct Counters {
     pub interrupts_spurious: u64,
     /// Accesses to device registers since boot, kicks included.
     pub register_accesses: u64,
+}
+
+/// What it has cost that the device had to be reset and opened again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outages {
+    /// Times that it was.
+    pub recovered: u64,
+    /// Microseconds without service, of all of them: from when it was found, or the
+    /// first look of the watchdog that found nothing moved, until it was open.
+    pub total_us: u64,
+    /// Of these, the last one's.
+    pub last_us: u64,
+    /// Frames that the device had to send and had not given back.
+    pub frames_lost: u64,
+}
+
+impl Outages {
+    /// The guest resets its device and opens it again within so many microseconds of its own
+    /// clock, when an instruction takes it 1 ns. A test holds it to that over each transport.
+    pub const RESET_US: u64 = 1000;
 }
 
 /// A pair of queues, and the CPU that works with it.

@@ -4,9 +4,10 @@
 use alloc::boxed::Box;
 
 use kickpath_abi::config::UdpWay;
-use kickpath_abi::status::Status;
+use kickpath_abi::status::{Outages, Status};
 use kickpath_services::Stack;
-use virtio_net::net::{Changes, NetError};
+use virtio_net::net::watchdog::LOOK_US;
+use virtio_net::net::{Changes, NetError, QueueRole};
 use virtio_net::queue::{BrokenReason, QueueError};
 use virtio_net::transport::TransportError;
 use virtio_net::vectors::Rung;
@@ -40,6 +41,10 @@ pub struct Host {
     pub presence: Presence,
     /// Why the device is closed, as was said already.
     said: Option<NetError>,
+    /// What it has cost that it was.
+    outages: Outages,
+    /// Since when there is no service, if so.
+    out_since: Option<u64>,
     /// When a device that broke may be opened again.
     pub reopen_at: u64,
     /// When to look at the device's configuration next, without interrupts.
@@ -63,6 +68,8 @@ impl Host {
             cores: None,
             presence,
             said: None,
+            outages: Outages::default(),
+            out_since: None,
             reopen_at: 0,
             look_at_config_at: 0,
         }
@@ -76,9 +83,7 @@ impl Host {
     ///
     /// Those of [`virtio_net::net::VirtioNet::open`].
     pub fn open(&mut self) -> Result<(), NetError> {
-        if let Some(cores) = &mut self.cores {
-            cores.recall(self.nic);
-        }
+        self.recall();
         self.nic.open(&mut self.controller, self.top)?;
         let rung = self.nic.rung();
         if self.nic.queue_pairs() > 1 && matches!(rung, Some(Rung::MsixShared | Rung::Intx)) {
@@ -89,8 +94,30 @@ impl Host {
         if let Some(cores) = &self.cores {
             cores.hand_out(self.nic);
         }
+        if let Some(since) = self.out_since.take() {
+            self.outages.recovered += 1;
+            self.outages.last_us = time::now() - since;
+            self.outages.total_us += self.outages.last_us;
+        }
         self.publish();
         Ok(())
+    }
+
+    /// Takes the queue pairs back, and counts what is lost in them when the device broke.
+    fn recall(&mut self) {
+        if let Some(cores) = &mut self.cores {
+            cores.recall(self.nic);
+        }
+        if self.out_since.is_some() {
+            let queues = self.nic.snapshots();
+            let transmit = queues.filter(|queue| queue.role == QueueRole::Transmit);
+            // What the device says of it, as far as it can be true.
+            let lost = transmit.map(|queue| {
+                let unused = queue.avail_idx.wrapping_sub(queue.used_idx);
+                u64::from(unused.min(queue.size - queue.free))
+            });
+            self.outages.frames_lost += lost.sum::<u64>();
+        }
     }
 
     /// Gives the queue pairs beside the first to other CPUs.
@@ -116,17 +143,24 @@ impl Host {
     pub fn publish(&mut self) {
         if let Some(cores) = &self.cores {
             let link_up = self.nic.info().link_up;
-            let (first, rest) = self.nic.parts();
-            cores.publish_status(report::status(&self.fixed, first, &rest), link_up);
+            cores.publish_status(self.own_status(), link_up);
         }
+    }
+
+    /// The report without what the other cores know.
+    fn own_status(&self) -> Status {
+        let (first, rest) = self.nic.parts();
+        let mut status = report::status(&self.fixed, first, &rest);
+        status.outages = self.outages;
+        status
     }
 
     /// The report as of now, without the network stack's part.
     #[cold]
     pub fn status(&self) -> Status {
-        let (first, rest) = self.nic.parts();
-        let mut status = report::status(&self.fixed, first, &rest);
+        let mut status = self.own_status();
         if let Some(cores) = &self.cores {
+            let (first, rest) = self.nic.parts();
             cores.complete(&mut status, first, &rest);
         }
         status
@@ -177,9 +211,8 @@ impl Host {
 
     /// Stops the device.
     fn close(&mut self) {
-        if let Some(cores) = &mut self.cores {
-            cores.recall(self.nic);
-        }
+        self.out_since.get_or_insert_with(time::now);
+        self.recall();
         self.nic.stop(&mut self.controller);
     }
 
@@ -216,17 +249,23 @@ impl Host {
         if *error != NetError::Transport(TransportError::Gone) {
             log::error!("{error}");
         }
-        if let NetError::Queue(QueueError::Broken { reason, .. }) = error
-            && matches!(reason, BrokenReason::NoInterrupt { .. })
-        {
-            // By others, or by none.
-            let lower = |below: &Rung| self.nic.rung().is_none_or(|rung| *below > rung);
-            self.top = Rung::LADDER
-                .into_iter()
-                .find(lower)
-                .unwrap_or(Rung::Polling);
-        }
         let now = time::now();
+        let mut since = now;
+        if let NetError::Queue(QueueError::Broken { reason, .. }) = error {
+            match reason {
+                BrokenReason::NoInterrupt { .. } => {
+                    // By others, or by none.
+                    let lower = |below: &Rung| self.nic.rung().is_none_or(|rung| *below > rung);
+                    let rung = Rung::LADDER.into_iter().find(lower);
+                    self.top = rung.unwrap_or(Rung::Polling);
+                }
+                BrokenReason::Stuck { looks, .. } => {
+                    since = now.saturating_sub(u64::from(*looks) * LOOK_US);
+                }
+                _ => {}
+            }
+        }
+        self.out_since.get_or_insert(since);
         if now < self.reopen_at {
             // It broke again within the interval: wait it out, closed.
             return self.close();
@@ -240,7 +279,15 @@ impl Host {
         self.reopen_at = time::now() + REOPEN_INTERVAL_US;
         self.said = match self.open() {
             Ok(()) => {
-                log::info!("the device was reset and opened again");
+                let Outages {
+                    last_us,
+                    frames_lost,
+                    ..
+                } = self.outages;
+                log::info!(
+                    "the device was reset and opened again after {last_us} us; \
+                     {frames_lost} frames lost so far"
+                );
                 None
             }
             Err(error) => {

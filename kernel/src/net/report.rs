@@ -113,6 +113,7 @@ pub fn status(fixed: &Fixed, first: Option<&Pair>, nic: &NicRest<'_>) -> Status 
             .collect(),
         network: Default::default(),
         counters: counters(&nic.stats(first)),
+        outages: Default::default(),
         pairs: Vec::new(),
         rss: nic.rss().map(rss),
         cpu: cpu(),

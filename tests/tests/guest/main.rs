@@ -45,6 +45,7 @@ mod other_drivers;
 mod packet_socket;
 mod queues;
 mod receive_filter;
+mod recovery;
 mod reopen;
 mod rss;
 mod runner;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
     });
     for way in [Way::Legacy, Way::Modern, Way::MmioV1, Way::MmioV2] {
         suite.over(way, host::add);
+        suite.over(way, recovery::add);
     }
     // What has one transport of its own, or nothing to do with any.
     trace::add(&mut suite);

@@ -76,10 +76,7 @@ fn wait_for_answer(lab: &Lab, number: u16) -> Result<()> {
 fn lost_kick(lab: &mut Lab) -> Result<()> {
     lab.ping(lab.address(), 1, 56)?;
     lab.wait_until_quiet(Duration::from_secs(1))?;
-    let queue = queue_status(&lab.guest, 1)?;
-    let avail_event = queue.vring_used + 4 + 8 * u64::from(queue.vring_num);
-    let far = queue.last_avail_idx.wrapping_add(0x4000);
-    memory::write(&lab.guest, avail_event, &far.to_le_bytes())?;
+    memory::hide_kicks(&lab.guest, 1, false)?;
     lab.peer.capture(256);
     lab.peer.send_frame(&request(lab, 77)?);
     lab.guest
@@ -171,8 +168,24 @@ fn stuck(wire: &RawWire, guest: &Guest, route: &Route) -> Result<()> {
         gave_up.text
     );
     let opened = "the device was reset and opened again";
-    guest.wait_for_line(gave_up.number, opened, BOUND)?;
+    let opened = guest.wait_for_line(gave_up.number, opened, BOUND)?;
+    let (outage, lost) = cost(&opened.text).with_context(|| opened.text.clone())?;
+    // The looks at which nothing moved, and then no more than it takes to open a device.
+    ensure!(outage >= Duration::from_secs(10), "{}", opened.text);
+    // All that the cable had no room for, and no more than the queue has descriptors.
+    ensure!((1..=1024).contains(&lost), "{}", opened.text);
     echo(wire, route, 101)
+}
+
+/// How long there was no service, and how many frames it cost.
+fn cost(line: &str) -> Option<(Duration, u64)> {
+    let (_, cost) = line.split_once(" after ")?;
+    let (outage, lost) = cost.split_once(" us; ")?;
+    let (lost, _) = lost.split_once(' ')?;
+    Some((
+        Duration::from_micros(outage.parse().ok()?),
+        lost.parse().ok()?,
+    ))
 }
 
 /// One echo, behind what is on the cable still; answers the guest's question for

@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kickpath_abi::status::{CpuLoad, Pair, Queue, Status};
+use kickpath_abi::status::{CpuLoad, Outages, Pair, Queue, Status};
 use kickpath_tests::Suite;
 use kickpath_tests::program::{Running, loopback_address};
 
@@ -89,6 +89,12 @@ fn report(second: u64) -> Status {
     status.device.doorbell = "outw 1 -> port 0xc010".into();
     status.interrupts.rung = "msix".into();
     status.network.ipv4 = vec!["10.0.2.15/24".into()];
+    status.outages = Outages {
+        recovered: 3,
+        total_us: 10_000_712,
+        last_us: 181,
+        frames_lost: 256,
+    };
     for number in 0..4u16 {
         let share = u64::from(number + 1);
         let mut pair = Pair {
@@ -162,6 +168,10 @@ fn several_pairs() -> Result<()> {
     }
     let total = page.text("#traffic tr")?;
     ensure!(total.contains("1,0"), "the total is not a million: {total}");
+    let counted = page.text("#counters")?;
+    for words in ["opened again3", "10.0 s181 µs the last time", "queues256"] {
+        ensure!(counted.contains(words), "no {words} in {counted}");
+    }
     // Nothing is beside the page, also where the table is wider.
     for view in views() {
         page.view(view)?;

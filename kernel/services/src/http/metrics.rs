@@ -64,6 +64,8 @@ const COUNTERS: &[Family<Status>] = families! {
     "interrupts_lost_total" "Used buffers that no interrupt told of." counters.interrupts_lost;
     "stuck_total" "Times that a queue was given up because the device gave nothing back."
         counters.stuck;
+    "recoveries_total" "Times that the device was reset and opened again." outages.recovered;
+    "outage_frames_lost_total" "Frames that the device had to send when it was." outages.frames_lost;
     "register_accesses_total" "Accesses to device registers since boot, kicks included."
         counters.register_accesses;
     "impossible_sources_total" "Packets dropped because of where they claim to be from."
@@ -124,6 +126,13 @@ pub(super) fn write(status: &Status) -> String {
     let directions = ["receive", "transmit"].map(|queue| vec![("queue", queue.to_string())]);
     write_by_direction(&mut text, TRAFFIC, &[(&status.counters, directions)]);
     write_each(&mut text, COUNTERS, report, |_| vec![]);
+    let outages = Seconds(status.outages.total_us);
+    write_one(
+        &mut text,
+        "outage_seconds_total",
+        "Time without service until it was.",
+        outages,
+    );
     if !status.pairs.is_empty() {
         write_pairs(&mut text, &status.pairs);
         write_each(&mut text, OF_CPUS, &status.cpus, |cpu| {
