@@ -41,6 +41,7 @@ Examples:
   cargo run -- trace                        one packet, step by step, through every layer
   cargo run -- trace --accel nested         the same with KVM's exits, on any x86-64 machine
   cargo run -- trace --guest linux          the same in Linux: its own virtio_net, function by function
+  cargo run -- trace --gdb                  the guest stopped before its kick, in gdb
   cargo run -- trace --diff a.json b.json   two traces (of trace --json a.json) side by side
   cargo run -- bench                        what a packet costs, in instructions and kicks
   cargo run -- compare                      the ways to kick, in one table
@@ -357,6 +358,11 @@ pub struct TraceArgs {
     /// each layer, as text, with --html as a page, with --json for a program.
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = NOT_WITH_DIFF)]
     pub diff: Option<Vec<PathBuf>>,
+    /// Stop the guest before its kick, and say what gdb shows there: the instruction, the registers,
+    /// the ring. On a terminal gdb is started; else it carries the commands out and ends (--json
+    /// writes what it said). TCG unless --accel kvm is given.
+    #[arg(long, conflicts_with_all = ["diff", "html", "perfetto", "recording"])]
+    pub gdb: bool,
     /// Write the timeline as JSON into this file; - is the standard output, without the text.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

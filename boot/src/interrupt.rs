@@ -20,6 +20,9 @@ pub const IMPATIENCE: Duration = Duration::from_millis(500);
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
+/// Ctrl-C is another program's: see [`left_to`].
+static LEFT: AtomicBool = AtomicBool::new(false);
+
 /// Takes the signals over. Only a program does this, never a library.
 ///
 /// # Errors
@@ -30,7 +33,10 @@ pub fn install() -> io::Result<()> {
         .name("signals".into())
         .spawn(move || {
             let mut first = None;
-            for _ in signals.forever() {
+            for signal in signals.forever() {
+                if signal == SIGINT && LEFT.load(Ordering::Relaxed) {
+                    continue;
+                }
                 REQUESTED.store(true, Ordering::Relaxed);
                 let first = *first.get_or_insert_with(Instant::now);
                 if first.elapsed() > IMPATIENCE {
@@ -39,6 +45,14 @@ pub fn install() -> io::Result<()> {
             }
         })?;
     Ok(())
+}
+
+/// Leaves Ctrl-C to a program that has the terminal while `f` waits for it.
+pub fn left_to<T>(f: impl FnOnce() -> T) -> T {
+    LEFT.store(true, Ordering::Relaxed);
+    let result = f();
+    LEFT.store(false, Ordering::Relaxed);
+    result
 }
 
 /// Whether somebody asked this program to end. Always `false` without

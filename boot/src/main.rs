@@ -224,6 +224,10 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
         let net = run::dry_run_net(&prepared, args.net)?;
         return print_command_line(&mut prepared, net);
     }
+    if args.gdb {
+        drop(ticker);
+        return gdb_command(&settings, args);
+    }
     // Before the work whose result they are to hold.
     let json = Written::begin(args.json.as_deref())?;
     let html = Written::begin(args.html.as_deref())?;
@@ -259,6 +263,51 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Stops the guest before its kick. Succeeds where the debugger did as it was told.
+fn gdb_command(settings: &Settings, args: &TraceArgs) -> anyhow::Result<ExitCode> {
+    let refuse = |option, why| Err(Mismatch::Decided { option, why }.into());
+    if args.guest == GuestArg::Linux {
+        return refuse("--guest linux", "--gdb knows where our own guest kicks");
+    }
+    if settings.accel == AccelChoice::Nested {
+        return refuse("--accel nested", "--gdb stops a guest that runs here");
+    }
+    let json = Written::begin(args.json.as_deref())?;
+    let mut ticker = Ticker::new();
+    let mut sink = |progress: Progress<'_>| ticker.show(progress);
+    let mut stopped = trace::gdb::stop(settings, args.net, &mut sink)?;
+    let debugger = stopped.debugger(settings, &mut sink);
+    drop(ticker);
+    let is_asked =
+        matches!(json, Written::Nowhere) && io::stdin().is_terminal() && io::stdout().is_terminal();
+    let story = &mut Story::stdout();
+    match debugger {
+        Ok(debugger) if is_asked => {
+            trace::gdb::print(story, &stopped).map_err(SessionError::Output)?;
+            stopped.hand_over(debugger)?;
+        }
+        Ok(debugger) => {
+            stopped.ask(&debugger)?;
+            if !matches!(json, Written::StandardOutput) {
+                trace::gdb::print(story, &stopped).map_err(SessionError::Output)?;
+            }
+            json.end(|| Ok(serde_json::to_string_pretty(&stopped.walk)?))?;
+        }
+        // Somebody may have one elsewhere.
+        Err(error) if is_asked => {
+            trace::gdb::print(story, &stopped).map_err(SessionError::Output)?;
+            story.section("To connect").map_err(SessionError::Output)?;
+            print(&format!(
+                "  {}\n\n{error}\nCtrl-C ends it.\n",
+                stopped.walk.connect
+            ))?;
+            stopped.hold();
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn compare_command(args: &CompareArgs) -> anyhow::Result<ExitCode> {

@@ -173,6 +173,7 @@ fn a_wrong_value_names_the_right_ones() {
             "trace --diff a.json b.json --guest linux",
             "cannot be used with",
         ),
+        ("trace --gdb --html x", "cannot be used with"),
         ("bench --echoes 0", "1.."),
         ("bench --tolerance nan", "from 0 to 1000"),
         ("bench --tolerance=-1", "from 0 to 1000"),

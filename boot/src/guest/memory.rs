@@ -1,18 +1,11 @@
 //! A guest's memory, written from outside by QEMU's GDB server: a device that
 //! lies, played on a real one.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use super::Guest;
-
-/// How long QEMU may take for one answer.
-const BOUND: Duration = Duration::from_secs(30);
+use super::gdb::Debugger;
 
 /// What QEMU knows of a queue (`x-query-virtio-queue-status`); the addresses
 /// are the guest's physical ones.
@@ -95,11 +88,7 @@ fn save(guest: &Guest, command: &str, address: u64, length: usize) -> Result<Vec
 /// QEMU's GDB server does not do as asked.
 pub fn write(guest: &Guest, address: u64, bytes: &[u8]) -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let path = directory.path().join("gdb");
-    let server = format!("gdbserver unix:{},server=on,wait=off", path.display());
-    guest.qmp("human-monitor-command", json!({ "command-line": server }))?;
-    // To connect stops the machine.
-    let mut debugger = Debugger::connect(&path)?;
+    let mut debugger = Debugger::attach(guest, &directory.path().join("gdb"))?;
     debugger.command("Qqemu.PhyMemMode:1")?;
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     debugger.command(&format!("M{address:x},{:x}:{hex}", bytes.len()))?;
@@ -167,59 +156,4 @@ pub fn offer_nothing(guest: &Guest, queue: u16) -> Result<()> {
     let slot = u64::from(queue.last_avail_idx % queue.vring_num);
     let length = queue.vring_desc + DESCRIPTOR * slot + 8;
     write(guest, length, &[0; 4])
-}
-
-/// GDB's remote serial protocol.
-struct Debugger(UnixStream);
-
-impl Debugger {
-    fn connect(path: &Path) -> Result<Self> {
-        let deadline = Instant::now() + BOUND;
-        let stream = loop {
-            match UnixStream::connect(path) {
-                Ok(stream) => break stream,
-                Err(error) if Instant::now() >= deadline => return Err(error.into()),
-                Err(_) => std::thread::yield_now(),
-            }
-        };
-        stream.set_read_timeout(Some(BOUND))?;
-        stream.set_write_timeout(Some(BOUND))?;
-        Ok(Self(stream))
-    }
-
-    /// Sends a packet; the answer must be `OK`.
-    fn command(&mut self, text: &str) -> Result<()> {
-        let sum = text.bytes().fold(0u8, u8::wrapping_add);
-        write!(self.0, "${text}#{sum:02x}")?;
-        loop {
-            match self.byte()? {
-                b'$' => {}
-                // Acknowledgements.
-                _ => continue,
-            }
-            let mut answer = Vec::new();
-            loop {
-                match self.byte()? {
-                    b'#' => break,
-                    byte => answer.push(byte),
-                }
-                ensure!(answer.len() < 4096, "an endless answer to '{text}'");
-            }
-            let _checksum = (self.byte()?, self.byte()?);
-            self.0.write_all(b"+")?;
-            match answer.as_slice() {
-                b"OK" => return Ok(()),
-                // That it has stopped.
-                [b'T' | b'S', ..] => continue,
-                other => bail!("'{text}': {}", String::from_utf8_lossy(other)),
-            }
-        }
-    }
-
-    fn byte(&mut self) -> Result<u8> {
-        let mut byte = [0];
-        self.0.read_exact(&mut byte)?;
-        let [byte] = byte;
-        Ok(byte)
-    }
 }

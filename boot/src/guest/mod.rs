@@ -8,6 +8,7 @@
 
 mod exit;
 mod failure;
+pub mod gdb;
 mod lines;
 pub mod memory;
 pub mod migration;

@@ -14,6 +14,7 @@ pub mod clock;
 mod damaged;
 pub mod diff;
 pub mod explain;
+pub mod gdb;
 pub mod glossary;
 pub mod html;
 pub mod image;

@@ -22,6 +22,7 @@ mod experiments;
 mod far_ends;
 mod faults;
 mod features;
+mod gdb;
 mod host;
 mod hostile;
 mod hosts;
@@ -107,6 +108,7 @@ fn main() -> ExitCode {
     }
     // What has one transport of its own, or nothing to do with any.
     trace::add(&mut suite);
+    gdb::add(&mut suite);
     runner::add(&mut suite);
     disks::add(&mut suite);
     endings::add(&mut suite);
