@@ -20,7 +20,6 @@
 //!
 //! The device must have been probed with [`SERVED`] among what its options allow.
 
-pub(crate) mod coalesce;
 mod offload;
 mod segments;
 mod verify;
@@ -35,12 +34,12 @@ use smoltcp::time::Instant;
 use virtio_drivers::Hal;
 
 use crate::interrupt::StateRef;
+use crate::net::coalesce::Segment;
 use crate::net::rx::RxFrame;
 use crate::net::tx::{LargeTxSlot, TxQueue, TxSlot};
 use crate::net::{DeviceInfo, Features, QueuePair, VirtioNet};
 use crate::trace::{NO_QUEUE, tracepoint};
 use crate::transport::ConfigOps;
-use coalesce::Segment;
 use offload::Found;
 
 /// What may be negotiated because [`Phy`] serves it.

@@ -16,8 +16,7 @@ use virtio_drivers::Hal;
 
 use crate::doorbell::Doorbell;
 use crate::queue::{CommandRing, PositionalRing, QueueError, QueueRing, RingShape, Virtqueue};
-use crate::transport::IsrRegister;
-use crate::transport::{ConfigOps, MsiMessage, RingAddresses, TransportError};
+use crate::transport::{ConfigOps, IsrRegister, MsiMessage, RingAddresses, TransportError};
 
 /// A rung of the ladder, from the top, in the order of Linux's `vp_find_vqs`
 /// (specification 4.1.5.1.2 for MSI-X, 4.1.4.5 for INTx).
@@ -162,7 +161,7 @@ pub struct Attempt {
 
 /// A queue that [`find_vqs`] is to set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WantedQueue {
+pub(crate) struct WantedQueue {
     /// Index of the queue at the device, 0 to 65535.
     pub index: u16,
     /// The form of its ring.
@@ -174,7 +173,7 @@ pub struct WantedQueue {
 
 /// The queues that [`find_vqs`] is to set up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WantedQueues {
+pub(crate) struct WantedQueues {
     /// Those for frames.
     pub data: Vec<WantedQueue>,
     /// The one for commands.
@@ -188,8 +187,12 @@ impl WantedQueues {
 }
 
 /// What [`find_vqs`] found.
-pub struct Vqs<H: Hal> {
+pub(crate) struct Vqs<H: Hal> {
     /// The queues for frames, in the order in which they were wanted.
+    #[expect(
+        clippy::vec_box,
+        reason = "a stack is small: they move by their address"
+    )]
     pub data: Vec<Box<Virtqueue<PositionalRing<H>>>>,
     /// The queue for commands, if one was wanted.
     pub control: Option<Box<Virtqueue<CommandRing<H>>>>,
@@ -201,15 +204,11 @@ pub struct Vqs<H: Hal> {
 /// (Linux `vp_find_vqs`).
 ///
 /// `negotiate` brings the device from reset to the point where queues may be
-/// set up, and says which are wanted; it is called once a rung.
-/// `attempts` receives every rung that was tried.
-///
-/// # Errors
-///
-/// That of the last rung, when even polling failed: the device is unusable,
-/// reset, and owns nothing.
+/// set up, and says which are wanted; it is called once a rung. `attempts` gets
+/// every rung that was tried. The error is that of the last, when even polling
+/// failed: the device is reset then, and owns nothing.
 #[doc(alias = "vp_find_vqs")]
-pub fn find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
+pub(crate) fn find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
     transport: &mut T,
     controller: &mut I,
     top: Rung,
@@ -419,7 +418,7 @@ pub(crate) fn enable_queue<T: ConfigOps>(
 /// Returns whether the reset was finished.
 #[doc(alias = "vp_del_vqs")]
 #[inline(never)]
-pub fn del_vqs<T: ConfigOps, I: InterruptController, M>(
+pub(crate) fn del_vqs<T: ConfigOps, I: InterruptController, M>(
     transport: &mut T,
     controller: &mut I,
     memory: M,

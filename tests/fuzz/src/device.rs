@@ -70,7 +70,7 @@ pub fn run(data: &[u8]) {
             5..8 => write(&mut input),
             8 => use_one(&mut input, features >> 34 & 1 == 1),
             9 => {
-                net.enable_interrupts_after(u16::from(input.u8()));
+                let _ = net.enable_interrupts_after(u16::from(input.u8()));
                 if let Some(pair) = net.pairs().next() {
                     pair.watch(Some(0), 0);
                     pair.has_work();

@@ -44,9 +44,9 @@ pub struct Layout {
     /// Length of the header.
     header_length: usize,
     /// Largest frame.
-    capacity: usize,
+    pub(crate) capacity: usize,
     /// From one buffer to the next.
-    stride: usize,
+    pub(crate) stride: usize,
 }
 
 impl Layout {
@@ -109,16 +109,6 @@ impl Layout {
         let affordable = (RECEIVE_BUDGET / self.stride).max(1).ilog2();
         slots.min(1 << affordable.min(15))
     }
-
-    /// Largest frame, in bytes.
-    pub const fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// From one buffer to the next, in bytes.
-    pub const fn stride(&self) -> usize {
-        self.stride
-    }
 }
 
 /// Largest frame that the device may deliver, in bytes, Ethernet header
@@ -150,11 +140,7 @@ pub(super) struct FrameBuffers<H: Hal> {
 unsafe impl<H: Hal> Send for FrameBuffers<H> {}
 
 impl<H: Hal> FrameBuffers<H> {
-    /// Allocates `count` zeroed buffers for a queue.
-    ///
-    /// # Errors
-    ///
-    /// [`NetError::NoBuffers`] when there is no memory.
+    /// Allocates `count` zeroed buffers for a queue, if there is memory.
     pub fn new(
         queue: u16,
         layout: Layout,

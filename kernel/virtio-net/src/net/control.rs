@@ -11,10 +11,12 @@ use core::ptr::NonNull;
 
 use virtio_drivers::{BufferDirection, Hal};
 
+pub use super::error::ControlError;
+use super::error::NetError;
+use super::features::Features;
 use super::rss::Rss;
-use super::{Features, NetError};
 use crate::patience::Patience;
-use crate::queue::{Buffer, CommandRing, DmaRegion, QueueError, QueueRing, Virtqueue};
+use crate::queue::{Buffer, CommandRing, DmaRegion, QueueRing, Virtqueue};
 
 /// Descriptors of the longest command: header, two tables, answer.
 pub(super) const CHAIN: u16 = 4;
@@ -196,50 +198,6 @@ impl Data<'_> {
         self.push(&[u8::try_from(key.len()).ok()?])?;
         self.push(key)
     }
-}
-
-/// Why a command was not carried out (specification 5.1.6.5: the device answers
-/// `VIRTIO_NET_OK` or `VIRTIO_NET_ERR`; Linux `virtnet_send_command`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ControlError {
-    /// The feature that the command needs was not agreed on.
-    #[error("command {command} needs {feature}, which was not negotiated")]
-    NotNegotiated {
-        /// The command's name in the specification.
-        command: &'static str,
-        /// The feature.
-        feature: Features,
-    },
-    /// The data is too long for the queue's memory. Nothing was sent.
-    #[error("command {command} is too long")]
-    TooLong {
-        /// The command's name in the specification.
-        command: &'static str,
-    },
-    /// The device answered that it did not do it.
-    #[error("the device refused command {command} (ack {ack})")]
-    Refused {
-        /// The command's name in the specification.
-        command: &'static str,
-        /// The answer; `VIRTIO_NET_ERR` is 1.
-        ack: u8,
-    },
-    /// The device did not answer in time. The control queue is given up.
-    #[error("the device does not answer command {command}; the control queue is given up")]
-    NoAnswer {
-        /// The command's name in the specification.
-        command: &'static str,
-    },
-    /// The device broke the queue's protocol. The control queue is given up.
-    #[error("{0}; the control queue is given up")]
-    Queue(QueueError),
-    /// The control queue was given up before, until the device is opened again.
-    #[error("no command {command}: the control queue was given up")]
-    GivenUp {
-        /// The command's name in the specification.
-        command: &'static str,
-    },
 }
 
 /// The control virtqueue with the memory of its command.

@@ -5,8 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::features::Features;
 
-/// In [`Header::flags`]: the checksum at `csum_start` + `csum_offset` is that
-/// of the pseudo-header only.
+/// In [`Header::flags`]: the checksum is that of the pseudo-header only.
 pub const F_NEEDS_CSUM: u8 = 1;
 /// In [`Header::flags`]: the device has found the checksum right.
 pub const F_DATA_VALID: u8 = 2;
@@ -17,8 +16,7 @@ pub const GSO_NONE: u8 = 0;
 pub const GSO_TCPV4: u8 = 1;
 /// In [`Header::gso_type`]: TCP over IPv6 in one large piece.
 pub const GSO_TCPV6: u8 = 4;
-/// In [`Header::gso_type`], with another value: the TCP segment has ECN's CWR
-/// flag.
+/// In [`Header::gso_type`], with another value: the segment has TCP's flag CWR.
 pub const GSO_ECN: u8 = 0x80;
 
 /// The fields that every header has.
@@ -37,11 +35,9 @@ pub struct Header {
     pub hdr_len: U16,
     /// Bytes of payload a segment.
     pub gso_size: U16,
-    /// Offset from which the checksum is to be computed, in bytes from the
-    /// start of the frame.
+    /// Where the checksum's sum begins, in bytes from the start of the frame.
     pub csum_start: U16,
-    /// Offset from `csum_start` at which the checksum is to be stored, in
-    /// bytes.
+    /// Where it is stored, in bytes from `csum_start`.
     pub csum_offset: U16,
 }
 
@@ -50,7 +46,6 @@ pub struct Header {
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct MergeableHeader {
-    /// The common fields.
     pub header: Header,
     /// Buffers over which a received frame is spread; 0 in a sent one.
     pub num_buffers: U16,
@@ -61,13 +56,10 @@ pub struct MergeableHeader {
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct HashHeader {
-    /// The common fields.
     pub mergeable: MergeableHeader,
-    /// The hash.
     pub hash_value: U32,
     /// `VIRTIO_NET_HASH_REPORT_*`: what was hashed.
     pub hash_report: U16,
-    /// Reserved.
     pub padding_reserved: U16,
 }
 

@@ -8,13 +8,14 @@ use alloc::vec::Vec;
 use virtio_drivers::Hal;
 use virtio_drivers::transport::{DeviceStatus, DeviceType};
 
-use super::config::{DEFAULT_MTU, DeviceInfo};
+use super::config::DEFAULT_MTU;
 use super::control::{self, ControlQueue};
-use super::filter::Filter;
+use super::info::DeviceInfo;
 use super::lease::Lease;
 use super::pair::QueuePair;
 use super::rss;
 use super::rx::RxQueue;
+use super::rx_mode::Filter;
 use super::stats::Stats;
 use super::tx::TxQueue;
 use super::watchdog::Watchdog;

@@ -1,15 +1,16 @@
 //! The network device (specification 5.1; Linux `virtio_net.c`).
 //!
 //! - `lifecycle`: probe, open, stop.
-//! - `config`: what the device says of itself.
+//! - `config`: what the device says of itself; `info`: what was learnt of it.
 //! - `private_copy`: where a received frame is looked at.
-//! - [`rx`], [`tx`] with their [`buffers`] and [`header`]s; `large`: the
+//! - [`rx`], [`tx`] with their `buffers` and `header`s; `large`: the
 //!   buffers of frames that the device segments; [`offload`]: what the device
-//!   is to do to a frame; `pair`: both together.
+//!   is to do to a frame; `coalesce`: TCP segments as one.
+//! - `pair`: both queues together; `taken`: one that another CPU has.
 //! - `lease`: how long memory is the device's; `queue_reset`: one queue reset
 //!   alone.
-//! - [`control`]: the control queue; `filter`: what the device lets through,
-//!   by it.
+//! - [`control`]: the control queue; `filter`: what the device lets through
+//!   by it, `rx_mode`: what it is to.
 //! - `parts`: the first pair apart from the rest.
 //! - [`flow`]: which pair a packet belongs to; [`rss`]: how the device is told;
 //!   `steering`: when.
@@ -18,7 +19,9 @@
 
 extern crate alloc;
 
-pub mod buffers;
+pub(crate) mod buffers;
+#[cfg(feature = "smoltcp")]
+pub(crate) mod coalesce;
 mod config;
 pub mod control;
 mod error;
@@ -26,7 +29,8 @@ pub mod features;
 mod filter;
 pub mod flow;
 mod hashes;
-pub mod header;
+mod header;
+mod info;
 pub(crate) mod large;
 mod lease;
 mod lifecycle;
@@ -38,20 +42,24 @@ mod private_copy;
 mod queue_reset;
 pub mod rss;
 pub mod rx;
+mod rx_mode;
 mod stats;
 mod steering;
+mod taken;
 pub mod tx;
 pub mod watchdog;
 
 pub use crate::patience::Clock;
-pub use config::{DeviceInfo, Duplex};
+pub use buffers::{MAX_FRAME, MAX_LARGE_FRAME};
 pub use error::NetError;
 pub use features::{Features, Options};
-pub use filter::{RxFlags, RxMode};
+pub use info::{DeviceInfo, Duplex};
 pub use netpoll::{LastWords, Netpoll};
-pub use pair::{Half, QueuePair, RxHalf, TakenPair, TxHalf};
+pub use pair::QueuePair;
 pub use parts::Rest;
+pub use rx_mode::{RxFlags, RxMode};
 pub use stats::{QueueRole, QueueSnapshot, Stats};
+pub use taken::{Half, RxHalf, TakenPair, TxHalf};
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -62,10 +70,10 @@ use crate::patience::Patience;
 use crate::transport::ConfigOps;
 use crate::vectors::{Attempt, Rung};
 use control::{Command, ControlError, ControlQueue};
-use filter::Filter;
 use flow::KEY_LENGTH;
 use lease::Lease;
 use rx::RxQueue;
+use rx_mode::Filter;
 use tx::TxQueue;
 
 bitflags::bitflags! {
@@ -284,6 +292,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// again, too, when the configuration changed since it did: the interrupt
     /// that told so will not wake it.
     #[doc(alias = "virtqueue_napi_complete")]
+    #[must_use = "the caller must poll again, if so"]
     #[inline]
     pub fn enable_interrupts(&mut self) -> bool {
         self.enable_interrupts_after(0)
@@ -291,6 +300,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
 
     /// [`QueuePair::enable_interrupts_after`] of the first pair, and the
     /// configuration as in [`Self::enable_interrupts`].
+    #[must_use = "the caller must poll again, if so"]
     #[inline]
     pub fn enable_interrupts_after(&mut self, frames: u16) -> bool {
         if self.open.is_none() {

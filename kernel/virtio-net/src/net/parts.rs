@@ -89,6 +89,20 @@ impl<'d, H: Hal, T: ConfigOps> Rest<'d, H, T> {
 }
 
 impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
+    /// What has been counted (Linux `ndo_get_stats64`).
+    #[doc(alias = "ndo_get_stats64")]
+    pub fn stats(&self) -> Stats {
+        let (first, rest) = self.parts();
+        rest.stats(first)
+    }
+
+    /// What the queues look like now: receive and transmit queue of each
+    /// pair, then the control queue, if there is one. Nothing while stopped.
+    pub fn snapshots(&self) -> impl Iterator<Item = QueueSnapshot> {
+        let (first, rest) = self.parts();
+        rest.snapshots(first)
+    }
+
     /// The first pair to work with, `None` while stopped, and the rest of the
     /// device to look at meanwhile.
     #[inline]

@@ -231,7 +231,7 @@ impl<H: Hal> RxQueue<H> {
         unsafe { ring.prepare(count, whole, |slot| buffers.header(slot)) };
         ring.refill();
         // A buffer is copied behind what there is of the largest frame.
-        let copy = PrivateCopy::new(header_length(negotiated) + largest + layout.stride());
+        let copy = PrivateCopy::new(header_length(negotiated) + largest + layout.stride);
         let lease = lease.clone();
         Ok(Self::assemble(
             queue, buffers, lease, copy, largest, negotiated,
@@ -290,6 +290,7 @@ impl<H: Hal> RxQueue<H> {
     }
 
     /// As [`QueuePair::enable_interrupts_after`](super::QueuePair::enable_interrupts_after).
+    #[must_use = "the caller must poll again, if so"]
     #[inline]
     pub fn enable_interrupts_after(&mut self, frames: u16) -> bool {
         self.error.is_some() || self.queue.enable_interrupts_after(frames)

@@ -2,13 +2,11 @@
 
 use virtio_drivers::Hal;
 
+use super::pair::QueuePair;
 use super::rx::RxQueue;
 use super::tx::TxQueue;
-use super::{QueuePair, VirtioNet};
 use crate::doorbell::Doorbell;
-use crate::interrupt::StateRef;
 use crate::queue::{QueueRing, Virtqueue};
-use crate::transport::ConfigOps;
 
 /// What has been counted since probe (Linux `ndo_get_stats64`, and what a
 /// packet costs). Counters never go back, not even over `stop` and `open`.
@@ -37,7 +35,7 @@ pub struct Stats {
     /// Received frames with a hash (`VIRTIO_NET_F_HASH_REPORT`).
     pub rx_hashed: u64,
     /// Received frames with another hash than they should have. Not counted
-    /// without [`VirtioNet::set_hash_check`].
+    /// without [`VirtioNet::set_hash_check`](super::VirtioNet::set_hash_check).
     pub rx_hash_wrong: u64,
     /// Received frames that came to another pair than the table of RSS says;
     /// the same holds for them.
@@ -81,6 +79,7 @@ pub enum QueueRole {
 
 /// What one queue looks like now.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct QueueSnapshot {
     /// What it is for.
     pub role: QueueRole,
@@ -208,21 +207,5 @@ impl<H: Hal> QueuePair<H> {
             (QueueRole::Transmit, &*self.tx.queue),
         ]
         .map(QueueSnapshot::of)
-    }
-}
-
-impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
-    /// What has been counted (Linux `ndo_get_stats64`).
-    #[doc(alias = "ndo_get_stats64")]
-    pub fn stats(&self) -> Stats {
-        let (first, rest) = self.parts();
-        rest.stats(first)
-    }
-
-    /// What the queues look like now: receive and transmit queue of each
-    /// pair, then the control queue, if there is one. Nothing while stopped.
-    pub fn snapshots(&self) -> impl Iterator<Item = QueueSnapshot> {
-        let (first, rest) = self.parts();
-        rest.snapshots(first)
     }
 }

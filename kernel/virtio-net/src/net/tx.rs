@@ -1,6 +1,7 @@
 //! The transmit queue. A frame is written straight into the memory that the
 //! device will read; buffers come back lazily, when new ones are needed.
 
+mod elsewhere;
 #[cfg(feature = "faults")]
 #[path = "../../lab/tx.rs"]
 mod faulty;
@@ -17,6 +18,8 @@ use crate::trace::tracepoint;
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
 use super::buffers::{FrameBuffers, Layout, write_before};
+#[cfg(feature = "smoltcp")]
+use super::coalesce::Segments;
 use super::error::NetError;
 use super::features::Features;
 use super::header::Header;
@@ -26,10 +29,8 @@ use super::large::LargeBuffers;
 use super::lease::Lease;
 use super::offload::Offload;
 use crate::queue::{PositionalRing, QueueError, QueueRing, Virtqueue};
-#[cfg(feature = "smoltcp")]
-use crate::smoltcp::coalesce::Segments;
-use owned::Elsewhere;
-pub use owned::TxBuffer;
+use elsewhere::Elsewhere;
+pub use elsewhere::TxBuffer;
 
 /// A transmit virtqueue with its buffers, one a slot of the ring.
 pub struct TxQueue<H: Hal> {
@@ -61,6 +62,7 @@ pub struct TxQueue<H: Hal> {
 }
 
 /// Room for one frame in the transmit queue. Dropped, it sends nothing.
+#[must_use = "dropped, it sends nothing"]
 pub struct TxSlot<'q, H: Hal> {
     queue: &'q mut TxQueue<H>,
     /// The next one of the ring, which stays it while the queue is borrowed.
@@ -68,6 +70,7 @@ pub struct TxSlot<'q, H: Hal> {
 }
 
 /// Room for one frame that the device segments. Dropped, it sends nothing.
+#[must_use = "dropped, it sends nothing"]
 pub struct LargeTxSlot<'q, H: Hal> {
     queue: &'q mut TxQueue<H>,
     /// As in [`TxSlot`].
@@ -243,6 +246,7 @@ impl<H: Hal> TxQueue<H> {
     /// Takes sent buffers back, for which there is time before sleep. No
     /// interrupt is asked for because of them, unless a sender waits. Returns
     /// whether that one must be told to try again.
+    #[must_use = "the caller must poll again, if so"]
     #[inline]
     pub fn enable_interrupts(&mut self) -> bool {
         if self.error.is_some() {

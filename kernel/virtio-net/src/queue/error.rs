@@ -1,6 +1,6 @@
 //! What can go wrong on a virtqueue.
 
-use super::ring::{MAX_SIZE, RingLayout};
+use super::shape::{MAX_SIZE, RingLayout};
 
 /// Why a virtqueue operation did not do what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +56,7 @@ pub enum QueueError {
 
 /// What the device did to a virtqueue that it may not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BrokenReason {
     /// The used index moved past what is outstanding.
     #[error("used index {used_idx} is past {last_used_idx} + {outstanding} outstanding")]

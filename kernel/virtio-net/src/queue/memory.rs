@@ -4,7 +4,7 @@ use virtio_drivers::{Hal, PhysAddr};
 
 use super::error::QueueError;
 use super::packed::PackedMemory;
-use super::ring::{RingLayout, RingShape};
+use super::shape::{RingLayout, RingShape};
 use super::split::SplitMemory;
 
 /// What both sides see of a ring.

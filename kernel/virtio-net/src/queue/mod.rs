@@ -17,6 +17,7 @@ mod memory;
 pub mod packed;
 mod positional;
 mod ring;
+mod shape;
 pub mod split;
 
 pub use crate::hal::DmaRegion;
@@ -25,7 +26,8 @@ pub use command::CommandRing;
 pub use error::{BrokenReason, QueueError};
 pub use event::{EventMode, need_event};
 pub use positional::{PositionalRing, SlotBuffers, UsedSlot};
-pub use ring::{MAX_SIZE, QueueRing, RingLayout, RingShape};
+pub use ring::QueueRing;
+pub use shape::{MAX_SIZE, RingLayout, RingShape};
 
 use crate::trace::tracepoint;
 
@@ -99,6 +101,7 @@ impl<R: QueueRing> Virtqueue<R> {
     /// notified of it (Linux `virtqueue_kick_prepare`). Nothing is published
     /// and nothing counted when nothing was added since the last call.
     #[doc(alias = "virtqueue_kick_prepare")]
+    #[must_use = "a device that is not notified goes on sleeping"]
     #[inline]
     pub fn kick_prepare(&mut self) -> bool {
         if !self.ring.has_unpublished() {
@@ -136,6 +139,7 @@ impl<R: QueueRing> Virtqueue<R> {
     /// is there already, in which case the caller must poll again before it
     /// sleeps (Linux `virtqueue_enable_cb`, inverted).
     #[doc(alias = "virtqueue_enable_cb")]
+    #[must_use = "the caller must poll again, if so"]
     #[inline]
     pub fn enable_interrupts(&mut self) -> bool {
         self.ring.enable_interrupts_after(0)
@@ -143,6 +147,7 @@ impl<R: QueueRing> Virtqueue<R> {
 
     /// As [`Self::enable_interrupts`], but, where the device has EVENT_IDX,
     /// only after `more` further buffers, or at the last that it has.
+    #[must_use = "the caller must poll again, if so"]
     #[inline]
     pub fn enable_interrupts_after(&mut self, more: u16) -> bool {
         let most = self.ring.published().saturating_sub(1);
@@ -153,6 +158,7 @@ impl<R: QueueRing> Virtqueue<R> {
     /// only once three quarters of the buffers that it has are used (Linux
     /// `virtqueue_enable_cb_delayed`).
     #[doc(alias = "virtqueue_enable_cb_delayed")]
+    #[must_use = "the caller must poll again, if so"]
     #[inline]
     pub fn enable_interrupts_delayed(&mut self) -> bool {
         let published = self.ring.published();

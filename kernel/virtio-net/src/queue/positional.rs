@@ -41,7 +41,8 @@ use super::chain::{Buffer, DESC_F_NEXT};
 use super::error::{BrokenReason, QueueError};
 use super::memory::Memory;
 use super::packed::Position;
-use super::ring::{MAX_SIZE, QueueRing, RingLayout, RingShape};
+use super::ring::QueueRing;
+use super::shape::{MAX_SIZE, RingLayout, RingShape};
 use super::split::SplitMemory;
 
 /// What the buffers of a ring's slots have in common. In each a header comes first,

@@ -24,7 +24,7 @@ use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 use super::chain::{Buffer, DESC_F_WRITE};
 use super::error::QueueError;
 use super::event::{EventMode, need_event};
-use super::ring::MAX_SIZE;
+use super::shape::MAX_SIZE;
 use crate::hal::DmaRegion;
 
 /// The used ring starts at a multiple of this many bytes; the legacy

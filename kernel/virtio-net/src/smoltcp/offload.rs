@@ -3,6 +3,7 @@
 
 use core::num::NonZeroU16;
 
+use crate::net::coalesce::IPV6_HEADER;
 use crate::net::offload::Offload;
 
 const ETHERNET: usize = 14;
@@ -15,8 +16,6 @@ const UDP: u8 = 17;
 const IPV4: [u8; 2] = [0x08, 0x00];
 /// EtherType of IPv6.
 const IPV6: [u8; 2] = [0x86, 0xdd];
-/// Length of an IPv6 header in bytes (RFC 8200, 3).
-pub(super) const IPV6_HEADER: usize = 40;
 
 /// Which protocols a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use core::num::NonZeroU16;
 
 use virtio_drivers::Hal;
 
-use super::coalesce::{Appended, Growing, MOST, Segment, Segments, SuperFrame};
 use super::offload;
+use crate::net::coalesce::{Appended, Growing, MOST, Segment, Segments, SuperFrame};
 use crate::net::tx::{TxQueue, TxSlot};
 
 impl Segments {

@@ -13,7 +13,7 @@ pub(crate) mod isr;
 pub mod legacy_pci;
 pub mod mmio;
 pub mod modern_pci;
-pub mod msix;
+mod msix;
 mod pci_common;
 mod ports;
 mod registers;
@@ -287,11 +287,7 @@ pub(crate) fn is_gone(status: DeviceStatus) -> bool {
 
 /// Makes sure that a device's accesses are such as the transport's `Hal` can
 /// serve, before features are agreed on.
-///
-/// # Errors
-///
-/// [`TransportError::AccessPlatform`].
-pub fn check_access_platform<T: ConfigOps>(
+pub(crate) fn check_access_platform<T: ConfigOps>(
     transport: &T,
     offered: u64,
 ) -> Result<(), TransportError> {

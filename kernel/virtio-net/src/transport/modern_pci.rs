@@ -61,9 +61,6 @@ mod register {
     pub const QUEUE_RESET: usize = 0x3a;
 }
 
-/// Bytes of the common configuration that every device has.
-pub(super) const COMMON_LENGTH: u32 = 0x38;
-
 /// PCI device id of a modern device, less its type (specification 4.1.2.1).
 const DEVICE_MODERN: u16 = 0x1040;
 

@@ -1,6 +1,5 @@
 //! The MSI-X capability of a PCI function (PCI Local Bus 3.0, 6.8.2).
 
-use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
@@ -35,58 +34,28 @@ pub struct Msix<H> {
 unsafe impl<H> Send for Msix<H> {}
 
 /// Why a function's MSI-X capability cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MsixUnusable {
-    /// The capability reaches beyond the configuration space.
-    Truncated {
-        /// Offset of the capability in bytes.
-        offset: u8,
-    },
-    /// The BAR that it names is missing, of ports, has no address, ends beyond
+    #[error("the MSI-X capability at {offset:#x} reaches beyond the configuration space")]
+    Truncated { offset: u8 },
+    /// The BAR that it names, 0 to 7, is missing, of ports, has no address, ends beyond
     /// the last one or cannot be mapped.
-    Bar {
-        /// Index of the BAR as the capability gives it, 0 to 7.
-        bar: u8,
-    },
-    /// The table reaches beyond its BAR.
+    #[error("the MSI-X table's BAR {bar} is unusable")]
+    Bar { bar: u8 },
+    #[error(
+        "the MSI-X table ({entries} entries at {offset:#x}) is outside its BAR of {size} bytes"
+    )]
     TableOutsideBar {
-        /// Offset of the table in bytes.
         offset: u32,
-        /// Number of entries.
         entries: u16,
-        /// Size of the BAR in bytes.
         size: u64,
     },
-}
-
-impl fmt::Display for MsixUnusable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Truncated { offset } => write!(
-                f,
-                "the MSI-X capability at {offset:#x} reaches beyond the configuration space"
-            ),
-            Self::Bar { bar } => write!(f, "the MSI-X table's BAR {bar} is unusable"),
-            Self::TableOutsideBar {
-                offset,
-                entries,
-                size,
-            } => write!(
-                f,
-                "the MSI-X table ({entries} entries at {offset:#x}) is outside its BAR of {size} bytes"
-            ),
-        }
-    }
 }
 
 impl<H: Hal> Msix<H> {
     /// Finds the capability, turns MSI-X off if a boot loader or another kernel
     /// left it on (Linux `pci_msix_init`), and maps its table. `Ok(None)` when
     /// the function, whose BARs are `bars`, has no MSI-X.
-    ///
-    /// # Errors
-    ///
-    /// [`MsixUnusable`] when the capability cannot be true.
     pub fn find<C: ConfigurationAccess>(
         root: &mut PciRoot<C>,
         access: &mut C,
@@ -136,18 +105,14 @@ impl<H: Hal> Msix<H> {
         }))
     }
 
-    /// Number of entries, 1 to 2048 (PCI Local Bus specification 3.0, section
-    /// 6.8.2.3: the table size).
+    /// Number of entries, 1 to 2048 (6.8.2.3: the table size).
     pub fn entries(&self) -> u16 {
         self.entries
     }
 
     /// Writes the messages into the first entries, masks the others and turns
-    /// MSI-X on. Returns the number of accesses to the table.
-    ///
-    /// # Errors
-    ///
-    /// [`TransportError::TooFewVectors`]; nothing has changed then.
+    /// MSI-X on. Returns the number of accesses to the table. On an error nothing
+    /// has changed.
     pub fn enable<C: ConfigurationAccess>(
         &mut self,
         access: &mut C,
@@ -179,11 +144,7 @@ impl<H: Hal> Msix<H> {
     }
 
     /// Replaces an entry's message while MSI-X is on. Returns the number of
-    /// accesses to the table.
-    ///
-    /// # Errors
-    ///
-    /// [`TransportError::TooFewVectors`]; nothing has changed then.
+    /// accesses to the table. On an error nothing has changed.
     pub fn set_message(&mut self, entry: u16, message: MsiMessage) -> Result<u64, TransportError> {
         if entry >= self.entries {
             return Err(TransportError::TooFewVectors {
@@ -204,9 +165,7 @@ impl<H: Hal> Msix<H> {
         self.write(entry, 2, message.data);
     }
 
-    /// Turns MSI-X off (PCI Local Bus specification 3.0, section 6.8.2.3: the
-    /// MSI-X enable bit; Linux `pci_disable_msix`).
-    #[doc(alias = "pci_disable_msix")]
+    /// Turns MSI-X off (6.8.2.3: the enable bit; Linux `pci_disable_msix`).
     pub fn disable<C: ConfigurationAccess>(&mut self, access: &mut C) {
         self.control(access, 0);
     }

@@ -32,6 +32,8 @@ const CAPABILITY: u8 = 16;
 const NOTIFY_CAPABILITY: u8 = 20;
 /// Offset of the first capability that a configuration space can have.
 const FIRST_CAPABILITY: u8 = 0x40;
+/// Bytes of the common configuration that every device has.
+pub(super) const COMMON_LENGTH: u32 = 0x38;
 /// Ports that there are.
 const PORTS: u64 = 1 << 16;
 
@@ -315,7 +317,7 @@ fn locate(
     // says of their alignment (4.1.4.3.1, 4.1.4.4.1, 4.1.4.6). Of the notification
     // structure each queue's register is mapped alone.
     let (needed, used, alignment) = match structure {
-        Structure::Common => (super::modern_pci::COMMON_LENGTH, 64, 4),
+        Structure::Common => (COMMON_LENGTH, 64, 4),
         Structure::Notify => (2, u32::MAX, 2),
         Structure::Isr => (1, 1, 1),
         Structure::Device => (1, PAGE_SIZE as u32, 4),

@@ -1,35 +1,22 @@
-//! `MmioTransport` register by register, both versions, and the interrupt
-//! ladder over it.
+//! `MmioTransport` register by register, both versions.
 
 use std::ptr::NonNull;
 
-use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
+use virtio_drivers::transport::{DeviceType, Transport};
 use virtio_net::doorbell::Doorbell;
 use virtio_net::interrupt::{InterruptState, IsrRegister, MmioInterrupt};
 use virtio_net::net::{Features, NetError, Options, VirtioNet};
-use virtio_net::queue::{EventMode, RingShape};
 use virtio_net::transport::mmio::{MmioTransport, Version};
 use virtio_net::transport::{BusName, ConfigOps, RingAddresses, TransportError};
-use virtio_net::vectors::{self, Rung, WantedQueue, WantedQueues};
 
 use crate::msix::messages;
-use crate::support::controller::FakeController;
 use crate::support::faults::{self, Step};
 use crate::support::memory::{self, GuestHal, pages_in_use};
-use crate::support::mmio::{BASE, Mmio, MmioDevice, MmioMachine};
+use crate::support::mmio::{BASE, Mmio, MmioDevice, MmioMachine, needed};
 use crate::support::registers::FakeRegisters;
+use crate::support::transport::acknowledge;
 
 const EVENT_IDX: u64 = 1 << 29;
-
-/// The features that the version cannot do without.
-fn needed(version: u32) -> u64 {
-    if version == 2 { 1 << 32 | 1 << 40 } else { 0 }
-}
-
-fn acknowledge(transport: &mut Mmio) {
-    transport.set_status(DeviceStatus::ACKNOWLEDGE);
-    transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
-}
 
 fn ready(version: u32) -> (MmioMachine, Mmio) {
     let machine = MmioMachine::new(version);
@@ -431,69 +418,5 @@ fn configuration_is_read_where_it_is() {
         assert!(transport.read_config_space::<u16>(0x100).is_err());
         assert!(transport.read_config_space::<u8>(usize::MAX).is_err());
         assert_eq!(machine.device().accesses, transport.register_accesses());
-    }
-}
-
-#[test]
-fn the_ladder_ends_at_the_line_and_leaves_nothing_behind() {
-    for version in [1, 2] {
-        let run = |fail: &[usize]| {
-            // What a device kept that hung in its reset is never used again.
-            let before = pages_in_use();
-            let machine = MmioMachine::new(version);
-            let mut controller = FakeController::new();
-            let mut transport = machine.transport().unwrap();
-            let negotiate = |transport: &mut Mmio| {
-                transport.reset()?;
-                acknowledge(transport);
-                transport.finalize_features(EVENT_IDX | needed(version))?;
-                let wanted = |index| WantedQueue {
-                    index,
-                    shape: RingShape::split(1, EventMode::EventIdx),
-                    interrupt: true,
-                };
-                Ok(WantedQueues {
-                    data: (0..2).map(wanted).collect(),
-                    control: None,
-                })
-            };
-            let mut attempts = Vec::new();
-            faults::plan(fail);
-            let result = vectors::find_vqs::<GuestHal, _, _>(
-                &mut transport,
-                &mut controller,
-                Rung::MsixPerQueue,
-                negotiate,
-                &mut attempts,
-            );
-            let strikes = faults::take_strikes();
-            let hangs = strikes.iter().any(|strike| strike.step == Step::Reset);
-            let device = machine.device();
-            match result {
-                // A device that hung in its reset keeps what it had.
-                _ if hangs => {}
-                Ok(vqs) => {
-                    assert!(vqs.rung >= Rung::Intx);
-                    assert!(!strikes.is_empty() || vqs.rung == Rung::Intx);
-                    assert_eq!(controller.line.is_some(), vqs.rung == Rung::Intx);
-                    assert!(
-                        device
-                            .queues
-                            .iter()
-                            .all(|queue| queue.ready || queue.pfn != 0)
-                    );
-                    assert_eq!(device.violations, [] as [String; 0]);
-                }
-                Err(_) => {
-                    assert!(controller.is_idle());
-                    assert_eq!(device.status, 0, "{strikes:?} {attempts:?}");
-                    assert_eq!(pages_in_use(), before);
-                    assert_eq!(device.violations, [] as [String; 0]);
-                }
-            }
-            strikes.len()
-        };
-        let steps = faults::at_every_step(run);
-        assert!(steps > 8, "{steps} steps only");
     }
 }

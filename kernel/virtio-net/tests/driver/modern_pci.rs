@@ -1,22 +1,21 @@
 //! `ModernPciTransport` register by register.
 
-use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
+use virtio_drivers::transport::{DeviceType, Transport};
 use virtio_drivers::{Error, Hal};
 use virtio_net::doorbell::Doorbell;
 use virtio_net::interrupt::IsrRegister;
-use virtio_net::transport::{
-    BusName, ConfigOps, MsiMessage, RingAddresses, TransportError, check_access_platform,
-};
+use virtio_net::transport::{BusName, ConfigOps, MsiMessage, RingAddresses, TransportError};
 
 use crate::msix::messages;
 use crate::support::faults::{self, Step};
-use crate::support::memory::{self, GuestHal};
+use crate::support::memory::GuestHal;
 use crate::support::modern::{
     BAR, Modern, ModernDevice, ModernMachine, NO_VECTOR, NOTIFY, PORTS, TABLE, VERSION_1,
     capabilities, capability, notify_capability, status,
 };
 use crate::support::pci::command;
 use crate::support::registers::take_mapped;
+use crate::support::transport::acknowledge;
 
 /// `VIRTIO_F_NOTIFICATION_DATA` (specification 6).
 const NOTIFICATION_DATA: u64 = 1 << 38;
@@ -35,11 +34,6 @@ fn ready_with(change: impl FnOnce(&mut ModernDevice)) -> (ModernMachine, Modern)
     acknowledge(&mut transport);
     transport.finalize_features(VERSION_1).unwrap();
     (machine, transport)
-}
-
-pub fn acknowledge(transport: &mut Modern) {
-    transport.set_status(DeviceStatus::ACKNOWLEDGE);
-    transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
 }
 
 fn rings(size: u16) -> RingAddresses {
@@ -125,25 +119,6 @@ fn features_that_are_not_kept_are_noticed() {
         Err(TransportError::NoVersion1)
     );
     assert_eq!(machine.device().writes.len(), before);
-}
-
-#[test]
-fn translated_accesses_are_refused_unless_the_embedder_can() {
-    let machine = ModernMachine::new();
-    let offered = VERSION_1 | 1 << 33;
-    let transport = machine.transport().unwrap();
-    assert_eq!(check_access_platform(&transport, VERSION_1), Ok(()));
-    assert_eq!(
-        check_access_platform(&transport, offered),
-        Err(TransportError::AccessPlatform)
-    );
-    // The `Hal` is asked, and says that it cannot, or that it can.
-    let transport = transport.with_access_platform();
-    let refused = Err(TransportError::AccessPlatform);
-    assert_eq!(check_access_platform(&transport, offered), refused);
-    memory::set_access_platform(true);
-    let transport = transport.with_access_platform();
-    assert_eq!(check_access_platform(&transport, offered), Ok(()));
 }
 
 #[test]

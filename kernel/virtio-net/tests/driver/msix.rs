@@ -1,5 +1,8 @@
 //! MSI-X of a legacy device: the table, the capability, the vectors.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use virtio_drivers::transport::{DeviceStatus, Transport};
 use virtio_net::transport::{ConfigOps, MsiMessage, TransportError};
 use virtio_net::vectors::Rung;
@@ -81,6 +84,32 @@ fn messages_arrive_from_their_entries() {
             available: 3
         })
     );
+}
+
+/// Some devices (crosvm's) take a vector into use when its own mask goes, and only
+/// while MSI-X delivers: so that is last, as in Linux (`pci_msi_unmask_irq`).
+#[test]
+fn each_vectors_own_mask_goes_last() {
+    let (machine, mut transport) = ready();
+    let masks = machine.device().own_masks();
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    machine.device().pci.on_msix = Some(Box::new({
+        let (seen, masks) = (Rc::clone(&seen), machine.device().own_masks());
+        move |word| seen.borrow_mut().push((word >> 30, masks()))
+    }));
+    for used in [3, 2] {
+        transport.msix_enable(&messages(used)).unwrap();
+        // On with all masked, while the table is written; then on.
+        let seen = seen.take();
+        let [(0b11, _), (0b10, during)] = &seen[..] else {
+            panic!("{seen:?}")
+        };
+        assert_eq!(during, &[true; 3]);
+        let used = |entry| entry < used;
+        assert_eq!(masks(), [0, 1, 2].map(|entry| !used(entry)));
+    }
+    transport.msix_disable();
+    assert_eq!(seen.take()[0].0, 0);
 }
 
 /// A queue's interrupts move to another CPU; the others stay where they are.

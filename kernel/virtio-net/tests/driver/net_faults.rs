@@ -3,8 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
-use virtio_net::net::buffers::MAX_FRAME;
-use virtio_net::net::{Changes, NetError};
+use virtio_net::net::{Changes, MAX_FRAME, NetError};
 use virtio_net::queue::{BrokenReason, QueueError};
 use virtio_net::transport::TransportError;
 use virtio_net::vectors::Rung;
@@ -441,7 +440,7 @@ proptest! {
                             }
                             net.queues().unwrap().1.reclaim();
                             net.kick();
-                            net.enable_interrupts();
+                            let _ = net.enable_interrupts();
                         }
                         Err(_) => net.open(&mut machine.controller, Rung::MsixPerQueue).unwrap(),
                     }

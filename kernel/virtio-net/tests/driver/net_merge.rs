@@ -2,8 +2,7 @@
 //! large ones.
 
 use proptest::prelude::*;
-use virtio_net::net::buffers::MAX_LARGE_FRAME;
-use virtio_net::net::{Changes, NetError};
+use virtio_net::net::{Changes, MAX_LARGE_FRAME, NetError};
 use virtio_net::queue::{BrokenReason, QueueError};
 use virtio_net::vectors::Rung;
 use virtio_queue::desc::split::Descriptor;

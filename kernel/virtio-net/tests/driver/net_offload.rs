@@ -7,8 +7,7 @@ use etherparse::{PacketBuilder, PacketHeaders, TransportHeader};
 use proptest::prelude::*;
 use smoltcp::phy::{Device, PacketMeta, RxToken, TxToken};
 use smoltcp::time::Instant;
-use virtio_net::net::buffers::{Layout, MAX_FRAME, MAX_LARGE_FRAME};
-use virtio_net::net::{Changes, Features, NetError};
+use virtio_net::net::{Changes, Features, MAX_FRAME, NetError};
 use virtio_net::smoltcp::Phy;
 use virtio_net::vectors::Rung;
 
@@ -514,42 +513,6 @@ fn offloads_that_come_later_are_not_taken() {
         assert!(send(&mut net, &[1, 2, 3]));
         drop(net);
         machine.assert_nothing_left();
-    }
-}
-
-/// Buffers are as large as the MTU asks, and no more memory than a small guest
-/// has goes into them.
-#[test]
-fn buffers_follow_the_mtu() {
-    for features in [
-        Features::empty(),
-        Features::VERSION_1,
-        Features::HASH_REPORT,
-    ] {
-        for mtu in [68u16, 1500, 2000, 9000, 65_535] {
-            let frame = usize::from(mtu) + 18;
-            let transmit = Layout::transmit(features, mtu);
-            assert!(transmit.capacity() >= frame);
-            let receive = Layout::receive(features, mtu);
-            assert!(receive.capacity() >= frame);
-            let count = receive.receive_count(256);
-            assert!(count >= 16);
-            assert!(usize::from(count) * receive.stride() <= 2 << 20);
-            if mtu <= 1500 {
-                assert_eq!(
-                    (transmit.stride(), receive.stride(), count),
-                    (2048, 2048, 256)
-                );
-            }
-        }
-        // A frame goes on in the next buffer.
-        let mergeable = Layout::receive(features | Features::MRG_RXBUF, 9000);
-        assert_eq!(
-            (mergeable.stride(), mergeable.receive_count(1024)),
-            (2048, 1024)
-        );
-        let large = Layout::segmented(features);
-        assert!(large.capacity() >= MAX_LARGE_FRAME);
     }
 }
 

@@ -3,8 +3,7 @@
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
-use virtio_net::net::buffers::MAX_FRAME;
-use virtio_net::net::{Changes, Features, Stats};
+use virtio_net::net::{Changes, Features, MAX_FRAME, Stats};
 use virtio_net::vectors::Rung;
 
 use crate::support::net::{HEADER, Machine, Net, RX, TX, feature, pattern, receive_all, send};

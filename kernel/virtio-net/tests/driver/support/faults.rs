@@ -90,6 +90,7 @@ pub fn strikes(step: Step) -> bool {
 /// Runs a test with no fault, then with one at every step, and with one at every
 /// two steps. It plans the faults that it is given, and returns how many of
 /// them happened. Returns how many steps there are.
+#[allow(dead_code)] // The tests in the crate use it.
 pub fn at_every_step(mut run: impl FnMut(&[usize]) -> usize) -> usize {
     assert_eq!(run(&[]), 0);
     let mut first = 0;

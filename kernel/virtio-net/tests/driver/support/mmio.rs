@@ -18,6 +18,11 @@ pub type Mmio = MmioTransport<GuestHal, FakeRegisters>;
 pub const BASE: u64 = 0xfeb0_0e00;
 pub const SIZE: usize = 512;
 
+/// The features that the version cannot do without.
+pub fn needed(version: u32) -> u64 {
+    if version == 2 { 1 << 32 | 1 << 40 } else { 0 }
+}
+
 /// A queue's registers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MmioQueue {

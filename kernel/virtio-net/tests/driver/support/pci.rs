@@ -35,6 +35,8 @@ pub struct PciFunction {
     writable: [u32; 64],
     /// What a BAR answers when it is sized, other than what it would be.
     lies: [Option<u32>; 6],
+    /// Told of each write to the first word of the MSI-X capability.
+    pub on_msix: Option<Box<dyn FnMut(u32)>>,
 }
 
 impl PciFunction {
@@ -45,6 +47,7 @@ impl PciFunction {
             words: [0; 64],
             writable: [0; 64],
             lies: [None; 6],
+            on_msix: None,
         };
         pci.set(0x00, 0x1000_1af4);
         pci.set(0x04, 1 << 20); // status: there is a capability list
@@ -69,6 +72,7 @@ impl PciFunction {
             words: [0; 64],
             writable: [0; 64],
             lies: [None; 6],
+            on_msix: None,
         };
         pci.set(0x00, 0x1041_1af4);
         pci.set(0x04, 1 << 20);
@@ -198,6 +202,11 @@ impl<D: HasPci> ConfigurationAccess for FakeAccess<D> {
         let lie = word.checked_sub(4).and_then(|bar| *pci.lies.get(bar)?);
         if let (u32::MAX, Some(answer)) = (value, lie) {
             return pci.set(offset, answer);
+        }
+        if offset == MSIX_CAPABILITY
+            && let Some(tell) = &mut pci.on_msix
+        {
+            tell(value);
         }
         let writable = pci.writable[word];
         pci.set(offset, pci.get(offset) & !writable | value & writable);

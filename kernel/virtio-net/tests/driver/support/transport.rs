@@ -29,6 +29,12 @@ thread_local! {
     static ISR: NonNull<u8> = NonNull::from(Box::leak(Box::new(0)));
 }
 
+/// The steps before features are agreed on.
+pub fn acknowledge(transport: &mut impl Transport) {
+    transport.set_status(DeviceStatus::ACKNOWLEDGE);
+    transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
+}
+
 /// Sets what a read of the ISR register gives.
 pub fn isr_byte(value: u8) {
     // SAFETY: the byte is the thread's and stays for ever.

@@ -8,10 +8,11 @@ extern crate alloc;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::offload::IPV6_HEADER;
-use crate::net::Features;
-use crate::net::large::LargeBuffer;
+use super::features::Features;
+use super::large::LargeBuffer;
 
+/// Length of an IPv6 header in bytes (RFC 8200, 3).
+pub(crate) const IPV6_HEADER: usize = 40;
 /// Largest payload of an IPv6 packet in bytes (the same).
 const LARGEST_PAYLOAD: usize = u16::MAX as usize;
 /// Shortest TCP header in bytes (RFC 9293, 3.1).
@@ -39,7 +40,7 @@ const CHECKSUM: usize = 16;
 const URGENT: usize = 18;
 
 /// Connections whose segments are put together at a time.
-pub(super) const MOST: usize = 4;
+pub(crate) const MOST: usize = 4;
 
 /// TCP flags.
 const FIN: u8 = 1;
@@ -48,7 +49,7 @@ const ACK: u8 = 1 << 4;
 
 /// A TCP segment over IPv6 in a frame, with nothing behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
+pub(crate) struct Segment {
     /// Where the IPv6 header begins, in bytes from the start of the frame.
     ip: usize,
     /// Length of all headers in bytes.
@@ -60,7 +61,7 @@ pub(super) struct Segment {
 impl Segment {
     /// The one in this frame, whose IPv6 header begins at `ip`.
     #[inline]
-    pub(super) fn behind(frame: &[u8], ip: usize) -> Option<Self> {
+    pub(crate) fn behind(frame: &[u8], ip: usize) -> Option<Self> {
         let packet = frame.get(ip..)?;
         let data_offset = usize::from(packet.get(IPV6_HEADER + DATA_OFFSET)? >> 4) * 4;
         let header = ip + IPV6_HEADER + data_offset;
@@ -91,16 +92,16 @@ fn be32(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 /// A large segment that grows.
-pub(super) struct Growing {
+pub(crate) struct Growing {
     /// Headers of the first segment.
     header: [u8; LONGEST_HEADER],
     /// Where the IPv6 header begins, and how long all headers are.
     ip: usize,
-    pub(super) header_length: usize,
+    pub(crate) header_length: usize,
     /// Payload of every segment but the last, in bytes; not 0.
-    pub(super) size: u16,
+    pub(crate) size: u16,
     /// Bytes so far, headers included.
-    pub(super) length: usize,
+    pub(crate) length: usize,
     /// Bytes that it may have.
     limit: usize,
     /// Sequence number of what comes next.
@@ -113,7 +114,7 @@ pub(super) struct Growing {
 
 /// What [`Growing::append`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Appended {
+pub(crate) enum Appended {
     /// More may follow.
     Growing,
     /// Nothing may follow: it was short, had PSH or FIN, or another would not
@@ -124,7 +125,7 @@ pub(super) enum Appended {
 impl Growing {
     /// Begins with the segment of this frame, if another may follow it in a
     /// frame of up to `limit` bytes.
-    pub(super) fn begin(frame: &[u8], segment: &Segment, limit: usize) -> Option<Self> {
+    pub(crate) fn begin(frame: &[u8], segment: &Segment, limit: usize) -> Option<Self> {
         let Segment {
             ip,
             header: header_length,
@@ -157,7 +158,7 @@ impl Growing {
 
     /// Whether a frame of that many bytes can follow, and its payload fits.
     #[inline]
-    pub(super) fn takes_length(&self, length: usize) -> bool {
+    pub(crate) fn takes_length(&self, length: usize) -> bool {
         let payload = length.wrapping_sub(self.header_length);
         payload.wrapping_sub(1) < self.takes
     }
@@ -171,7 +172,7 @@ impl Growing {
     /// everything that cutting copies: all of the headers but the length, the
     /// sequence number, the checksum, and PSH and FIN.
     #[inline]
-    pub(super) fn is_followed_by(&self, frame: &[u8]) -> bool {
+    pub(crate) fn is_followed_by(&self, frame: &[u8]) -> bool {
         self.takes_length(frame.len()) && self.follows(frame).unwrap_or(false)
     }
 
@@ -208,13 +209,13 @@ impl Growing {
     }
 
     /// Whether a segment is of the same connection, in the same direction.
-    pub(super) fn has_connection_of(&self, frame: &[u8], segment: &Segment) -> bool {
+    pub(crate) fn has_connection_of(&self, frame: &[u8], segment: &Segment) -> bool {
         frame.get(Segment::connection(segment.ip)) == self.header.get(Segment::connection(self.ip))
     }
 
     /// Takes in what was found to follow; its payload lies behind the rest now.
     #[inline]
-    pub(super) fn append(&mut self, frame: &[u8]) -> Appended {
+    pub(crate) fn append(&mut self, frame: &[u8]) -> Appended {
         let payload = frame.len().saturating_sub(self.header_length);
         self.length += payload;
         // It is at most `size`.
@@ -232,7 +233,7 @@ impl Growing {
     /// Makes one segment of the frame that has grown: its length is that of
     /// all, and the flags of the last one are its own, which cutting gives to
     /// the last one only.
-    pub(super) fn finish(&self, frame: &mut [u8]) {
+    pub(crate) fn finish(&self, frame: &mut [u8]) {
         let payload = self.length.saturating_sub(self.ip + IPV6_HEADER);
         if let Some(place) = frame.get_mut(self.ip + PAYLOAD_LENGTH..)
             && let Some(place) = place.first_chunk_mut()
@@ -250,13 +251,13 @@ impl Growing {
 #[derive(Default)]
 pub(crate) struct Segments {
     /// With room for [`MOST`], or none.
-    pub(super) frames: Vec<SuperFrame>,
+    pub(crate) frames: Vec<SuperFrame>,
 }
 
 /// A large segment that is not sent yet, and the buffer in which it is.
-pub(super) struct SuperFrame {
-    pub(super) growing: Growing,
-    pub(super) buffer: LargeBuffer,
+pub(crate) struct SuperFrame {
+    pub(crate) growing: Growing,
+    pub(crate) buffer: LargeBuffer,
 }
 
 impl Segments {
@@ -270,7 +271,7 @@ impl Segments {
 
     /// Whether the device cuts them.
     #[inline]
-    pub(super) fn may_grow(&self) -> bool {
+    pub(crate) fn may_grow(&self) -> bool {
         self.frames.capacity() != 0
     }
 }

@@ -4,12 +4,12 @@ use virtio_net::queue::{EventMode, RingShape};
 use virtio_net::transport::ConfigOps;
 use virtio_net::vectors::{self, Attempt, FindVqsError, Rung, Vqs, WantedQueue, WantedQueues};
 
-use crate::modern_pci::acknowledge;
 use crate::support::controller::FakeController;
 use crate::support::faults::{self, Step};
 use crate::support::memory::{GuestHal, pages_in_use};
 use crate::support::modern::{Modern, ModernMachine, NO_VECTOR, VERSION_1, capabilities};
 use crate::support::pci::command;
+use crate::support::transport::acknowledge;
 
 /// Climbs down the ladder. Whenever a rung begins, nothing may be left of the
 /// one before.
