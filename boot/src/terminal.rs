@@ -116,7 +116,7 @@ impl<W: Write> Story<W> {
 
 /// Breaks a text into lines of at most `width` columns between words; a word
 /// longer than that has a line of its own. There is always one line at least.
-pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
     let mut columns = 0;

@@ -2,12 +2,14 @@
 //! with a host at the far end of its cable ([`Lab`]), the driver's example
 //! kernels for other CPUs ([`bare`]), the transports that a test
 //! runs over ([`Way`]), a list of tests with reasons for those that cannot run
-//! here ([`Suite`]), a browser ([`browser`]), frames that no honest host would
+//! here ([`Suite`]), a browser ([`browser`]), the documents and pictures of recorded runs
+//! ([`documents`]), frames that no honest host would
 //! send ([`frames`]), what no honest device would write ([`memory`]), a guest
 //! that goes on in another QEMU ([`migration`]), and what Linux counts of pings ([`ping`]).
 
 pub mod bare;
 pub mod browser;
+pub mod documents;
 pub mod frames;
 mod lab;
 pub mod ping;

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use kickpath_tests::documents;
+
 /// Links of table rows: what is named, and the file that must have it.
 fn links(page: &str) -> BTreeSet<(String, String)> {
     let rows = page.lines().filter(|line| line.starts_with("| "));
@@ -77,19 +79,27 @@ fn the_chain_of_the_sources_is_the_one_that_a_trace_tells() {
     }
 }
 
-/// The steps that both pages show of a run are steps that a trace still tells:
-/// its functions, and files that leave records.
+/// The lines that a page shows of a recorded run under this name.
+fn recorded<'a>(page: &'a str, name: &str) -> Vec<&'a str> {
+    let begin = format!("<!-- recorded: {name} -->");
+    let lines = page.lines().skip_while(|line| *line != begin).skip(1);
+    let lines = lines.take_while(|line| *line != "<!-- end -->");
+    lines.filter(|line| !line.is_empty()).collect()
+}
+
+/// What both pages show of a run is what was recorded, and its steps are steps that a
+/// trace still tells: its functions, and files that leave records.
 #[test]
 fn the_steps_of_the_run_are_those_of_a_trace() {
     let explained = workspace().join("boot/src/trace/explain/place.rs");
     let explained = std::fs::read_to_string(explained).unwrap();
     let (page, translation) = (page("kick-path.md"), page("kick-path.zh.md"));
-    for first in ["    24 guest", "    33 QEMU", "    Between the two records"] {
-        let shown = block(&page, first);
+    for name in ["guest", "QEMU", "doorbell", "decisions"] {
+        let shown = recorded(&page, name);
         assert!(shown.len() > 2, "{shown:?}");
-        assert_eq!(shown, block(&translation, first));
+        assert_eq!(shown, recorded(&translation, name));
     }
-    let shown = block(&page, "    24 guest");
+    let shown = recorded(&page, "guest");
     let steps = shown.iter().filter_map(|line| {
         let mut words = line.split_whitespace().rev();
         let file = words.next().filter(|file| file.starts_with("kernel/"))?;
@@ -105,6 +115,34 @@ fn the_steps_of_the_run_are_those_of_a_trace() {
         let source = std::fs::read_to_string(workspace().join(file)).unwrap();
         assert!(source.contains("tracepoint!"), "{file} leaves no records");
     }
+}
+
+/// Documents and pictures are of the runs in `docs/recorded` and of the pages as they are.
+#[test]
+fn documents_and_pictures_are_of_what_was_recorded() {
+    let runs = documents::Runs::read().unwrap();
+    let mut stale = Vec::new();
+    for (name, made) in documents::documents(&runs).unwrap() {
+        let text = documents::document(name).unwrap();
+        let differs = text.lines().zip(made.lines()).find(|(is, new)| is != new);
+        let (is, new) = differs.unwrap_or(("", "more, or fewer, lines"));
+        if text != made {
+            stale.push(format!("{name} has\n{is}\nand should have\n{new}"));
+        }
+    }
+    let pictures = documents::pictures(&runs).unwrap();
+    assert!(!pictures.is_empty());
+    for picture in pictures {
+        let png = std::fs::read(documents::picture_path(&picture)).unwrap_or_default();
+        stale.extend(picture.stale(&png));
+        assert!(png.len() < 400_000, "{} has {}", picture.file, png.len());
+    }
+    assert!(
+        stale.is_empty(),
+        "{}\nMake them anew: {} -- --keep",
+        stale.join("\n"),
+        documents::COMMAND
+    );
 }
 
 /// The run of Linux that both pages show names what is recorded there, or of QEMU.
@@ -130,20 +168,6 @@ fn the_steps_in_linux_are_those_that_are_recorded() {
         count += 1;
     }
     assert_eq!(count, 14, "{shown:?}");
-}
-
-/// The list of words is made from what the page of a trace shows.
-#[test]
-fn the_glossary_is_that_of_the_page() {
-    let made = kickpath::trace::glossary::document();
-    if std::env::var_os("KICKPATH_WRITE_DOCS").is_some_and(|value| value == "1") {
-        std::fs::write(workspace().join("docs/glossary.md"), &made).unwrap();
-    }
-    assert_eq!(
-        page("glossary.md"),
-        made,
-        "write it by KICKPATH_WRITE_DOCS=1 cargo test -p kickpath-tests --test docs"
-    );
 }
 
 /// The specification's sections, by number.

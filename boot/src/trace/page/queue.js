@@ -5,8 +5,13 @@
 // The last snapshot of each queue up to a step, and what that step touched.
 function queuesAt(index) {
   const queues = new Map();
-  for (const step of steps.slice(0, index + 1))
-    if (step.snapshot) queues.set(step.snapshot.queue, step.number === index ? step.snapshot : { ...step.snapshot, changed: [], written: [], read: [] });
+  for (const step of steps.slice(0, index + 1)) {
+    if (!step.snapshot) continue;
+    const shown = step.number === index ? step.snapshot : { ...step.snapshot, changed: [], written: [], read: [] };
+    // Between attaching and the followed packet others went by unrecorded: of that time only the size is still known.
+    const old = step.phase === "attach" && steps[index].phase !== "attach";
+    queues.set(shown.queue, old ? { ...shown, avail: { entries: [] }, used: { entries: [] }, descriptors: [], driver_event: {}, device_event: {}, next_avail: undefined, next_used: undefined, outstanding: undefined } : shown);
+  }
   return queues;
 }
 // How the step touched a part, "avail-index" or { descriptor: 3 }: the class of its cell.

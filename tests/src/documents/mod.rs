@@ -1,0 +1,115 @@
+//! The documents and pictures that are made of recorded runs, by one command, [`COMMAND`].
+//!
+//! It records a trace and the reports of the guest's status page into `docs/recorded`, once, and
+//! makes of these all that shows figures of a run: blocks of text in the documents, and the
+//! pictures. A picture carries the fingerprint of what it was drawn from, so that a test without a
+//! browser can tell when it is stale.
+
+mod image;
+mod picture;
+mod record;
+mod text;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use kickpath::trace::Timeline;
+use kickpath_abi::status::Status;
+
+pub use picture::{Picture, pictures};
+pub use record::record;
+pub use text::documents;
+
+/// What makes them all.
+pub const COMMAND: &str = "cargo run -p kickpath-tests --bin documents";
+
+/// The runs that the documents and pictures are of.
+pub struct Runs {
+    /// What `kickpath trace --json` has written.
+    pub trace: Timeline,
+    /// Reports of the guest under traffic, one a second, as its status page asks for them.
+    pub status: Vec<Status>,
+}
+
+impl Runs {
+    /// Reads what [`record`] has written.
+    ///
+    /// # Errors
+    /// It is not there, or of another schema.
+    pub fn read() -> Result<Self> {
+        let read = |name: &str| {
+            let path = recorded(name);
+            let shown = path.display().to_string();
+            std::fs::read_to_string(path).with_context(|| format!("{shown}; made by {COMMAND}"))
+        };
+        let old = || format!("docs/recorded is of another schema; {COMMAND} records anew");
+        Ok(Self {
+            trace: serde_json::from_str(&read(TRACE)?).with_context(old)?,
+            status: serde_json::from_str(&read(STATUS)?).with_context(old)?,
+        })
+    }
+
+    /// Which run it is, for a reader.
+    pub fn told(&self) -> String {
+        let run = &self.trace.run;
+        format!(
+            "`{TRACE_COMMAND}` of Kickpath {} ({} of QEMU {}, machine {}, {} virtio-net)",
+            env!("CARGO_PKG_VERSION"),
+            run.accelerator.to_uppercase(),
+            run.qemu,
+            run.machine,
+            run.device.transport,
+        )
+    }
+}
+
+/// What a reader types to have a run like the one of the documents.
+const TRACE_COMMAND: &str = "cargo run -- trace --accel tcg";
+const TRACE: &str = "trace.json";
+const STATUS: &str = "status.json";
+
+/// The project's top directory.
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn recorded(name: &str) -> PathBuf {
+    workspace().join("docs/recorded").join(name)
+}
+
+/// Where a picture is.
+pub fn picture_path(picture: &Picture) -> PathBuf {
+    workspace().join("docs").join(picture.file)
+}
+
+/// A document as it is.
+///
+/// # Errors
+/// It cannot be read.
+pub fn document(name: &str) -> Result<String> {
+    let path = workspace().join(name);
+    std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
+/// Makes every document, and every picture that is stale, of what is recorded; `tell` hears of each.
+///
+/// # Errors
+/// The browser does not start, or a file cannot be written.
+pub fn write(browser: &Path, mut tell: impl FnMut(&str)) -> Result<()> {
+    let runs = Runs::read()?;
+    for (name, text) in documents(&runs)? {
+        tell(name);
+        std::fs::write(workspace().join(name), text).with_context(|| name.to_owned())?;
+    }
+    for picture in pictures(&runs)? {
+        // One that is of this run and this page stays, to the last byte.
+        let old = std::fs::read(picture_path(&picture)).unwrap_or_default();
+        if picture.stale(&old).is_none() {
+            continue;
+        }
+        tell(picture.file);
+        let drawn = picture.draw(browser, &runs)?;
+        std::fs::write(picture_path(&picture), drawn).with_context(|| picture.file.to_owned())?;
+    }
+    Ok(())
+}
