@@ -76,6 +76,14 @@ fn serve_dhcp(
     asked
 }
 
+/// So many times, lets some milliseconds pass and answers what was asked of a server.
+fn lease(world: &mut World, times: usize, milliseconds: u64, seconds: u32) {
+    for _ in 0..times {
+        turn(world, milliseconds);
+        serve_dhcp(world, SERVER, SERVER, seconds);
+    }
+}
+
 fn turn(world: &mut World, milliseconds: u64) {
     for _ in 0..milliseconds {
         world.turn_guest();
@@ -87,10 +95,7 @@ fn turn(world: &mut World, milliseconds: u64) {
 fn a_lease_is_taken_and_lost_again() {
     let mut world = World::with("ip=dhcp");
     assert!(world.stack.network().ipv4.is_empty());
-    for _ in 0..10 {
-        turn(&mut world, 1);
-        serve_dhcp(&mut world, SERVER, SERVER, 100);
-    }
+    lease(&mut world, 10, 1, 100);
     let network = world.stack.network();
     assert_eq!(network.ipv4, ["10.1.0.77/16"]);
     assert_eq!(network.gateway, "10.1.0.1");
@@ -137,10 +142,7 @@ fn without_an_answer_the_fallback_is_taken_and_a_later_lease_replaces_it() {
     assert_eq!(world.stack.network().ipv4_source, "fallback");
     world.host.inbox.borrow_mut().clear();
     world.assert_echo();
-    for _ in 0..30 {
-        turn(&mut world, 500);
-        serve_dhcp(&mut world, SERVER, SERVER, 100);
-    }
+    lease(&mut world, 30, 500, 100);
     assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
 }
 
@@ -351,10 +353,7 @@ fn what_is_no_hosts_address_is_not_taken() {
             }
         }
         assert!(world.stack.network().ipv4.is_empty());
-        for _ in 0..300 {
-            turn(&mut world, 10);
-            serve_dhcp(&mut world, SERVER, SERVER, 100);
-        }
+        lease(&mut world, 300, 10, 100);
         assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
     }
 }
@@ -437,10 +436,7 @@ fn a_lease_of_32_bits_has_its_gateway_outside() {
 #[test]
 fn when_the_link_comes_up_the_address_is_asked_for_anew_and_kept_meanwhile() {
     let mut world = World::with("ip=dhcp");
-    for _ in 0..10 {
-        turn(&mut world, 100);
-        serve_dhcp(&mut world, SERVER, SERVER, 300);
-    }
+    lease(&mut world, 10, 100, 300);
     assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
     world.stack.link_came_up(world.now);
     turn(&mut world, 100);

@@ -4,9 +4,12 @@
 
 mod common;
 
+use std::ops::Range;
+
 use common::*;
 use etherparse::{PacketBuilder, TcpOptionElement};
 use fastrand::Rng;
+use smoltcp::wire::*;
 
 fn pick<T: Copy>(random: &mut Rng, from: &[T]) -> T {
     from[random.usize(..from.len())]
@@ -79,55 +82,41 @@ fn frames() -> Vec<Vec<u8>> {
 
 /// Corrects the IPv4 header's checksum.
 fn fix_ipv4(frame: &mut [u8]) {
-    let length = usize::from(frame[14] & 15) * 4;
-    let Some(header) = frame.get_mut(14..14 + length.max(20)) else {
-        return;
-    };
-    header[10..12].fill(0);
-    let sum: u32 = header
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])))
-        .sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    let mut packet = Ipv4Packet::new_unchecked(&mut frame[14..]);
+    let length = usize::from(packet.header_len());
+    if (20..=packet.as_ref().len()).contains(&length) {
+        packet.fill_checksum();
+    }
 }
 
 /// Corrects every checksum that can be found, so that what is wrong elsewhere is
 /// looked at.
 fn fix(frame: &mut [u8]) {
-    use smoltcp::wire::*;
     if frame.len() < 34 {
         return;
     }
-    let ethertype = [frame[12], frame[13]];
-    let (source, destination, protocol, payload): (IpAddress, IpAddress, _, _) = match ethertype {
+    let (source, destination, protocol, range): (IpAddress, IpAddress, _, Range<usize>);
+    match [frame[12], frame[13]] {
         [8, 0] => {
             fix_ipv4(frame);
-            if Ipv4Packet::new_checked(&frame[14..]).is_err() {
+            let Ok(packet) = Ipv4Packet::new_checked(&frame[14..]) else {
                 return;
-            }
-            let mut packet = Ipv4Packet::new_unchecked(&mut frame[14..]);
-            let (source, destination) = (packet.src_addr(), packet.dst_addr());
-            let protocol = packet.next_header();
-            let payload = packet.payload_mut().as_mut_ptr_range();
-            (source.into(), destination.into(), protocol, payload)
+            };
+            (source, destination) = (packet.src_addr().into(), packet.dst_addr().into());
+            protocol = packet.next_header();
+            range = packet.header_len().into()..packet.total_len().into();
         }
         [0x86, 0xdd] => {
-            if Ipv6Packet::new_checked(&frame[14..]).is_err() {
+            let Ok(packet) = Ipv6Packet::new_checked(&frame[14..]) else {
                 return;
-            }
-            let mut packet = Ipv6Packet::new_unchecked(&mut frame[14..]);
-            let (source, destination) = (packet.src_addr(), packet.dst_addr());
-            let protocol = packet.next_header();
-            let payload = packet.payload_mut().as_mut_ptr_range();
-            (source.into(), destination.into(), protocol, payload)
+            };
+            (source, destination) = (packet.src_addr().into(), packet.dst_addr().into());
+            protocol = packet.next_header();
+            range = packet.header_len()..packet.total_len();
         }
         _ => return,
-    };
-    let start = payload.start as usize - frame.as_ptr() as usize;
-    let length = payload.end as usize - payload.start as usize;
-    let payload = &mut frame[start..start + length];
+    }
+    let payload = &mut frame[14..][range];
     match protocol {
         IpProtocol::Udp if UdpPacket::new_checked(&payload[..]).is_ok() => {
             UdpPacket::new_unchecked(payload).fill_checksum(&source, &destination);

@@ -16,30 +16,27 @@ struct Answer {
 
 /// Takes the first response off `data`; `head_only` when it has no content.
 fn split(data: &mut Vec<u8>, head_only: bool) -> Answer {
-    let end = data
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .unwrap_or_else(|| panic!("no response: {:?}", String::from_utf8_lossy(data)));
-    let rest = data.split_off(end + 4);
-    let head = String::from_utf8(std::mem::replace(data, rest)).unwrap();
-    let mut lines = head.trim_end().split("\r\n");
-    let status = lines.next().unwrap();
-    assert!(status.starts_with("HTTP/1.1 "), "{status}");
-    let fields: HashMap<_, _> = lines
-        .map(|line| line.split_once(": ").unwrap())
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_string()))
-        .collect();
-    let length = if head_only {
-        0
-    } else {
-        fields["content-length"].parse().unwrap()
+    let mut fields = [httparse::EMPTY_HEADER; 16];
+    let mut response = httparse::Response::new(&mut fields);
+    let Ok(httparse::Status::Complete(start)) = response.parse(data) else {
+        panic!("no response: {:?}", String::from_utf8_lossy(data));
     };
-    assert!(data.len() >= length, "{head} {} of {length}", data.len());
-    let rest = data.split_off(length);
+    let status = response.code.unwrap();
+    let fields = response.headers.iter().map(|field| {
+        let value = String::from_utf8(field.value.to_vec()).unwrap();
+        (field.name.to_ascii_lowercase(), value)
+    });
+    let fields: HashMap<_, _> = fields.collect();
+    let length: usize = match head_only {
+        true => 0,
+        false => fields["content-length"].parse().unwrap(),
+    };
+    let content = data[start..start + length].to_vec();
+    data.drain(..start + length);
     Answer {
-        status: status[9..12].parse().unwrap(),
+        status,
         fields,
-        content: std::mem::replace(data, rest),
+        content,
     }
 }
 

@@ -13,10 +13,6 @@ use smoltcp::wire::*;
 const STRANGER: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const ALL_NODES: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-fn frame(from: [u8; 6], to: [u8; 6], ethertype: [u8; 2], payload: &[u8]) -> Vec<u8> {
-    [&to[..], &from, &ethertype, payload].concat()
-}
-
 /// The frames that the guest has sent since the last call.
 fn sent(world: &mut World) -> Vec<Vec<u8>> {
     world.turn_guest();
@@ -275,31 +271,27 @@ fn none() -> [Vec<Ipv6Address>; 2] {
     Default::default()
 }
 
+/// A message of ICMPv6 from a router to all nodes.
+fn from_router(hop_limit: u8, kind: u8, head: [u8; 4], rest: &[u8]) -> Vec<u8> {
+    let router = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+    let mut frame = vec![];
+    etherparse::PacketBuilder::ethernet2(STRANGER, [0x33, 0x33, 0, 0, 0, 1])
+        .ipv6(router.octets(), ALL_NODES.octets(), hop_limit)
+        .icmpv6_raw(kind, 0, head)
+        .write(&mut frame, rest)
+        .unwrap();
+    frame
+}
+
 fn query(v2: bool) -> Vec<u8> {
-    let mut message = vec![130, 0, 0, 0, 0x03, 0xe8, 0, 0];
-    message.extend([0; 16]);
-    if v2 {
-        message.extend([2, 125, 0, 0]);
-    }
-    let source = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-    let mut packet = Icmpv6Packet::new_unchecked(&mut message[..]);
-    packet.fill_checksum(&source, &ALL_NODES);
-    let length = 8 + message.len() as u8;
-    let head = [0x60, 0, 0, 0, 0, length, 0, 1];
-    let alert = [58, 0, 5, 2, 0, 0, 1, 0];
-    let parts = [
-        &head[..],
-        &source.octets(),
-        &ALL_NODES.octets(),
-        &alert,
-        &message,
-    ];
-    frame(
-        STRANGER,
-        [0x33, 0x33, 0, 0, 0, 1],
-        [0x86, 0xdd],
-        &parts.concat(),
-    )
+    let rest = [0; 16].into_iter().chain([2, 125, 0, 0]);
+    let rest: Vec<u8> = rest.take(if v2 { 20 } else { 16 }).collect();
+    let mut frame = from_router(1, 130, [0x03, 0xe8, 0, 0], &rest);
+    // With the router alert before it.
+    frame.splice(54..54, [58, 0, 5, 2, 0, 0, 1, 0]);
+    frame[19] += 8;
+    frame[20] = 0;
+    frame
 }
 
 #[test]
@@ -330,17 +322,9 @@ fn a_router_may_make_the_link_smaller() {
     let mut world = World::new();
     world.until(5, |w| (!w.stack.network().ipv6.is_empty()).then_some(()));
     let advertise = |world: &mut World, mtu: u32| {
-        let mut rest = vec![0; 8];
-        rest.extend([5, 1, 0, 0]);
+        let mut rest = vec![0, 0, 0, 0, 0, 0, 0, 0, 5, 1, 0, 0];
         rest.extend(mtu.to_be_bytes());
-        let source = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).octets();
-        let mut frame = vec![];
-        etherparse::PacketBuilder::ethernet2(STRANGER, [0x33, 0x33, 0, 0, 0, 1])
-            .ipv6(source, ALL_NODES.octets(), 255)
-            .icmpv6_raw(134, 0, [64, 0, 0, 0])
-            .write(&mut frame, &rest)
-            .unwrap();
-        world.inject(frame);
+        world.inject(from_router(255, 134, [64, 0, 0, 0], &rest));
         world.turn_guest();
     };
     // Less than any link has is not believed.
