@@ -5,12 +5,11 @@
 //! 0.0.0.0, and no gateway outside a prefix of 32 bits.
 
 use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, Ipv4Address};
 
 use crate::checksum::ETHERNET;
 use crate::stand_in::Rare;
 
-/// Bytes of a message.
-const BODY: usize = 28;
 /// Ethernet and IPv4, with the lengths of their addresses.
 const KIND: [u8; 6] = [0, 1, 8, 0, 6, 4];
 const ETHERTYPE: [u8; 2] = [0x08, 0x06];
@@ -31,32 +30,22 @@ pub(crate) struct Arp {
 impl Arp {
     /// `None` for what is no request or reply about IPv4 over Ethernet.
     pub(crate) fn parse(frame: &[u8]) -> Option<Self> {
-        let body = frame.get(ETHERNET..)?.first_chunk::<BODY>()?;
-        let &[
-            a,
-            b,
-            c,
-            d,
-            e,
-            f,
-            0,
-            operation @ (REQUEST | REPLY),
-            ref rest @ ..,
-        ] = body
-        else {
-            return None;
-        };
-        if [a, b, c, d, e, f] != KIND {
-            return None;
+        let message = ArpPacket::new_checked(frame.get(ETHERNET..)?).ok()?;
+        match ArpRepr::parse(&message).ok()? {
+            ArpRepr::EthernetIpv4 {
+                operation: operation @ (ArpOperation::Request | ArpOperation::Reply),
+                source_hardware_addr,
+                source_protocol_addr,
+                target_protocol_addr,
+                ..
+            } => Some(Self {
+                is_request: operation == ArpOperation::Request,
+                mac: source_hardware_addr.0,
+                sender: source_protocol_addr.octets(),
+                target: target_protocol_addr.octets(),
+            }),
+            _ => None,
         }
-        let (mac, rest) = rest.split_first_chunk()?;
-        let (sender, rest) = rest.split_first_chunk()?;
-        Some(Self {
-            is_request: operation == REQUEST,
-            mac: *mac,
-            sender: *sender,
-            target: *rest.last_chunk()?,
-        })
     }
 
     /// Whether it asks for the address of its target; it does not if it is an
@@ -114,8 +103,6 @@ impl Conflicts {
     /// two of them must not shout at each other.
     #[cold]
     pub(crate) fn notice(&mut self, arp: &Arp, now: Instant) -> bool {
-        let [a, b, c, d] = arp.sender;
-        let [m, n, o, p, q, r] = arp.mac;
         if self
             .defended_at
             .is_some_and(|at| now < at + DEFEND_INTERVAL)
@@ -123,10 +110,8 @@ impl Conflicts {
             return false;
         }
         self.defended_at = Some(now);
-        log::warn!(
-            "address conflict: {m:02x}:{n:02x}:{o:02x}:{p:02x}:{q:02x}:{r:02x} \
-             has {a}.{b}.{c}.{d}, too"
-        );
+        let (mac, address) = (EthernetAddress(arp.mac), Ipv4Address::from(arp.sender));
+        log::warn!("address conflict: {mac} has {address}, too");
         true
     }
 }

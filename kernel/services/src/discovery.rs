@@ -5,12 +5,11 @@
 //! host finds out whether its own is in use (RFC 4862, 5.4), with a packet to `::`.
 
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, HardwareAddress, Icmpv6Packet, Icmpv6Repr, Ipv6Address,
-    Ipv6Packet, NdiscNeighborFlags, NdiscRepr, RawHardwareAddress,
+    EthernetAddress, HardwareAddress, Icmpv6Packet, Icmpv6Repr, Ipv6Address, NdiscNeighborFlags,
+    NdiscRepr, RawHardwareAddress,
 };
 
 use crate::announce::{self, ALL_NODES};
-use crate::checksum::ETHERNET;
 use crate::packet::Packet;
 use crate::stand_in::Rare;
 
@@ -39,14 +38,13 @@ pub(crate) enum Kind {
 }
 
 impl Message {
-    /// Reads what is valid by RFC 4861, 7.1.1 and 7.1.2.
-    pub(crate) fn parse(packet: &Packet<'_>) -> Option<Self> {
-        let ethernet = EthernetFrame::new_checked(packet.frame).ok()?;
-        let ip = Ipv6Packet::new_checked(packet.frame.get(ETHERNET..)?).ok()?;
-        let (source, destination) = (ip.src_addr(), ip.dst_addr());
-        let icmp = Icmpv6Packet::new_checked(ip.payload()).ok()?;
-        let is_right = icmp.verify_checksum(&source, &destination);
-        if packet.hop_limit != HOP_LIMIT || icmp.msg_code() != 0 || !is_right {
+    /// Reads what is valid by RFC 4861, 7.1.1 and 7.1.2, of which `packet` has looked
+    /// at the checksum.
+    pub(crate) fn parse(packet: &Packet<'_>, message: &[u8]) -> Option<Self> {
+        let from = *packet.frame.get(6..)?.first_chunk::<6>()?;
+        let (source, destination) = (packet.source.ipv6(), packet.destination.ipv6());
+        let icmp = Icmpv6Packet::new_checked(message).ok()?;
+        if packet.hop_limit != HOP_LIMIT || icmp.msg_code() != 0 {
             return None;
         }
         let (target, option, kind) = match NdiscRepr::parse(&icmp).ok()? {
@@ -78,7 +76,6 @@ impl Message {
             }
             _ => !is_nobody,
         };
-        let from = ethernet.src_addr().0;
         let mac = option.and_then(|option| option.as_bytes().first_chunk::<6>().copied());
         is_valid.then_some(Self {
             source,

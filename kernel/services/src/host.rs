@@ -175,13 +175,18 @@ impl Host {
     ) -> Effect {
         let interface = &mut *self.interface;
         match packet.content {
-            Content::RouterAdvertisement => {
-                return match self.ipv6.take_in(now, interface, packet.frame) {
+            Content::RouterAdvertisement(message) => {
+                return match self.ipv6.take_in(now, interface, packet, message) {
                     true => Effect::Moved,
                     false => Effect::Heard,
                 };
             }
-            Content::Neighbor => return self.receive_discovery(now, packet, neighbors, token),
+            Content::Neighbor(message) => {
+                let message = Message::parse(packet, message);
+                return message.map_or(Effect::None, |message| {
+                    self.receive_discovery(now, packet, &message, neighbors, token)
+                });
+            }
             Content::ListenerQuery(query) => self.listener.receive_query(packet, query, now),
             // To the port of DHCP clients.
             _ if !self.ipv4.receive(now, interface, packet.frame) => return Effect::None,
@@ -195,12 +200,10 @@ impl Host {
         &mut self,
         now: Instant,
         packet: &Packet<'_>,
+        message: &Message,
         neighbors: &mut Neighbors,
         token: Rare<'_>,
     ) -> Effect {
-        let Some(message) = Message::parse(packet) else {
-            return Effect::None;
-        };
         let mac = neighbors.mac();
         if message.from == mac {
             // Our own, which somebody has sent back.
@@ -219,7 +222,7 @@ impl Host {
                 .notice_duplicate(interface, message.target, message.from);
             return if is_lost { Effect::Moved } else { Effect::None };
         }
-        neighbors.learn_from_discovery(&message, packet.destination, now);
+        neighbors.learn_from_discovery(message, packet.destination, now);
         if is_about_us {
             message.answer(mac, is_optimistic, token);
         }

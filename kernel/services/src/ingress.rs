@@ -161,7 +161,9 @@ impl Ingress {
             return self.receive_fragment(packet, token);
         }
         let is_for_link = match packet.content {
-            Content::Neighbor | Content::RouterAdvertisement | Content::ListenerQuery(_) => true,
+            Content::Neighbor(_) | Content::RouterAdvertisement(_) | Content::ListenerQuery(_) => {
+                true
+            }
             Content::Udp(Datagram { to, .. }) => to == DHCP_CLIENT_PORT,
             _ => false,
         };
@@ -263,7 +265,7 @@ impl Ingress {
             self.tcp
                 .take_in(now, interface, &mut device, &segment, bytes);
         } else {
-            if let Some(message) = TooBig::parse(packet.frame) {
+            if let Some(message) = TooBig::parse(packet) {
                 self.tcp.narrow(now, &message);
             }
             interface.poll_ingress_single(now, &mut device, &mut SocketSet::new(vec![]));

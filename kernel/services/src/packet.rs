@@ -45,12 +45,15 @@ impl Address {
     }
 
     pub(crate) fn ip(self) -> IpAddress {
-        let bytes = self.0.to_ne_bytes();
-        let [.., a, b, c, d] = bytes;
-        match self.is_ipv4() {
-            true => IpAddress::Ipv4(Ipv4Addr::new(a, b, c, d)),
-            false => IpAddress::Ipv6(Ipv6Addr::from(bytes)),
+        let ipv6 = self.ipv6();
+        match ipv6.to_ipv4_mapped() {
+            Some(ipv4) => IpAddress::Ipv4(ipv4),
+            None => IpAddress::Ipv6(ipv6),
         }
+    }
+
+    pub(crate) fn ipv6(self) -> Ipv6Addr {
+        Ipv6Addr::from(self.0.to_ne_bytes())
     }
 }
 
@@ -110,11 +113,13 @@ pub(crate) enum Content<'f> {
     /// A part of a packet.
     Fragment,
     /// A neighbour solicitation or advertisement (RFC 4861, 4.3 and 4.4).
-    Neighbor,
+    Neighbor(&'f [u8]),
     /// A router advertisement (RFC 4861, 4.2).
-    RouterAdvertisement,
+    RouterAdvertisement(&'f [u8]),
     /// A query of multicast listener discovery (RFC 3810, 5.1).
     ListenerQuery(&'f [u8]),
+    /// Another message of ICMP, or of ICMPv6.
+    Icmp(&'f [u8]),
     Other,
 }
 
@@ -279,12 +284,13 @@ fn parse_content<'f, const N: usize>(
             }
         }
         ICMP if is_ipv4 && !Sum::of(payload).is_right() => return Some(None),
+        ICMP if is_ipv4 => Content::Icmp(payload),
         ICMPV6 if !is_ipv4 && !is_right_now(payload) => return Some(None),
         ICMPV6 if !is_ipv4 => match payload.first() {
             Some(130) => Content::ListenerQuery(payload),
-            Some(134) => Content::RouterAdvertisement,
-            Some(135 | 136) => Content::Neighbor,
-            _ => Content::Other,
+            Some(134) => Content::RouterAdvertisement(payload),
+            Some(135 | 136) => Content::Neighbor(payload),
+            _ => Content::Icmp(payload),
         },
         _ => Content::Other,
     };

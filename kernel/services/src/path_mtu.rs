@@ -8,10 +8,9 @@ use alloc::vec;
 
 use smoltcp::phy::{Device, DeviceCapabilities, PacketMeta, TxToken};
 use smoltcp::time::Instant;
-use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, Ipv6Address};
 
-use crate::checksum::{ETHERNET, IPV4_HEADER, IPV6_HEADER, TCP};
-use crate::packet::Address;
+use crate::checksum::{IPV4_HEADER, IPV6_HEADER, TCP};
+use crate::packet::{Address, Content, Packet};
 use crate::segment::Ends;
 
 /// No path is taken to be narrower. IPv4: Linux `ip_rt_min_pmtu`; a forged
@@ -42,52 +41,35 @@ pub(crate) struct TooBig {
 impl TooBig {
     /// "Fragmentation needed" (RFC 792, RFC 1191) or "packet too big" (RFC 4443,
     /// 3.2) about a TCP segment.
-    pub(crate) fn parse(frame: &[u8]) -> Option<Self> {
-        let (ethernet, packet) = frame.split_first_chunk::<ETHERNET>()?;
-        let quoted;
-        let (mtu, at, local, remote);
-        match ethernet[12..] {
-            [0x08, 0x00] => {
-                const ICMP: u8 = 1;
-                let outer = packet.first_chunk::<IPV4_HEADER>()?;
-                let total = usize::from(u16::from_be_bytes([outer[2], outer[3]]));
-                let payload = packet.get(usize::from(outer[0] & 0xf) * 4..total)?;
-                let &[3, 4, _, _, _, _, high, low, ..] = payload else {
-                    return None;
-                };
-                let icmp = Icmpv4Packet::new_checked(payload).ok()?;
-                quoted = payload.get(8..)?;
+    pub(crate) fn parse(packet: &Packet<'_>) -> Option<Self> {
+        let Content::Icmp(message) = packet.content else {
+            return None;
+        };
+        let &[kind, code, _, _, a, b, c, d, ref quoted @ ..] = message else {
+            return None;
+        };
+        let (mtu, at, local, remote, protocol);
+        match (packet.is_ipv4, kind, code) {
+            (true, 3, 4) => {
                 let header = quoted.first_chunk::<IPV4_HEADER>()?;
-                if outer[9] != ICMP || !icmp.verify_checksum() || header[9] != TCP {
-                    return None;
-                }
-                mtu = usize::from(u16::from_be_bytes([high, low])).max(LEAST);
+                mtu = usize::from(u16::from_be_bytes([c, d])).max(LEAST);
                 at = usize::from(header[0] & 0xf) * 4;
                 local = Address::v4(*header[12..].first_chunk()?);
                 remote = Address::v4(*header[16..].first_chunk()?);
+                protocol = header[9];
             }
-            [0x86, 0xdd] => {
-                const ICMPV6: u8 = 58;
-                let (header, payload) = packet.split_first_chunk::<IPV6_HEADER>()?;
-                let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
-                let payload = payload.get(..length)?;
-                let &[2, 0, _, _, a, b, c, d, ..] = payload else {
-                    return None;
-                };
-                let icmp = Icmpv6Packet::new_checked(payload).ok()?;
-                let from = Ipv6Address::from(*header[8..].first_chunk::<16>()?);
-                let to = Ipv6Address::from(*header[24..].first_chunk::<16>()?);
-                quoted = payload.get(8..)?;
-                let quoted = quoted.first_chunk::<IPV6_HEADER>()?;
-                if header[6] != ICMPV6 || !icmp.verify_checksum(&from, &to) || quoted[6] != TCP {
-                    return None;
-                }
+            (false, 2, 0) => {
+                let header = quoted.first_chunk::<IPV6_HEADER>()?;
                 mtu = (u32::from_be_bytes([a, b, c, d]) as usize).max(LEAST_V6);
                 at = IPV6_HEADER;
-                local = Address::v6(*quoted[8..].first_chunk()?);
-                remote = Address::v6(*quoted[24..].first_chunk()?);
+                local = Address::v6(*header[8..].first_chunk()?);
+                remote = Address::v6(*header[24..].first_chunk()?);
+                protocol = header[6];
             }
             _ => return None,
+        }
+        if protocol != TCP {
+            return None;
         }
         let &[a, b, c, d, e, f, g, h] = quoted.get(at..)?.first_chunk::<8>()?;
         Some(Self {

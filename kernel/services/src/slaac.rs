@@ -17,13 +17,14 @@ use smoltcp::iface::{Interface, Route};
 use smoltcp::phy::Device;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, HardwareAddress, Icmpv6Message, Icmpv6Packet, Icmpv6Repr,
-    IpCidr, IpProtocol, Ipv6Address, Ipv6Cidr, Ipv6Packet, NdiscOption, NdiscOptionRepr,
-    NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr, RawHardwareAddress,
+    EthernetAddress, HardwareAddress, Icmpv6Packet, Icmpv6Repr, IpCidr, Ipv6Address, Ipv6Cidr,
+    NdiscOption, NdiscOptionRepr, NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr,
+    RawHardwareAddress,
 };
 
 use crate::announce;
 use crate::discovery;
+use crate::packet::Packet;
 use crate::stand_in::Rare;
 
 /// RFC 4861, 10: MAX_RTR_SOLICITATIONS and RTR_SOLICITATION_INTERVAL.
@@ -272,29 +273,22 @@ impl Slaac {
         &mut self,
         now: Instant,
         interface: &mut Interface,
-        frame: &[u8],
+        packet: &Packet<'_>,
+        message: &[u8],
     ) -> bool {
-        let changed = self.read(now, frame).unwrap_or(false);
+        let changed = self.read(now, packet, message).unwrap_or(false);
         if changed {
             self.apply(interface);
         }
         changed
     }
 
-    fn read(&mut self, now: Instant, frame: &[u8]) -> Option<bool> {
-        let ethernet = EthernetFrame::new_checked(frame).ok()?;
-        let ip = Ipv6Packet::new_checked(ethernet.payload()).ok()?;
-        let router = ip.src_addr();
-        if ip.hop_limit() != HOP_LIMIT
+    fn read(&mut self, now: Instant, packet: &Packet<'_>, message: &[u8]) -> Option<bool> {
+        let router = packet.source.ipv6();
+        let icmp = Icmpv6Packet::new_checked(message).ok()?;
+        if packet.hop_limit != HOP_LIMIT
             || !Ipv6Cidr::new(LINK_LOCAL_PREFIX, 64).contains_addr(&router)
-            || ip.next_header() != IpProtocol::Icmpv6
-        {
-            return None;
-        }
-        let icmp = Icmpv6Packet::new_checked(ip.payload()).ok()?;
-        if icmp.msg_type() != Icmpv6Message::RouterAdvert
             || icmp.msg_code() != 0
-            || !icmp.verify_checksum(&router, &ip.dst_addr())
         {
             return None;
         }
