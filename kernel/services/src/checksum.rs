@@ -30,23 +30,16 @@ impl Sum {
         for block in blocks {
             add(block);
         }
+        macro_rules! step {
+            ($($bytes:literal)+) => {
+                $(if let Some((words, after)) = rest.split_first_chunk::<$bytes>() {
+                    add(words);
+                    rest = after;
+                })+
+            };
+        }
         // One step a bit of the length: a loop would be unrolled.
-        if let Some((words, after)) = rest.split_first_chunk::<64>() {
-            add(words);
-            rest = after;
-        }
-        if let Some((words, after)) = rest.split_first_chunk::<32>() {
-            add(words);
-            rest = after;
-        }
-        if let Some((words, after)) = rest.split_first_chunk::<16>() {
-            add(words);
-            rest = after;
-        }
-        if let Some((words, after)) = rest.split_first_chunk::<8>() {
-            add(words);
-            rest = after;
-        }
+        step!(64 32 16 8);
         let mut sum = u128::from(carries) << 64 | u128::from(sum);
         if let Some((word, after)) = rest.split_first_chunk() {
             sum += u128::from(u32::from_ne_bytes(*word));

@@ -71,11 +71,24 @@ impl Datagrams {
                 Err(token) => token,
             };
         }
-        match datagram.to {
-            ECHO_PORT => Ok(self.echo.ingest(interface, packet, outgoing, token)),
-            DISCARD_PORT => Ok(self.discard.ingest(interface, packet, outgoing, token)),
-            CHARGEN_PORT => Ok(self.chargen.ingest(interface, packet, outgoing, token)),
-            _ => Err(token),
-        }
+        self.receive_by_socket(interface, packet, datagram.to, outgoing, token)
+    }
+
+    /// Hands a datagram to the sockets of its service.
+    #[inline]
+    fn receive_by_socket<T: TxToken>(
+        &mut self,
+        interface: &mut Interface,
+        packet: &Packet<'_>,
+        port: u16,
+        outgoing: &mut Outgoing,
+        token: T,
+    ) -> Result<bool, T> {
+        Ok(match port {
+            ECHO_PORT => self.echo.ingest(interface, packet, outgoing, token),
+            DISCARD_PORT => self.discard.ingest(interface, packet, outgoing, token),
+            CHARGEN_PORT => self.chargen.ingest(interface, packet, outgoing, token),
+            _ => return Err(token),
+        })
     }
 }

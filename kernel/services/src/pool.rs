@@ -130,6 +130,14 @@ impl Connection {
     fn socket(&self) -> &tcp::Socket<'static> {
         self.alone.set.get(self.alone.handle)
     }
+
+    /// Has this connection, whose index is given, served in this turn.
+    #[inline]
+    fn get_ready(&mut self, index: usize, ready: &mut VecDeque<usize>) {
+        if !core::mem::replace(&mut self.is_ready, true) {
+            ready.push_back(index);
+        }
+    }
 }
 
 /// See the module.
@@ -234,10 +242,7 @@ impl Pool {
             connection.acknowledged = acknowledged;
         }
         interface.poll_ingress_single(now, device, &mut connection.alone.set);
-        if !connection.is_ready {
-            connection.is_ready = true;
-            self.ready.push_back(index);
-        }
+        connection.get_ready(index, &mut self.ready);
     }
 
     /// A router says that a segment was too large. It is believed if it knows a
@@ -391,10 +396,8 @@ impl Pool {
             slowest.active = now;
             self.count -= 1;
             self.counts[slowest.service as usize] -= 1;
-            if !slowest.is_ready {
-                slowest.is_ready = true;
-                let index = self.by_ends.get(&slowest.ends).copied();
-                self.ready.extend(index);
+            if let Some(&index) = self.by_ends.get(&slowest.ends) {
+                slowest.get_ready(index, &mut self.ready);
             }
         }
         Ok(())
@@ -444,10 +447,7 @@ impl Pool {
             self.timers.pop_first();
             if let Some(connection) = &mut self.connections[index] {
                 connection.due = None;
-                if !connection.is_ready {
-                    connection.is_ready = true;
-                    self.ready.push_back(index);
-                }
+                connection.get_ready(index, &mut self.ready);
             }
         }
         let mut sent = false;

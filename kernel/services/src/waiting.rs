@@ -14,7 +14,6 @@ use smoltcp::time::Instant;
 
 use crate::neighbors::{ASK_INTERVAL, Neighbors, QUESTIONS};
 use crate::packet::Address;
-use crate::pool::earlier;
 
 /// Frames that are kept at a time; more are lost, as anywhere on their way.
 const MAX_FRAMES: usize = 64;
@@ -105,7 +104,6 @@ impl Waiting {
     /// When something is to be asked for or forgotten.
     #[inline]
     pub(crate) fn poll_at(&self) -> Option<Instant> {
-        let asks = self.asked.iter().map(|asked| asked.ask_at);
-        asks.fold(None, |first, at| earlier(first, Some(at)))
+        self.asked.iter().map(|asked| asked.ask_at).min()
     }
 }
