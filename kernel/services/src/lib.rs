@@ -12,7 +12,8 @@
 //! A TCP connection gets its buffers when it is opened, all else is allocated when
 //! the [`Stack`] is made; an echo allocates nothing. `ingress.rs` says which way a frame goes.
 //!
-//! What is not here: IPv6 fragments (smoltcp 0.14 has no reassembly for them).
+//! What is not here: IPv6 packets larger than the link's MTU are taken in, and not sent
+//! (smoltcp 0.14 makes no fragments of them).
 //!
 //! ```
 //! use kickpath_abi::{config::Config, status::Status};
