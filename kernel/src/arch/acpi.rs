@@ -192,6 +192,7 @@ fn has_signature(address: u64, signature: &[u8; 4]) -> bool {
 
 /// The table at `address` if it has this signature, lies in mapped memory, and
 /// its checksum holds. Other tables are not read: some are long.
+#[inline(never)]
 fn table(address: u64, signature: &[u8; 4]) -> Option<&'static [u8]> {
     let header = firmware_bytes(address, HEADER)?;
     if !header.starts_with(signature) {

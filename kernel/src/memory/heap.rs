@@ -35,8 +35,10 @@ fn add(counter: &AtomicU64, amount: u64) {
     counter.fetch_add(amount, Ordering::Relaxed);
 }
 
+// Not inlined: where memory is given back is in hundreds of places.
 // SAFETY: passes everything on to `talc`, which is a correct allocator.
 unsafe impl GlobalAlloc for CountingHeap {
+    #[inline(never)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promises are `talc`'s requirements.
         let memory = unsafe { self.talc.alloc(layout) };
@@ -47,12 +49,14 @@ unsafe impl GlobalAlloc for CountingHeap {
         memory
     }
 
+    #[inline(never)]
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         add(&self.used, (layout.size() as u64).wrapping_neg());
         // SAFETY: the caller's promises are `talc`'s requirements.
         unsafe { self.talc.dealloc(memory, layout) }
     }
 
+    #[inline(never)]
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the caller's promises are `talc`'s requirements.
         let moved = unsafe { self.talc.realloc(memory, layout, new_size) };
@@ -154,6 +158,7 @@ pub fn allocate_pages(pages: usize) -> Option<NonNull<u8>> {
 /// # Safety
 ///
 /// They must come from [`allocate_pages`] with the same number of pages.
+#[inline(never)]
 pub unsafe fn free_pages(memory: NonNull<u8>, pages: usize) {
     if let Some(layout) = pages_layout(pages) {
         // SAFETY: allocated with this very layout.

@@ -96,6 +96,7 @@ pub fn init_heap() {
 
 /// Bytes of memory that firmware filled, such as ACPI tables; `None` unless
 /// all of them are mapped as memory and none is the heap's.
+#[inline(never)]
 pub fn firmware_bytes(address: u64, length: usize) -> Option<&'static [u8]> {
     let end = address.checked_add(length as u64)?;
     let map = &crate::platform().memory_map;

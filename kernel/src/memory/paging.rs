@@ -392,6 +392,7 @@ fn mmio_base(address: u64, end: u64) -> Option<u64> {
 /// # Errors
 ///
 /// [`MapError`], for instance when the registers overlap memory.
+#[inline(never)]
 pub fn map_mmio(address: u64, size: u64) -> Result<NonNull<u8>, MapError> {
     let start = PhysAddr::new_truncate(address);
     let end = address

@@ -132,6 +132,7 @@ fn write_half(place: DeviceFunction, register: u8, data: u16) {
 }
 
 impl ConfigurationAccess for PciAccess {
+    #[inline(never)]
     fn read_word(&self, device_function: DeviceFunction, register_offset: u8) -> u32 {
         match in_memory(device_function, register_offset) {
             // SAFETY: a mapped, aligned register; reading has no effect on
@@ -141,6 +142,7 @@ impl ConfigurationAccess for PciAccess {
         }
     }
 
+    #[inline(never)]
     fn write_word(&mut self, device_function: DeviceFunction, register_offset: u8, data: u32) {
         if register_offset == COMMAND {
             // Its upper half, the status, keeps what is not written as 1, and

@@ -14,6 +14,7 @@ impl Text {
 
     /// Opens a family of samples: a counter, which never goes back, when its
     /// name ends in `_total`, else a gauge.
+    #[inline(never)]
     pub(super) fn family(&mut self, name: &str, help: &str) {
         let is_counter = name.ends_with("_total");
         let kind = if is_counter { "counter" } else { "gauge" };
@@ -56,6 +57,7 @@ impl Text {
         self.0
     }
 
+    #[inline(never)]
     fn line(&mut self, line: fmt::Arguments<'_>) {
         // Writing to a string does not fail.
         let _ = writeln!(self.0, "{line}");
