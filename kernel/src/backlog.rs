@@ -4,7 +4,7 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use heapless::Deque;
+use heapless::{Deque, Vec};
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
 
@@ -17,43 +17,33 @@ pub const MAX_LINE: usize = kickpath_services::netconsole::MAX_LINE;
 const TRIES: u32 = 1_000_000;
 
 /// A line while it is written.
-pub struct Line {
-    bytes: [u8; MAX_LINE],
-    length: usize,
-}
+pub struct Line(Vec<u8, MAX_LINE>);
 
 impl Line {
     /// Nothing.
     pub const fn new() -> Self {
-        Self {
-            bytes: [0; MAX_LINE],
-            length: 0,
-        }
+        Self(Vec::new())
     }
 
     /// Starts over with this text and a line feed.
     pub fn set(&mut self, text: fmt::Arguments<'_>) {
-        self.length = 0;
+        self.0.clear();
         // What does not fit is cut.
         let _ = self.write_fmt(text);
-        self.length = self.length.min(MAX_LINE - 1);
+        self.0.truncate(MAX_LINE - 1);
         let _ = self.write_str("\n");
     }
 
     /// What it holds.
     pub fn bytes(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
+        &self.0
     }
 }
 
 impl Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = self.bytes.get_mut(self.length..).unwrap_or_default();
-        let count = room.len().min(text.len());
-        if let (Some(to), Some(from)) = (room.get_mut(..count), text.as_bytes().get(..count)) {
-            to.copy_from_slice(from);
-        }
-        self.length += count;
+        let room = MAX_LINE - self.0.len();
+        self.0.extend(text.bytes().take(room));
         Ok(())
     }
 }

@@ -4,7 +4,7 @@
 use alloc::string::{String, ToString};
 use core::fmt;
 
-use kickpath_abi::config::{Config, ConfigError, FW_CFG_FILE, LogLevel};
+use kickpath_abi::config::{Config, ConfigError, FW_CFG_FILE};
 use log::LevelFilter;
 
 use crate::entry::Platform;
@@ -65,7 +65,8 @@ pub fn load(platform: &Platform) -> (Config, Source) {
         // Firecracker adds Linux's words, for instance.
         log::warn!("unknown configuration keys in:{foreign}");
     }
-    log::set_max_level(level(config.log));
+    // The words are those of that crate.
+    log::set_max_level(config.log.word().parse().unwrap_or(LevelFilter::Info));
     (config, source)
 }
 
@@ -89,15 +90,4 @@ pub fn virtio_mmio_devices(platform: &Platform) -> impl Iterator<Item = &'static
         .unwrap_or_default()
         .split_ascii_whitespace()
         .filter_map(|word| word.strip_prefix(VIRTIO_MMIO))
-}
-
-fn level(level: LogLevel) -> LevelFilter {
-    match level {
-        LogLevel::Off => LevelFilter::Off,
-        LogLevel::Error => LevelFilter::Error,
-        LogLevel::Warn => LevelFilter::Warn,
-        LogLevel::Info => LevelFilter::Info,
-        LogLevel::Debug => LevelFilter::Debug,
-        LogLevel::Trace => LevelFilter::Trace,
-    }
 }

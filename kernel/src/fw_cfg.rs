@@ -12,8 +12,6 @@ const KEY_SIGNATURE: u16 = 0x0000;
 const KEY_DIRECTORY: u16 = 0x0019;
 /// Length of a directory entry in bytes: size, key, reserved, name.
 const ENTRY: usize = 64;
-/// Offset of the name in a directory entry.
-const NAME: usize = 8;
 /// Most entries that are looked at.
 const MAX_ENTRIES: u32 = 1024;
 
@@ -79,7 +77,7 @@ pub fn read_file(name: &str, limit: usize) -> Result<Vec<u8>, FwCfgError> {
     for _ in 0..read_u32_be().min(MAX_ENTRIES) {
         let mut entry = [0; ENTRY];
         read(&mut entry);
-        let ([s0, s1, s2, s3, k0, k1, _, _], entry_name) = split(&entry);
+        let [s0, s1, s2, s3, k0, k1, _, _, entry_name @ ..] = entry;
         let entry_name = entry_name.split(|&byte| byte == 0).next();
         if entry_name != Some(name.as_bytes()) {
             continue;
@@ -95,12 +93,4 @@ pub fn read_file(name: &str, limit: usize) -> Result<Vec<u8>, FwCfgError> {
         return Ok(contents);
     }
     Err(FwCfgError::NoFile)
-}
-
-/// The numbers and the name of a directory entry.
-fn split(entry: &[u8; ENTRY]) -> ([u8; NAME], &[u8]) {
-    let mut numbers = [0; NAME];
-    let (head, name) = entry.split_at(NAME);
-    numbers.copy_from_slice(head);
-    (numbers, name)
 }

@@ -116,35 +116,40 @@ fn report(frame: &Frame) -> ! {
     if matches!(frame.vector, PAGE_FAULT | DOUBLE_FAULT) {
         explain_fault(frame, fault_address);
     }
+    let &Frame {
+        r15,
+        r14,
+        r13,
+        r12,
+        r11,
+        r10,
+        r9,
+        r8,
+        rbp,
+        rdi,
+        rsi,
+        rdx,
+        rcx,
+        rbx,
+        rax,
+        ..
+    } = frame;
+    let &Frame {
+        rip,
+        cs,
+        rflags,
+        rsp,
+        ss,
+        ..
+    } = frame;
+    let cr3 = Cr3::read().0.start_address().as_u64();
     emergency(format_args!(
-        "  rax {:016x}  rbx {:016x}  rcx {:016x}  rdx {:016x}\n  \
-           rsi {:016x}  rdi {:016x}  rbp {:016x}  rsp {:016x}\n  \
-           r8  {:016x}  r9  {:016x}  r10 {:016x}  r11 {:016x}\n  \
-           r12 {:016x}  r13 {:016x}  r14 {:016x}  r15 {:016x}\n  \
-           rip {:016x}  rflags {:08x}  cs {:04x}  ss {:04x}\n  \
-           cr2 {:016x}  cr3 {:016x}",
-        frame.rax,
-        frame.rbx,
-        frame.rcx,
-        frame.rdx,
-        frame.rsi,
-        frame.rdi,
-        frame.rbp,
-        frame.rsp,
-        frame.r8,
-        frame.r9,
-        frame.r10,
-        frame.r11,
-        frame.r12,
-        frame.r13,
-        frame.r14,
-        frame.r15,
-        frame.rip,
-        frame.rflags,
-        frame.cs,
-        frame.ss,
-        fault_address,
-        Cr3::read().0.start_address().as_u64(),
+        "  rax {rax:016x}  rbx {rbx:016x}  rcx {rcx:016x}  rdx {rdx:016x}\n  \
+           rsi {rsi:016x}  rdi {rdi:016x}  rbp {rbp:016x}  rsp {rsp:016x}\n  \
+           r8  {r8:016x}  r9  {r9:016x}  r10 {r10:016x}  r11 {r11:016x}\n  \
+           r12 {r12:016x}  r13 {r13:016x}  r14 {r14:016x}  r15 {r15:016x}\n  \
+           rip {rip:016x}  rflags {rflags:08x}  cs {cs:04x}  ss {ss:04x}\n  \
+           cr2 {fault_address:016x}  cr3 {cr3:016x}",
     ));
     exit(Exit::Failure)
 }

@@ -11,7 +11,7 @@ use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 
 use super::acpi::Tables;
 use super::percpu::{self, Job, PerCpu};
-use super::time::{self, cycles};
+use super::time;
 use super::trampoline::{STATE_ASLEEP, STATE_STARTED, Trampoline};
 use super::{apic, descriptors, end, interrupts, timer};
 use crate::memory::layout::Stack;
@@ -82,7 +82,7 @@ pub fn start_others(tables: &Tables) -> usize {
             apic::send_init(*id);
         }
     }
-    wait_until(AFTER_INIT_US, || false);
+    time::wait(AFTER_INIT_US, || false);
     for (id, cpu) in prepared {
         match cpu.and_then(|cpu| start(&trampoline, cpu).map(|()| cpu)) {
             Ok(cpu) => {
@@ -115,18 +115,18 @@ fn start(trampoline: &Trampoline, cpu: &'static PerCpu) -> Result<(), StartError
     let awake = || cpu.state.load(Ordering::Acquire) != STATE_ASLEEP;
     for _ in 0..2 {
         apic::send_startup(cpu.apic_id(), trampoline.vector());
-        if wait_until(AFTER_STARTUP_US, awake) {
+        if time::wait(AFTER_STARTUP_US, awake) {
             break;
         }
     }
-    if !wait_until(PATIENCE_US, awake) {
+    if !time::wait(PATIENCE_US, awake) {
         // From here the trampoline turns it away, should it come after all.
         if give_up(cpu, STATE_ASLEEP) {
             return Err(StartError::Silent);
         }
     }
     let ready = || cpu.state.load(Ordering::Acquire) == STATE_READY;
-    if !wait_until(PATIENCE_US, ready) && give_up(cpu, STATE_STARTED) {
+    if !time::wait(PATIENCE_US, ready) && give_up(cpu, STATE_STARTED) {
         return Err(StartError::Stuck);
     }
     Ok(())
@@ -138,20 +138,6 @@ fn give_up(cpu: &PerCpu, at: u32) -> bool {
     cpu.state
         .compare_exchange(at, STATE_GIVEN_UP, success, failure)
         .is_ok()
-}
-
-/// Waits until `done`, at most `micros`; returns whether it is.
-fn wait_until(micros: u64, done: impl Fn() -> bool) -> bool {
-    let start = cycles();
-    loop {
-        if done() {
-            return true;
-        }
-        if time::micros(cycles().wrapping_sub(start)) >= micros {
-            return false;
-        }
-        core::hint::spin_loop();
-    }
 }
 
 /// The first function of a CPU that has left the trampoline, on its own stack.

@@ -42,6 +42,21 @@ pub fn micros(cycles: u64) -> u64 {
     ((u128::from(cycles) * u128::from(rate)) >> 64) as u64
 }
 
+/// Waits until `done`, at most so many microseconds; returns whether it is.
+#[inline(always)]
+pub fn wait(longest: u64, mut done: impl FnMut() -> bool) -> bool {
+    let start = cycles();
+    loop {
+        if done() {
+            return true;
+        }
+        if micros(cycles().wrapping_sub(start)) >= longest {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+}
+
 /// The TSC when [`now`] reaches `micros`; the end of time at most.
 pub fn tsc_at(micros: u64) -> u64 {
     let rate = CYCLES_PER_MICRO.load(Ordering::Relaxed);

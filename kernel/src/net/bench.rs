@@ -83,9 +83,9 @@ pub enum BenchError {
 pub fn transmit(nic: &mut Nic) -> Result<(), BenchError> {
     warm_up(nic, DEPTH)?;
     let frame = unanswered(nic.info().mac);
-    let prepared = measure(nic, |nic| batch(nic, |_| ()))?;
-    let each = measure(nic, |nic| frames(nic, DEPTH, |_| ()))?;
-    let copied = measure(nic, |nic| batch(nic, |buffer| copy(buffer, &frame)))?;
+    let prepared = measure_sent(nic, |nic| batch(nic, |_| ()))?;
+    let each = measure_sent(nic, |nic| frames(nic, DEPTH, |_| ()))?;
+    let copied = measure_sent(nic, |nic| batch(nic, |buffer| copy(buffer, &frame)))?;
     log::info!(
         "kickpath: bench {{\"{}\":{{{prepared}}},\"tx_each\":{{{each}}},\"tx_copied\":{{{copied}}}}}",
         config::Bench::Tx,
@@ -93,24 +93,33 @@ pub fn transmit(nic: &mut Nic) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// What [`ROUNDS`] rounds of a way to send cost, as members of a JSON object.
+/// What [`ROUNDS`] rounds of so many packets cost, as members of a JSON object; `round`
+/// is told its number, and returns what is counted of it.
 fn measure(
     nic: &mut Nic,
-    mut add: impl FnMut(&mut Nic) -> Result<(), BenchError>,
+    packets: u16,
+    mut round: impl FnMut(&mut Nic, u32) -> Result<u64, BenchError>,
 ) -> Result<String, BenchError> {
     for _ in 0..WARM_UP {
-        round(nic, &mut add)?;
+        round(nic, 1)?;
     }
     let before = nic.stats();
     let allocations = heap::stats().allocations;
     let mut cycles = 0;
-    for _ in 0..ROUNDS {
-        cycles += round(nic, &mut add)?.driver();
+    for number in 0..ROUNDS {
+        cycles += round(nic, number)?;
     }
     let allocations = heap::stats().allocations - allocations;
-    let after = nic.stats();
-    let packets = after.tx_packets - before.tx_packets;
-    Ok(sums(packets, &before, &after, cycles, allocations))
+    let packets = u64::from(ROUNDS) * u64::from(packets);
+    Ok(sums(packets, &before, &nic.stats(), cycles, allocations))
+}
+
+/// [`measure`]s a way to send [`DEPTH`] frames.
+fn measure_sent(
+    nic: &mut Nic,
+    mut add: impl FnMut(&mut Nic) -> Result<(), BenchError>,
+) -> Result<String, BenchError> {
+    measure(nic, DEPTH, |nic, _| Ok(round(nic, &mut add)?.driver()))
 }
 
 /// Adds [`DEPTH`] frames at once.
@@ -144,7 +153,7 @@ pub fn datagrams(nic: &mut Nic) -> Result<(), BenchError> {
     let mut report = String::new();
     for payload in [&[0x42; 64][..], &[0x42; 1400]] {
         let mut blast = Blast::new(mac, &mut NetDevice::first(nic, None), now);
-        let sums = measure(nic, |nic| {
+        let sums = measure_sent(nic, |nic| {
             // Once a poll, as in the network's loop.
             let device = &mut NetDevice::first(nic, None);
             for _ in 0..DEPTH {
@@ -286,13 +295,9 @@ fn round(
     let kicked = tx.kick();
     let sent = time::cycles();
 
-    let limit = time::now() + PATIENCE_US;
-    while !tx.all_used() {
-        if time::now() > limit {
-            let outstanding = tx.outstanding();
-            return Err(BenchError::Stuck { outstanding });
-        }
-        core::hint::spin_loop();
+    if !time::wait(PATIENCE_US, || tx.all_used()) {
+        let outstanding = tx.outstanding();
+        return Err(BenchError::Stuck { outstanding });
     }
 
     let resumed = time::cycles();

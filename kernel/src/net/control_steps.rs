@@ -92,8 +92,9 @@ impl ControlSteps {
                 Err(error) => log::error!("VLANs: {error}"),
             }
         }
-        if let Some(offloads) = self.guest_offloads.step(number) {
-            let offloads: Features = offloads.into_iter().map(offload).collect();
+        if let Some(offloads) = self.guest_offloads.step::<GuestOffload>(number) {
+            let names = offloads.into_iter().map(GuestOffload::word);
+            let offloads: Features = names.filter_map(Features::by_name).collect();
             match nic.set_guest_offloads(offloads) {
                 Ok(()) => log::info!("receive offloads: '{offloads}'"),
                 Err(error) => log::error!("receive offloads: {error}"),
@@ -129,13 +130,5 @@ const fn flag(mode: Mode) -> RxFlags {
         Mode::NoMulticast => RxFlags::NO_MULTICAST,
         Mode::NoUnicast => RxFlags::NO_UNICAST,
         Mode::NoBroadcast => RxFlags::NO_BROADCAST,
-    }
-}
-
-const fn offload(offload: GuestOffload) -> Features {
-    match offload {
-        GuestOffload::Csum => Features::GUEST_CSUM,
-        GuestOffload::Tso4 => Features::GUEST_TSO4,
-        GuestOffload::Tso6 => Features::GUEST_TSO6,
     }
 }

@@ -178,14 +178,11 @@ pub fn cpu() -> Cpu {
 
 /// The names of the features, and `bit N` for one without a name.
 fn names(features: Features) -> Vec<String> {
-    let unknown = features.bits() & !Features::all().bits();
-    features
-        .names()
-        .map(String::from)
-        .chain(
-            (0..u128::BITS)
-                .filter(|bit| unknown >> bit & 1 != 0)
-                .map(|bit| format!("bit {bit}")),
-        )
-        .collect()
+    let mut names: Vec<_> = features.names().map(String::from).collect();
+    let mut unknown = features.bits() & !Features::all().bits();
+    while unknown != 0 {
+        names.push(format!("bit {}", unknown.trailing_zeros()));
+        unknown &= unknown - 1;
+    }
+    names
 }

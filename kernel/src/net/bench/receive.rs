@@ -8,9 +8,8 @@ use kickpath_abi::config::{Bench, Config};
 use smoltcp::wire::EthernetAddress;
 use virtio_net::net::{NetError, QueueRole};
 
-use super::{ASK_EVERY, BURST, BenchError, PATIENCE_US, ROUNDS, WARM_UP, sums};
+use super::{ASK_EVERY, BURST, BenchError, PATIENCE_US, measure};
 use crate::arch::time;
-use crate::memory::heap;
 use crate::net::device::Nic;
 use crate::net::gateway::{FRAME_LENGTH, Frame, Gateway};
 
@@ -22,7 +21,7 @@ use crate::net::gateway::{FRAME_LENGTH, Frame, Gateway};
 /// [`BenchError`], when the device fails, or nobody answers.
 pub fn receive(nic: &mut Nic, config: &Config) -> Result<(), BenchError> {
     let gateway = Gateway::of(config, nic.info().mac);
-    let batch = measure(nic, &gateway, |nic| {
+    let batch = measure_taken(nic, &gateway, |nic| {
         let (rx, _) = nic.queues()?;
         rx.receive_batch(BURST.into(), |frame| {
             black_box(frame.as_ptr());
@@ -30,7 +29,7 @@ pub fn receive(nic: &mut Nic, config: &Config) -> Result<(), BenchError> {
         });
         Ok(())
     })?;
-    let each = measure(nic, &gateway, |nic| {
+    let each = measure_taken(nic, &gateway, |nic| {
         let (rx, _) = nic.queues()?;
         for _ in 0..BURST {
             _ = black_box(rx.receive().map(|frame| frame.as_ptr()));
@@ -44,28 +43,19 @@ pub fn receive(nic: &mut Nic, config: &Config) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// What [`ROUNDS`] rounds of a way to take frames out cost, as members of a JSON object.
-fn measure(
+/// [`measure`]s a way to take frames out.
+fn measure_taken(
     nic: &mut Nic,
     gateway: &Gateway,
     take: impl Fn(&mut Nic) -> Result<(), NetError>,
 ) -> Result<String, BenchError> {
     let request = gateway.ping(find(nic, gateway)?);
-    for _ in 0..WARM_UP {
-        round(nic, &request, &take)?;
-    }
-    let before = nic.stats();
-    let allocations = heap::stats().allocations;
-    let mut cycles = 0;
-    for number in 0..ROUNDS {
+    measure(nic, BURST, |nic, number| {
         if number % ASK_EVERY == 0 {
             find(nic, gateway)?;
         }
-        cycles += round(nic, &request, &take)?;
-    }
-    let allocations = heap::stats().allocations - allocations;
-    let packets = u64::from(ROUNDS) * u64::from(BURST);
-    Ok(sums(packets, &before, &nic.stats(), cycles, allocations))
+        round(nic, &request, &take)
+    })
 }
 
 /// Pings, waits until the answers are there, and returns the cycles that it takes to
@@ -102,19 +92,15 @@ fn send(nic: &mut Nic, frame: &Frame, times: u16) -> Result<(), BenchError> {
 
 /// Waits until so many frames have come.
 fn wait(nic: &mut Nic, frames: u16) -> Result<(), BenchError> {
-    let limit = time::now() + PATIENCE_US;
-    loop {
-        let mut queues = nic.snapshots();
-        let receive = queues
-            .find(|queue| queue.role == QueueRole::Receive)
-            .ok_or(NetError::NotOpen)?;
-        if receive.used_idx.wrapping_sub(receive.last_used_idx) >= frames {
-            return Ok(());
-        }
-        if time::now() > limit {
-            return Err(BenchError::NoAnswer);
-        }
-        core::hint::spin_loop();
+    let is_there = || {
+        nic.snapshots().any(|queue| {
+            let come = queue.used_idx.wrapping_sub(queue.last_used_idx);
+            queue.role == QueueRole::Receive && come >= frames
+        })
+    };
+    match time::wait(PATIENCE_US, is_there) {
+        true => Ok(()),
+        false => Err(BenchError::NoAnswer),
     }
 }
 
