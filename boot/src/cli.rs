@@ -217,6 +217,14 @@ impl VmmArgs {
             ..machine.settings()
         }
     }
+
+    /// The far end that was asked for, or the one that suits the VMM.
+    fn net(&self, asked: Option<NetChoice>) -> NetChoice {
+        asked.unwrap_or(match self.vmm {
+            Vmm::Qemu => NetChoice::Dgram,
+            _ => NetChoice::Tap,
+        })
+    }
 }
 
 /// Options of `run`.
@@ -238,11 +246,7 @@ pub struct RunArgs {
 impl RunArgs {
     /// The far end.
     pub fn net(&self) -> NetChoice {
-        let default = match self.vmm.vmm {
-            Vmm::Qemu => NetChoice::Dgram,
-            _ => NetChoice::Tap,
-        };
-        self.net.unwrap_or(default)
+        self.vmm.net(self.net)
     }
 }
 
@@ -311,7 +315,9 @@ pub struct BenchArgs {
 
 /// Options of a run, of which `trace --diff` makes none. (The environment may set `--qemu` and
 /// `--kernel`.)
-const NOT_WITH_DIFF: [&str; 27] = [
+const NOT_WITH_DIFF: [&str; 29] = [
+    "vmm",
+    "vmm_path",
     "guest",
     "perfetto",
     "recording",
@@ -346,14 +352,17 @@ const NOT_WITH_DIFF: [&str; 27] = [
 pub struct TraceArgs {
     #[command(flatten)]
     pub machine: MachineArgs,
+    #[command(flatten)]
+    pub vmm: VmmArgs,
     /// Whose packet: that of our guest, or of Debian's Linux (downloaded once), whose own
     /// virtio_net is recorded with ftrace; pc and q35, one CPU.
     #[arg(long, value_enum, default_value_t = GuestArg::Kickpath)]
     pub guest: GuestArg,
-    /// The far end of the cable: a host of our own (dgram), or Linux behind a tap device, whose
-    /// frames a packet socket records (root); with --smp it has a pair of queues for each CPU.
-    #[arg(long, value_name = "dgram|tap", default_value = "dgram")]
-    pub net: NetChoice,
+    /// The far end of the cable: a host of our own (dgram, QEMU's default), or Linux behind a tap
+    /// device, whose frames a packet socket records (root); with --smp it has a pair of queues for
+    /// each CPU of QEMU's.
+    #[arg(long, value_name = "dgram|tap")]
+    net: Option<NetChoice>,
     /// Trace nothing, but compare two traces that --json wrote: step beside step, with the numbers of
     /// each layer, as text, with --html as a page, with --json for a program.
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = NOT_WITH_DIFF)]
@@ -375,6 +384,13 @@ pub struct TraceArgs {
     /// Write all that was recorded, as it was recorded, into this file: what tests are made of.
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub recording: Option<PathBuf>,
+}
+
+impl TraceArgs {
+    /// The far end.
+    pub fn net(&self) -> NetChoice {
+        self.vmm.net(self.net)
+    }
 }
 
 /// Options of `soak`.

@@ -204,14 +204,15 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     if let Some(files) = &args.diff {
         return diff_command(files, args);
     }
-    let settings = args.machine.settings();
+    let settings = args.vmm.settings(&args.machine);
+    let net = args.net();
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     let is_nested = settings.accel == AccelChoice::Nested;
     let is_linux = args.guest == GuestArg::Linux;
     match args.guest {
-        GuestArg::Linux => trace::linux::check(&settings, args.net),
-        GuestArg::Kickpath => trace::cable::check(&settings, args.net),
+        GuestArg::Linux => trace::linux::check(&settings, net),
+        GuestArg::Kickpath => trace::cable::check(&settings, net),
     }
     .map_err(SessionError::from)?;
     if args.machine.dry_run && !is_nested {
@@ -221,7 +222,7 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
             return Err(Mismatch::Decided { option, why }.into());
         }
         let mut prepared = settings.prepare(true, &mut sink)?;
-        let net = run::dry_run_net(&prepared, args.net)?;
+        let net = run::dry_run_net(&prepared, net)?;
         return print_command_line(&mut prepared, net);
     }
     if args.gdb {
@@ -237,16 +238,16 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
         let words = words_for_nested(args.machine.dry_run)?;
         let linux = is_linux.then(|| Linux::get(linux::GUEST, settings.policy, &mut sink));
         let linux = linux.transpose().map_err(SessionError::from)?;
-        let recorded = nested::record(&settings, args.net, linux.as_ref(), &words, &mut sink)?;
+        let recorded = nested::record(&settings, net, linux.as_ref(), &words, &mut sink)?;
         settings.keep_pcap(Ok(()))?;
         recorded
     } else {
         let result = match is_linux {
             true => trace::linux::record(&settings, &mut sink),
-            false => trace::record(&settings, args.net, &mut sink),
+            false => trace::record(&settings, net, &mut sink),
         };
         let (prepared, recording) = settings.keep_pcap(result)?;
-        (prepared.machine.boot, recording)
+        (prepared.executable(), recording)
     };
     recorded.end(|| Ok(serde_json::to_string(&recording)?))?;
     let timeline = trace::timeline(&boot, &recording).map_err(SessionError::from)?;

@@ -167,7 +167,7 @@ fn kicks(prepared: &Prepared, conditions: Conditions) -> Result<Kicks, SessionEr
     let mut recording = None;
     let mut main = 0;
     let launched = |guest: &Guest| {
-        let threads = capture::threads_of(guest);
+        let threads = capture::threads_of(guest, prepared.machine.vmm);
         main = threads.main;
         if let Accel::Kvm { .. } = prepared.machine.accel {
             recording = Some(HostTrace::start(&threads));

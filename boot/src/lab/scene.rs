@@ -14,7 +14,7 @@ use crate::guest::{Cause, Guest};
 use crate::interrupt;
 use crate::qemu::{Kind, Memory, Vmm};
 use crate::session::{Layout, SessionError, Settings, UP};
-use crate::trace::capture::Tracer;
+use crate::trace;
 use crate::wire::Dgram;
 
 /// What is sent, and at which device.
@@ -90,7 +90,7 @@ pub(super) fn run(
         let pause = pause.map(|(name, value)| (name.to_owned(), value));
         nic.properties.extend(pause);
     }
-    let tracer = Tracer::new(&mut prepared.machine).map_err(SessionError::from)?;
+    let tracer = trace::tracer(&mut prepared).map_err(SessionError::from)?;
     if let Some(trace) = &mut prepared.machine.trace {
         // The others would fill every file where many datagrams are sent.
         trace.events.retain(|event| event == "virtio_queue_notify");

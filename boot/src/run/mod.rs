@@ -16,7 +16,7 @@ use crate::ports::Services;
 use crate::qemu::{Net, Vmm};
 use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status, require};
 use crate::terminal::Story;
-use crate::trace::capture::Tracer;
+use crate::trace;
 use crate::wire::{Echo, FarEnd, HostSockets, Peer, PingReport, Tap};
 use traffic::Traffic;
 
@@ -172,7 +172,7 @@ pub fn run<W: Write>(
     let mut prepared = settings.prepare(false, sink)?;
     // Only where the far end is ours, and where somebody reads the story.
     let traced = story.is_some() && net == NetChoice::Dgram;
-    let tracer = traced.then(|| Tracer::new(&mut prepared.machine).ok());
+    let tracer = traced.then(|| trace::tracer(&mut prepared).ok());
     let tracer = tracer.flatten();
     if let Some(story) = &mut story {
         report::machine(story, &prepared)?;

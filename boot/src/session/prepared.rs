@@ -29,6 +29,8 @@ pub struct Prepared {
     pub decision: Decision,
     /// The addresses.
     pub plan: Plan,
+    /// The executable that the machine's bzImage was made of.
+    executable: Option<PathBuf>,
     pcap: Option<Capture>,
     device: Device,
 }
@@ -151,6 +153,14 @@ impl Prepared {
         }
     }
 
+    /// What the machine boots, as the executable that has its symbols.
+    pub fn executable(&self) -> Boot {
+        match &self.executable {
+            Some(executable) => Boot::Kernel(executable.clone()),
+            None => self.machine.boot.clone(),
+        }
+    }
+
     /// The accelerator.
     pub fn accel(&self) -> Accel {
         self.decision.accel
@@ -237,11 +247,12 @@ impl Settings {
                 Boot::Kernel(kernel)
             }
         };
-        let boot = match boot {
+        let (boot, executable) = match boot {
             Boot::Kernel(kernel) if self.vmm.wants_bzimage() => {
-                Boot::Kernel(self.bzimage(&kernel, dry_run)?)
+                let bzimage = self.bzimage(&kernel, dry_run)?;
+                (Boot::Kernel(bzimage), Some(kernel))
             }
-            boot => boot,
+            boot => (boot, None),
         };
         let mut machine = Machine::new(program, self.kind, decision.accel, boot);
         machine.vmm = self.vmm;
@@ -252,6 +263,7 @@ impl Settings {
             machine,
             decision,
             plan,
+            executable,
             pcap: self.pcap.clone(),
             device: Device {
                 mmio_legacy: self.mmio_legacy,

@@ -11,6 +11,7 @@ mod order;
 mod rings;
 #[cfg(test)]
 mod tests;
+mod vmm;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -127,6 +128,7 @@ impl<'a> Builder<'a> {
             drafts.link_interrupt(sent);
         }
         self.kvm_by_time(&mut drafts);
+        self.vmm_by_time(&mut drafts);
         let start = self.journey.awake.start;
         let (mut steps, origins, clocks) =
             order::finish(self.recording, self.kvm.offset, drafts, start);
@@ -147,7 +149,10 @@ impl<'a> Builder<'a> {
                 .iter()
                 .any(|step| step.time.is_some_and(|time| time.clock == clock))
         };
-        let mut joins = join::joins(&self.windows, self.context, self.handled());
+        let mut joins = match self.recording.run.vmm {
+            None => join::joins(&self.windows, self.context, self.handled()),
+            Some(_) => self.vmm_joins(),
+        };
         if self.recording.kvm.is_some() && self.journey.doorbell.is_some() {
             let queue = self.recording.guest[self.journey.start_xmit].queue;
             let window = queue.and_then(|queue| self.windows.get(&queue));
@@ -376,6 +381,12 @@ impl<'a> Builder<'a> {
             let number = position(&window.adds, self.journey.add)?;
             window.pops.get(number).copied()
         });
+        if self.recording.run.vmm.is_some()
+            && let Some(frame) = self.wire_frame(Direction::Out)
+        {
+            let draft = self.wire(frame, phase).caused_by(cause.take());
+            drafts.push(draft.rule("the VMM sends what it has taken"));
+        }
         let mut popped = None;
         let mut last = None;
         for place in pop.map(|pop| self.group(pop)).unwrap_or_default() {

@@ -1,36 +1,41 @@
 //! Records a run: prepares the machine, sends the datagram, reads what the
 //! layers left behind.
 
+mod access;
 mod place;
+mod process;
+mod run;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kickpath_abi::status::Status;
 use kickpath_trace::RING_SYMBOL;
-use serde_json::{Value, json};
 
 pub(super) use place::physical;
+pub(crate) use run::threads_of;
+pub use run::{device_of, run_of};
+
 use place::regions;
+use process::ProcessMemory;
 
 use super::image::{Image, ImageError};
 use super::journey;
-use super::kvm::{HostTrace, HostTraceError};
+use super::kvm::{self, HostTrace, HostTraceError};
 use super::linux::page::NoPage;
 use super::qemu::stack::{self, StackError};
 use super::qemu::{self, threads};
 use super::recording::{
-    Clocks, Memory, Probe, Recording, Region, Sample, Threads, Window, WireFrame,
+    Clocks, KvmRecording, Memory, Probe, Recording, Region, Sample, Threads, Window, WireFrame,
 };
 use super::records::{self, HEADER_LENGTH, Header, Ring, RingError};
-use super::timeline::{Absent, Device, Direction, Instruction, Run};
+use super::timeline::{Absent, Direction, Instruction, Run};
 use crate::guest::{Failure, Guest};
 use crate::install::{GDB, Host};
-use crate::qemu::{Accel, Boot, Machine, Trace};
+use crate::qemu::{Accel, Boot, Machine, Trace, Vmm};
 use crate::scratch::{Scratch, ScratchError};
 use crate::wire::{FarEnd, FrameLog, WireError};
 
@@ -124,18 +129,22 @@ pub struct Tracer {
     zero: Instant,
     first: Sample,
     accel: Accel,
+    vmm: Vmm,
+    /// The guest's memory in the process of a VMM without a monitor.
+    memory: OnceCell<ProcessMemory>,
     /// Datagrams behind the window at most: one, or until one comes to the CPU that
     /// sent, by a hash of its port.
     wakes: u32,
 }
 
 impl Tracer {
-    /// Makes a machine that is about to start record itself.
+    /// Makes a machine that is about to start record itself; `executable` is the one that it
+    /// boots, or that what it boots was made of.
     ///
     /// # Errors
     /// The guest's executable cannot be read, or has no tracepoints.
-    pub fn new(machine: &mut Machine) -> Result<Self, TraceError> {
-        let Boot::Kernel(kernel) = &machine.boot else {
+    pub fn new(machine: &mut Machine, executable: &Boot) -> Result<Self, TraceError> {
+        let Boot::Kernel(kernel) = executable else {
             return Err(TraceError::DiskImage);
         };
         let image = Image::read(kernel)?;
@@ -169,6 +178,8 @@ impl Tracer {
             zero,
             first: Sample::take(zero),
             accel: machine.accel,
+            vmm: machine.vmm,
+            memory: OnceCell::new(),
             wakes: if machine.cpus > 1 { MOST_WAKES } else { 1 },
         })
     }
@@ -208,13 +219,17 @@ impl Tracer {
         for _ in 0..WARM_UP {
             echo(OTHER_BYTES)?;
         }
-        let known = threads_of(guest);
+        let known = threads_of(guest, self.vmm);
         let host_trace = match self.accel {
             Accel::Kvm { .. } => Some(HostTrace::start(&known)),
             Accel::Tcg => None,
         };
         self.switch_window_events(guest, true);
         let mut begin = self.begin(guest, host_trace.as_ref())?;
+        let waiting = match self.vmm {
+            Vmm::Qemu => BTreeMap::new(),
+            _ => process::waiting(guest.pid()),
+        };
         let outcome = (|| {
             echo(PROBE_BYTES)?;
             begin.quiet &= self.quiet(guest)?.quiet;
@@ -235,7 +250,7 @@ impl Tracer {
         let (memory, mut passed) = outcome?;
         // Nothing moves while it is read; what KVM records ends no earlier than what
         // the guest does.
-        guest.qmp("stop", Value::Null)?;
+        self.stop(guest)?;
         let host_trace = host_trace.map(|started| started.and_then(HostTrace::stop));
         for frame in frames.frames() {
             if !passed.contains(&frame) {
@@ -273,15 +288,25 @@ impl Tracer {
             ..Recording::default()
         };
         match host_trace {
-            Some(Ok(kvm)) => recording.kvm = Some(kvm),
+            Some(Ok(kvm)) => {
+                let files = match self.vmm {
+                    Vmm::Qemu => BTreeMap::new(),
+                    _ => process::files(guest.pid()),
+                };
+                recording.kvm = Some(KvmRecording {
+                    files,
+                    waiting,
+                    ..kvm
+                });
+            }
             Some(Err(error)) => recording.absent.push(no_host_trace(&error)),
             None => {}
         }
         let read = self.read(guest, &mut recording, &begin.log);
-        guest.qmp("cont", Value::Null)?;
+        self.go_on(guest)?;
         read?;
         recording.absent.extend(clock_set(&recording.clocks));
-        if recording.threads == Threads::default() {
+        if self.vmm == Vmm::Qemu && recording.threads == Threads::default() {
             recording.absent.push(Absent {
                 what: "which thread of QEMU took a step".into(),
                 reason: "QEMU does not tell the numbers of its threads".into(),
@@ -452,9 +477,10 @@ impl Tracer {
         let journey = journey.ok_or(no_journey)?;
         if let Some(doorbell) = journey.doorbell {
             let record = &records[doorbell];
-            let address = match record.a {
-                0 => record.b,
-                _ => physical(guest, record.b).unwrap_or(record.b),
+            let address = match (record.a, self.vmm) {
+                (0, _) => record.b,
+                (_, Vmm::Qemu) => physical(guest, record.b).unwrap_or(record.b),
+                _ => kvm::written(recording.kvm.as_ref(), record).unwrap_or(record.b),
             };
             recording.doorbell_address = Some(address);
             recording.instruction = own
@@ -524,38 +550,6 @@ impl Tracer {
         let bytes = self.memory(guest, "memsave", ring.address, HEADER_LENGTH)?;
         Ok(Header::parse(&bytes)?)
     }
-
-    /// Reads the guest's memory: `memsave` by the virtual address of its CPU,
-    /// `pmemsave` by the physical one.
-    pub(super) fn memory(
-        &self,
-        guest: &Guest,
-        command: &str,
-        address: u64,
-        length: usize,
-    ) -> Result<Vec<u8>, TraceError> {
-        let file = self.directory.path().join("memory");
-        guest.qmp(
-            command,
-            json!({
-                // QEMU takes a signed number.
-                "val": address.cast_signed(),
-                "size": length,
-                "filename": file,
-            }),
-        )?;
-        fs::read(&file).map_err(system("read the guest's memory"))
-    }
-
-    /// An event that this QEMU does not have is left out.
-    fn switch_window_events(&self, guest: &Guest, enable: bool) {
-        for name in qemu::WINDOW_EVENTS {
-            let arguments = json!({ "name": name, "enable": enable });
-            if let Err(failure) = guest.qmp("trace-event-set-state", arguments) {
-                log::debug!("{}", failure.cause);
-            }
-        }
-    }
 }
 
 /// Where a window begins: at a moment when nothing was on its way.
@@ -599,65 +593,6 @@ fn no_host_trace(error: &HostTraceError) -> Absent {
             _ if root => Some("mount -t tracefs tracefs /sys/kernel/tracing".into()),
             _ => Some("sudo $(which cargo) run -- trace --accel kvm".into()),
         },
-    }
-}
-
-/// What is known of the machine before it is traced; `reason` is why it has its accelerator,
-/// and `device` is what [`device_of`] makes of the guest's report.
-pub fn run_of(machine: &Machine, reason: &str, guest: &Guest, device: Device) -> Run {
-    let version = guest.qmp("query-version", Value::Null).unwrap_or_default();
-    let part = |name: &str| version["qemu"][name].as_u64().unwrap_or_default();
-    let accel = machine.accel;
-    let release = nix::sys::utsname::uname();
-    Run {
-        accelerator: accel.word().to_owned(),
-        accelerator_reason: reason.to_owned(),
-        real_exits: matches!(accel, Accel::Kvm { .. }),
-        machine: machine.kind.word().to_owned(),
-        qemu: format!("{}.{}.{}", part("major"), part("minor"), part("micro")),
-        command_line: guest.command_line().to_owned(),
-        host_kernel: release
-            .map(|names| names.release().to_string_lossy().into_owned())
-            .unwrap_or_default(),
-        guest: None,
-        device: Device {
-            ioeventfd: machine.nic.as_ref().and_then(|nic| nic.ioeventfd),
-            ..device
-        },
-    }
-}
-
-/// What our guest reports of its device.
-pub fn device_of(status: &Status) -> Device {
-    Device {
-        transport: status.device.transport.clone(),
-        location: status.device.location.clone(),
-        doorbell: status.device.doorbell.clone(),
-        interrupts: status.interrupts.rung.clone(),
-        features: status.device.features_negotiated.clone(),
-        ioeventfd: None,
-    }
-}
-
-/// QEMU's threads; the default where they cannot be told.
-pub(crate) fn threads_of(guest: &Guest) -> Threads {
-    let cpus = guest
-        .qmp("query-cpus-fast", Value::Null)
-        .unwrap_or_default();
-    let ids = cpus.as_array().into_iter().flatten();
-    let vcpus: Vec<u32> = ids
-        .filter_map(|cpu| u32::try_from(cpu["thread-id"].as_u64()?).ok())
-        .collect();
-    // Not `Guest::pid`: that may be a script around QEMU.
-    let main = vcpus.first().and_then(|thread| {
-        let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-        let mut lines = status.lines();
-        let group = lines.find_map(|line| line.strip_prefix("Tgid:"))?;
-        group.trim().parse().ok()
-    });
-    match main {
-        Some(main) => Threads { main, vcpus },
-        None => Threads::default(),
     }
 }
 

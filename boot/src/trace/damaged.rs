@@ -300,12 +300,13 @@ fn use_all(recording: &Recording) {
     serde_json::to_string(&timeline).unwrap();
 }
 
-static FIXTURES: LazyLock<[Recording; 4]> = LazyLock::new(|| {
+static FIXTURES: LazyLock<[Recording; 5]> = LazyLock::new(|| {
     [
         include_str!("fixtures/tcg.json"),
         include_str!("fixtures/intx.json"),
         include_str!("fixtures/kvm.json"),
         include_str!("fixtures/linux.json"),
+        include_str!("fixtures/firecracker.json"),
     ]
     .map(|text| serde_json::from_str(text).unwrap())
 });

@@ -139,8 +139,7 @@ fn setup(a: &Timeline, b: &Timeline) -> Vec<Setting> {
                 run.guest.as_deref().unwrap_or("Kickpath").to_owned(),
             ),
             ("Accelerator", run.accelerator.to_uppercase()),
-            ("Machine", run.machine.clone()),
-            ("QEMU", run.qemu.clone()),
+            ("VMM", run.vmm_text()),
             ("Host kernel", run.host_kernel.clone()),
             (
                 "Device",

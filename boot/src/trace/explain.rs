@@ -8,12 +8,14 @@ mod kvm;
 mod linux;
 mod place;
 mod qemu;
+mod vmm;
 
 pub use calls::calls;
 pub use guest::guest;
 pub use kvm::kvm;
 pub use linux::linux;
 pub use qemu::qemu;
+pub use vmm::vmm;
 
 use kickpath_trace::Event;
 

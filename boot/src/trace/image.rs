@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter, MemorySize, Mnemonic, OpKind};
 use kickpath_trace::Event;
 use kickpath_trace::layout;
+use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Object, ObjectSegment, ObjectSymbol};
 
 /// Longest name of a file or module that a site may have, in bytes.
@@ -56,6 +57,10 @@ pub struct Image {
 #[derive(Clone, Debug)]
 struct Segment {
     address: u64,
+    /// What is added to a virtual address to have the physical one.
+    offset: u64,
+    /// Bytes in memory.
+    size: u64,
     bytes: Vec<u8>,
 }
 
@@ -99,11 +104,14 @@ impl Image {
             file: file.to_owned(),
             source,
         };
-        let elf = object::File::parse(&*bytes).map_err(wrong)?;
+        let elf = ElfFile64::<object::Endianness>::parse(&*bytes).map_err(wrong)?;
         let mut segments = Vec::new();
         for segment in elf.segments() {
+            let physical = segment.elf_program_header().p_paddr(elf.endian());
             segments.push(Segment {
                 address: segment.address(),
+                offset: physical.wrapping_sub(segment.address()),
+                size: segment.size(),
                 bytes: segment.data().map_err(wrong)?.to_vec(),
             });
         }
@@ -132,6 +140,14 @@ impl Image {
                 file: self.file.clone(),
                 symbol: name,
             })
+    }
+
+    /// Where the loader puts what has this virtual address.
+    pub fn physical(&self, address: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            let offset = address.checked_sub(segment.address)?;
+            (offset < segment.size).then(|| address.wrapping_add(segment.offset))
+        })
     }
 
     /// What the executable has at a virtual address, to the end of that
@@ -252,7 +268,12 @@ pub(super) mod tests {
     pub fn image(address: u64, bytes: Vec<u8>, symbols: &[(&str, u64)]) -> Image {
         Image {
             file: "test".into(),
-            segments: vec![Segment { address, bytes }],
+            segments: vec![Segment {
+                address,
+                offset: 0,
+                size: bytes.len() as u64,
+                bytes,
+            }],
             symbols: symbols
                 .iter()
                 .map(|(name, address)| ((*name).to_owned(), *address))

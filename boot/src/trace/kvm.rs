@@ -1,11 +1,13 @@
 //! What the host's kernel records of KVM: its trace events, in a tracefs
-//! instance of our own, of the threads of one QEMU only.
+//! instance of our own, of the threads of one VMM only; of a VMM that has no trace of its own
+//! its system calls too.
 //!
 //! Nothing of the machine's own tracing is touched, and nothing is left
 //! behind. The file systems are mounted nowhere (`fsmount` gives a descriptor
 //! that ends with the process), and the instance is removed when it is dropped,
 //! or, after a crash, by the next trace.
 
+pub mod calls;
 pub mod parse;
 
 use std::fs;
@@ -17,6 +19,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::recording::{KvmRecording, Threads};
+use super::records::GuestRecord;
+use parse::KvmRecord;
 
 /// Events that are recorded, where the kernel has them.
 const EVENTS: &[&str] = &[
@@ -34,6 +38,12 @@ const EVENTS: &[&str] = &[
     "kvm_inj_virq",
     "kvm_eoi",
 ];
+
+/// System calls by which a VMM learns of a kick, moves a frame and raises an interrupt
+/// (`arch/x86/entry/syscalls/syscall_64.tbl`): read, write, ioctl, readv, writev, epoll_wait,
+/// epoll_pwait.
+const CALLS: &str =
+    "id == 0 || id == 1 || id == 16 || id == 19 || id == 20 || id == 232 || id == 281";
 
 /// Events whose call chain in the host's kernel is recorded.
 const STACKS: &[&str] = &["kvm_pio", "kvm_mmio", "kvm_fast_mmio"];
@@ -98,7 +108,7 @@ impl FileSystem {
     }
 }
 
-/// A tracefs instance that records one QEMU. Dropping it removes it.
+/// A tracefs instance that records one VMM. Dropping it removes it.
 #[derive(Debug)]
 pub struct HostTrace {
     instance: PathBuf,
@@ -110,7 +120,8 @@ pub struct HostTrace {
 }
 
 impl HostTrace {
-    /// Begins to record the threads of a QEMU.
+    /// Begins to record the threads of a VMM; of those that have names here, their system calls
+    /// as well.
     ///
     /// # Errors
     /// No rights, or no such events: the trace is then without them.
@@ -149,8 +160,24 @@ impl HostTrace {
             text,
             tsc_offset: self.tsc_offset,
             tsc_clock: self.tsc_clock,
+            ..KvmRecording::default()
         })
     }
+}
+
+/// Where a doorbell wrote, as the device sees it, by what KVM recorded: a page of the guest keeps
+/// the low bits of an address, and the value is the queue's number. `None` where several
+/// addresses are like that.
+pub(super) fn written(trace: Option<&KvmRecording>, doorbell: &GuestRecord) -> Option<u64> {
+    const PAGE: u64 = 4096;
+    let records = parse::parse(&trace?.text);
+    let queue = doorbell.queue.map(u64::from);
+    let writes = records.iter().filter_map(KvmRecord::write);
+    let mut alike = writes.filter(|(address, value)| {
+        address % PAGE == doorbell.b % PAGE && (value.is_none() || *value == queue)
+    });
+    let (address, _) = alike.next()?;
+    alike.all(|(other, _)| other == address).then_some(address)
 }
 
 impl Drop for HostTrace {
@@ -188,6 +215,7 @@ impl Instance {
         let ids: Vec<String> = [threads.main]
             .iter()
             .chain(&threads.vcpus)
+            .chain(threads.names.keys())
             .map(u32::to_string)
             .collect();
         write(&self.0, "set_event_pid", &ids.join(" "))?;
@@ -201,6 +229,17 @@ impl Instance {
         }
         if events.is_empty() {
             return Err(HostTraceError::NoEvents);
+        }
+        if !threads.names.is_empty() {
+            for event in ["sys_enter", "sys_exit"] {
+                let file = |name: &str| format!("events/raw_syscalls/{event}/{name}");
+                // A kernel without them, or without filters, records the rest all the same.
+                if write(&self.0, &file("filter"), CALLS).is_ok()
+                    && write(&self.0, &file("enable"), "1").is_ok()
+                {
+                    events.push(event.to_owned());
+                }
+            }
         }
         for event in STACKS {
             // A kernel without stack traces records the events all the same.
@@ -358,6 +397,7 @@ mod tests {
         let threads = Threads {
             main: 7,
             vcpus: vec![8, 9],
+            ..Threads::default()
         };
         // Nothing there is no tracefs: no event can be switched on.
         let error = instance.configure(&threads).unwrap_err();
@@ -381,7 +421,7 @@ mod tests {
     fn a_real_instance_comes_and_goes() {
         let own = Threads {
             main: std::process::id(),
-            vcpus: Vec::new(),
+            ..Threads::default()
         };
         let trace = match HostTrace::start(&own) {
             Ok(trace) => trace,

@@ -36,11 +36,20 @@ pub mod timeline;
 pub use timeline::Timeline;
 
 use crate::command::{Progress, Sink};
-use crate::qemu::Boot;
+use crate::qemu::{Boot, Vmm};
 use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status};
 use cable::Cable;
 use capture::{TraceError, Tracer};
 use recording::Recording;
+
+/// Has the machine record itself.
+///
+/// # Errors
+/// The guest's executable cannot be read, or has no tracepoints.
+pub fn tracer(prepared: &mut Prepared) -> Result<Tracer, TraceError> {
+    let executable = prepared.executable();
+    Tracer::new(&mut prepared.machine, &executable)
+}
 
 /// Boots the guest and records one datagram in and one out; `net` is the far end.
 ///
@@ -54,7 +63,7 @@ pub fn record(
 ) -> Result<(Prepared, Recording), SessionError> {
     cable::require_for(net, settings, sink)?;
     let mut prepared = settings.prepare(false, sink)?;
-    let tracer = Tracer::new(&mut prepared.machine)?;
+    let tracer = tracer(&mut prepared)?;
     let cable = Cable::connect(&mut prepared, net)?;
     let guest = cable.launch(&mut prepared)?;
     let far = cable.far_end();
@@ -72,8 +81,10 @@ pub fn record(
     let hz = status.boot.tsc_hz;
     let address = up.address.address;
     let mut recording = tracer.record(&guest, far, &cable.frame_log(), address, run, hz)?;
-    sink(Progress::Step("Taking QEMU's call chain at one more kick"));
-    tracer.add_qemu_stack(&guest, far, address, &mut recording)?;
+    if prepared.machine.vmm == Vmm::Qemu {
+        sink(Progress::Step("Taking QEMU's call chain at one more kick"));
+        tracer.add_qemu_stack(&guest, far, address, &mut recording)?;
+    }
     Ok((prepared, recording))
 }
 

@@ -32,7 +32,7 @@ pub fn render(timeline: &Timeline) -> Value {
     let mut events = Vec::new();
     for (axis, steps) in &processes {
         let slices = slices(steps);
-        axis.describe(several, &mut events);
+        axis.describe(several, timeline, &mut events);
         draw(*axis, &slices, timeline, &mut events);
         counters(*axis, &slices, &mut events);
         flows(*axis, &slices, &mut events);
@@ -84,7 +84,7 @@ impl Axis {
 
     /// Names of the process and of its tracks, and their order. `several` is
     /// whether there are clocks that cannot be compared.
-    fn describe(self, several: bool, events: &mut Vec<Value>) {
+    fn describe(self, several: bool, timeline: &Timeline, events: &mut Vec<Value>) {
         let what = match self.attach {
             false => "The journey of a packet",
             true => "How the hook was attached (a time axis of its own)",
@@ -104,9 +104,13 @@ impl Axis {
         };
         say("process_name", 0, json!({ "name": name }));
         say("process_sort_index", 0, json!({ "sort_index": process }));
-        for layer in Layer::ALL {
+        for layer in timeline.run.layers() {
             let thread = track(layer);
-            say("thread_name", thread, json!({ "name": layer.title() }));
+            say(
+                "thread_name",
+                thread,
+                json!({ "name": timeline.run.title(layer) }),
+            );
             say("thread_sort_index", thread, json!({ "sort_index": thread }));
         }
     }
@@ -117,8 +121,8 @@ fn track(layer: Layer) -> usize {
     match layer {
         Layer::Guest => 1,
         Layer::Kvm => 2,
-        Layer::QemuVcpu => 3,
-        Layer::QemuMain => 4,
+        Layer::QemuVcpu | Layer::VmmVcpu => 3,
+        Layer::QemuMain | Layer::VmmOther => 4,
         Layer::Wire => 5,
     }
 }

@@ -2,6 +2,7 @@
 //! [`Timeline`](super::Timeline) is made of. It can be written to a file and
 //! read again, which is how the tests of the joins have theirs.
 
+use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -53,13 +54,16 @@ pub struct Recording {
     pub absent: Vec<Absent>,
 }
 
-/// QEMU's threads, by the host's numbers.
+/// The VMM's threads, by the host's numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Threads {
-    /// The main loop's.
+    /// The main loop's; of another VMM than QEMU its first one, whose number is the process's.
     pub main: u32,
     /// Those that run virtual CPUs.
     pub vcpus: Vec<u32>,
+    /// The names of all threads of another VMM than QEMU.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub names: BTreeMap<u32, String>,
 }
 
 /// What the host's kernel recorded of KVM.
@@ -78,6 +82,13 @@ pub struct KvmRecording {
     pub tsc_offset: Option<i64>,
     /// Whether times are the host's time stamp counter.
     pub tsc_clock: bool,
+    /// What the descriptors of a VMM other than QEMU are, whose system calls are in the trace:
+    /// devices and anonymous files, as the host's kernel names them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<u64, String>,
+    /// The calls in which its threads waited when the window began: number and arguments.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub waiting: BTreeMap<u32, Vec<u64>>,
 }
 
 /// A frame on the cable.

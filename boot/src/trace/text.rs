@@ -31,7 +31,7 @@ pub fn print<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<
         }
     }
     kicks(story, timeline.kicks.as_ref())?;
-    calls(story, &timeline.calls)?;
+    calls(story, timeline)?;
     frames(story, &timeline.frames)?;
     trust(story, timeline)?;
     let sound = timeline.is_sound();
@@ -49,7 +49,7 @@ fn machine<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()
             run.accelerator_reason
         ),
     )?;
-    story.row("Hardware", &format!("{}, QEMU {}", run.machine, run.qemu))?;
+    story.row("Hardware", &run.vmm_text())?;
     if let Some(guest) = &run.guest {
         story.row("Guest", guest)?;
     }
@@ -76,8 +76,8 @@ pub(super) fn style(layer: Layer) -> Style {
     match layer {
         Layer::Guest => AnsiColor::Green,
         Layer::Kvm => AnsiColor::Red,
-        Layer::QemuVcpu => AnsiColor::Magenta,
-        Layer::QemuMain => AnsiColor::Blue,
+        Layer::QemuVcpu | Layer::VmmVcpu => AnsiColor::Magenta,
+        Layer::QemuMain | Layer::VmmOther => AnsiColor::Blue,
         Layer::Wire => AnsiColor::Yellow,
     }
     .on_default()
@@ -97,8 +97,9 @@ const fn short(layer: Layer) -> &'static str {
     match layer {
         Layer::Guest => "guest",
         Layer::Kvm => "KVM",
-        Layer::QemuVcpu => "vCPU",
+        Layer::QemuVcpu | Layer::VmmVcpu => "vCPU",
         Layer::QemuMain => "QEMU",
+        Layer::VmmOther => "VMM",
         Layer::Wire => "wire",
     }
 }
@@ -147,7 +148,7 @@ pub fn print_step<W: Write>(story: &mut Story<W>, step: &Step) -> io::Result<()>
         let whose = match step.layer {
             Layer::Guest => "guest's kernel",
             Layer::QemuVcpu | Layer::QemuMain => "QEMU, at the next kick of this queue",
-            Layer::Kvm | Layer::Wire => "host kernel",
+            Layer::Kvm | Layer::VmmVcpu | Layer::VmmOther | Layer::Wire => "host kernel",
         };
         below(&format!("{whose}: {}", step.stack.join(" <- ")), FAINT)?;
     }
@@ -208,11 +209,15 @@ fn kicks<W: Write>(story: &mut Story<W>, kicks: Option<&Kicks>) -> io::Result<()
 }
 
 /// The way of the kick for a reader who comes from the sources.
-fn calls<W: Write>(story: &mut Story<W>, calls: &[SourceCall]) -> io::Result<()> {
+fn calls<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()> {
+    let calls: &[SourceCall] = &timeline.calls;
     if calls.is_empty() {
         return Ok(());
     }
-    story.section("The same way in Linux's and QEMU's own words")?;
+    story.section(match timeline.run.vmm {
+        None => "The same way in Linux's and QEMU's own words",
+        Some(_) => "The same way in Linux's own words",
+    })?;
     for call in calls {
         let paint = style(call.layer);
         let step = match call.step {

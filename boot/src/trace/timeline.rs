@@ -67,14 +67,60 @@ pub struct Run {
     pub guest: Option<String>,
     /// The machine type, such as `pc`.
     pub machine: String,
-    /// QEMU's version.
+    /// QEMU's version; empty where another VMM ran the guest.
     pub qemu: String,
-    /// QEMU's command line, ready to paste.
+    /// The VMM that ran the guest, if it was not QEMU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm: Option<OtherVmm>,
+    /// The VMM's command line, ready to paste.
     pub command_line: String,
     /// The host's kernel release, such as `6.1.0`.
     pub host_kernel: String,
     /// What the guest reports of its device.
     pub device: Device,
+}
+
+/// A VMM that is not QEMU.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherVmm {
+    /// Its name, such as `Firecracker`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+impl Run {
+    /// The name of what ran the guest.
+    pub fn vmm_name(&self) -> &str {
+        self.vmm.as_ref().map_or("QEMU", |vmm| &vmm.name)
+    }
+
+    /// What ran the guest, with its version; of QEMU with the machine type as well.
+    pub fn vmm_text(&self) -> String {
+        match &self.vmm {
+            Some(vmm) => format!("{} {}", vmm.name, vmm.version),
+            None => format!("{}, QEMU {}", self.machine, self.qemu),
+        }
+    }
+
+    /// The layers that this run can have, in the order of the way out.
+    pub fn layers(&self) -> impl Iterator<Item = Layer> {
+        let is_qemu = self.vmm.is_none();
+        Layer::ALL.into_iter().filter(move |layer| match layer {
+            Layer::QemuVcpu | Layer::QemuMain => is_qemu,
+            Layer::VmmVcpu | Layer::VmmOther => !is_qemu,
+            Layer::Guest | Layer::Kvm | Layer::Wire => true,
+        })
+    }
+
+    /// A layer's name in this run, for a heading.
+    pub fn title(&self, layer: Layer) -> String {
+        match layer {
+            Layer::VmmVcpu => format!("{} vCPU thread", self.vmm_name()),
+            Layer::VmmOther => format!("{}, other threads", self.vmm_name()),
+            layer => layer.title().to_owned(),
+        }
+    }
 }
 
 /// What the guest reports of its device (`/stats.json`).
@@ -109,27 +155,35 @@ pub enum Layer {
     QemuVcpu,
     /// QEMU's main loop.
     QemuMain,
+    /// The thread of another VMM that runs the virtual CPU.
+    VmmVcpu,
+    /// Any other thread of another VMM.
+    VmmOther,
     /// The host's end of the cable.
     Wire,
 }
 
 impl Layer {
     /// Every layer, in the order of the way out.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::Guest,
         Self::Kvm,
         Self::QemuVcpu,
         Self::QemuMain,
+        Self::VmmVcpu,
+        Self::VmmOther,
         Self::Wire,
     ];
 
-    /// For a heading.
+    /// For a heading (see [`Run::title`]).
     pub const fn title(self) -> &'static str {
         match self {
             Self::Guest => "guest",
             Self::Kvm => "KVM",
             Self::QemuVcpu => "QEMU vCPU thread",
             Self::QemuMain => "QEMU main loop",
+            Self::VmmVcpu => "VMM vCPU thread",
+            Self::VmmOther => "VMM, other threads",
             Self::Wire => "wire",
         }
     }

@@ -123,12 +123,13 @@ fn json(data: &[u8]) {
 }
 
 /// Recordings of a run, whole.
-static RECORDINGS: LazyLock<[Recording; 4]> = LazyLock::new(|| {
+static RECORDINGS: LazyLock<[Recording; 5]> = LazyLock::new(|| {
     [
         include_str!("../../../boot/src/trace/fixtures/tcg.json"),
         include_str!("../../../boot/src/trace/fixtures/intx.json"),
         include_str!("../../../boot/src/trace/fixtures/kvm.json"),
         include_str!("../../../boot/src/trace/fixtures/linux.json"),
+        include_str!("../../../boot/src/trace/fixtures/firecracker.json"),
     ]
     .map(|text| serde_json::from_str(text).expect("a recording"))
 });

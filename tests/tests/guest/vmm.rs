@@ -10,6 +10,8 @@ use kickpath::guest::Guest;
 use kickpath::install::{Host, IPROUTE2};
 use kickpath::qemu::{Accel, Boot, Kind, Machine, Nic, Vmm};
 use kickpath::session::fetch_status;
+use kickpath::trace::Timeline;
+use kickpath::trace::timeline::{Comparison, Layer};
 use kickpath::wire::{FarEnd, HostSockets, Plan, Tap};
 use kickpath_abi::config::{Ipv4Config, Transport};
 use kickpath_abi::status::Status;
@@ -111,6 +113,7 @@ pub fn add(suite: &mut Suite) {
             let name = vmm.word().replace('-', "_");
             suite.test(&format!("vmm::run_on_{name}"), move || runs(vmm));
             suite.test(&format!("vmm::serve_on_{name}"), move || served(vmm));
+            suite.test(&format!("vmm::trace_on_{name}"), move || traced(vmm));
         }
     });
 }
@@ -210,6 +213,58 @@ fn runs(vmm: Vmm) -> Result<()> {
     );
     let version = report["vmm_version"].as_str().unwrap_or_default();
     ensure!(version.contains('.'), "{report}");
+    Ok(())
+}
+
+/// The command traces a packet on it: the guest's records, KVM's, the VMM's calls and the wire
+/// fit together.
+fn traced(vmm: Vmm) -> Result<()> {
+    let program = program(vmm)?;
+    let path = program.to_str().context("a path of UTF-8")?;
+    let words = [
+        "trace",
+        "--json",
+        "-",
+        "--vmm",
+        vmm.word(),
+        "--vmm-path",
+        path,
+    ];
+    let text = run(&words);
+    if let Err(error) = &text {
+        is_kvm_refused(&format!("{error:#}"))?;
+    }
+    let timeline: Timeline = serde_json::from_str(&text?)?;
+    ensure!(timeline.is_sound(), "{:?}", timeline.joins);
+    ensure!(
+        timeline.run.vmm_name() == vmm.to_string(),
+        "{:?}",
+        timeline.run
+    );
+    ensure!(timeline.joins.len() == 3, "{:?}", timeline.joins);
+    let equal = timeline.frames.iter();
+    let equal = equal
+        .filter(|frame| frame.comparison == Comparison::Equal)
+        .count();
+    ensure!(equal == 2, "{:?}", timeline.frames);
+    let place = |layers: &[Layer], events: &[&str]| {
+        let own = timeline.steps.iter().filter(|step| !step.aside);
+        let mut own = own.filter(|step| layers.contains(&step.layer));
+        let found = own.find(|step| events.contains(&step.event.as_str()));
+        found.with_context(|| format!("none of {events:?} in {:#?}", timeline.steps))
+    };
+    let of_vmm = [Layer::VmmVcpu, Layer::VmmOther];
+    let taken = place(&of_vmm, &["read(tap)"])?;
+    let woken = place(&[Layer::Guest], &["InterruptVector"])?;
+    let rings = place(&[Layer::Guest], &["DoorbellRing"])?;
+    let given = place(&of_vmm, &["write(tap)"])?;
+    let received = place(&[Layer::Wire], &["frame received"])?;
+    let order = [taken, woken, rings, given, received].map(|step| step.number);
+    ensure!(order.is_sorted(), "{order:?}");
+    ensure!(
+        given.values.iter().any(|value| value.name == "thread"),
+        "{given:?}"
+    );
     Ok(())
 }
 

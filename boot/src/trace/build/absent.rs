@@ -6,6 +6,9 @@ use super::{Builder, LONGEST_LINE};
 impl Builder<'_> {
     /// Notes what the timeline could have had.
     pub(super) fn note_absent(&self, timeline: &mut Timeline) {
+        let of_vmm = |step: &Step| matches!(step.layer, Layer::VmmVcpu | Layer::VmmOther);
+        let is_there = timeline.steps.iter().any(of_vmm);
+        timeline.absent.extend(self.vmm_absent(is_there));
         let mut absent = |what: &str, reason: String, enable: Option<&str>| {
             timeline.absent.push(Absent {
                 what: what.to_owned(),
@@ -28,7 +31,7 @@ impl Builder<'_> {
         let window = |step: &&Step| step.phase != Phase::Attach;
         let mut window = timeline.steps.iter().filter(window);
         let in_qemu = window.any(|step| matches!(step.layer, Layer::QemuMain | Layer::QemuVcpu));
-        if !in_qemu {
+        if self.recording.run.vmm.is_none() && !in_qemu {
             let reason = match (self.log.is_empty(), self.unread.is_empty()) {
                 (true, true) => {
                     "QEMU logged nothing; it may be built without the trace backend 'log'"

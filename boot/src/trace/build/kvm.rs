@@ -33,7 +33,10 @@ impl Kvm {
             return Self::default();
         };
         let mut kvm = Self {
-            records: parse(&trace.text),
+            records: parse(&trace.text)
+                .into_iter()
+                .filter(|record| !record.event.starts_with("sys_"))
+                .collect(),
             ..Self::default()
         };
         if trace.lost > 0 {
@@ -231,7 +234,7 @@ impl Builder<'_> {
     }
 
     /// The exit of the window's kick.
-    fn kvm_doorbell(&self) -> Option<usize> {
+    pub(super) fn kvm_doorbell(&self) -> Option<usize> {
         let doorbell = self.journey.doorbell?;
         let queue = self.recording.guest[doorbell].queue?;
         let window = self.windows.get(&queue)?;
@@ -245,7 +248,12 @@ impl Builder<'_> {
             let behind = self.rings.get(number).and_then(|(_, behind)| *behind);
             self.kvm.returned(place, behind)
         });
-        let mut step = step(phase, Layer::Kvm, &record.event, explain::kvm(record, kick));
+        let mut step = step(
+            phase,
+            Layer::Kvm,
+            &record.event,
+            explain::kvm(record, kick, &self.recording.run),
+        );
         step.function = record.stack.first().cloned();
         step.stack.clone_from(&record.stack);
         step.queue = kick.and_then(|_| {

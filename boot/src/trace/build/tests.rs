@@ -8,7 +8,7 @@ use crate::terminal::{Story, WIDTH};
 use crate::trace::qemu::stack::QemuStack;
 use crate::trace::records::GuestRecord;
 
-fn recording(name: &str) -> Recording {
+pub fn recording(name: &str) -> Recording {
     let text = match name {
         // TCG, pc, MSI-X, ioeventfd.
         "tcg" => include_str!("../fixtures/tcg.json"),
@@ -18,6 +18,8 @@ fn recording(name: &str) -> Recording {
         "kvm" => include_str!("../fixtures/kvm.json"),
         // TCG, pc, Linux 6.1 in the guest; of its boot only what attaches the hook.
         "linux" => include_str!("../fixtures/linux.json"),
+        // Software KVM, Firecracker, modern virtio-pci.
+        "firecracker" => include_str!("../fixtures/firecracker.json"),
         _ => unreachable!(),
     };
     serde_json::from_str(text).unwrap()
@@ -166,7 +168,7 @@ fn what_another_cpu_does_meanwhile_is_told_aside() {
 
 #[test]
 fn every_step_is_explained_numbered_and_drawn_forward() {
-    for name in ["tcg", "intx", "kvm", "linux"] {
+    for name in ["tcg", "intx", "kvm", "linux", "firecracker"] {
         let timeline = build(&recording(name)).unwrap();
         let mut drawn = [f64::MIN; 2];
         for (number, step) in timeline.steps.iter().enumerate() {
@@ -205,6 +207,7 @@ fn the_text_is_at_most_100_columns_wide_and_tells_the_kick() {
         ("tcg", "Doorbell::ring"),
         ("intx", "Doorbell::ring"),
         ("kvm", "Doorbell::ring"),
+        ("firecracker", "Doorbell::ring"),
         ("linux", "vp_notify  DoorbellRing"),
     ] {
         let timeline = build(&recording(name)).unwrap();

@@ -207,7 +207,9 @@ const fn colours(layer: Layer) -> (&'static str, &'static str) {
     match layer {
         Layer::Guest => ("--driver-fill", "--driver"),
         Layer::Kvm => ("--kvm-fill", "--kvm"),
-        Layer::QemuVcpu | Layer::QemuMain => ("--device-fill", "--device"),
+        Layer::QemuVcpu | Layer::QemuMain | Layer::VmmVcpu | Layer::VmmOther => {
+            ("--device-fill", "--device")
+        }
         Layer::Wire => ("--wire-fill", "--wire"),
     }
 }

@@ -119,7 +119,11 @@ fn of(timeline: &Timeline) -> Vec<Row> {
             named(&["VringInterrupt", "IntxInterrupt"]),
         ),
     ];
-    for layer in [Layer::Kvm, Layer::QemuVcpu, Layer::QemuMain] {
+    for layer in Layer::ALL {
+        let is_host = !matches!(layer, Layer::Guest | Layer::Wire);
+        if !is_host {
+            continue;
+        }
         rows.push((
             Some(layer),
             "steps",

@@ -11,9 +11,17 @@ type Row = (Layer, &'static str, Option<&'static str>);
 pub fn calls(run: &Run, steps: &[Step]) -> Vec<SourceCall> {
     let mut sent = steps.iter().filter(|step| step.phase == Phase::Transmit);
     let notify = sent.find(|step| step.event == "virtio_queue_notify");
-    let by_vcpu = notify.is_some_and(|step| step.layer == Layer::QemuVcpu);
+    let by_vcpu = match run.vmm {
+        None => notify.is_some_and(|step| step.layer == Layer::QemuVcpu),
+        Some(_) => steps.iter().any(|step| {
+            step.phase == Phase::Transmit && step.event == "kvm_userspace_exit" && !step.aside
+        }),
+    };
+    // Other VMMs' sources are not told of.
+    let is_told = |layer| run.layers().any(|told| told == layer);
     rows(run, by_vcpu)
         .into_iter()
+        .filter(|(layer, _, _)| is_told(*layer))
         .map(|(layer, words, event)| SourceCall {
             layer,
             words: words.to_owned(),

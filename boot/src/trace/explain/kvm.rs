@@ -2,11 +2,13 @@
 
 use super::{Explanation, value};
 use crate::trace::kvm::parse::KvmRecord;
+use crate::trace::timeline::Run;
 
 /// Explains an event of KVM. `kick` is whether it is the write to the device's
-/// doorbell, and then whether KVM went back to QEMU because of it, where that
+/// doorbell, and then whether KVM went back to the VMM because of it, where that
 /// is known.
-pub fn kvm(record: &KvmRecord, kick: Option<Option<bool>>) -> Explanation {
+pub fn kvm(record: &KvmRecord, kick: Option<Option<bool>>, run: &Run) -> Explanation {
+    let vmm = run.vmm_name();
     let word = |name: &str| record.text(name).unwrap_or("?").to_owned();
     let vector = || match record.vector() {
         Some(vector) => vector.to_string(),
@@ -22,7 +24,7 @@ pub fn kvm(record: &KvmRecord, kick: Option<Option<bool>>) -> Explanation {
         }
         "kvm_entry" => "The CPU enters the guest again.".to_owned(),
         "kvm_userspace_exit" => format!(
-            "KVM cannot finish this in the kernel and returns to QEMU: {}.",
+            "KVM cannot finish this in the kernel and returns to {vmm}: {}.",
             word("reason")
         ),
         "kvm_fast_mmio" => format!(
@@ -51,10 +53,18 @@ pub fn kvm(record: &KvmRecord, kick: Option<Option<bool>>) -> Explanation {
         _ => format!("KVM records {}.", record.event),
     };
     match kick {
-        Some(Some(true)) => sentence += " This is the kick, and KVM hands it to QEMU.",
+        Some(Some(true)) => {
+            sentence += &format!(" This is the kick, and KVM hands it to {vmm}.");
+        }
         Some(Some(false)) => {
-            sentence += " This is the kick, and KVM does not return to QEMU for it: an eventfd \
-                         tells QEMU's main loop.";
+            let who = match run.vmm {
+                None => "QEMU's main loop".to_owned(),
+                Some(_) => format!("another thread of {vmm}"),
+            };
+            sentence += &format!(
+                " This is the kick, and KVM does not return to {vmm} for it: an eventfd tells \
+                 {who}."
+            );
         }
         Some(None) => sentence += " This is the kick.",
         None => {}
@@ -138,7 +148,7 @@ mod tests {
                 text: text.into(),
                 stack: Vec::new(),
             };
-            let sentence = kvm(&record, None).sentence;
+            let sentence = kvm(&record, None, &Run::default()).sentence;
             assert!(sentence.contains(vector), "{sentence}");
             assert!(!sentence.contains("acknowledge"), "{sentence}");
             assert!(!sentence.starts_with("The guest"), "{sentence}");
@@ -161,7 +171,7 @@ mod tests {
             (["hlt", "HLT"], "sleeps until an interrupt"),
         ] {
             for name in names {
-                let sentence = kvm(&exit(name), None).sentence;
+                let sentence = kvm(&exit(name), None, &Run::default()).sentence;
                 assert!(
                     sentence.contains(words) && sentence.contains(name),
                     "{sentence}"
@@ -169,7 +179,7 @@ mod tests {
             }
         }
         assert!(
-            kvm(&exit("other"), None)
+            kvm(&exit("other"), None, &Run::default())
                 .sentence
                 .ends_with("guest: other.")
         );

@@ -17,12 +17,14 @@ function el(name, attributes = {}, ...children) {
 }
 const fill = (id, ...children) => $(id).replaceChildren(...children.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false));
 
+// What ran the guest, where it was not QEMU.
+const VMM = run.vmm?.name;
 // The lanes, from the guest to the cable.
 const LAYERS = [
   { id: "guest", name: "Guest", note: "kernel and driver", fill: "var(--driver-fill)", text: "var(--driver)" },
   { id: "kvm", name: "KVM", note: "the host's kernel", fill: "var(--kvm-fill)", text: "var(--kvm)" },
-  { id: "qemu-vcpu", name: "QEMU vCPU thread", note: "runs the guest", fill: "var(--device-fill)", text: "var(--device)" },
-  { id: "qemu-main", name: "QEMU main loop", note: "the device's other hand", fill: "var(--device-fill)", text: "var(--device)" },
+  { id: VMM ? "vmm-vcpu" : "qemu-vcpu", name: `${VMM ?? "QEMU"} vCPU thread`, note: "runs the guest", fill: "var(--device-fill)", text: "var(--device)" },
+  { id: VMM ? "vmm-other" : "qemu-main", name: VMM ? `${VMM}, other threads` : "QEMU main loop", note: "the device's other hand", fill: "var(--device-fill)", text: "var(--device)" },
   { id: "wire", name: "Wire", note: "the cable's far end", fill: "var(--wire-fill)", text: "var(--wire)" },
 ];
 const PHASES = [["attach", "Attach"], ["receive", "Receive"], ["transmit", "Transmit"], ["return", "Return"]];

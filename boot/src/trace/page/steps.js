@@ -40,7 +40,7 @@ function showSource({ layer, source, stack, instruction }) {
   const written = instruction?.source;
   fill("source",
     el("div", { class: "source-head" }, el("h2", { id: "h-source" }, source ? `${source.file}:${source.line}` : "Source"), el("span", { class: "quiet" }, source ? source.module : "")),
-    source ? listing(source) : el("p", { class: "quiet" }, `No source of ours: this is ${layer === "guest" ? "a function or trace event of the guest's Linux" : "a trace event of the host"}.`),
+    source ? listing(source) : el("p", { class: "quiet" }, `No source of ours: this is ${layer === "guest" ? "a function or trace event of the guest's Linux" : layer.startsWith("vmm") ? `a system call of ${VMM}` : "a trace event of the host"}.`),
     written ? [el("h3", {}, `The instruction itself, ${written.file}:${written.line}`), listing(written)] : null,
     stack?.length ? [el("h3", {}, callChainOf(layer)), el("ol", { class: "stack" }, stack.map(frame => el("li", {}, frame)))] : null);
   bringLine();
@@ -122,7 +122,9 @@ const WHY = {
   virtio_notify_irqfd: "The interrupt goes through an eventfd into KVM, without a system call on the vCPU's thread.",
   kvm_pio: "KVM decodes the port access and looks for a device of its own at that port. An ioeventfd is such a device.",
   kvm_fast_mmio: "An ioeventfd without data match: KVM need not even decode the instruction.",
-  kvm_userspace_exit: "Nobody in the kernel took the access: the ioctl returns, and QEMU's vCPU thread must handle it while the guest waits.",
+  kvm_userspace_exit: "Nobody in the kernel took the access: the ioctl returns, and the VMM's vCPU thread must handle it while the guest waits.",
+  "read(eventfd)": "An eventfd says only that something came: what, the VMM reads from the guest's memory.",
+  "write(eventfd)": "KVM was told before which interrupt of the guest this eventfd stands for.",
   PopUsed: "Ids and lengths are checked against what was posted: the device is not trusted.",
   EnableInterrupts: "After asking for an interrupt the driver looks once more: what came in between would go unannounced.",
   DisableInterrupts: "While the driver polls, an interrupt would tell it nothing new.",

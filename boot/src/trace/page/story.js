@@ -143,9 +143,13 @@ function rest() {
   document.title = `One packet${linux} on ${run.accelerator.toUpperCase()}, ${run.machine}, ${device.transport} – Kickpath`;
   $("subtitle").textContent = `One datagram out of the guest and one into it, recorded${linux} on ${run.accelerator.toUpperCase()}, machine ${run.machine}, ${device.transport} virtio-net`;
   const row = (term, value, mono) => value ? [el("dt", {}, term), el("dd", mono ? { class: "mono" } : {}, value)] : [];
-  fill("run", row("Accelerator", `${run.accelerator.toUpperCase()}: ${run.accelerator_reason}`), row("Guest", run.guest), row("Machine", `${run.machine}, QEMU ${run.qemu}`), row("Host kernel", run.host_kernel),
+  fill("run", row("Accelerator", `${run.accelerator.toUpperCase()}: ${run.accelerator_reason}`), row("Guest", run.guest), row("Machine", VMM ? `${VMM} ${run.vmm.version}` : `${run.machine}, QEMU ${run.qemu}`), row("Host kernel", run.host_kernel),
     row("Device", `${device.location}, ${device.transport}`), row("A kick is", device.doorbell, true), row("Interrupts", device.interrupts), row("ioeventfd", device.ioeventfd === undefined ? null : device.ioeventfd ? "on" : "off"), row("Features", device.features.join(" "), true));
   $("command-line").textContent = run.command_line;
+  if (VMM) {
+    $("h-command-line").textContent = `${VMM}'s command line`;
+    $("h-calls").textContent = "The same way in Linux's own words";
+  }
   fill("clocks", el("ul", { class: "plain" }, timeline.clocks.map(clock => el("li", {}, el("b", {}, CLOCKS[clock.clock] ?? clock.clock), ` (to ${clock.resolution_ns < 10 ? clock.resolution_ns.toFixed(1) + " ns" : span(clock.resolution_ns)}): `, clock.how))));
   const absent = timeline.absent ?? [];
   fill("absent", absent.length ? el("ul", { class: "plain" }, absent.map(({ what, reason, enable }) =>
