@@ -39,7 +39,7 @@ impl Own {
 fn time(call: &Call) -> u64 {
     match (call.what, call.entered) {
         // What it changes it changes before it comes back.
-        (What::GivesFrame(_) | What::Signals | What::Interrupts, Some(entered)) => entered,
+        (What::GivesFrame(_) | What::Signals | What::Interrupts(_), Some(entered)) => entered,
         _ => call.returned,
     }
 }
@@ -120,7 +120,7 @@ impl Builder<'_> {
         };
         let popped = guest[self.journey.pop_received].tsc;
         let taken = last(&|call| matches!(call.what, What::TakesFrame(_)), 0, popped);
-        let raises = |call: &Call| matches!(call.what, What::Signals | What::Interrupts);
+        let raises = |call: &Call| matches!(call.what, What::Signals | What::Interrupts(_));
         let mut awake = guest[self.journey.awake.clone()].iter();
         let woken = awake.find(|record| record.event == Event::InterruptVector);
         let interrupt = taken.zip(woken).and_then(|(taken, woken)| {

@@ -22,7 +22,7 @@ pub fn vmm(call: &Call, vmm: &str, thread: &str, own: bool) -> Explanation {
             format!("{vmm}'s thread '{thread}' reads an eventfd that was signalled.")
         }
         What::Signals => format!("{vmm}'s thread '{thread}' signals an eventfd."),
-        What::Interrupts => {
+        What::Interrupts(_) => {
             format!("{vmm}'s thread '{thread}' has KVM raise an interrupt of the guest.")
         }
         What::Leaves => format!(
@@ -33,7 +33,7 @@ pub fn vmm(call: &Call, vmm: &str, thread: &str, own: bool) -> Explanation {
     if own {
         sentence += match call.what {
             What::Wakes | What::Hears | What::Leaves => " By its time this is for the kick.",
-            What::Signals | What::Interrupts => {
+            What::Signals | What::Interrupts(_) => {
                 " By its time this is the interrupt for the received frame."
             }
             What::TakesFrame(_) | What::GivesFrame(_) => "",

@@ -35,8 +35,8 @@ pub enum What {
     Hears,
     /// It signalled an eventfd.
     Signals,
-    /// It had KVM raise an interrupt.
-    Interrupts,
+    /// It had KVM raise an interrupt, by this call.
+    Interrupts(&'static str),
     /// `ioctl(KVM_RUN)` came back: the VMM has to do something for the guest.
     Leaves,
 }
@@ -50,7 +50,7 @@ impl What {
             Self::Wakes => "epoll_wait",
             Self::Hears => "read(eventfd)",
             Self::Signals => "write(eventfd)",
-            Self::Interrupts => "ioctl(KVM_SIGNAL_MSI, KVM_IRQ_LINE)",
+            Self::Interrupts(call) => call,
             Self::Leaves => "ioctl(KVM_RUN)",
         }
     }
@@ -120,9 +120,9 @@ const EPOLL_PWAIT: u64 = 281;
 /// Requests of KVM (`include/uapi/linux/kvm.h`).
 const KVM_RUN: u64 = 0xae80;
 const RAISES: [(u64, &str); 3] = [
-    (0x4020_aea5, "KVM_SIGNAL_MSI"),
-    (0x4008_ae61, "KVM_IRQ_LINE"),
-    (0xc008_ae67, "KVM_IRQ_LINE_STATUS"),
+    (0x4020_aea5, "ioctl(KVM_SIGNAL_MSI)"),
+    (0x4008_ae61, "ioctl(KVM_IRQ_LINE)"),
+    (0xc008_ae67, "ioctl(KVM_IRQ_LINE_STATUS)"),
 ];
 
 /// What a call with this result did to one of these files, and its text.
@@ -143,13 +143,13 @@ fn meaning(call: &[u64], result: u64, files: &BTreeMap<u64, String>) -> Option<(
         IOCTL if *request == KVM_RUN => {
             return Some((
                 What::Leaves,
-                format!("ioctl({descriptor} = {file}, KVM_RUN)"),
+                format!("ioctl(KVM_RUN) of {descriptor} = {file}"),
             ));
         }
         IOCTL => {
-            let (_, name) = RAISES.iter().find(|(known, _)| known == request)?;
-            let text = format!("ioctl({descriptor} = {file}, {name})");
-            return Some((What::Interrupts, text));
+            let (_, call) = RAISES.iter().find(|(known, _)| known == request)?;
+            let text = format!("{call} of {descriptor} = {file}");
+            return Some((What::Interrupts(call), text));
         }
         _ => return None,
     };
@@ -206,13 +206,13 @@ mod tests {
             (8, None, 110, What::Leaves),
             (9, Some(120), 122, What::Hears),
             (9, Some(123), 125, What::GivesFrame(118)),
-            (9, Some(128), 129, What::Interrupts),
+            (9, Some(128), 129, What::Interrupts("ioctl(KVM_SIGNAL_MSI)")),
         ];
         assert_eq!(told, expected);
         assert_eq!(calls[2].text, "read(9 = anon_inode:[eventfd]) = 8");
         assert_eq!(
             calls[4].text,
-            "ioctl(4 = anon_inode:kvm-vm, KVM_SIGNAL_MSI)"
+            "ioctl(KVM_SIGNAL_MSI) of 4 = anon_inode:kvm-vm"
         );
     }
 }
