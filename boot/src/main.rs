@@ -20,7 +20,7 @@ use kickpath::interrupt;
 use kickpath::linux::{self, Linux};
 use kickpath::nested::{self, NestedError};
 use kickpath::output::Output;
-use kickpath::qemu::{self, Boot, Net};
+use kickpath::qemu::{self, Boot, Net, Vmm};
 use kickpath::session::{Mismatch, Prepared, SessionError, Settings};
 use kickpath::terminal::{Story, Ticker};
 use kickpath::toolchain::{self, BuildOptions, Kernel};
@@ -275,10 +275,16 @@ fn gdb_command(settings: &Settings, args: &TraceArgs) -> anyhow::Result<ExitCode
     if settings.accel == AccelChoice::Nested {
         return refuse("--accel nested", "--gdb stops a guest that runs here");
     }
+    if settings.vmm != Vmm::Qemu {
+        return refuse(
+            "--vmm",
+            "--gdb takes the server for a debugger that QEMU has",
+        );
+    }
     let json = Written::begin(args.json.as_deref())?;
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
-    let mut stopped = trace::gdb::stop(settings, args.net, &mut sink)?;
+    let mut stopped = trace::gdb::stop(settings, args.net(), &mut sink)?;
     let debugger = stopped.debugger(settings, &mut sink);
     drop(ticker);
     let is_asked =

@@ -89,6 +89,7 @@ fn line(step: &Step) -> String {
         Layer::Kvm => "KVM",
         Layer::QemuVcpu => "vCPU",
         Layer::QemuMain => "QEMU",
+        Layer::VmmVcpu | Layer::VmmOther => "VMM",
         Layer::Wire => "wire",
     };
     let since = match &step.delta {

@@ -15,18 +15,21 @@ use crate::trace::timeline::{Device, OtherVmm, Run};
 /// and `device` is what [`device_of`] makes of the guest's report.
 pub fn run_of(machine: &Machine, reason: &str, guest: &Guest, device: Device) -> Run {
     let (accel, vmm) = (machine.accel, machine.vmm);
-    let is_qemu = vmm == Vmm::Qemu;
     let release = nix::sys::utsname::uname();
     Run {
         accelerator: accel.word().to_owned(),
         accelerator_reason: reason.to_owned(),
         real_exits: matches!(accel, Accel::Kvm { .. }),
         // Of another VMM there is one type, which has no name.
-        machine: is_qemu
-            .then(|| machine.kind.word().to_owned())
-            .unwrap_or_default(),
-        qemu: is_qemu.then(|| qemu_version(guest)).unwrap_or_default(),
-        vmm: (!is_qemu).then(|| OtherVmm {
+        machine: match vmm {
+            Vmm::Qemu => machine.kind.word().to_owned(),
+            _ => String::new(),
+        },
+        qemu: match vmm {
+            Vmm::Qemu => qemu_version(guest),
+            _ => String::new(),
+        },
+        vmm: (vmm != Vmm::Qemu).then(|| OtherVmm {
             name: vmm.to_string(),
             version: vmm
                 .version(&machine.program)
