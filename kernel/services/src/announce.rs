@@ -42,7 +42,7 @@ pub(crate) fn announce(now: Instant, interface: &Interface, device: &mut Rare<'_
                 arp::ask(mac.0, address, address, token);
             }
             IpCidr::Ipv6(address) => {
-                let icmp = advertisement(mac, address.address());
+                let icmp = advertisement(mac, address.address(), NdiscNeighborFlags::OVERRIDE);
                 let ends = [address.address(), ALL_NODES];
                 send_icmpv6(token, to_group(mac, ALL_NODES), ends, &icmp);
             }
@@ -134,9 +134,14 @@ pub(crate) fn ask(
     }
 }
 
-fn advertisement(mac: EthernetAddress, address: Ipv6Address) -> Icmpv6Repr<'static> {
+/// Says where an address is.
+pub(crate) fn advertisement(
+    mac: EthernetAddress,
+    address: Ipv6Address,
+    flags: NdiscNeighborFlags,
+) -> Icmpv6Repr<'static> {
     Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
-        flags: NdiscNeighborFlags::OVERRIDE,
+        flags,
         target_addr: address,
         lladdr: Some(RawHardwareAddress::from(HardwareAddress::Ethernet(mac))),
     })

@@ -5,8 +5,7 @@
 //! host finds out whether its own is in use (RFC 4862, 5.4), with a packet to `::`.
 
 use smoltcp::wire::{
-    EthernetAddress, HardwareAddress, Icmpv6Packet, Icmpv6Repr, Ipv6Address, NdiscNeighborFlags,
-    NdiscRepr, RawHardwareAddress,
+    EthernetAddress, Icmpv6Packet, Icmpv6Repr, Ipv6Address, NdiscNeighborFlags, NdiscRepr,
 };
 
 use crate::announce::{self, ALL_NODES};
@@ -102,11 +101,7 @@ impl Message {
             (self.mac, self.source)
         };
         let ours = EthernetAddress(mac);
-        let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
-            flags,
-            target_addr: self.target,
-            lladdr: Some(RawHardwareAddress::from(HardwareAddress::Ethernet(ours))),
-        });
+        let icmp = announce::advertisement(ours, self.target, flags);
         let ends = [self.target, destination];
         announce::send_icmpv6(token, [EthernetAddress(to), ours], ends, &icmp);
     }

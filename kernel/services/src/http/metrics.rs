@@ -221,27 +221,16 @@ fn write_link(text: &mut Text, device: &Device) {
 /// What has been counted of each pair since boot: what belongs to one of its
 /// queues with the queue's name, the rest with the pair's number.
 fn write_pairs(text: &mut Text, pairs: &[Pair]) {
-    let of_queue = |pair: &Pair, queue: &str| {
-        vec![
-            ("queue", format!("{queue}{}", pair.number)),
-            ("cpu", pair.cpu.to_string()),
-        ]
-    };
-    let sources: Vec<_> = pairs
-        .iter()
-        .map(|pair| {
-            (
-                &pair.counters,
-                ["rx", "tx"].map(|queue| of_queue(pair, queue)),
-            )
-        })
-        .collect();
+    let cpu = |pair: &Pair| ("cpu", pair.cpu.to_string());
+    let sources = pairs.iter().map(|pair| {
+        let name = |queue| ("queue", format!("{queue}{}", pair.number));
+        let labels = ["rx", "tx"].map(|queue| vec![name(queue), cpu(pair)]);
+        (&pair.counters, labels)
+    });
+    let sources: Vec<_> = sources.collect();
     write_by_direction(text, PAIR_TRAFFIC, &sources);
     write_each(text, OF_PAIRS, pairs, |pair| {
-        vec![
-            ("pair", pair.number.to_string()),
-            ("cpu", pair.cpu.to_string()),
-        ]
+        vec![("pair", pair.number.to_string()), cpu(pair)]
     });
 }
 
