@@ -20,7 +20,7 @@ pub use paging::{MapError, map_mmio};
 
 /// Free memory below which the kernel does not start, in bytes: two queues of 256
 /// buffers are 1 MiB, sockets and page tables 300 KiB.
-const MINIMUM: u64 = 1536 << 10;
+const MINIMUM: u64 = 1344 << 10;
 
 /// What is left for the heap when the page tables are built.
 static FREE: Mutex<Option<FreeMemory>> = Mutex::new(None);
