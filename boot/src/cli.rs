@@ -13,7 +13,7 @@ use kickpath::qemu::{Kind, Memory, Vmm};
 use kickpath::serve::ServeOptions;
 use kickpath::session::{Layout, NetChoice, Settings};
 use kickpath::wire::Capture;
-pub use lab::{LabArgs, LabCheckArgs, LabCommand, LabRunArgs};
+pub use lab::{LabArgs, LabCheckArgs, LabCommand, LabRingArgs, LabRunArgs};
 
 use kickpath_abi::config::{self, Ipv4Config, Irq, LogLevel, Transport, UdpWay, parse_ipv4};
 

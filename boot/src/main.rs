@@ -28,7 +28,7 @@ use kickpath::{lab, run, serve, soak, trace, vmm};
 
 use cli::{
     BenchArgs, Cli, Command, CompareArgs, DoctorArgs, GuestArg, ImageArgs, LabArgs, LabCheckArgs,
-    LabCommand, LabRunArgs, RunArgs, ServeArgs, SoakArgs, TraceArgs,
+    LabCommand, LabRingArgs, LabRunArgs, RunArgs, ServeArgs, SoakArgs, TraceArgs,
 };
 
 fn main() -> ExitCode {
@@ -396,6 +396,7 @@ fn lab_command(args: &LabArgs) -> anyhow::Result<ExitCode> {
         }
         Some(LabCommand::Run(args)) => lab_run_command(args),
         Some(LabCommand::Check(args)) => lab_check_command(args),
+        Some(LabCommand::Ring(args)) => lab_ring_command(args),
     }
 }
 
@@ -454,6 +455,16 @@ fn lab_check_command(args: &LabCheckArgs) -> anyhow::Result<ExitCode> {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
+}
+
+/// Builds the driver's queue for a browser, and puts it into a page.
+fn lab_ring_command(args: &LabRingArgs) -> anyhow::Result<ExitCode> {
+    let html = Written::begin(Some(&args.html))?;
+    let mut ticker = Ticker::new();
+    let mut sink = |progress: Progress<'_>| ticker.show(progress);
+    let module = lab::ring::module(args.policy(), &mut sink)?;
+    html.end(|| Ok(lab::ring::page(&module, &own_command())))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Where a result goes that was asked for.

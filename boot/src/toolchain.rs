@@ -194,14 +194,14 @@ pub enum ToolchainError {
     /// A program that was needed to find out more failed.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// Cargo could not build the guest.
-    #[error("building the guest failed:\n{}", diagnostics(cause))]
+    /// Cargo could not build it.
+    #[error("building it failed:\n{}", diagnostics(cause))]
     Build {
         /// How cargo ended, and what it printed last.
         cause: CommandError,
     },
     /// Cargo succeeded but its product is not where it should be.
-    #[error("cargo built the guest without an error, but there is no {}", path.display())]
+    #[error("cargo built it without an error, but there is no {}", path.display())]
     NoKernel {
         /// Where it should be.
         path: PathBuf,
@@ -298,6 +298,46 @@ pub fn build_for(
     }
     command::run(&mut command, None, sink).map_err(|cause| ToolchainError::Build { cause })?;
     Ok(built.join(target))
+}
+
+/// Has cargo build a library of the workspace as a module of WebAssembly that needs nothing
+/// around it, and returns the module.
+///
+/// # Errors
+/// As [`build_kernel`].
+pub(crate) fn build_module(
+    package: &str,
+    options: &BuildOptions,
+    sink: &mut Sink<'_>,
+) -> Result<Vec<u8>, ToolchainError> {
+    const WEB: &str = "wasm32-unknown-unknown";
+    let (host, workspace) = (Host::detect(), workspace()?);
+    let finder = find::Finder::new(&host, &workspace).for_target(WEB);
+    let mut toolchain = finder.complete(Source::Prebuilt, options, sink)?;
+    // One program by many names, each for a format of its own.
+    if toolchain.linker.ends_with("ld.lld") {
+        toolchain.linker.set_file_name("wasm-ld");
+    }
+    sink(Progress::Step(&format!(
+        "Building {package} for a browser with {toolchain}"
+    )));
+    // With the guest: both need the same compiled for the host.
+    let place = target_directory(&workspace).join("kernel");
+    let mut command = toolchain.cargo_for(WEB, &workspace);
+    command
+        .args(["rustc", "--package", package, "--lib"])
+        .args(["--crate-type", "cdylib", "--profile", PROFILE])
+        .arg("--target-dir")
+        .arg(&place)
+        // Small. Not in the profile, which is that of what runs on the host, too.
+        .env(
+            "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS",
+            "-Copt-level=s -Cstrip=symbols",
+        );
+    command::run(&mut command, None, sink).map_err(|cause| ToolchainError::Build { cause })?;
+    let file = package.replace('-', "_") + ".wasm";
+    let path = place.join(WEB).join(PROFILE).join(file);
+    std::fs::read(&path).map_err(|_| ToolchainError::NoKernel { path })
 }
 
 /// What went wrong in a build, without the packages that compiled before.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use kickpath::install::QEMU_VARIABLE;
+use kickpath::install::{Policy, QEMU_VARIABLE};
 use kickpath::lab::{Options, Outcome};
 
 use super::policy;
@@ -23,6 +23,8 @@ pub enum LabCommand {
     Run(LabRunArgs),
     /// Say whether your change of the sources puts a mistake right (exit status 0), or not.
     Check(LabCheckArgs),
+    /// Make a page on which you work both ends of a ring by hand, by the driver's own code.
+    Ring(LabRingArgs),
 }
 
 /// Options of `lab run`.
@@ -51,6 +53,24 @@ pub struct LabCheckArgs {
     pub patch: Option<PathBuf>,
     #[command(flatten)]
     pub machine: LabMachineArgs,
+}
+
+/// Options of `lab ring`.
+#[derive(Args, Debug)]
+pub struct LabRingArgs {
+    /// Write the page into this file: it needs nothing else, and no network.
+    #[arg(long, value_name = "FILE")]
+    pub html: PathBuf,
+    /// Install nothing; say what is missing instead.
+    #[arg(long)]
+    no_install: bool,
+}
+
+impl LabRingArgs {
+    /// Whether anything may be installed.
+    pub fn policy(&self) -> Policy {
+        policy(self.no_install)
+    }
 }
 
 /// What both have.

@@ -12,6 +12,7 @@ mod evidence;
 mod experiments;
 mod page;
 mod probe;
+pub mod ring;
 mod scene;
 mod text;
 

@@ -25,7 +25,11 @@ pub fn list<W: Write>(story: &mut Story<W>) -> io::Result<()> {
         "lab run 1",
         "boots the guest with the mistake, and shows what comes of it",
     )?;
-    story.row("lab check 1", "whether your change of kernel/virtio-net/lab/experiments.rs, or --patch FILE, puts it right")
+    story.row("lab check 1", "whether your change of kernel/virtio-net/lab/experiments.rs, or --patch FILE, puts it right")?;
+    story.row(
+        "lab ring",
+        "with --html FILE: a page on which you work both ends of a ring by hand",
+    )
 }
 
 /// States the question of an experiment and the outcomes among which to choose.

@@ -333,10 +333,7 @@ fn a_failed_build_shows_its_errors_first() {
     };
     let text =
         failed("echo '   Compiling core'; echo 'error: no such thing'; echo ' --> x.rs'; exit 101");
-    assert_eq!(
-        text,
-        "building the guest failed:\nerror: no such thing\n --> x.rs"
-    );
+    assert_eq!(text, "building it failed:\nerror: no such thing\n --> x.rs");
     assert!(failed("echo unexpected; exit 3").contains("unexpected"));
 }
 

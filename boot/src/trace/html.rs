@@ -12,13 +12,16 @@ use super::glossary::{self, Term};
 use super::timeline::{Delta, Timeline};
 
 const PAGE: &str = include_str!("page/page.html");
-const STYLE: &str = include_str!("page/page.css");
-/// In the order in which they need each other.
-const SCRIPTS: [&str; 6] = [
+pub(crate) const STYLE: &str = include_str!("page/page.css");
+/// What draws words and rings, in the order in which they need each other; for any page.
+pub(crate) const DRAWING: [&str; 3] = [
     include_str!("page/base.js"),
     include_str!("page/glossary.js"),
-    include_str!("page/lanes.js"),
     include_str!("page/queue.js"),
+];
+/// What draws a trace, behind those.
+const TRACE: [&str; 3] = [
+    include_str!("page/lanes.js"),
     include_str!("page/story.js"),
     include_str!("page/steps.js"),
 ];
@@ -57,15 +60,22 @@ pub fn render(timeline: &Timeline, command: &str) -> serde_json::Result<String> 
         command,
         version: env!("CARGO_PKG_VERSION"),
     };
+    let data = serde_json::to_string(&data)?;
+    let script = [DRAWING, TRACE].concat().join("\n");
+    Ok(assemble(PAGE, STYLE, &data, &script))
+}
+
+/// Puts style, data (as JSON) and script into the places that a page has for them.
+pub(crate) fn assemble(template: &str, style: &str, data: &str, script: &str) -> String {
     // Inside of a script element only `<` can end it or begin a comment.
-    let data = serde_json::to_string(&data)?.replace('<', "\\u003c");
-    let script = SCRIPTS.join("\n");
-    let mut page = String::with_capacity(PAGE.len() + STYLE.len() + data.len() + script.len());
-    let mut rest = PAGE;
+    let data = data.replace('<', "\\u003c");
+    let length = template.len() + style.len() + data.len() + script.len();
+    let mut page = String::with_capacity(length);
+    let mut rest = template;
     for (place, content) in [
-        ("/*{{style}}*/", STYLE),
+        ("/*{{style}}*/", style),
         ("{{data}}", data.as_str()),
-        ("/*{{script}}*/", script.as_str()),
+        ("/*{{script}}*/", script),
     ] {
         if let Some((before, after)) = rest.split_once(place) {
             page.push_str(before);
@@ -74,7 +84,7 @@ pub fn render(timeline: &Timeline, command: &str) -> serde_json::Result<String> 
         }
     }
     page.push_str(rest);
-    Ok(page)
+    page
 }
 
 /// Writes integers that a browser's numbers would round, such as addresses of

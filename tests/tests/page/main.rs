@@ -5,6 +5,7 @@
 
 mod compare;
 mod diff;
+mod ring;
 mod status;
 mod support;
 mod trace;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
         trace::add(suite);
         compare::add(suite);
         diff::add(suite);
+        ring::add(suite);
         status::add(suite);
     });
     suite.run()

@@ -98,9 +98,9 @@ const told = entry => ({ ...entry, flags: entry.device_writes === undefined ? un
 function split(queue) {
   const { avail, used } = queue;
   return [
-    area("driver", "Descriptor table", "the driver writes", table(queue, ["", "address", "len", "flags", "chain"], [], queue.descriptors.map(told), "number", [["address", hex, "descriptor-address"], ["length", String, "descriptor-length"], ["flags", String, "descriptor-flags"], ["state"]], [], 5)),
-    area("driver", "Available ring", "the driver writes", table(queue, ["", "head"], [["flags", avail.flags, "avail-flags"], ["idx", avail.idx, "avail-index"]], avail.entries, "slot", [["head", String, "avail-entry"]], [["used_event", avail.used_event, "used-event"]], 3)),
-    area("device", "Used ring", "the device writes", table(queue, ["", "id", "len"], [["flags", used.flags, "used-flags"], ["idx", used.idx, "used-index"]], used.entries, "slot", [["id", String, "used-entry"], ["length", String, "used-entry"]], [["avail_event", used.avail_event, "avail-event"]], 3))];
+    area("driver", "Descriptor table", "the driver writes", table(queue, ["", "address", "len", "flags", "chain"], [], queue.descriptors.map(told), "number", [["address", hex, "descriptor-address"], ["length", String, "descriptor-length"], ["flags", String, "descriptor-flags"], ["state"]], [], queue.rows ?? 5)),
+    area("driver", "Available ring", "the driver writes", table(queue, ["", "head"], [["flags", avail.flags, "avail-flags"], ["idx", avail.idx, "avail-index"]], avail.entries, "slot", [["head", String, "avail-entry"]], [["used_event", avail.used_event, "used-event"]], queue.rows ?? 3)),
+    area("device", "Used ring", "the device writes", table(queue, ["", "id", "len"], [["flags", used.flags, "used-flags"], ["idx", used.idx, "used-index"]], used.entries, "slot", [["id", String, "used-entry"], ["length", String, "used-entry"]], [["avail_event", used.avail_event, "avail-event"]], queue.rows ?? 3))];
 }
 const EVENT_FLAGS = ["0, always", "1, never", "2, at the descriptor"];
 const where = place => `${place.index}, wrap counter ${Number(place.wrap)}`;
@@ -139,6 +139,7 @@ function showQueue(index, chosen) {
     el("p", { class: "note" }, queue.changed.length || queue.written?.length || queue.read?.length
       ? ["This step ", [["lit", "changed", queue.changed], ["wrote", "wrote as it was", queue.written], ["looked", "read", queue.read]].filter(([, , list]) => list?.length).map(([name, word], i) => [i ? ", " : "", el("span", { class: "key " + name }, word)]), ". "]
       : "This step does not touch the ring. ",
-      "Reconstructed from the records of driver and device; the device leaves none when it writes ", queue.format === "packed" ? "its event suppression" : "its flags and avail_event", ": shown as the driver read it last. –: not recorded up to this step."));
+      "Reconstructed from the records of driver and device; the device leaves none when it writes ", queue.format === "packed" ? "its event suppression" : "its flags and avail_event", ": shown as the driver read it last. –: not recorded up to this step."),
+    el("p", { class: "note" }, "To work such a ring by hand: ", el("code", {}, "cargo run -- lab ring --html ring.html")));
 }
 listeners.push(index => showQueue(index));
