@@ -5,13 +5,12 @@ use alloc::boxed::Box;
 use alloc::vec;
 
 use kickpath_abi::config::Config;
-use kickpath_abi::status;
 use smoltcp::iface::{self, Interface, SocketSet};
 use smoltcp::phy::DeviceCapabilities;
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, Ipv6Address};
+use smoltcp::wire::{EthernetAddress, HardwareAddress};
 
-use crate::address::{Ipv4, Ipv4State};
+use crate::address::Ipv4;
 use crate::arp::{self, Arp, Conflicts};
 use crate::discovery::{Kind, Message};
 use crate::mld::Listener;
@@ -25,8 +24,8 @@ use crate::stand_in::{Described, Nowhere, OneFrame, Rare};
 pub(crate) struct Host {
     /// At the level of Ethernet: it has the addresses, and the DHCP client's socket.
     pub(crate) interface: Box<Interface>,
-    ipv4: Ipv4,
-    ipv6: Slaac,
+    pub(crate) ipv4: Ipv4,
+    pub(crate) ipv6: Slaac,
     conflicts: Conflicts,
     listener: Listener,
 }
@@ -76,30 +75,6 @@ impl Host {
     /// Addresses have changed, and with them the groups.
     pub(crate) fn moved(&mut self, now: Instant) {
         self.listener.announce(now);
-    }
-
-    pub(crate) fn ipv4(&self) -> Ipv4State {
-        self.ipv4.state()
-    }
-
-    /// Takes the IPv4 address of another stack of the device; returns whether that
-    /// is another one than before.
-    pub(crate) fn follow_ipv4(&mut self, state: Ipv4State) -> bool {
-        self.ipv4.take_over(&mut self.interface, state)
-    }
-
-    /// What routers say is the link's MTU for IPv6, in bytes.
-    pub(crate) fn mtu_v6(&self) -> Option<usize> {
-        self.ipv6.mtu()
-    }
-
-    /// Whether an address of ours may still turn out to be somebody else's.
-    pub(crate) fn is_optimistic(&self, address: Ipv6Address) -> bool {
-        self.ipv6.is_optimistic(address)
-    }
-
-    pub(crate) fn report(&self) -> status::Network {
-        self.ipv4.report(&self.interface)
     }
 
     /// The link is up again, and may be another one.

@@ -230,7 +230,7 @@ impl Ingress {
         if effect == Effect::Moved {
             self.set_addresses();
         }
-        self.tcp.set_mtu_v6(self.host.mtu_v6());
+        self.tcp.set_mtu_v6(self.host.ipv6.mtu());
         effect != Effect::None
     }
 

@@ -162,12 +162,13 @@ impl Stack {
     /// The IPv4 address and where it comes from, for
     /// [`Self::follow_ipv4`].
     pub fn ipv4(&self) -> Ipv4State {
-        self.ingress.host.ipv4()
+        self.ingress.host.ipv4.state()
     }
 
     /// Takes the IPv4 address of another stack of the device.
     pub fn follow_ipv4(&mut self, now: Instant, state: Ipv4State) {
-        if self.ingress.host.follow_ipv4(state) {
+        let host = &mut self.ingress.host;
+        if host.ipv4.take_over(&mut host.interface, state) {
             self.ingress.set_addresses();
         }
         self.deadline = Some(now);
@@ -291,9 +292,10 @@ impl Stack {
 
     /// The IP configuration.
     pub fn network(&self) -> status::Network {
+        let host = &self.ingress.host;
         status::Network {
             impossible_sources: self.ingress.impossible_sources,
-            ..self.ingress.host.report()
+            ..host.ipv4.report(&host.interface)
         }
     }
 
@@ -321,7 +323,7 @@ impl Stack {
             let Some(neighbor) = asked.or_else(|| neighbors.next_question()) else {
                 break;
             };
-            let is_optimistic = |address| self.ingress.host.is_optimistic(address);
+            let is_optimistic = |address| self.ingress.host.ipv6.is_optimistic(address);
             announce::ask(
                 now,
                 &self.ingress.host.interface,

@@ -11,7 +11,7 @@ use super::host::Host;
 use super::idle::now;
 use super::netconsole::Sender;
 use crate::memory::{dma_pages, heap};
-use crate::selftest;
+use crate::{backlog, selftest};
 
 /// Frames that come between two reopenings of `reopen=COUNT`.
 const FRAMES_TO_REOPEN: u64 = 4;
@@ -62,7 +62,7 @@ impl Extras {
     /// Sends the log.
     pub fn send_log<D: Device>(&mut self, stack: &mut Stack, device: &mut D) {
         if let Some(netconsole) = &mut self.netconsole
-            && netconsole.is_waiting()
+            && backlog::is_waiting()
         {
             netconsole.send(now(), stack, device);
         }

@@ -75,11 +75,6 @@ impl Sender {
         (sender, unsafe { &mut *nic.as_ptr() })
     }
 
-    /// Whether there is something to send.
-    pub fn is_waiting(&self) -> bool {
-        backlog::is_waiting()
-    }
-
     /// Sends what waits.
     pub fn send<D: Device>(&mut self, now: Instant, stack: &mut Stack, device: &mut D) {
         let mut left = BATCH;
