@@ -47,6 +47,7 @@ Examples:
   cargo run -- compare                      the ways to kick, in one table
   cargo run -- soak --minutes 60            everything in turn for an hour, and a verdict
   cargo run -- lab run 1                    a driver with a mistake, and what comes of it
+  cargo run -- gallery site                 a static site of all of these
   cargo run -- image --bios kickpath.img    a disk image (--image kickpath.img boots it)
   cargo run -- doctor                       what this machine has, and what it lacks";
 
@@ -88,6 +89,8 @@ pub enum Command {
     Soak(SoakArgs),
     /// Break the driver on purpose: predict, see what comes of it, put it right.
     Lab(LabArgs),
+    /// Write a static site of all that this machine records: traces, comparisons, the laboratory.
+    Gallery(GalleryArgs),
     /// Make images that boot by BIOS, by UEFI and by loaders of Linux (bzImage).
     Image(ImageArgs),
     /// Say what this machine has and lacks, and what each would give.
@@ -408,6 +411,37 @@ pub struct SoakArgs {
     /// Write a page with plots into this file: it needs nothing else, and no network.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+}
+
+/// Options of `gallery`.
+#[derive(Args, Debug)]
+pub struct GalleryArgs {
+    /// Where: a new directory, or one that holds an earlier gallery. It appears when all is made,
+    /// which takes some minutes.
+    pub directory: PathBuf,
+    /// Only these parts: ways to kick by their names (such as legacy-port,packed), compare, lab, ring.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// The QEMU program; the one on the path if not given.
+    #[arg(long, value_name = "PATH", env = QEMU_VARIABLE)]
+    qemu: Option<PathBuf>,
+    /// Install and download nothing; what would need it is said to be missing.
+    #[arg(long)]
+    no_install: bool,
+    /// Print one JSON object instead of the list of what was made.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl GalleryArgs {
+    /// Those of a command line without options, but for ours.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            qemu: self.qemu.clone(),
+            policy: policy(self.no_install),
+            ..Cli::parse_from(["kickpath"]).run.machine.settings()
+        }
+    }
 }
 
 /// Options of `image`.

@@ -1,4 +1,7 @@
-//! Text in pages.
+//! What the pages of reports have in common.
+
+/// Their look, that of the other pages.
+pub(crate) const STYLE: &str = include_str!("report.css");
 
 /// Text as the content of an element or the value of an attribute in double quotes.
 pub(crate) fn escape(text: &str) -> String {

@@ -3,6 +3,7 @@
 //! From the top to the bottom:
 //!
 //! - [`run`], [`serve`], [`bench`], [`compare`], [`soak`]: what the command does;
+//! - [`gallery`]: all of it as a site for a web server;
 //! - [`lab`]: the driver with a mistake, and what comes of it;
 //! - [`nested`]: the same commands on a KVM of an emulated CPU;
 //! - [`trace`]: one packet seen at every layer;
@@ -21,6 +22,7 @@ pub mod bench;
 pub mod command;
 pub mod compare;
 pub mod doctor;
+pub mod gallery;
 pub mod guest;
 mod html;
 pub mod image;

@@ -14,6 +14,7 @@ use kickpath::bench::{self, baseline, baseline::Baseline};
 use kickpath::command::{Progress, Sink};
 use kickpath::compare;
 use kickpath::doctor;
+use kickpath::gallery;
 use kickpath::guest::Cause;
 use kickpath::image::{self, Images};
 use kickpath::interrupt;
@@ -27,8 +28,8 @@ use kickpath::toolchain::{self, BuildOptions, Kernel};
 use kickpath::{lab, run, serve, soak, trace, vmm};
 
 use cli::{
-    BenchArgs, Cli, Command, CompareArgs, DoctorArgs, GuestArg, ImageArgs, LabArgs, LabCheckArgs,
-    LabCommand, LabRingArgs, LabRunArgs, RunArgs, ServeArgs, SoakArgs, TraceArgs,
+    BenchArgs, Cli, Command, CompareArgs, DoctorArgs, GalleryArgs, GuestArg, ImageArgs, LabArgs,
+    LabCheckArgs, LabCommand, LabRingArgs, LabRunArgs, RunArgs, ServeArgs, SoakArgs, TraceArgs,
 };
 
 fn main() -> ExitCode {
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
             Command::Compare(args) => compare_command(&args),
             Command::Soak(args) => soak_command(&args),
             Command::Lab(args) => lab_command(&args),
+            Command::Gallery(args) => gallery_command(&args),
             Command::Image(args) => image_command(&args),
             Command::Doctor(args) => doctor_command(&args),
         });
@@ -504,6 +506,24 @@ fn print(text: &str) -> Result<(), SessionError> {
     printed
         .and_then(|()| io::Write::flush(&mut out))
         .map_err(SessionError::Output)
+}
+
+/// Succeeds where all that this machine can record was recorded.
+fn gallery_command(args: &GalleryArgs) -> anyhow::Result<ExitCode> {
+    let mut ticker = Ticker::new();
+    let mut sink = |progress: Progress<'_>| ticker.show(progress);
+    let (directory, settings) = (&args.directory, args.settings());
+    let report = gallery::make(directory, &args.only, &settings, &mut sink)?;
+    drop(ticker);
+    if args.json {
+        print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
+    } else {
+        gallery::tell(&mut Story::stdout(), directory, &report).map_err(SessionError::Output)?;
+    }
+    Ok(match report.ok {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }
 
 fn image_command(args: &ImageArgs) -> anyhow::Result<ExitCode> {

@@ -172,7 +172,7 @@ fn place(named: &Path) -> io::Result<Place> {
 }
 
 /// Whether a name is `prefix`, six characters of chance, and the suffix.
-fn is_part(name: &OsStr, prefix: &OsString) -> bool {
+pub(crate) fn is_part(name: &OsStr, prefix: &OsString) -> bool {
     let rest = name
         .as_encoded_bytes()
         .strip_prefix(prefix.as_encoded_bytes());

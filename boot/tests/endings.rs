@@ -75,6 +75,32 @@ fn end(directory: &TempDir, mut child: Child, qemu: u32, signal: Signal) {
     assert_eq!(leftovers(directory), Vec::<String>::new(), "{signal}");
 }
 
+/// Nothing that looks like a gallery is left, and nothing of it beside.
+#[test]
+fn while_a_gallery_is_made() {
+    qemu();
+    let (directory, place) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let hangs = kernel(&directory, "hangs", &[HANG]);
+    let mut command = kickpath(&directory);
+    command.arg("gallery").arg(place.path().join("site"));
+    command
+        .args(["--only", "compare"])
+        .env("KICKPATH_KERNEL", hangs);
+    let mut child = command.spawn().unwrap();
+    wait_until("QEMU starts", || {
+        let is_guest = |pid: u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.windows(11).any(|w| w == b"-nodefaults")
+        };
+        children(child.id()).into_iter().any(is_guest)
+    });
+    assert_ne!(fs::read_dir(place.path()).unwrap().count(), 0);
+    assert!(!place.path().join("site").exists());
+    send(&child, Signal::SIGINT);
+    assert_eq!(wait_for_end(&mut child).code(), Some(130));
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+}
+
 #[test]
 fn while_it_boots() {
     for command in ["run", "serve"] {

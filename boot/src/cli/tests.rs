@@ -183,3 +183,20 @@ fn a_wrong_value_names_the_right_ones() {
         assert!(error.contains(expected), "{line}: {error}");
     }
 }
+
+#[test]
+fn what_the_gallery_says_of_a_way_is_what_it_does() {
+    let base = parse("gallery site").unwrap();
+    let Some(Command::Gallery(gallery)) = base.command else {
+        panic!("gallery is a command");
+    };
+    for way in kickpath::gallery::WAYS {
+        let parsed = parse(&format!("trace {}", way.words)).unwrap();
+        let Some(Command::Trace(trace)) = parsed.command else {
+            panic!("trace is a command");
+        };
+        let (shown, done) = (trace.machine.settings(), way.settings(&gallery.settings()));
+        assert_eq!(format!("{shown:?}"), format!("{done:?}"), "{}", way.name);
+        assert_eq!(trace.guest == GuestArg::Linux, way.is_linux);
+    }
+}

@@ -5,17 +5,8 @@ use std::fmt::Write;
 use super::Report;
 use super::evidence::Evidence;
 use super::text::{FIGURES, OWN, facts};
-use crate::html::escape;
+use crate::html::{STYLE, escape};
 use crate::terminal::thousands;
-
-const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;\
-padding:0 1rem;color:#222;background:#fff;overflow-wrap:anywhere}table{border-collapse:collapse}\
-td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ccc}td:first-child,\
-th:first-child{text-align:left}pre{overflow:auto;padding:.6rem;background:#f4f4f4}\
-section{border-top:2px solid #888;margin-top:2.5rem}.differs{font-weight:bold}\
-.outcome{font-size:1.15rem}summary{cursor:pointer}.add{color:#060}.del{color:#a00}a{color:#04c}\
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#111}pre{background:#1c1c1c}\
-.add{color:#7d7}.del{color:#f77}a{color:#8bf}}";
 
 /// The page of these experiments.
 pub fn page(reports: &[Report]) -> String {
@@ -24,7 +15,8 @@ pub fn page(reports: &[Report]) -> String {
     let _ = write!(
         page,
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" \
-         content=\"width=device-width\"><title>Kickpath lab</title><style>{STYLE}</style>\
+         content=\"width=device-width, initial-scale=1\"><meta name=\"color-scheme\" \
+         content=\"light dark\"><title>Kickpath lab</title><style>{STYLE}</style><main>\
          <h1>Break it</h1><p>The driver of a virtio-net device, with one deliberate mistake at a \
          time. Every number was recorded in a run of the guest under QEMU: in the column \
          \u{201c}right\u{201d} without the mistake, in the column \u{201c}wrong\u{201d} with it.</p><ol>"
@@ -40,7 +32,7 @@ pub fn page(reports: &[Report]) -> String {
     for report in reports {
         section(&mut page, report);
     }
-    page += "</html>\n";
+    page += "</main></html>\n";
     page
 }
 
@@ -71,7 +63,7 @@ fn section(page: &mut String, report: &Report) {
     let _ = write!(
         page,
         "<h3>Why</h3><p>{}</p><p>Section {} of the specification (virtio 1.2). Done right in {}.</p>\
-         <h3>The fix</h3><pre>",
+         <h3>The fix</h3><pre tabindex=\"0\">",
         escape(experiment.explanation),
         escape(experiment.section),
         escape(experiment.place)
@@ -105,7 +97,7 @@ fn list(page: &mut String, lines: &[String], title: &str) {
 
 fn numbers(page: &mut String, right: &Evidence, wrong: &Evidence) {
     page.push_str(
-        "<h3>Numbers</h3><table><tr><th scope=\"col\">of the whole run</th>\
+        "<h3>Numbers</h3><div class=\"scroll\" tabindex=\"0\" role=\"group\" aria-label=\"Numbers\"><table><tr><th scope=\"col\">of the whole run</th>\
          <th scope=\"col\">right</th><th scope=\"col\">wrong</th></tr>",
     );
     for (label, figure) in FIGURES {
@@ -118,7 +110,7 @@ fn numbers(page: &mut String, right: &Evidence, wrong: &Evidence) {
             thousands(wrong)
         );
     }
-    let _ = write!(page, "</table><p>* {OWN}</p>");
+    let _ = write!(page, "</table></div><p class=\"quiet\">* {OWN}</p>");
     if right.records_lost + wrong.records_lost > 0 {
         let _ = write!(
             page,

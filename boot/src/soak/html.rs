@@ -5,14 +5,8 @@ use std::fmt::Write;
 
 use super::report::Report;
 use super::sample::Sample;
-use crate::html::escape;
+use crate::html::{STYLE, escape};
 use crate::terminal::thousands;
-
-const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;\
-padding:0 1rem;color:#222;background:#fff}table{border-collapse:collapse}td,th{padding:.2rem .8rem;\
-text-align:right;border-bottom:1px solid #ccc}td:first-child,th:first-child{text-align:left}\
-svg{width:100%;height:auto}.bad{color:#a00}.good{color:#060}\
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#111}.bad{color:#f77}.good{color:#7d7}}";
 
 /// A figure of a sample.
 type Figure = fn(&Sample) -> u64;
@@ -36,6 +30,7 @@ pub fn page(report: &Report) -> String {
     let mut page = String::new();
     let verdict = match report.deviations_in_all {
         0 => "nothing deviated".to_owned(),
+        1 => "1 deviation".to_owned(),
         n => format!("{n} deviations"),
     };
     let class = if report.ok { "good" } else { "bad" };
@@ -43,8 +38,8 @@ pub fn page(report: &Report) -> String {
     let _ = write!(
         page,
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>Kickpath soak: {verdict}\
-         </title><style>{STYLE}</style><h1>Soak: <span class=\"{class}\">{verdict}</span></h1>\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta name=\"color-scheme\" \
+         content=\"light dark\"><title>Kickpath soak: {verdict}</title><style>{STYLE}</style><main><h1>Soak: <span class=\"{class}\">{verdict}</span></h1>\
          <p>{}; {:.1} of {:.1} minutes, {} rounds.</p>",
         escape(&report.machine),
         report.elapsed_s / 60.0,
@@ -52,14 +47,15 @@ pub fn page(report: &Report) -> String {
         report.rounds
     );
     if !report.deviations.is_empty() {
-        page += "<h2>Not as it should be</h2><ul class=\"bad\">";
+        page += "<section><h2>Not as it should be</h2><ul class=\"bad\">";
         for deviation in &report.deviations {
             let _ = write!(page, "<li>{}</li>", escape(deviation));
         }
-        page += "</ul>";
+        page += "</ul></section>";
     }
-    page += "<h2>Work</h2><table><tr><th>what</th><th>times</th><th>bytes, frames or times</th>\
-             <th>failed</th></tr>";
+    page += "<section><h2>Work</h2><div class=\"scroll\" tabindex=\"0\" role=\"group\" aria-label=\"Work\">\
+             <table><tr><th scope=\"col\">what</th><th scope=\"col\">times</th>\
+             <th scope=\"col\">bytes, frames or times</th><th scope=\"col\">failed</th></tr>";
     for tally in &report.work {
         let _ = write!(
             page,
@@ -70,7 +66,7 @@ pub fn page(report: &Report) -> String {
             thousands(tally.failed)
         );
     }
-    page += "</table>";
+    page += "</table></div></section>";
     for (title, rate, figure) in PLOTS {
         let points = match rate {
             true => rates(&report.samples, figure),
@@ -83,7 +79,7 @@ pub fn page(report: &Report) -> String {
         };
         plot(&mut page, title, &points);
     }
-    page += "</html>\n";
+    page += "</main></html>\n";
     page
 }
 
@@ -106,8 +102,8 @@ fn plot(page: &mut String, title: &str, points: &[(f64, f64)]) {
     let most = points.iter().fold(0.0_f64, |most, point| most.max(point.1));
     let _ = write!(
         page,
-        "<h2>{}</h2><p>At most {}.</p><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
-         aria-label=\"{}\"><polyline fill=\"none\" stroke=\"#27c\" stroke-width=\"1.5\" points=\"",
+        "<section><h2>{}</h2><p class=\"quiet\">At most {}.</p><svg class=\"plot\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
+         aria-label=\"{}\"><polyline points=\"",
         escape(title),
         thousands(most as u64),
         escape(title)
@@ -119,7 +115,7 @@ fn plot(page: &mut String, title: &str, points: &[(f64, f64)]) {
         );
         let _ = write!(page, "{x:.1},{y:.1} ");
     }
-    *page += "\"/></svg>";
+    *page += "\"/></svg></section>";
 }
 
 #[cfg(test)]

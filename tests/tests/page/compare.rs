@@ -5,6 +5,7 @@ use kickpath::compare::html::page;
 use kickpath::compare::{Handler, Report, Row, Way};
 use kickpath_tests::Suite;
 
+use crate::contrast;
 use crate::support::{Page, desk, picture_name, views};
 
 pub fn add(suite: &mut Suite) {
@@ -58,6 +59,7 @@ fn every_figure() -> Result<()> {
             ))?;
             page.check()?;
         }
+        contrast::check(&mut page)?;
         page.picture(&picture_name("compare", view), view, false)?;
     }
     Ok(())

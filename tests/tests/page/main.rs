@@ -4,7 +4,10 @@
 //! leaves the pictures that were taken, for a person to look at.
 
 mod compare;
+mod contrast;
 mod diff;
+mod gallery;
+mod reports;
 mod ring;
 mod status;
 mod support;
@@ -22,6 +25,8 @@ fn main() -> ExitCode {
         diff::add(suite);
         ring::add(suite);
         status::add(suite);
+        gallery::add(suite);
+        reports::add(suite);
     });
     suite.run()
 }

@@ -6,6 +6,7 @@ use kickpath::trace::{Timeline, glossary, html};
 use kickpath_tests::browser::View;
 use kickpath_tests::{Suite, program};
 
+use crate::contrast;
 use crate::support::{Page, WIDTHS, desk, picture_name, views};
 
 pub fn add(suite: &mut Suite) {
@@ -280,6 +281,7 @@ fn light_and_dark_at_every_width() -> Result<()> {
         );
         page.reopen("")?;
         page.check()?;
+        contrast::check(&mut page)?;
         page.picture(&picture_name("trace", view), view, true)?;
     }
     page.view(desk(false))?;
