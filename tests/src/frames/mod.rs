@@ -6,6 +6,7 @@
 //! guest's answer.
 
 mod checksum;
+mod flood;
 mod forbidden;
 mod junk;
 mod random;
@@ -13,6 +14,7 @@ mod reply;
 mod route;
 
 pub use checksum::fix_ipv4_checksum;
+pub use flood::{Flood, KINDS};
 pub use forbidden::{FORBIDDEN, Forbidden, forbidden};
 pub use junk::junk;
 pub use random::random;

@@ -2,14 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
-use kickpath::qemu::GUEST_MAC;
+use kickpath::qemu::{GUEST_MAC, Kind};
+use kickpath::wire::FarEnd;
 use kickpath::wire::peer::PEER_MAC;
-use kickpath_tests::frames::{self, Route};
-use kickpath_tests::{Lab, Spec, Suite};
+use kickpath_tests::frames::{self, Flood, Route};
+use kickpath_tests::{Lab, Spec, Suite, setup};
+
+use crate::packet_socket::PacketSocket;
+use crate::site::{BOUND, GUEST, LINK_LOCAL, Site};
+use crate::smp::machine;
 
 /// The number of an honest request behind those that are looked at.
 const FENCE: u16 = 0xc000;
@@ -102,6 +109,130 @@ pub fn add(suite: &mut Suite) {
     );
 }
 
+/// What does not depend on the transport.
+pub fn add_floods(suite: &mut Suite) {
+    let spec = Spec::pc().bound(Duration::from_secs(300));
+    suite.guest("hostile::a_flood_that_the_cable_carries", spec, carried);
+    suite.needs(setup::lacks_tap(), |suite| {
+        suite.test("hostile::a_flood_at_full_rate_on_two_cpus", full_rate);
+    });
+}
+
+/// How many frames of a flood: `KICKPATH_FLOOD`, or as many.
+fn flood_length(otherwise: usize) -> Result<usize> {
+    match std::env::var("KICKPATH_FLOOD") {
+        Ok(length) => Ok(length.parse().context("KICKPATH_FLOOD")?),
+        Err(_) => Ok(otherwise),
+    }
+}
+
+/// The frames of a flood: every kind in turn.
+fn flood(route: Route, length: usize) -> Result<impl Iterator<Item = Vec<u8>>> {
+    let flood = Flood::new(route);
+    let mut rng = Rng::with_seed(seed()?);
+    Ok((0..length).map(move |at| (frames::KINDS[at % frames::KINDS.len()].1)(&flood, &mut rng)))
+}
+
+/// QEMU takes every frame, as the sender waits until it does; an honest client has all that it
+/// asks for meanwhile. What strangers may leave in the guest's tables they have left there after
+/// the first frames: no more is in use after the others.
+fn carried(lab: &mut Lab) -> Result<()> {
+    let length = flood_length(60_000)?;
+    let mut frames = flood(from_stranger(lab)?, length)?;
+    served_while(lab, frames.by_ref().take(length / 4))?;
+    let before = settled_heap(lab)?;
+    served_while(lab, frames)?;
+    let after = settled_heap(lab)?;
+    ensure!(
+        after <= before + KEPT,
+        "{before} bytes of heap in use before, {after} after"
+    );
+    let lost = lab.peer.counters().to_guest_dropped;
+    ensure!(lost == 0, "QEMU did not take {lost} of the frames");
+    let counters = lab.status()?.counters;
+    ensure!(counters.rx_packets >= length as u64, "{counters:?}");
+    lab.check_services()
+}
+
+/// Has the guest serve while these come.
+fn served_while(lab: &Lab, frames: impl Iterator<Item = Vec<u8>> + Send) -> Result<()> {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            frames.for_each(|frame| lab.peer.send_frame(&frame));
+            done.store(true, Ordering::Release);
+        });
+        loop {
+            lab.check_services()?;
+            lab.get("/")?;
+            if done.load(Ordering::Acquire) {
+                return Ok(());
+            }
+        }
+    })
+}
+
+/// The heap in use when it is the same for five seconds: half-open connections are gone then.
+fn settled_heap(lab: &Lab) -> Result<u64> {
+    let (mut last, mut same) = (0, 0);
+    while same < 5 {
+        ensure!(!lab.left().is_zero(), "the heap in use does not settle");
+        thread::sleep(Duration::from_secs(1));
+        let now = lab.status()?.cpu.heap_used;
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    Ok(last)
+}
+
+/// Heap in packets that wait until it is known where somebody is (`waiting` of
+/// `kernel/services`).
+const KEPT: u64 = 64 * (1514 + 64);
+
+/// The tap drops what the guest is too slow for, also of what an honest client sends. It is
+/// served as before when the flood is over.
+fn full_rate() -> Result<()> {
+    let spec = machine(Kind::Pc, 2);
+    Site::with_queues(spec, 2)?.run(|site| {
+        let address: IpAddr = GUEST.parse()?;
+        let check = || -> Result<()> {
+            site.sockets.udp_echo(address, 1000, BOUND)?;
+            site.sockets.tcp_echo(address, 64 << 10, BOUND)?;
+            site.ping(&["-c", "3", GUEST])
+        };
+        check()?;
+        let before = site.status()?;
+        let IpAddr::V4(to_ipv4) = address else {
+            bail!("not IPv4");
+        };
+        let route = Route {
+            from: STRANGER,
+            from_ipv4: [10, 0, 2, 0x5d].into(),
+            from_ipv6: "fe80::aaaa:aaaa:aaaa:aaaa".parse()?,
+            to: GUEST_MAC,
+            to_ipv4,
+            to_ipv6: LINK_LOCAL.parse()?,
+        };
+        let mut frames = flood(route, flood_length(200_000)?)?;
+        site.inside(|| {
+            let socket = PacketSocket::bind(c"tap0")?;
+            // No room is what a flood meets, and a frame too short no frame.
+            frames.by_ref().for_each(|frame| drop(socket.send(&frame)));
+            Ok(())
+        })?;
+        // The tap is full of the flood still, and drops what comes.
+        site.patiently(|| site.ping(&["-c", "1", "-W", "1", GUEST]))?;
+        check()?;
+        let after = site.status()?;
+        let received = after.counters.rx_packets - before.counters.rx_packets;
+        ensure!(received >= 10_000, "{received} frames of the flood came");
+        for pair in &after.pairs {
+            ensure!(pair.counters.rx_packets > 0, "{:?}", after.pairs);
+        }
+        Ok(())
+    })
+}
+
 /// `KICKPATH_SEED`, or the same as always: a failure must be seen again.
 fn seed() -> Result<u64> {
     match std::env::var("KICKPATH_SEED") {
@@ -127,11 +258,14 @@ fn from_peer(lab: &Lab) -> Result<Route> {
     })
 }
 
+/// A hardware address that nobody has.
+const STRANGER: [u8; 6] = [0x02, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa];
+
 /// Frames from somebody who is not there: what they do to the guest's tables
 /// of neighbours must not cut it off from the peer.
 fn from_stranger(lab: &Lab) -> Result<Route> {
     Ok(Route {
-        from: [0x02, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa],
+        from: STRANGER,
         from_ipv4: [10, 0, 2, 0x5d].into(),
         from_ipv6: "fe80::aaaa:aaaa:aaaa:aaaa".parse()?,
         ..from_peer(lab)?

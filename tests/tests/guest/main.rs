@@ -106,6 +106,7 @@ fn main() -> ExitCode {
         suite.over(way, host::add);
         suite.over(way, recovery::add);
     }
+    hostile::add_floods(&mut suite);
     // What has one transport of its own, or nothing to do with any.
     trace::add(&mut suite);
     gdb::add(&mut suite);

@@ -10,7 +10,7 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::support::faults;
-use crate::support::memory::{GuestHal, guest_memory};
+use crate::support::memory::{DeviceWritable, GuestHal, guest_memory, is_allocated};
 use crate::support::mmio::MmioMachine;
 use crate::support::modern::ModernMachine;
 use crate::support::net::Machine;
@@ -251,7 +251,18 @@ impl Bench {
 
     /// The device takes a buffer of the receive queue, or a frame to be sent.
     pub fn take(&mut self, queue: usize) -> (u16, Vec<Piece>) {
-        self.ends[queue].take().expect("a chain")
+        let (id, pieces) = self.ends[queue].take().expect("a chain");
+        // No lie has the driver give away memory that is not for this.
+        for Piece {
+            address, length, ..
+        } in &pieces
+        {
+            let length = u64::from(*length);
+            assert!(is_allocated(*address, length), "{address:#x}, {length}");
+            let is_to_write = DeviceWritable::of_this_thread().is_for_received(*address, length);
+            assert_eq!(is_to_write, queue == RX, "{address:#x}, {length}");
+        }
+        (id, pieces)
     }
 
     /// The device writes bytes into a receive buffer, without using it.

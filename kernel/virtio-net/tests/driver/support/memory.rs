@@ -135,6 +135,22 @@ pub fn is_allocated(address: PhysAddr, length: u64) -> bool {
     })
 }
 
+/// Fails if a part of a ring (specification 2.7, 2.8) is not memory that the driver holds:
+/// there the device reads and writes without asking again.
+pub fn check_ring(areas: [u64; 3], size: u16, is_packed: bool) {
+    let size = u64::from(size);
+    let lengths = match is_packed {
+        true => [16 * size, 4, 4],
+        false => [16 * size, 6 + 2 * size, 6 + 8 * size],
+    };
+    for (area, length) in areas.into_iter().zip(lengths) {
+        assert!(
+            is_allocated(area, length),
+            "{area:#x}, {length} bytes of a ring, is not the driver's memory"
+        );
+    }
+}
+
 /// Puts a memory BAR of `length` zeroed 32-bit words at the physical address
 /// `base`, in the place of what was there, and returns a pointer to them. It
 /// stays until the program ends.

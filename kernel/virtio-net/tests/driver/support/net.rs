@@ -373,6 +373,8 @@ impl Machine {
 
 fn take(ring: &mut virtio_queue::Queue) -> Option<(u16, Vec<Descriptor>)> {
     let memory = memory::guest_memory();
+    let areas = [ring.desc_table(), ring.avail_ring(), ring.used_ring()];
+    memory::check_ring(areas, ring.size(), false);
     let chain = ring.iter(&memory).unwrap().next()?;
     Some((chain.head_index(), chain.collect()))
 }

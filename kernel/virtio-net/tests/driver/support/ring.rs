@@ -10,7 +10,7 @@ use virtio_net::queue::{
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::memory::{GuestHal, guest_memory};
+use super::memory::{GuestHal, check_ring, guest_memory};
 use super::packed::{PackedDevice, Piece};
 
 /// Every layout and way to tell of events, for chains of one buffer.
@@ -59,6 +59,7 @@ impl DeviceEnd {
     /// That of a ring whose parts are at these addresses.
     pub fn at(areas: [u64; 3], size: u16, layout: RingLayout, event_idx: bool) -> Self {
         let memory = guest_memory();
+        check_ring(areas, size, layout == RingLayout::Packed);
         if layout == RingLayout::Packed {
             return Self::Packed(PackedDevice::new(memory, size, areas, event_idx));
         }
