@@ -161,6 +161,9 @@ pub fn make(
             write(format!("{}.html", way.name), &with_way_back(&page))?;
             write(format!("{}.json", way.name), &serde_json::to_string(trace)?)?;
         }
+        if let Shown::Absent(why) | Shown::Failed(why) = &shown {
+            sink(Progress::Step(&format!("Not recorded here: {why}")));
+        }
         note(way.name, &shown);
         exhibits.push(Exhibit { way, shown });
     }
