@@ -4,6 +4,7 @@ mod lab;
 
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kickpath::accel::AccelChoice;
@@ -275,6 +276,10 @@ pub struct ServeArgs {
 pub struct CompareArgs {
     #[command(flatten)]
     pub machine: MachineArgs,
+    /// Compare VMMs instead, at a tap (KVM and root): all that are on the path, or those that are
+    /// named, such as qemu,firecracker; which thread of each takes a kick, and what an echo costs.
+    #[arg(long, value_name = "all|NAME,...", conflicts_with_all = ["html", "dry_run", "echoes"])]
+    pub vmm: Option<Vmms>,
     /// UDP echoes a row, for kicks and interrupts in traffic.
     #[arg(long, value_name = "COUNT", default_value_t = 2_000,
           value_parser = clap::value_parser!(u64).range(1..))]
@@ -285,6 +290,23 @@ pub struct CompareArgs {
     /// Print one JSON object instead of the table.
     #[arg(long)]
     pub json: bool,
+}
+
+/// VMMs to compare.
+#[derive(Clone, Debug)]
+pub struct Vmms(pub Vec<Vmm>);
+
+impl FromStr for Vmms {
+    type Err = String;
+    fn from_str(words: &str) -> Result<Self, String> {
+        let named = || words.split(',').map(str::parse).collect();
+        let vmms = if words == "all" {
+            Ok(Vmm::ALL.to_vec())
+        } else {
+            named()
+        };
+        vmms.map(Self)
+    }
 }
 
 /// Options of `bench`.

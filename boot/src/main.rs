@@ -329,9 +329,19 @@ fn compare_command(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let html = Written::begin(args.html.as_deref())?;
     let story = &mut Story::stdout();
     let story = (!args.json).then_some(story);
+    if let Some(vmms) = &args.vmm {
+        let report = compare::vmms::compare(&settings, &vmms.0, story, &mut sink);
+        if args.json {
+            return print_json(report, |report| !report.rows.is_empty());
+        }
+        return Ok(match report?.rows.is_empty() {
+            true => ExitCode::FAILURE,
+            false => ExitCode::SUCCESS,
+        });
+    }
+    let html = Written::begin(args.html.as_deref())?;
     let result = compare::compare(&settings, args.echoes, story, &mut sink);
     let result = settings.keep_pcap(result);
     let page = result.as_ref().ok().map(compare::html::page);

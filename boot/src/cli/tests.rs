@@ -129,6 +129,31 @@ fn other_vmms_say_what_they_cannot_do() {
 }
 
 #[test]
+fn a_trace_takes_a_tap_where_the_vmm_does() {
+    let net = |line: &str| {
+        let cli = Cli::try_parse_from(["kickpath", "trace"].into_iter().chain(line.split(' ')));
+        match cli.unwrap().command {
+            Some(Command::Trace(trace)) => trace.net(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(net("--vmm firecracker"), NetChoice::Tap);
+    assert_eq!(net("--vmm qemu"), NetChoice::Dgram);
+    assert_eq!(net("--net tap"), NetChoice::Tap);
+}
+
+#[test]
+fn vmms_to_compare_are_all_or_named() {
+    let vmms = |words: &str| words.parse::<Vmms>().map(|vmms| vmms.0);
+    assert_eq!(vmms("all").unwrap().len(), Vmm::ALL.len());
+    let named = vmms("qemu,kvmtool").unwrap();
+    assert_eq!(named, [Vmm::Qemu, Vmm::Kvmtool]);
+    for words in ["", "all,qemu", "qemu,", "bhyve"] {
+        assert!(vmms(words).is_err(), "{words}");
+    }
+}
+
+#[test]
 fn rss_is_for_a_tap() {
     for line in ["--transport modern --rss", "--machine microvm --rss"] {
         let settings = parse(line).unwrap().run.machine.settings();

@@ -13,6 +13,7 @@
 pub mod html;
 mod measure;
 mod table;
+pub mod vmms;
 
 use std::io::Write;
 

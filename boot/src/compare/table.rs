@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use super::vmms::{ECHOES, VmmReport, VmmRow};
 use super::{Report, Row};
 use crate::terminal::Story;
 
@@ -42,6 +43,72 @@ pub(super) fn conclusion<W: Write>(story: &mut Story<W>, report: &Report) -> io:
         story.row("Not recorded", absent)?;
     }
     Ok(())
+}
+
+/// What the columns of the VMMs' table mean, and their heads.
+pub(super) fn vmm_introduction<W: Write>(story: &mut Story<W>) -> io::Result<()> {
+    story.section("A kick on each VMM")?;
+    story.row(
+        "Taken",
+        "what KVM does with the write to the doorbell: it signals an eventfd and the guest goes \
+         on, or returns to user space. Then the threads that learn of it and send the frame.",
+    )?;
+    story.row(
+        "An echo",
+        &format!(
+            "kicks, interrupts (irqs), accesses to registers that leave the guest (access) and \
+             returns of KVM to the VMM (exits), over {ECHOES} UDP echoes, one at a time."
+        ),
+    )?;
+    story.line("")?;
+    story.line(&vmm_line([
+        "VMM",
+        "transport",
+        "taken",
+        "heard by",
+        "sent by",
+        "kicks",
+        "irqs",
+        "access",
+        "exits",
+    ]))
+}
+
+pub(super) fn vmm_row<W: Write>(story: &mut Story<W>, row: &VmmRow) -> io::Result<()> {
+    let figure =
+        |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
+    story.line(&vmm_line([
+        &row.vmm,
+        &row.transport,
+        row.taken.map_or("-", super::vmms::Taken::title),
+        row.heard_by.as_deref().unwrap_or("-"),
+        row.sent_by.as_deref().unwrap_or("-"),
+        &figure(Some(row.kicks_per_echo)),
+        &figure(Some(row.interrupts_per_echo)),
+        &figure(row.accesses_per_echo),
+        &figure(row.userspace_exits_per_echo),
+    ]))
+}
+
+pub(super) fn vmm_conclusion<W: Write>(story: &mut Story<W>, report: &VmmReport) -> io::Result<()> {
+    story.line("")?;
+    for absent in &report.absent {
+        // A failure may be a report of many lines.
+        let first = absent.lines().next().unwrap_or_default();
+        story.row("Not there", first)?;
+    }
+    story.row(
+        "Not counted",
+        "guest instructions: only QEMU's TCG counts them (`bench`, `compare` without --vmm)",
+    )
+}
+
+fn vmm_line([vmm, transport, taken, heard, sent, figures @ ..]: [&str; 9]) -> String {
+    let mut line = format!("  {vmm:<17}{transport:<10}{taken:<11}{heard:<16}{sent:<16}");
+    for figure in figures {
+        line += &format!("{figure:>7}");
+    }
+    line
 }
 
 fn text(row: &Row) -> String {
@@ -104,6 +171,42 @@ mod tests {
         conclusion(&mut story, &report).unwrap();
         let text = anstream::adapter::strip_str(&String::from_utf8(bytes).unwrap()).to_string();
         assert!(text.contains("1234.5   3.00  1.00 main loop"), "{text}");
+        for line in text.lines() {
+            assert!(line.chars().count() <= WIDTH, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_vmms_table_fits_into_the_width() {
+        let row = VmmRow {
+            vmm: "Cloud Hypervisor".to_owned(),
+            version: "v54.0".to_owned(),
+            transport: "modern".to_owned(),
+            access: "movw 1 -> 0xfebc1004".to_owned(),
+            interrupts: "msix".to_owned(),
+            taken: Some(crate::compare::vmms::Taken::UserSpace),
+            // As long as a thread's name can be (`prctl`, PR_SET_NAME).
+            heard_by: Some("ioeventfd-worke".to_owned()),
+            sent_by: None,
+            raised_by: None,
+            kicks_per_echo: 2.0,
+            interrupts_per_echo: 1.0,
+            accesses_per_echo: Some(12.5),
+            userspace_exits_per_echo: None,
+        };
+        let report = VmmReport {
+            absent: vec!["b ".repeat(90) + "\nsecond"],
+            ..VmmReport::default()
+        };
+        let mut bytes = Vec::new();
+        let mut story = Story::new(&mut bytes);
+        vmm_introduction(&mut story).unwrap();
+        vmm_row(&mut story, &row).unwrap();
+        vmm_conclusion(&mut story, &report).unwrap();
+        let text = anstream::adapter::strip_str(&String::from_utf8(bytes).unwrap()).to_string();
+        assert!(text.contains("user space ioeventfd-worke -"), "{text}");
+        assert!(text.contains("2.00   1.00  12.50      -"), "{text}");
+        assert!(!text.contains("second"), "{text}");
         for line in text.lines() {
             assert!(line.chars().count() <= WIDTH, "{line}");
         }

@@ -33,7 +33,7 @@ pub(super) fn vmms(host: &Host) -> Finding {
         name: "other VMMs",
         state,
         detail: found.join("; "),
-        gives: "boot the same guest, with KVM and a tap (docs/vmm.md); tests take them",
+        gives: "run, serve, trace and compare take them, with KVM and a tap (docs/vmm.md); so do tests",
         required: false,
         remedy: None,
     }

@@ -35,9 +35,14 @@ pub mod timeline;
 
 pub use timeline::Timeline;
 
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
 use crate::command::{Progress, Sink};
+use crate::guest::Guest;
 use crate::qemu::{Boot, Vmm};
 use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status};
+use crate::wire::FarEnd;
 use cable::Cable;
 use capture::{TraceError, Tracer};
 use recording::Recording;
@@ -60,6 +65,33 @@ pub fn record(
     settings: &Settings,
     net: NetChoice,
     sink: &mut Sink<'_>,
+) -> Result<(Prepared, Recording), SessionError> {
+    record_and(settings, net, sink, |_| Ok(()))
+}
+
+/// A guest that was traced and runs on.
+pub struct Traced<'a> {
+    /// What traced it.
+    pub tracer: &'a Tracer,
+    /// The guest.
+    pub guest: &'a Guest,
+    /// The far end.
+    pub far: &'a dyn FarEnd,
+    /// The guest's address.
+    pub address: Ipv4Addr,
+    /// How long it may take to answer.
+    pub bound: Duration,
+}
+
+/// As [`record`], and then does something else with the guest.
+///
+/// # Errors
+/// As [`record`], and those of `then`.
+pub fn record_and(
+    settings: &Settings,
+    net: NetChoice,
+    sink: &mut Sink<'_>,
+    then: impl FnOnce(Traced<'_>) -> Result<(), SessionError>,
 ) -> Result<(Prepared, Recording), SessionError> {
     cable::require_for(net, settings, sink)?;
     let mut prepared = settings.prepare(false, sink)?;
@@ -85,6 +117,13 @@ pub fn record(
         sink(Progress::Step("Taking QEMU's call chain at one more kick"));
         tracer.add_qemu_stack(&guest, far, address, &mut recording)?;
     }
+    then(Traced {
+        tracer: &tracer,
+        guest: &guest,
+        far,
+        address,
+        bound,
+    })?;
     Ok((prepared, recording))
 }
 

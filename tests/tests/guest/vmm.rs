@@ -109,6 +109,7 @@ pub fn add(suite: &mut Suite) {
                 Ok(())
             });
         }
+        suite.test("vmm::compare", compared);
         for vmm in Vmm::ALL.into_iter().filter(|vmm| *vmm != Vmm::Qemu) {
             let name = vmm.word().replace('-', "_");
             suite.test(&format!("vmm::run_on_{name}"), move || runs(vmm));
@@ -265,6 +266,35 @@ fn traced(vmm: Vmm) -> Result<()> {
         given.values.iter().any(|value| value.name == "thread"),
         "{given:?}"
     );
+    Ok(())
+}
+
+/// The command compares those that are on the path.
+fn compared() -> Result<()> {
+    let others = Vmm::ALL.into_iter().filter(|vmm| *vmm != Vmm::Qemu);
+    // kvmtool wants vmx or svm.
+    let mut others = others.filter(|vmm| *vmm != Vmm::Kvmtool);
+    let found = others.find(|vmm| vmm.find(&Host::detect()).is_some());
+    let vmm = found.ok_or_else(|| Skip("no VMM but QEMU is on the path".into()))?;
+    let text = run(&["compare", "--json", "--vmm", vmm.word()])?;
+    let report: Value = serde_json::from_str(&text)?;
+    let rows = report["rows"].as_array().context("rows")?;
+    ensure!(
+        !rows.is_empty() && report["absent"] == serde_json::json!([]),
+        "{report}"
+    );
+    for row in rows {
+        ensure!(
+            row["vmm"] == vmm.to_string() && row["taken"] == "eventfd",
+            "{row}"
+        );
+        for name in ["heard_by", "sent_by"] {
+            ensure!(row[name].is_string(), "{name} in {row}");
+        }
+        for name in ["kicks_per_echo", "accesses_per_echo"] {
+            ensure!(row[name].as_f64() > Some(0.0), "{name} in {row}");
+        }
+    }
     Ok(())
 }
 

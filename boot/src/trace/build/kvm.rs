@@ -120,14 +120,20 @@ impl Kvm {
     /// Whether KVM returned to QEMU because of the doorbell write at `place`:
     /// that is so if it did before the guest went on, at `behind` on its clock.
     /// `None` where the clocks cannot tell.
-    fn returned(&self, place: usize, behind: Option<u64>) -> Option<bool> {
+    pub(super) fn returned(&self, place: usize, behind: Option<u64>) -> Option<bool> {
         let (offset, behind) = (self.offset?, behind?);
         let thread = self.records[place].thread;
         let later = self.records[place + 1..].iter();
         let mut later = later
             .take_while(|record| record.time.wrapping_add_signed(offset) <= behind)
             .filter(|record| record.thread == thread);
-        Some(later.any(|record| record.event == "kvm_userspace_exit"))
+        // A signal for the thread, or another device's end of interrupt, returns too.
+        let of_access = |reason| matches!(reason, Some("KVM_EXIT_IO" | "KVM_EXIT_MMIO"));
+        Some(
+            later.any(|record| {
+                record.event == "kvm_userspace_exit" && of_access(record.text("reason"))
+            }),
+        )
     }
 
     /// How doorbells and exits fit.

@@ -151,6 +151,9 @@ impl Builder<'_> {
                     rang.next().map(|record| record.tsc)
                 });
                 let leaves = |call: &Call| call.what == What::Leaves && call.thread == kick.thread;
+                let place = self.kvm_doorbell().unwrap_or_default();
+                let handed = self.kvm.returned(place, back) == Some(true);
+                let back = back.filter(|_| handed);
                 (heard, back.and_then(|back| first(&leaves, from, back)))
             }
             _ => (None, None),

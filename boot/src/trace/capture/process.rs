@@ -6,11 +6,6 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::thread;
-use std::time::{Duration, Instant};
-
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::super::recording::Threads;
 
@@ -73,46 +68,6 @@ fn call(text: &str) -> Option<Vec<u64>> {
 fn numbers(directory: &str) -> impl Iterator<Item = u64> + use<> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-}
-
-/// Stops all threads of a process, and waits until they stand.
-///
-/// # Errors
-/// It may not be stopped, or does not stand after a second.
-pub fn stop(process: u32) -> io::Result<()> {
-    signal(process, Signal::SIGSTOP)?;
-    let deadline = Instant::now() + Duration::from_secs(1);
-    while !numbers(&format!("/proc/{process}/task")).all(|thread| stands(process, thread)) {
-        if Instant::now() > deadline {
-            go_on(process)?;
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
-}
-
-/// Has a stopped process go on.
-///
-/// # Errors
-/// The system refuses.
-pub fn go_on(process: u32) -> io::Result<()> {
-    signal(process, Signal::SIGCONT)
-}
-
-fn signal(process: u32, signal: Signal) -> io::Result<()> {
-    let process = i32::try_from(process).map_err(io::Error::other)?;
-    Ok(kill(Pid::from_raw(process), signal)?)
-}
-
-/// Whether a thread is stopped, or has ended.
-fn stands(process: u32, thread: u64) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{process}/task/{thread}/stat"));
-    let state = stat.ok().and_then(|stat| {
-        let (_, rest) = stat.rsplit_once(") ")?;
-        rest.chars().next()
-    });
-    state.is_none_or(|state| matches!(state, 'T' | 't' | 'Z' | 'X'))
 }
 
 /// The memory of the guest that a process runs.

@@ -49,6 +49,16 @@ impl KvmRecord {
         }
     }
 
+    /// Whether this is an access to a register, by port or memory. A read that KVM cannot answer
+    /// is recorded twice: when it is made, and with its answer.
+    pub fn is_access(&self) -> bool {
+        match self.event.as_str() {
+            "kvm_pio" | "kvm_fast_mmio" => true,
+            "kvm_mmio" => !self.text.contains("unsatisfied"),
+            _ => false,
+        }
+    }
+
     /// The vector of an interrupt: `vec 48`, `vector 48` or `IRQ 0x30`.
     pub fn vector(&self) -> Option<u64> {
         ["vec", "vector", "IRQ"]
