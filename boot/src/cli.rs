@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kickpath::accel::AccelChoice;
 use kickpath::bench::BenchOptions;
 use kickpath::install::{Policy, QEMU_VARIABLE};
+use kickpath::lang::Lang;
 use kickpath::qemu::{Kind, Memory, Vmm};
 use kickpath::serve::ServeOptions;
 use kickpath::session::{Layout, NetChoice, Settings};
@@ -44,6 +45,7 @@ Examples:
   cargo run -- trace --guest linux          the same in Linux: its own virtio_net, function by function
   cargo run -- trace --gdb                  the guest stopped before its kick, in gdb
   cargo run -- trace --diff a.json b.json   two traces (of trace --json a.json) side by side
+  cargo run -- trace --lang zh              the same in Chinese
   cargo run -- bench                        what a packet costs, in instructions and kicks
   cargo run -- compare                      the ways to kick, in one table
   cargo run -- soak --minutes 60            everything in turn for an hour, and a verdict
@@ -406,6 +408,9 @@ pub struct TraceArgs {
     /// Write a trace for https://ui.perfetto.dev or chrome://tracing into this file.
     #[arg(long, value_name = "FILE")]
     pub perfetto: Option<PathBuf>,
+    /// The language of what explains; names, errors and this help are in English.
+    #[arg(long, value_enum, default_value_t)]
+    pub lang: Lang,
     /// Write all that was recorded, as it was recorded, into this file: what tests are made of.
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub recording: Option<PathBuf>,

@@ -9,3 +9,11 @@ pub(crate) fn escape(text: &str) -> String {
         .replace('<', "&lt;")
         .replace('"', "&quot;")
 }
+
+/// The text that [`escape`] made content or a value of.
+pub(crate) fn unescape(text: &str) -> String {
+    text.replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&quot;", "\"")
+        .replace("&amp;", "&")
+}

@@ -14,7 +14,7 @@
 //! - [`qemu`]: one typed description of a machine, and QEMU's command line;
 //! - [`guest`]: a running guest, its console and QEMU's monitor;
 //! - [`wire`]: the host's ends of the cable;
-//! - [`terminal`], [`interrupt`]: the person in front of it.
+//! - [`terminal`], [`interrupt`], [`lang`]: the person in front of it.
 #![deny(missing_docs)]
 
 pub mod accel;
@@ -29,6 +29,7 @@ pub mod image;
 pub mod install;
 pub mod interrupt;
 pub mod lab;
+pub mod lang;
 mod leftover;
 pub mod linux;
 pub mod nested;

@@ -177,10 +177,11 @@ fn diff_command(files: &[PathBuf], args: &TraceArgs) -> anyhow::Result<ExitCode>
     let diff = trace::diff::diff((a, &first), (b, &second))?;
     let to_stdout = matches!(json, Written::StandardOutput);
     json.end(|| Ok(serde_json::to_string_pretty(&diff)?))?;
-    html.end(|| Ok(trace::diff::page(&diff, &first, &second, &own_command())))?;
+    let page = trace::diff::page(&diff, &first, &second, &own_command());
+    html.end(|| Ok(args.lang.page(page)))?;
     if !to_stdout {
-        trace::diff::print(&mut Story::stdout(), &diff, &first, &second)
-            .map_err(SessionError::Output)?;
+        let story = &mut Story::stdout().in_language(args.lang);
+        trace::diff::print(story, &diff, &first, &second).map_err(SessionError::Output)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -256,10 +257,15 @@ fn trace_command(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     drop(ticker);
     let to_stdout = matches!(json, Written::StandardOutput);
     json.end(|| Ok(serde_json::to_string_pretty(&timeline)?))?;
-    html.end(|| Ok(trace::html::render(&timeline, &own_command())?))?;
+    html.end(|| {
+        Ok(args
+            .lang
+            .page(trace::html::render(&timeline, &own_command())?))
+    })?;
     perfetto.end(|| Ok(trace::perfetto::render(&timeline).to_string()))?;
     if !to_stdout {
-        trace::text::print(&mut Story::stdout(), &timeline).map_err(SessionError::Output)?;
+        let story = &mut Story::stdout().in_language(args.lang);
+        trace::text::print(story, &timeline).map_err(SessionError::Output)?;
     }
     Ok(if timeline.is_sound() {
         ExitCode::SUCCESS

@@ -1,11 +1,16 @@
 //! Text for people: aligned, at most 100 columns wide, in colour only on a
 //! terminal that wants it (`NO_COLOR` and `CLICOLOR` are honoured).
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
 
+use textwrap::core::display_width;
+use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm};
+
 use crate::command::Progress;
+use crate::lang::Lang;
 
 /// Widest line, in columns.
 pub const WIDTH: usize = 100;
@@ -25,21 +30,37 @@ pub(crate) const FAINT: Style = Style::new().dimmed();
 /// Prints sections of labelled rows.
 pub struct Story<W: Write> {
     out: W,
+    lang: Lang,
 }
 
 impl Story<anstream::Stdout> {
     /// On the standard output.
     pub fn stdout() -> Self {
-        Self {
-            out: anstream::stdout(),
-        }
+        Self::new(anstream::stdout())
     }
 }
 
 impl<W: Write> Story<W> {
     /// On any output.
     pub fn new(out: W) -> Self {
-        Self { out }
+        let lang = Lang::default();
+        Self { out, lang }
+    }
+
+    /// The same in another language: of what comes by its methods, but for [`Self::line`]
+    /// and [`Self::columns`].
+    pub fn in_language(self, lang: Lang) -> Self {
+        Self { lang, ..self }
+    }
+
+    /// Its language.
+    pub fn lang(&self) -> Lang {
+        self.lang
+    }
+
+    /// A text in the story's language.
+    pub fn say<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        self.lang.say(text)
     }
 
     /// The heading of a section.
@@ -47,6 +68,7 @@ impl<W: Write> Story<W> {
     /// # Errors
     /// The output is closed; so for all methods.
     pub fn section(&mut self, title: &str) -> io::Result<()> {
+        let title = self.say(title);
         writeln!(self.out, "\n{TITLE}{title}{TITLE:#}")?;
         self.out.flush()
     }
@@ -65,8 +87,8 @@ impl<W: Write> Story<W> {
     }
 
     fn styled_row(&mut self, label: &str, text: &str, style: Style) -> io::Result<()> {
-        let mut label = format!("{label:LABEL$}");
-        for line in wrap(text, WIDTH - INDENT - LABEL - 1) {
+        let mut label = pad(&self.say(label), LABEL);
+        for line in wrap(&self.say(text), WIDTH - INDENT - LABEL - 1) {
             let indent = "";
             writeln!(
                 self.out,
@@ -80,11 +102,8 @@ impl<W: Write> Story<W> {
     /// A row whose text has columns of its own: nothing is wrapped.
     #[allow(clippy::missing_errors_doc, reason = "see `section`")]
     pub fn columns(&mut self, label: &str, text: &str) -> io::Result<()> {
-        let indent = "";
-        writeln!(
-            self.out,
-            "{indent:INDENT$}{NAME}{label:LABEL$}{NAME:#} {text}"
-        )?;
+        let (indent, label) = ("", pad(&self.say(label), LABEL));
+        writeln!(self.out, "{indent:INDENT$}{NAME}{label}{NAME:#} {text}")?;
         self.out.flush()
     }
 
@@ -98,6 +117,7 @@ impl<W: Write> Story<W> {
     /// A faint line, for what can be skipped.
     #[allow(clippy::missing_errors_doc, reason = "see `section`")]
     pub fn faint(&mut self, text: &str) -> io::Result<()> {
+        let text = self.say(text);
         writeln!(self.out, "{FAINT}{text}{FAINT:#}")?;
         self.out.flush()
     }
@@ -107,34 +127,34 @@ impl<W: Write> Story<W> {
     pub fn conclusion(&mut self, good: bool, text: &str) -> io::Result<()> {
         let style = if good { GOOD } else { BAD };
         writeln!(self.out)?;
-        for line in wrap(text, WIDTH) {
+        for line in wrap(&self.say(text), WIDTH) {
             writeln!(self.out, "{style}{line}{style:#}")?;
         }
         self.out.flush()
     }
 }
 
-/// Breaks a text into lines of at most `width` columns between words; a word
-/// longer than that has a line of its own. There is always one line at least.
+/// Breaks a text into lines of at most `width` columns between words, or where Chinese
+/// may be broken; a word longer than that has a line of its own. There is always one line
+/// at least.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut line = String::new();
-    let mut columns = 0;
-    for word in text.split(' ') {
-        let length = word.chars().count();
-        if columns > 0 && columns + 1 + length > width {
-            lines.push(std::mem::take(&mut line));
-            columns = 0;
-        }
-        if columns > 0 {
-            line.push(' ');
-            columns += 1;
-        }
-        line.push_str(word);
-        columns += length;
-    }
-    lines.push(line);
-    lines
+    let separator = match text.is_ascii() {
+        true => WordSeparator::AsciiSpace,
+        false => WordSeparator::UnicodeBreakProperties,
+    };
+    let options = Options::new(width)
+        .break_words(false)
+        .word_separator(separator)
+        .word_splitter(WordSplitter::NoHyphenation)
+        .wrap_algorithm(WrapAlgorithm::FirstFit);
+    let lines = textwrap::wrap(text, options).into_iter();
+    lines.map(Cow::into_owned).collect()
+}
+
+/// A text with spaces behind it, `width` columns wide at least.
+pub(crate) fn pad(text: &str, width: usize) -> String {
+    let room = width.saturating_sub(display_width(text));
+    format!("{text}{:room$}", "")
 }
 
 /// A number with its thousands apart: `1,234,567`.
@@ -239,6 +259,11 @@ mod tests {
         assert_eq!(wrap("a bbbbbbbb c", 4), ["a", "bbbbbbbb", "c"]);
         assert_eq!(wrap("", 4), [""]);
         assert_eq!(wrap("ab cd e", 5), ["ab cd", "e"]);
+        assert_eq!(
+            wrap("设备取走，virtqueue_pop。", 8),
+            ["设备取", "走，", "virtqueue_pop。"]
+        );
+        assert_eq!(pad("设备", 6) + "|", "设备  |");
     }
 
     #[test]

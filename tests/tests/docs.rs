@@ -206,7 +206,7 @@ fn titles(line: &str) -> impl Iterator<Item = (&str, &str)> {
         let rest = &line[at + 1..];
         let number = number(rest)?;
         let title = rest[number.len()..].strip_prefix(' ')?;
-        let title = title.split(['"', '.', ':', ',']).next()?;
+        let title = title.split(['"', '.', ':', ',', '。']).next()?;
         let is_title = title.starts_with(|c: char| c.is_ascii_uppercase());
         is_title.then_some((number, title))
     })

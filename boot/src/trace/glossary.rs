@@ -4,6 +4,8 @@
 
 use serde::Serialize;
 
+use crate::lang::Lang;
+
 /// A word.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Term {
@@ -230,25 +232,36 @@ pub const TERMS: &[Term] = &[
     },
 ];
 
-/// The document docs/glossary.md.
-pub fn document() -> String {
-    let mut text = "# The words of the kick path\n\n\
-        The page of a trace (`cargo run -- trace --html FILE`) shows each of these where it is \
-        met: point at it, or reach it by Tab. This list is made from the same source, \
-        [glossary.rs](../boot/src/trace/glossary.rs).\n\n"
-        .to_owned();
+/// The document docs/glossary.md, or its translation.
+pub fn document(lang: Lang) -> String {
+    let say = |text| lang.say(text);
+    let mut text = format!(
+        "# {}\n\n{}\n\n",
+        say("The words of the kick path"),
+        say(
+            "The page of a trace (`cargo run -- trace --html FILE`) shows each of these where it is \
+             met: point at it, or reach it by Tab. This list is made from the same source, \
+             [glossary.rs](../boot/src/trace/glossary.rs)."
+        )
+    );
     for term in TERMS {
-        let Term {
-            name,
-            sentence,
-            linux,
-            ..
-        } = term;
+        let name = match say(term.name) {
+            said if said == term.name => format!("**{said}**"),
+            said => format!("**{said}**（{}）", term.name),
+        };
         let sections = match term.sections {
             [] => "The specification does not speak of it.".to_owned(),
             sections => format!("Specification 1.2: {}.", sections.join(", ")),
         };
-        text += &format!("**{name}**: {sentence} {sections} In Linux: {linux}.\n\n");
+        text += &format!(
+            "{name}{}{}{}{}{}{}\n\n",
+            say(": "),
+            lang.say(&format!("{} ", term.sentence)),
+            lang.say(&format!("{sections} ")),
+            say("In Linux: "),
+            say(term.linux),
+            say(".")
+        );
     }
     text.trim_end().to_owned() + "\n"
 }

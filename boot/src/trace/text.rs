@@ -5,11 +5,13 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
+use textwrap::core::display_width;
 
 use super::timeline::{
-    Comparison, Delta, Direction, Frame, Kicks, Layer, Phase, SourceCall, Step, Timeline, Verdict,
+    Comparison, Delta, Direction, Frame, Kicks, Layer, Phase, RingUse, SourceCall, Step, Timeline,
+    Verdict,
 };
-use crate::terminal::{BAD, FAINT, GOOD, Story, TITLE, WIDTH, wrap};
+use crate::terminal::{BAD, FAINT, GOOD, Story, TITLE, WIDTH, pad, wrap};
 
 /// Columns before the text of a step: number, layer, distance.
 const MARGIN: usize = 25;
@@ -44,9 +46,10 @@ fn machine<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()
     story.row(
         "Accelerator",
         &format!(
-            "{}: {}",
+            "{}{}{}",
             run.accelerator.to_uppercase(),
-            run.accelerator_reason
+            story.say(": "),
+            story.say(&run.accelerator_reason)
         ),
     )?;
     story.row("Hardware", &run.vmm_text())?;
@@ -108,30 +111,34 @@ const fn short(layer: Layer) -> &'static str {
 pub fn print_step<W: Write>(story: &mut Story<W>, step: &Step) -> io::Result<()> {
     let paint = style(step.layer);
     let number = step.number + 1;
-    let lane = lane(step);
+    // In Chinese a column wider, and the distance is no wider than what is left.
+    let lane = pad(&story.say(&lane(step)), 6);
     let distance = match &step.delta {
         Delta::First => String::new(),
         Delta::Measured { ns } => format!("+{}", duration(*ns)),
         Delta::Causal { .. } => "by cause".to_owned(),
     };
-    let name = step.function.as_deref().unwrap_or(&step.event);
+    let distance = pad_left(&story.say(&distance), 12);
+    let name = story.say(step.function.as_deref().unwrap_or(&step.event));
     let place = match &step.source {
         Some(source) => format!("{}:{}", source.file, source.line),
         None if step.function.is_some() => step.event.clone(),
         None => String::new(),
     };
     story.line(&format!(
-        "{number:>4} {paint}{lane:<5}{paint:#} {FAINT}{distance:>12}{FAINT:#}  \
+        "{number:>4} {paint}{lane}{paint:#}{FAINT}{distance}{FAINT:#}  \
          {TITLE}{name}{TITLE:#}  {FAINT}{place}{FAINT:#}"
     ))?;
+    let lang = story.lang();
     let mut below = |text: &str, style: Style| -> io::Result<()> {
-        for line in wrap(text, WIDTH - MARGIN) {
+        for line in wrap(&story.say(text), WIDTH - MARGIN) {
             story.line(&format!("{:MARGIN$}{style}{line}{style:#}", ""))?;
         }
         Ok(())
     };
     below(&step.sentence, Style::new())?;
-    let linux = step.linux.as_ref().map(|linux| format!("Linux: {linux}"));
+    let linux = step.linux.as_deref();
+    let linux = linux.map(|linux| format!("Linux: {}", lang.say(linux)));
     let origin: Vec<String> = linux.into_iter().chain(step.section.clone()).collect();
     if !origin.is_empty() {
         below(&origin.join("; "), FAINT)?;
@@ -150,22 +157,31 @@ pub fn print_step<W: Write>(story: &mut Story<W>, step: &Step) -> io::Result<()>
             Layer::QemuVcpu | Layer::QemuMain => "QEMU, at the next kick of this queue",
             Layer::Kvm | Layer::VmmVcpu | Layer::VmmOther | Layer::Wire => "host kernel",
         };
-        below(&format!("{whose}: {}", step.stack.join(" <- ")), FAINT)?;
+        let chain = step.stack.join(" <- ");
+        below(
+            &format!("{}{}{chain}", lang.say(whose), lang.say(": ")),
+            FAINT,
+        )?;
     }
     if let Delta::Causal { rule, since } = &step.delta {
-        let own = since.map_or(String::new(), |since| {
-            format!(
-                "; {} after step {} by their own clock",
-                duration(since.ns),
-                since.step + 1
-            )
+        let rule = Some(rule).filter(|rule| !rule.is_empty());
+        let rule = rule.map(|rule| format!("here because {rule}"));
+        let own = since.map(|since| {
+            let (ns, step) = (duration(since.ns), since.step + 1);
+            format!("{ns} after step {step} by their own clock")
         });
-        if !rule.is_empty() || !own.is_empty() {
-            let text = format!("here because {rule}{own}");
-            below(&text, FAINT)?;
+        let told: Vec<String> = rule.into_iter().chain(own).collect();
+        if !told.is_empty() {
+            let told: Vec<_> = told.iter().map(|text| lang.say(text)).collect();
+            below(&told.join(&lang.say("; ")), FAINT)?;
         }
     }
     Ok(())
+}
+
+fn pad_left(text: &str, width: usize) -> String {
+    let room = width.saturating_sub(display_width(text));
+    format!("{:room$}{text}", "")
 }
 
 /// A time in the unit that suits it.
@@ -189,7 +205,9 @@ fn kicks<W: Write>(story: &mut Story<W>, kicks: Option<&Kicks>) -> io::Result<()
         [] => "no interrupt was recorded inside".to_owned(),
         taken => format!("with an interrupt inside: {}", taken.join(", ")),
     };
-    story.row("This kick", &format!("{}, {inside}", duration(kicks.ns)))?;
+    let lang = story.lang();
+    let inside = lang.say(", ") + lang.say(&inside);
+    story.row("This kick", &format!("{}{inside}", duration(kicks.ns)))?;
     if let Some([min, median, max]) = kicks.spread_ns.map(|spread| spread.map(duration)) {
         let others = match kicks.interrupted {
             0 => String::new(),
@@ -224,13 +242,18 @@ fn calls<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()> 
             Some(step) => format!("step {}", step + 1),
             None => String::new(),
         };
-        for (number, line) in wrap(&call.words, WIDTH - MARGIN).iter().enumerate() {
+        for (number, line) in wrap(&story.say(&call.words), WIDTH - MARGIN)
+            .iter()
+            .enumerate()
+        {
             let (lane, step) = match number {
                 0 => (short(call.layer), step.as_str()),
                 _ => ("", ""),
             };
+            let lane = pad(&story.say(lane), 6);
+            let step = pad_left(&story.say(step), 12);
             story.line(&format!(
-                "     {paint}{lane:<5}{paint:#} {FAINT}{step:>12}{FAINT:#}  {line}"
+                "     {paint}{lane}{paint:#}{FAINT}{step}{FAINT:#}  {line}"
             ))?;
         }
     }
@@ -275,11 +298,12 @@ fn trust<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()> 
             Verdict::Coalesced => (GOOD, "coalesced"),
             Verdict::Failed => (BAD, "FAILED"),
         };
-        story.line(&format!(
-            "  {style}{verdict:<10}{style:#} {}: {} to {}",
-            join.what, join.left, join.right
-        ))?;
-        for line in wrap(&join.detail, WIDTH - 13) {
+        let verdict = pad(&story.say(verdict), 10);
+        let what = story.say(&join.what);
+        let counts = format!(": {} to {}", join.left, join.right);
+        let counts = story.say(&counts);
+        story.line(&format!("  {style}{verdict}{style:#} {what}{counts}"))?;
+        for line in wrap(&story.say(&join.detail), WIDTH - 13) {
             story.line(&format!("{:13}{FAINT}{line}{FAINT:#}", ""))?;
         }
     }
@@ -296,14 +320,22 @@ fn trust<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()> 
         )?;
     }
     let ring = timeline.ring;
-    let room = match ring.capacity {
-        0 => String::new(),
-        room => format!(" room for {room},"),
+    let lost = match ring {
+        RingUse {
+            capacity: 0,
+            recorded,
+            lost,
+        } => {
+            format!("{recorded} records of the guest, {lost} lost")
+        }
+        RingUse {
+            capacity,
+            recorded,
+            lost,
+        } => {
+            format!("{recorded} records of the guest, room for {capacity}, {lost} lost")
+        }
     };
-    let lost = format!(
-        "{} records of the guest,{room} {} lost",
-        ring.recorded, ring.lost
-    );
     story.verdict("Ring", ring.lost == 0, &lost)?;
     if timeline.absent.is_empty() {
         return Ok(());
@@ -311,15 +343,15 @@ fn trust<W: Write>(story: &mut Story<W>, timeline: &Timeline) -> io::Result<()> 
     story.section("Not recorded")?;
     for absent in &timeline.absent {
         let style = Style::new().bold();
-        for (number, line) in wrap(&format!("{}: {}", absent.what, absent.reason), WIDTH - 4)
-            .iter()
-            .enumerate()
-        {
+        let (what, reason) = (story.say(&absent.what), story.say(&absent.reason));
+        let text = format!("{what}{}{reason}", story.say(": "));
+        for (number, line) in wrap(&text, WIDTH - 4).iter().enumerate() {
             let indent = if number == 0 { 2 } else { 4 };
             story.line(&format!("{:indent$}{line}", ""))?;
         }
         if let Some(enable) = &absent.enable {
-            story.line(&format!("    to have it: {style}{enable}{style:#}"))?;
+            let how = story.say("to have it: ");
+            story.line(&format!("    {how}{style}{enable}{style:#}"))?;
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 //! `<!-- recorded: NAME -->` and `<!-- end -->`.
 
 use anyhow::{Context, Result};
+use kickpath::lang::Lang;
 use kickpath::terminal::{Story, wrap};
 use kickpath::trace::timeline::{Delta, Layer, Phase, Step};
 use kickpath::trace::{Timeline, glossary, text};
@@ -10,7 +11,10 @@ use super::{Runs, TRACE, document};
 
 /// The documents with blocks, or made as a whole.
 const WITH_BLOCKS: [&str; 3] = ["README.md", "docs/kick-path.md", "docs/kick-path.zh.md"];
-const GLOSSARY: &str = "docs/glossary.md";
+const GLOSSARIES: [(&str, Lang); 2] = [
+    ("docs/glossary.md", Lang::En),
+    ("docs/glossary.zh.md", Lang::Zh),
+];
 
 /// Columns of what a document shows of a run.
 const COLUMNS: usize = 96;
@@ -20,7 +24,9 @@ const COLUMNS: usize = 96;
 /// # Errors
 /// A document cannot be read, or has a block of an unknown name; the run lacks what one shows.
 pub fn documents(runs: &Runs) -> Result<Vec<(&'static str, String)>> {
-    let mut made = vec![(GLOSSARY, glossary::document())];
+    let mut made: Vec<_> = GLOSSARIES
+        .map(|(name, lang)| (name, glossary::document(lang)))
+        .into();
     for name in WITH_BLOCKS {
         let text = fill(&document(name)?, runs).with_context(|| name.to_owned())?;
         made.push((name, text));

@@ -115,6 +115,34 @@ impl Page {
         Ok(())
     }
 
+    /// Texts of three English words in a row that the page shows or has read out, at each of
+    /// its `steps` if it has any, outside of code, of what was recorded as it is, and of titles
+    /// of the specification.
+    pub fn english(&mut self, steps: usize) -> Result<Vec<String>> {
+        let left = self.evaluate(&format!(
+            r#"(() => {{
+                const english = /[A-Za-z]{{2,}},? [A-Za-z]{{2,}},? [a-z]{{2,}}/;
+                const known = /\d\.\d[\d.]* [A-Z][\w\- ]*|（[a-z ]+）/g;
+                const code = "code, pre, script, style, .listing, .hex, .mono, .headers, .stack, .asm, .section";
+                const found = new Set();
+                function read(root) {{
+                    const texts = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+                    while (texts.nextNode())
+                        if (!texts.currentNode.parentElement.closest(code)) found.add(texts.currentNode.data);
+                    for (const name of ["title", "aria-label", "aria-valuetext"])
+                        for (const element of root.querySelectorAll(`[${{name}}]`)) found.add(element.getAttribute(name));
+                }}
+                read(document.documentElement);
+                for (let step = 0; step < {steps}; step++) {{
+                    go(step);
+                    for (const part of ["step", "queue", "source", "stepper"]) read(document.getElementById(part));
+                }}
+                return [...found].filter(text => english.test(text.replace(known, "")));
+            }})()"#
+        ))?;
+        Ok(serde_json::from_value(left)?)
+    }
+
     /// Takes a picture, keeps it for a person who asked, and fails when it is
     /// blank or not as dark or light as `view` asks.
     pub fn picture(&mut self, name: &str, view: View, whole: bool) -> Result<()> {

@@ -1,8 +1,9 @@
 //! The page of `kickpath trace --html`.
 
 use anyhow::{Context, Result, ensure};
+use kickpath::lang::Lang;
 use kickpath::trace::timeline::{Delta, Part, Phase};
-use kickpath::trace::{Timeline, glossary, html};
+use kickpath::trace::{Timeline, build, glossary, html};
 use kickpath_tests::browser::View;
 use kickpath_tests::{Suite, program};
 
@@ -31,6 +32,7 @@ pub fn add(suite: &mut Suite) {
     add("words_are_explained", words_are_explained);
     add("a_lecture_fits_one_screen", a_lecture_fits_one_screen);
     add("a_timeline_without_steps", a_timeline_without_steps);
+    add("nothing_is_left_in_english", nothing_is_left_in_english);
     add("a_packet_of_this_machine", || {
         a_packet_of_this_machine("run", &[])
     });
@@ -43,6 +45,34 @@ pub fn add(suite: &mut Suite) {
 fn sample() -> Result<Timeline> {
     let text = include_str!("../../../boot/src/trace/sample.json");
     serde_json::from_str(text).context("the sample does not fit the schema")
+}
+
+/// In Chinese, at every step, all that is no name, code or title of the specification is
+/// Chinese.
+fn nothing_is_left_in_english() -> Result<()> {
+    for (name, recording) in [
+        (
+            "kvm",
+            include_str!("../../../boot/src/trace/fixtures/kvm.json"),
+        ),
+        (
+            "linux",
+            include_str!("../../../boot/src/trace/fixtures/linux.json"),
+        ),
+    ] {
+        let timeline = build::build(&serde_json::from_str(recording)?)?;
+        let html = html::render(&timeline, "kickpath trace --html FILE --lang zh")?;
+        let mut page = Page::open(&Lang::Zh.page(html))?;
+        page.check()?;
+        let lang = page.evaluate("document.documentElement.lang")?;
+        ensure!(lang == "zh-CN", "{lang}");
+        ensure!(page.text("h1")? == "一个数据包怎样离开虚拟机");
+        page.evaluate("setFilter(true)")?;
+        let left = page.english(timeline.steps.len())?;
+        ensure!(left.is_empty(), "{name}: {left:#?}");
+        page.picture(&format!("trace-{name}-zh"), desk(false), false)?;
+    }
+    Ok(())
 }
 
 fn open(timeline: &Timeline) -> Result<Page> {

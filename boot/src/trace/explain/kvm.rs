@@ -122,7 +122,7 @@ fn access(record: &KvmRecord) -> String {
     let bytes = record.text("size").or(record.text("len")).unwrap_or("?");
     match (write, record.text.contains("unsatisfied")) {
         (true, _) => format!(
-            "The guest writes {} to {kind} {place}, {bytes} bytes.",
+            "The guest writes {} to {kind} at {place}, {bytes} bytes.",
             record.text("val").unwrap_or("?")
         ),
         (false, true) => format!("The guest reads {bytes} bytes of {kind} at {place}."),

@@ -6,16 +6,22 @@ const $ = id => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const SVG_NAMES = new Set(["svg", "circle", "path", "line", "text", "title", "g", "polygon", "rect", "defs", "pattern"]);
 
+// A text in the page's language: its scripts are in English, and a page in another one has a catalogue.
+const say = globalThis.say ?? (text => text);
+// What people read of an element, besides its content; and the elements whose content is no prose.
+const READ = new Set(["aria-label", "title"]), CODE = new Set(["code", "pre"]);
+const children = list => list.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false);
+const spoken = child => typeof child === "string" ? say(child) : child;
 // Builds an element; children are text or elements, so nothing is ever parsed.
-function el(name, attributes = {}, ...children) {
+function el(name, attributes = {}, ...content) {
   const element = SVG_NAMES.has(name) ? document.createElementNS(SVG, name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes))
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) element.setAttribute(key, value);
-  element.append(...children.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false));
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(key, READ.has(key) ? say(value) : value);
+  element.append(...CODE.has(name) ? children(content) : children(content).map(spoken));
   return element;
 }
-const fill = (id, ...children) => $(id).replaceChildren(...children.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false));
+const fill = (id, ...content) => $(id).replaceChildren(...children(content).map(spoken));
 
 // What ran the guest, where it was not QEMU.
 const VMM = run.vmm?.name;
@@ -48,7 +54,7 @@ function span(ns) {
 }
 // The time since the step before, where it was measured.
 const gap = step => step.delta.kind === "measured" ? step.delta.ns : null;
-const since = step => gap(step) !== null ? "+" + span(gap(step)) : step.delta.kind === "first" ? "" : "by order";
+const since = step => gap(step) !== null ? "+" + span(gap(step)) : step.delta.kind === "first" ? "" : say("by order");
 // The time from one step to a later one, where it was measured.
 function between(from, to) {
   if (to.delta.since?.step === from.number) return to.delta.since.ns;

@@ -1,12 +1,15 @@
 // The words of the page: where a text meets one, pointing at it, focusing it or
 // touching it shows what it is. All of them stand in a list at the end.
 
-const TERMS = new Map(data.glossary.flatMap(term => term.words.map(word => [word.toLowerCase(), term])));
+const TERMS = new Map(data.glossary.flatMap(term => term.words.flatMap(word => [word, say(word)]).map(word => [word.toLowerCase(), term])));
 const WORDS = new RegExp(`(^|[^\\w-])(${[...TERMS.keys()].sort((a, b) => b.length - a.length).map(word => word.replace(/[^\w ]/g, "\\$&")).join("|")})(?![\\w-])`, "gi");
 const sections = term => term.sections.length ? `Specification 1.2: ${term.sections.join(", ")}.` : "The specification does not speak of it.";
 
+const title = ({ name }) => say(name) === name ? name : `${say(name)}（${name}）`;
+
 // A text, each of its words once as something to point at.
 function explained(text) {
+  text = say(text);
   const parts = [], met = new Set();
   let from = 0;
   for (const found of text.matchAll(WORDS)) {
@@ -27,7 +30,7 @@ let pointed = null, leaving = null;
 function showTip(button, term) {
   hideTip();
   pointed = button;
-  tip.replaceChildren(el("b", {}, term.name), el("p", {}, term.sentence), el("p", {}, sections(term)), el("p", {}, "In Linux: ", el("code", {}, term.linux), "."));
+  tip.replaceChildren(el("b", {}, title(term)), el("p", {}, term.sentence), el("p", {}, sections(term)), el("p", {}, "In Linux: ", el("code", {}, say(term.linux)), "."));
   tip.hidden = false;
   button.setAttribute("aria-describedby", "tip");
   placeTip();
@@ -58,4 +61,4 @@ addEventListener("scroll", placeTip, { passive: true, capture: true });
 listeners.push(hideTip);
 document.body.append(tip);
 
-fill("glossary", data.glossary.map(term => [el("dt", {}, term.name), el("dd", {}, term.sentence, " ", el("span", { class: "quiet" }, sections(term), " In Linux: ", el("code", {}, term.linux), "."))]));
+fill("glossary", data.glossary.map(term => [el("dt", {}, title(term)), el("dd", {}, term.sentence, " ", el("span", { class: "quiet" }, sections(term), " In Linux: ", el("code", {}, say(term.linux)), "."))]));

@@ -7,7 +7,8 @@ function tokens(line) {
   const parts = [];
   for (const [text, comment, string, number, macro, word] of line.matchAll(TOKENS)) {
     const name = comment ? "c" : string ? "s" : number ? "n" : macro ? "m" : word && KEYWORDS.test(word) ? "k" : null;
-    parts.push(name ? el("span", { class: name }, text) : text);
+    const code = document.createTextNode(text);
+    parts.push(name ? el("span", { class: name }, code) : code);
   }
   return parts;
 }
@@ -144,7 +145,7 @@ function play(on) {
   clearInterval(playing);
   playing = on ? setInterval(() => further(1) !== current ? go(further(1), "play") : play(false), 1800) : null;
   $("play").setAttribute("aria-pressed", String(on));
-  $("play").textContent = on ? "Pause" : "Play";
+  $("play").textContent = say(on ? "Pause" : "Play");
 }
 
 listeners.push((index, from) => {
@@ -153,7 +154,7 @@ listeners.push((index, from) => {
   showSource(steps[index]);
   $("position").textContent = `${index + 1} / ${steps.length}`;
   $("slider").value = index + 1;
-  $("slider").setAttribute("aria-valuetext", `Step ${index + 1} of ${steps.length}: ${nameOf(steps[index])}`);
+  $("slider").setAttribute("aria-valuetext", say(`Step ${index + 1} / ${steps.length}: ${nameOf(steps[index])}`));
   // aria-disabled, because a disabled button would lose the focus.
   for (const id of ["first", "back"]) $(id).setAttribute("aria-disabled", String(further(-1) === index));
   for (const id of ["last", "next"]) $(id).setAttribute("aria-disabled", String(further(1) === index));

@@ -55,7 +55,7 @@ function hero() {
     side("guest", "In the guest", time === null ? "" : `${span(time)} to the doorbell`, worthTelling(before, 9), bell?.decision),
     el("div", { class: "stop" }, bell ? [instruction(bell), el("button", { type: "button", onclick: () => { go(bell.number); $("stepper").scrollIntoView(); } }, `Look closer: step ${bell.number + 1}`)]
       : [el("p", { class: "over" }, "No doorbell"), el("p", { class: "what" }, "No kick was recorded in this run.")]),
-    side("host", "On the host", [...threads].filter(name => name !== "Wire").join(", "), worthTelling(after, 9), frame ? comparison(frame) : null),
+    side("host", "On the host", [...threads].filter(name => name !== "Wire").map(say).join(", "), worthTelling(after, 9), frame ? comparison(frame) : null),
     back.length ? el("div", { class: "return" }, el("b", {}, "And back"), chain(worthTelling(back, 6))) : null);
 }
 
@@ -78,15 +78,15 @@ function hook() {
     bells.length ? [el("h3", {}, "The doorbell that each queue got"), el("ul", { class: "plain" }, bells.map(step => el("li", {}, link(step.number, step.sentence))))] : null);
 }
 
-const VERDICTS = { matched: ["✓", "good"], coalesced: ["✓", "good"], failed: ["✗", "bad"] };
+const VERDICTS = { matched: ["✓", "good", "matched"], coalesced: ["✓", "good", "coalesced"], failed: ["✗", "bad", "failed"] };
 function join() {
   const { joins, ring } = timeline;
-  $("verdict").textContent = data.sound ? timeline.quiet ? "What was checked holds" : "What could be checked holds" : "A check failed";
-  $("verdict").title = data.conclusion;
+  $("verdict").textContent = say(data.sound ? timeline.quiet ? "What was checked holds" : "What could be checked holds" : "A check failed");
+  $("verdict").title = say(data.conclusion);
   $("verdict").classList.add(data.sound ? "good" : "bad");
   fill("join", joins.length ? el("ul", { class: "plain" }, joins.map(({ what, method, left, right, verdict, detail }) => {
-    const [mark, kind] = VERDICTS[verdict];
-    return el("li", {}, el("b", { class: kind }, mark + " "), el("b", {}, what), `: ${left} to ${right}, ${verdict}`, el("br"), el("span", { class: "quiet" }, detail, detail && method ? " " : "", method));
+    const [mark, kind, word] = VERDICTS[verdict];
+    return el("li", {}, el("b", { class: kind }, mark + " "), el("b", {}, what), `: ${left} to ${right}, ${word}`, el("br"), el("span", { class: "quiet" }, detail, detail && method ? " " : "", method));
   })) : el("p", { class: "causal" }, "Only one layer was recorded: there is nothing to join."),
   el("p", {}, el("b", { class: data.sound ? "good" : "bad" }, data.conclusion)),
   el("p", { class: "note" }, `The guest's ring took ${whole(ring.recorded)} ${ring.capacity ? `of ${whole(ring.capacity)} ` : ""}records; `, ring.lost ? el("b", { class: "bad" }, `${whole(ring.lost)} were lost.`) : "none was lost."));
@@ -99,7 +99,7 @@ function calls() {
   fill("calls", el("p", {}, `For a reader who comes from Linux's source: its calls from the socket to the doorbell, then the host's. A link leads to the step that recorded a call${run.guest ? "" : ", or to our own that does the same"}; what has none was not recorded here and is told from the source.`),
     el("ol", { class: "calls" }, rows.map(({ layer, words, step }) => {
       const { name, text } = LAYERS.find(({ id }) => id === layer);
-      return el("li", {}, el("span", { class: "layer", style: `--c-text:${text}` }, name), " ", el("code", {}, words), step === undefined ? null : [" ", link(step, `step ${step + 1}`)]);
+      return el("li", {}, el("span", { class: "layer", style: `--c-text:${text}` }, name), " ", el("code", {}, say(words)), step === undefined ? null : [" ", link(step, `step ${step + 1}`)]);
     })));
 }
 
@@ -133,22 +133,22 @@ function wire() {
     return [el("h3", {}, frame.direction === "out" ? "Out of the guest" : "Into the guest", frame.wire_step === undefined ? "" : [": ", link(frame.wire_step, `step ${frame.wire_step + 1}`)]),
       el("p", {}, comparison(frame)), el("ul", { class: "headers" }, frame.headers.map(line => el("li", {}, line))),
       dump(bytes, differs ? guest : null), differs && guest ? [el("p", { class: "quiet" }, "In the guest's memory:"), dump(guest, bytes)] : null];
-  }), el("p", { class: "note" }, ["Ethernet", "IPv4", "UDP", "the rest"].map((name, i) => el("span", { class: "h" + i }, `■ ${name} `))));
+  }), el("p", { class: "note" }, ["Ethernet", "IPv4", "UDP", "the rest"].map((name, i) => el("span", { class: "h" + i }, `■ ${say(name)} `))));
 }
 
 const CLOCKS = { "guest-tsc": "The guest's time stamp counter", "host-tsc": "The host's time stamp counter", "qemu-log": "QEMU's log", monotonic: "This program's clock" };
 function rest() {
   const { device } = run;
   const linux = run.guest ? ` in ${run.guest}` : "";
-  document.title = `One packet${linux} on ${run.accelerator.toUpperCase()}, ${run.machine}, ${device.transport} – Kickpath`;
-  $("subtitle").textContent = `One datagram out of the guest and one into it, recorded${linux} on ${run.accelerator.toUpperCase()}, machine ${run.machine}, ${device.transport} virtio-net`;
+  document.title = say(`One packet${linux} on ${run.accelerator.toUpperCase()}, ${run.machine}, ${device.transport} – Kickpath`);
+  $("subtitle").textContent = say(`One datagram out of the guest and one into it, recorded${linux} on ${run.accelerator.toUpperCase()}, machine ${run.machine}, ${device.transport} virtio-net`);
   const row = (term, value, mono) => value ? [el("dt", {}, term), el("dd", mono ? { class: "mono" } : {}, value)] : [];
-  fill("run", row("Accelerator", `${run.accelerator.toUpperCase()}: ${run.accelerator_reason}`), row("Guest", run.guest), row("Machine", VMM ? `${VMM} ${run.vmm.version}` : `${run.machine}, QEMU ${run.qemu}`), row("Host kernel", run.host_kernel),
+  fill("run", row("Accelerator", `${run.accelerator.toUpperCase()}: ${say(run.accelerator_reason)}`), row("Guest", run.guest), row("Machine", VMM ? `${VMM} ${run.vmm.version}` : `${run.machine}, QEMU ${run.qemu}`), row("Host kernel", run.host_kernel),
     row("Device", `${device.location}, ${device.transport}`), row("A kick is", device.doorbell, true), row("Interrupts", device.interrupts), row("ioeventfd", device.ioeventfd === undefined ? null : device.ioeventfd ? "on" : "off"), row("Features", device.features.join(" "), true));
   $("command-line").textContent = run.command_line;
   if (VMM) {
-    $("h-command-line").textContent = `${VMM}'s command line`;
-    $("h-calls").textContent = "The same way in Linux's own words";
+    $("h-command-line").textContent = say(`${VMM}'s command line`);
+    $("h-calls").textContent = say("The same way in Linux's own words");
   }
   fill("clocks", el("ul", { class: "plain" }, timeline.clocks.map(clock => el("li", {}, el("b", {}, CLOCKS[clock.clock] ?? clock.clock), ` (to ${clock.resolution_ns < 10 ? clock.resolution_ns.toFixed(1) + " ns" : span(clock.resolution_ns)}): `, clock.how))));
   const absent = timeline.absent ?? [];
