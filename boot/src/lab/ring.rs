@@ -33,8 +33,12 @@ struct Data<'a> {
 #[derive(Default, Serialize)]
 struct Nothing {
     steps: [(); 0],
-    run: (),
+    run: NoRun,
 }
+
+/// An object without fields.
+#[derive(Default, Serialize)]
+struct NoRun {}
 
 /// Builds the module from the sources as they are: its bytes.
 ///
