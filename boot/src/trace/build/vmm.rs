@@ -328,6 +328,34 @@ mod tests {
     }
 
     #[test]
+    fn a_return_for_another_reason_does_not_hand_the_kick_over() {
+        let kick = " kvm_mmio: mmio write len 2 gpa 0x4000006004";
+        for (reason, told) in [
+            ("KVM_EXIT_IOAPIC_EOI (26)", "does not return to Firecracker"),
+            ("restart (4)", "does not return to Firecracker"),
+            ("KVM_EXIT_MMIO (6)", "hands it to"),
+        ] {
+            let mut recording = recording("firecracker");
+            let text = &mut recording.kvm.as_mut().unwrap().text;
+            let from = text.find(kick).unwrap();
+            let line = text[..from].rfind('\n').unwrap() + 1;
+            // Behind the kick's call chain, before the guest goes on.
+            let last = "entry_SYSCALL_64_after_hwframe\n";
+            let behind = from + text[from..].find(last).unwrap() + last.len();
+            let task = text[line..from].replace("70521831040169", "70521831115986");
+            text.insert_str(
+                behind,
+                &format!("{task} kvm_userspace_exit: reason {reason}\n"),
+            );
+            let timeline = build(&recording).unwrap();
+            let mut steps = timeline.steps.iter();
+            let kick = steps.find(|s| s.layer == Layer::Kvm && s.queue.is_some());
+            let kick = kick.unwrap();
+            assert!(kick.sentence.contains(told), "{reason}: {kick:?}");
+        }
+    }
+
+    #[test]
     fn no_text_speaks_of_qemu() {
         let timeline = build(&recording("firecracker")).unwrap();
         let mut bytes = Vec::new();
