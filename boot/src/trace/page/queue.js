@@ -77,7 +77,7 @@ function dial(queue) {
   const held = queue.outstanding ?? null;
   const told = value => value ?? "not recorded";
   const [first, second] = packed ? ["next available descriptor", "next used descriptor"] : ["available index", "used index"];
-  const svg = el("svg", { viewBox: "-118 -118 236 236", role: "img", "aria-label": `Ring of the ${queue.name} queue: ${first} ${told(avail)}, ${second} ${told(used)}` },
+  const svg = el("svg", { viewBox: "-118 -118 236 236", role: "img", "aria-label": `Ring of the ${queue.name} queue: ${first}: ${told(avail)}, ${second}: ${told(used)}` },
     el("circle", { r: 84, fill: "none", stroke: "var(--track)", "stroke-width": 22 }));
   if (held && avail !== undefined) svg.append(arc(place(avail - Math.min(held, size) + 65536 * size), Math.min(held, size) / size, 84, { stroke: "var(--device-fill)", "stroke-width": 22 }));
   svg.append(...tick(size, 72, 96, Math.min(size, 64)));
