@@ -107,6 +107,7 @@ struct GuestLine {
 struct RxLine {
     rx: Sums,
     rx_each: Sums,
+    rx_in_place: Sums,
 }
 
 /// The guest's line about datagrams.
@@ -148,17 +149,20 @@ pub struct DriverTx {
     pub received: PerPacket,
     /// The same, one by one.
     pub received_each: PerPacket,
+    /// One by one without a copy: looked at where the device wrote them.
+    pub received_in_place: PerPacket,
 }
 
 impl DriverTx {
     /// What is done with a frame, and what that costs.
-    fn ways(&self) -> [(&'static str, PerPacket); 5] {
+    fn ways(&self) -> [(&'static str, PerPacket); 6] {
         [
             ("sent", self.per_packet),
             ("sent, one by one", self.each),
             ("copied in and sent", self.copied),
             ("received and copied out", self.received),
             ("received, one by one", self.received_each),
+            ("received in place, one by one", self.received_in_place),
         ]
     }
 }
@@ -449,13 +453,18 @@ fn driver_lines(sent: &str, received: &str) -> Result<DriverTx, String> {
         tx_each,
         tx_copied,
     } = parse_line(sent)?;
-    let RxLine { rx, rx_each } = parse_line(received)?;
+    let RxLine {
+        rx,
+        rx_each,
+        rx_in_place,
+    } = parse_line(received)?;
     for (sums, line) in [
         (tx, sent),
         (tx_each, sent),
         (tx_copied, sent),
         (rx, received),
         (rx_each, received),
+        (rx_in_place, received),
     ] {
         if sums.packets == 0 || sums.instructions == 0 {
             return Err(format!("the guest measured nothing: '{line}'"));
@@ -468,6 +477,7 @@ fn driver_lines(sent: &str, received: &str) -> Result<DriverTx, String> {
         copied: tx_copied.per_packet(),
         received: rx.per_packet(),
         received_each: rx_each.per_packet(),
+        received_in_place: rx_in_place.per_packet(),
     })
 }
 
@@ -591,18 +601,21 @@ mod tests {
         let line = format!(
             "[ 0.12] INFO kickpath: bench {{\"tx\":{sums},\"tx_each\":{sums},\"tx_copied\":{sums}}}"
         );
-        let rx = format!("kickpath: bench {{\"rx\":{sums},\"rx_each\":{sums}}}");
+        let rx =
+            format!("kickpath: bench {{\"rx\":{sums},\"rx_each\":{sums},\"rx_in_place\":{sums}}}");
         let DriverTx {
             per_packet,
             each,
             copied,
             received,
             received_each,
+            received_in_place,
             ..
         } = driver_lines(&line, &rx).unwrap();
         assert_eq!(per_packet.instructions, 38.0);
         assert_eq!(per_packet.kicks, 100.0 / 6400.0);
-        assert_eq!([each, copied, received, received_each], [per_packet; 4]);
+        let ways = [each, copied, received, received_each, received_in_place];
+        assert_eq!(ways, [per_packet; 5]);
         for bad in [
             "",
             "kickpath: bench ",

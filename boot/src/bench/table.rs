@@ -99,6 +99,7 @@ pub(super) fn driver<W: Write>(story: &mut Story<W>, result: &DriverTx) -> io::R
         ("60 bytes copied in", &result.copied),
         ("60 bytes received", &result.received),
         ("received one by one", &result.received_each),
+        ("received in place", &result.received_in_place),
     ] {
         row(story, name, &number(way.instructions), None, true)?;
     }
@@ -406,6 +407,7 @@ mod tests {
             copied: per_packet,
             received: per_packet,
             received_each: per_packet,
+            received_in_place: per_packet,
         };
         (driver, echo)
     }

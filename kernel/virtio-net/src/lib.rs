@@ -13,7 +13,6 @@
 
 pub use virtio_drivers;
 
-// Its own tests call it as all others do.
 #[cfg(test)]
 extern crate self as virtio_net;
 

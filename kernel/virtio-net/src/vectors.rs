@@ -374,15 +374,25 @@ pub(crate) fn setup_queue_untraced<R: QueueRing, T: ConfigOps>(
     } else {
         shape.size(size)
     };
-    // It is moved once, to where it stays: a kernel's stack is small.
-    let place = Box::new_uninit();
-    let ring = R::new(index, size, shape);
-    let rings = ring.as_ref().map(addresses).map_err(|error| *error)?;
-    let doorbell: Doorbell = transport.setup_queue(index, rings)?;
+    let ring = new_ring::<R>(index, size, shape)?;
+    let doorbell: Doorbell = transport.setup_queue(index, addresses(&*ring))?;
     if shape.notification_data && !doorbell.takes_data() {
         return Err(TransportError::NoNotificationData { queue: index }.into());
     }
-    Ok(Box::write(place, Virtqueue::new(ring?, doorbell)))
+    Ok(attach(ring, doorbell))
+}
+
+#[expect(clippy::boxed_local, reason = "it is moved past the stack")]
+#[inline(never)]
+fn attach<R: QueueRing>(ring: Box<R>, doorbell: Doorbell) -> Box<Virtqueue<R>> {
+    let place = Box::new_uninit();
+    Box::write(place, Virtqueue::new(*ring, doorbell))
+}
+
+/// The same of the ring, which lies on the heap at once.
+#[inline(never)]
+fn new_ring<R: QueueRing>(index: u16, size: u32, shape: RingShape) -> Result<Box<R>, QueueError> {
+    R::new(index, size, shape).map(Box::new)
 }
 
 /// Where the parts of a ring are.
@@ -396,26 +406,9 @@ pub(crate) fn addresses(ring: &impl QueueRing) -> RingAddresses {
     }
 }
 
-/// Routes a queue that was set up to its MSI-X entry, if it has one, and
-/// enables it.
-pub(crate) fn enable_queue<T: ConfigOps>(
-    transport: &mut T,
-    queue: u16,
-    entry: Option<u16>,
-) -> Result<(), FindVqsError> {
-    if let Some(entry) = entry {
-        transport.set_queue_vector(queue, entry)?;
-    }
-    Ok(transport.enable_queue(queue)?)
-}
-
-/// Takes the queues and interrupts back (Linux `vp_del_vqs`): first the
-/// device is reset, so that it no longer touches the rings, then they are
-/// freed: all that `memory` owns.
-///
-/// A device that does not finish its reset keeps them: their memory is
-/// leaked, which is reported to the log, because it could still be written.
-/// Returns whether the reset was finished.
+/// Takes the queues and interrupts back (Linux `vp_del_vqs`): first the device is
+/// reset, then all is freed that `memory` owns. Returns whether the reset was finished;
+/// if not, the device could still write there: it is leaked, and the log says so.
 #[doc(alias = "vp_del_vqs")]
 #[inline(never)]
 pub(crate) fn del_vqs<T: ConfigOps, I: InterruptController, M>(

@@ -13,7 +13,7 @@ use crate::arch::time;
 use crate::net::device::Nic;
 use crate::net::gateway::{FRAME_LENGTH, Frame, Gateway};
 
-/// Receives answers of 60 bytes, in batches and one by one, and prints one line,
+/// Receives answers of 60 bytes, in batches, one by one and in place, and prints one line,
 /// `kickpath: bench {json}`.
 ///
 /// # Errors
@@ -36,8 +36,16 @@ pub fn receive(nic: &mut Nic, config: &Config) -> Result<(), BenchError> {
         }
         Ok(())
     })?;
+    let in_place = measure_taken(nic, &gateway, |nic| {
+        let (rx, _) = nic.queues()?;
+        for _ in 0..BURST {
+            // SAFETY: nobody reads it, whatever the device does.
+            _ = black_box(unsafe { rx.receive_in_place() }.map(|frame| frame.as_ptr()));
+        }
+        Ok(())
+    })?;
     log::info!(
-        "kickpath: bench {{\"{}\":{{{batch}}},\"rx_each\":{{{each}}}}}",
+        "kickpath: bench {{\"{}\":{{{batch}}},\"rx_each\":{{{each}}},\"rx_in_place\":{{{in_place}}}}}",
         Bench::Rx,
     );
     Ok(())

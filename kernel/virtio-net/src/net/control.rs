@@ -7,6 +7,7 @@
 extern crate alloc;
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::ptr::NonNull;
 
 use virtio_drivers::{BufferDirection, Hal};
@@ -207,7 +208,7 @@ pub(super) struct ControlQueue<H: Hal> {
     /// Whether the device may still have the memory, or is not to be trusted.
     given_up: bool,
     /// How the device was told to hash what it receives, if it was.
-    pub(super) rss: Option<Rss>,
+    pub(super) rss: Option<Arc<Rss>>,
 }
 
 impl<H: Hal> ControlQueue<H> {

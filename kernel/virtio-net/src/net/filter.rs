@@ -219,6 +219,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     }
 
     /// Tells a device that was reset again what it was told before.
+    #[inline(never)]
     pub(super) fn restore(&mut self) {
         self.filter.flags = RxFlags::empty();
         self.filter.flags_known = RxFlags::EXTRA;

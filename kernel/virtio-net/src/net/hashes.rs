@@ -3,16 +3,16 @@
 
 extern crate alloc;
 
-use alloc::boxed::Box;
+use alloc::sync::Arc;
 
 use super::Features;
 use super::flow::Flow;
 use super::rss::{FlowHash, Rss};
 
 /// What the device must do to be right.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct HashCheck {
-    pub(super) rss: Rss,
+    pub(super) rss: Arc<Rss>,
     /// The pair that the queue is of, from 0.
     pub(super) pair: u16,
 }
@@ -24,7 +24,7 @@ pub(super) struct Hashes {
     are_reported: bool,
     /// Whether [`Self::look_at`] has anything to do.
     pub(super) are_looked_at: bool,
-    check: Option<Box<HashCheck>>,
+    pub(super) check: Option<HashCheck>,
     /// Frames still to come of which it is not known whether the device had
     /// been told yet when it received them.
     skip: u16,
@@ -53,14 +53,9 @@ impl Hashes {
 
     /// Verifies from now on, but for the next `skip` frames.
     pub(super) fn check(&mut self, check: HashCheck, skip: u16) {
-        self.check = Some(Box::new(check));
+        self.check = Some(check);
         self.are_looked_at = true;
         self.skip = skip;
-    }
-
-    /// What is verified, if anything.
-    pub(super) fn checks(&self) -> Option<HashCheck> {
-        self.check.as_deref().copied()
     }
 
     /// Counts a frame that came by queue `queue` with this hash.

@@ -47,7 +47,7 @@ impl<'d, H: Hal, T: ConfigOps> Rest<'d, H, T> {
 
     /// As [`VirtioNet::rss`].
     pub fn rss(&self) -> Option<&'d Rss> {
-        self.control?.rss.as_ref()
+        self.control?.rss.as_deref()
     }
 
     /// As [`VirtioNet::stats`], with what `first` has counted.
@@ -107,16 +107,13 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// device to look at meanwhile.
     #[inline]
     pub fn split(&mut self) -> (Option<&mut QueuePair<H>>, Rest<'_, H, T>) {
-        let (first, others, control, rung) = match &mut self.open {
-            Some(open) => {
-                let (first, others) = match open.pairs.split_first_mut() {
-                    Some((first, others)) => (first.as_mut(), &*others),
-                    None => (None, &[][..]),
-                };
-                (first, others, open.control.as_deref(), Some(open.rung))
+        let (mut first, mut others, mut control, mut rung) = (None, &[][..], None, None);
+        if let Some(open) = &mut self.open {
+            (control, rung) = (open.control.as_deref(), Some(open.rung));
+            if let Some((pair, rest)) = open.pairs.split_first_mut() {
+                (first, others) = (pair.as_mut(), &*rest);
             }
-            None => (None, &[][..], None, None),
-        };
+        }
         let rest = Rest {
             transport: &self.transport,
             info: &self.info,

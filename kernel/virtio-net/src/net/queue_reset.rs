@@ -27,9 +27,8 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
         let transport = &mut self.transport;
         let queue: Box<Virtqueue<PositionalRing<H>>> =
             vectors::setup_queue_untraced(transport, QUEUE, shape)?;
-        let result = vectors::enable_queue(transport, QUEUE, None)
-            .and_then(|()| Ok(transport.queue_reset(QUEUE)?));
-        if let Err(error) = result {
+        let enabled = transport.enable_queue(QUEUE);
+        if let Err(error) = enabled.and_then(|()| transport.queue_reset(QUEUE)) {
             log::info!("RING_RESET is offered and not taken: {error}");
             self.refused |= Features::RING_RESET;
         }
@@ -89,18 +88,21 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
         // From here the device does not touch ring and buffers, and must not be
         // notified of the queue.
         let new = vectors::setup_queue(&mut self.transport, queue, shape)?;
+        if let Some(entry) = entry {
+            self.transport.set_queue_vector(queue, entry)?;
+        }
         if queue.is_multiple_of(2) {
             let mtu = self.info.receive_mtu(mtu);
             // On an error nobody knows whether the device uses it: it has the lease.
             let mut rx = RxQueue::new(new, negotiated, mtu, &open.lease)?;
-            vectors::enable_queue(&mut self.transport, queue, entry)?;
+            self.transport.enable_queue(queue)?;
             rx.follow(&mut pair.rx);
             self.past.add_rx(&pair.rx);
             mem::replace(&mut pair.rx, rx).was_reset(queue, &open.lease);
             pair.rx.kick();
         } else {
             let tx = TxQueue::new(new, negotiated, mtu, &open.lease)?;
-            vectors::enable_queue(&mut self.transport, queue, entry)?;
+            self.transport.enable_queue(queue)?;
             // A sender that waited for room has it now.
             self.past.add_tx(&pair.tx);
             mem::replace(&mut pair.tx, tx).was_reset(queue, &open.lease);

@@ -65,8 +65,8 @@ pub struct RxQueue<H: Hal> {
     pub(super) error: Option<QueueError>,
 }
 
-/// A received frame: bytes of the driver's own, which nobody else changes. It
-/// is gone with the next [`RxQueue::receive`]; dropped, there is nothing to do.
+/// A received frame: bytes of the driver's own ([`RxQueue::receive_in_place`] aside),
+/// which nobody else changes. It is gone with the next one; dropped, there is nothing to do.
 #[must_use = "a frame that is not looked at is lost"]
 #[derive(Debug)]
 pub struct RxFrame<'q> {
@@ -227,7 +227,8 @@ impl<H: Hal> RxQueue<H> {
         let whole = buffers.slots(negotiated, direction);
         // SAFETY: the buffers are a part of the queue, which keeps them as long as the
         // device may use them (`lease`), and are added whole. They are read by
-        // `PrivateCopy::fill` alone, which allows that the device writes them.
+        // `PrivateCopy::fill`, which allows that the device writes them, and by
+        // `receive_in_place`, whose caller answers for it.
         unsafe { ring.prepare(count, whole, |slot| buffers.header(slot)) };
         ring.refill();
         // A buffer is copied behind what there is of the largest frame.
@@ -435,24 +436,73 @@ impl<H: Hal> RxQueue<H> {
             return self.next_of(None);
         };
         let written = self.copy_in(0, used);
-        let header = self.copy.header();
-        let header_length = self.buffers.header_length();
-        let length = written.wrapping_sub(header_length);
-        if written > header_length
-            && !self.hashes.are_looked_at
-            && (!self.mergeable || header.num_buffers == 1)
-            && let Some(vouched) = self.agreed.vouches_plainly(&header.header)
-        {
-            let checksum_valid = vouched != 0;
-            self.packets += 1;
-            self.bytes += u64::from(length);
-            self.checksum_valid += u64::from(checksum_valid);
-            return Some(Received {
-                length,
-                checksum_valid,
-            });
+        match self.vouches_plainly(self.copy.header(), written) {
+            Some(vouched) => Some(self.count(written, vouched)),
+            None => self.next_of(Some(written)),
         }
-        self.next_of(Some(written))
+    }
+
+    /// As [`Agreed::vouches_plainly`], of a frame in one buffer, into which so many bytes
+    /// were written.
+    #[inline(always)]
+    fn vouches_plainly(&self, header: &MergeableHeader, written: u32) -> Option<u32> {
+        let is_plain = written > self.buffers.header_length()
+            && !self.hashes.are_looked_at
+            && (!self.mergeable || header.num_buffers == 1);
+        is_plain.then(|| self.agreed.vouches_plainly(&header.header))?
+    }
+
+    #[inline(always)]
+    fn count(&mut self, written: u32, vouched: u32) -> Received {
+        let length = written - self.buffers.header_length();
+        let checksum_valid = vouched != 0;
+        self.packets += 1;
+        self.bytes += u64::from(length);
+        self.checksum_valid += u64::from(checksum_valid);
+        Received {
+            length,
+            checksum_valid,
+        }
+    }
+
+    /// As [`Self::receive`], but without a copy where the frame is in one buffer that is
+    /// used in its turn, with nothing asked: it is where the device wrote it, which has
+    /// the buffer again after the next kick.
+    ///
+    /// # Safety
+    ///
+    /// The device writes nothing into a buffer that it has given back. The caller answers
+    /// for that: who reads the frame takes it for memory that stays as it is.
+    #[inline]
+    pub unsafe fn receive_in_place(&mut self) -> Option<RxFrame<'_>> {
+        let ring = self.queue.ring_mut();
+        let is_there = ring.has_quick() || matches!(ring.look_for_used(), Ok(true));
+        let Some(used) = is_there.then(|| ring.pop_quickly()).flatten() else {
+            return self.receive();
+        };
+        // SAFETY: as in `copy_in`; every buffer is longer than any header, and nobody
+        // writes it now.
+        let (start, header) = unsafe {
+            let start = *self.buffers.starts().get_unchecked(usize::from(used.slot));
+            (start, start.cast::<MergeableHeader>().as_ref())
+        };
+        let Some(vouched) = self.vouches_plainly(header, used.length) else {
+            let written = self.copy_in(0, used);
+            let received = self.next_of(Some(written))?;
+            return Some(self.lend(received));
+        };
+        let received = self.count(used.length, vouched);
+        // SAFETY: so many bytes were written behind the header; while they are looked at,
+        // this value is borrowed, and so there is no kick.
+        let bytes = unsafe {
+            let frame = start.add(self.buffers.header_length() as usize);
+            core::slice::from_raw_parts_mut(frame.as_ptr(), received.length as usize)
+        };
+        Some(RxFrame {
+            bytes,
+            header: None,
+            checksum_valid: received.checksum_valid,
+        })
     }
 
     /// The frame that was copied last.
@@ -570,7 +620,7 @@ impl<H: Hal> RxQueue<H> {
     /// Goes on where the queue was that this one replaces.
     pub(super) fn follow(&mut self, other: &mut Self) {
         self.others = core::mem::take(&mut other.others);
-        if let Some(check) = other.hashes.checks() {
+        if let Some(check) = other.hashes.check.take() {
             self.check_hashes(check);
         }
     }

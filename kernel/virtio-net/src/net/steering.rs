@@ -4,6 +4,7 @@
 
 extern crate alloc;
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use virtio_drivers::Hal;
@@ -39,7 +40,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// How the device hashes what it receives, and where that leads; `None`
     /// when it does not, and while stopped.
     pub fn rss(&self) -> Option<&Rss> {
-        self.open.as_ref()?.control.as_ref()?.rss.as_ref()
+        self.open.as_ref()?.control.as_ref()?.rss.as_deref()
     }
 
     /// The pair, from 0, that a flow is sent by which this host begins (Linux
@@ -94,7 +95,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
             && let Some(limits) = limits
             && self.info.negotiated.contains(Features::HASH_REPORT)
         {
-            let rss = Rss::reports_only(&limits, self.hash_key);
+            let rss = Arc::new(Rss::reports_only(&limits, self.hash_key));
             match self.command(&Command::HashConfig(&rss)) {
                 Ok(()) => self.hashes_by(rss),
                 Err(error) => log::error!("{error}; no hashes are reported"),
@@ -104,6 +105,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     }
 
     /// Returns whether the device chooses the pair by the hash from now on.
+    #[inline(never)]
     fn steer_by_hash(&mut self, limits: Option<HashLimits>, pairs: u16) -> bool {
         let Some(limits) = limits else {
             return false;
@@ -111,7 +113,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
         if !self.info.negotiated.contains(Features::RSS) {
             return false;
         }
-        let rss = Rss::new(&limits, self.hash_key, pairs);
+        let rss = Arc::new(Rss::new(&limits, self.hash_key, pairs));
         if let Err(error) = self.command(&Command::RssConfig(&rss)) {
             log::error!("{error}; the device is left to choose the pairs");
             return false;
@@ -131,7 +133,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     }
 
     /// The device has been told so.
-    fn hashes_by(&mut self, rss: Rss) {
+    fn hashes_by(&mut self, rss: Arc<Rss>) {
         let control = self.open.as_mut().and_then(|open| open.control.as_mut());
         if let Some(control) = control {
             control.rss = Some(rss);
@@ -139,14 +141,14 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     }
 
     fn check_hashes(&mut self) {
-        let Some(rss) = self.rss().copied().filter(|_| self.checks_hashes) else {
-            return;
-        };
-        let Some(open) = &mut self.open else {
-            return;
-        };
-        for (number, pair) in (0..).zip(open.pairs.iter_mut().flatten()) {
-            pair.rx.check_hashes(HashCheck { rss, pair: number });
+        if self.checks_hashes
+            && let Some(open) = &mut self.open
+            && let Some(rss) = open.control.as_ref().and_then(|it| it.rss.as_ref())
+        {
+            for (pair, queues) in (0..).zip(open.pairs.iter_mut().flatten()) {
+                let rss = Arc::clone(rss);
+                queues.rx.check_hashes(HashCheck { rss, pair });
+            }
         }
     }
 }

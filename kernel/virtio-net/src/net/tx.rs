@@ -555,10 +555,7 @@ impl<'q, H: Hal> TxSlot<'q, H> {
 
     /// Has `first` send other frames before the one of `length` bytes that was
     /// written here, which moves if they took its slot.
-    ///
-    /// # Errors
-    ///
-    /// The queue, when no room is left; the frame is lost.
+    /// With no room left the frame is lost, and the queue comes back.
     pub(crate) fn send_before(
         self,
         length: usize,

@@ -263,6 +263,7 @@ impl<H: Hal> CommandRing<H> {
 impl<H: Hal> QueueRing for CommandRing<H> {
     /// A chain has up to `shape.chain` buffers, and that many descriptors there must
     /// be, with indirect ones too (specification 2.7.5.3.1 and 2.8.7).
+    #[inline(always)]
     fn new(queue: u16, size: u32, shape: RingShape) -> Result<Self, QueueError> {
         let most = shape.chain.max(1);
         let is_split = shape.layout == RingLayout::Split;

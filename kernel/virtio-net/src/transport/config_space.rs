@@ -41,11 +41,6 @@ fn width(offset: usize, length: usize) -> usize {
 
 /// Reads a field, in one piece even if that takes several accesses:
 /// `generation` reads the configuration's generation.
-///
-/// # Errors
-///
-/// [`Error::ConfigSpaceTooSmall`]; [`Error::IoError`] when the configuration
-/// does not stand still.
 pub(super) fn read<T: FromBytes + IntoBytes, R: Registers>(
     registers: &R,
     base: usize,
@@ -89,10 +84,6 @@ pub(super) fn read<T: FromBytes + IntoBytes, R: Registers>(
 }
 
 /// Writes a field.
-///
-/// # Errors
-///
-/// [`Error::ConfigSpaceTooSmall`].
 pub(super) fn write<R: Registers>(
     registers: &mut R,
     base: usize,

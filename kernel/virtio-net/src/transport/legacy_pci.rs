@@ -94,6 +94,9 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
             Some(BarInfo::Memory { .. }) => return Err(unusable(BarProblem::WrongKind)),
             None => return Err(unusable(BarProblem::Missing)),
         };
+        let out_of_range = unusable(BarProblem::OutOfRange {
+            address: u64::from(address),
+        });
         if address == 0 {
             return Err(unusable(BarProblem::Unassigned));
         }
@@ -104,14 +107,10 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> LegacyPciTransport<H, C, P> {
             }));
         }
         let (Ok(base), Ok(size)) = (u16::try_from(address), u16::try_from(size)) else {
-            return Err(unusable(BarProblem::OutOfRange {
-                address: u64::from(address),
-            }));
+            return Err(out_of_range);
         };
         if base.checked_add(size - 1).is_none() {
-            return Err(unusable(BarProblem::OutOfRange {
-                address: u64::from(address),
-            }));
+            return Err(out_of_range);
         }
         if ports.access().isr(base + register::ISR).is_none() {
             return Err(unusable(BarProblem::OutOfReach));

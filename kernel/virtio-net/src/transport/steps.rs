@@ -12,10 +12,6 @@ pub(super) const RESET_READS: u32 = 100_000;
 
 /// Resets the device and waits until it says that it is done, by `reads` reads
 /// of its status at most.
-///
-/// # Errors
-///
-/// [`TransportError::ResetTimeout`], [`TransportError::Gone`].
 pub(super) fn reset<T: Transport>(transport: &mut T, reads: u32) -> Result<(), TransportError> {
     transport.set_status(DeviceStatus::empty());
     // Specification 4.1.4.3.2: the driver waits for a read of 0. The first
@@ -46,10 +42,6 @@ pub(super) fn shut_down<T: ConfigOps>(transport: &mut T) {
 }
 
 /// Agrees on features where there are 64 of them, and FEATURES_OK.
-///
-/// # Errors
-///
-/// [`TransportError::NoVersion1`], [`TransportError::FeaturesRefused`].
 pub(super) fn finalize_features<T: Transport>(
     transport: &mut T,
     features: u64,
@@ -70,10 +62,6 @@ pub(super) fn finalize_features<T: Transport>(
 
 /// Agrees on features with a legacy device, which has 32 of them and no
 /// FEATURES_OK (specification 3.1.2): what is written is agreed.
-///
-/// # Errors
-///
-/// [`TransportError::FeaturesRefused`] of bits that there are not.
 pub(super) fn finalize_legacy_features<T: Transport>(
     transport: &mut T,
     features: u64,
@@ -87,11 +75,6 @@ pub(super) fn finalize_legacy_features<T: Transport>(
 
 /// Checks the size of a queue's rings against the most that the device takes,
 /// where the driver has the choice.
-///
-/// # Errors
-///
-/// [`TransportError::NoSuchQueue`] when the device takes none at all,
-/// [`TransportError::QueueSizeRefused`].
 pub(super) fn check_size(queue: u16, size: u16, max: u32) -> Result<(), TransportError> {
     if max == 0 {
         return Err(TransportError::NoSuchQueue { queue });
@@ -104,10 +87,6 @@ pub(super) fn check_size(queue: u16, size: u16, max: u32) -> Result<(), Transpor
 
 /// What goes into a legacy interface's QUEUE_PFN: the number of the page at
 /// which the rings start.
-///
-/// # Errors
-///
-/// [`TransportError::AddressTooHigh`] where that is no number of 32 bits.
 pub(super) fn page_frame(queue: u16, address: PhysAddr) -> Result<u32, TransportError> {
     let page = PAGE_SIZE as PhysAddr;
     match u32::try_from(address / page) {

@@ -174,9 +174,12 @@ impl Structures {
                     candidate.capability
                 );
             }
+            let place = candidate.region.map(|region| region.location);
             match candidate.structure {
                 Structure::Common => common.offer(candidate),
-                Structure::Notify if candidate.is_in_ports() => notify_ports.offer(candidate),
+                Structure::Notify if matches!(place, Ok(Location::Ports(_))) => {
+                    notify_ports.offer(candidate)
+                }
                 Structure::Notify => notify.offer(candidate),
                 Structure::Isr => isr.offer(candidate),
                 Structure::Device => device.offer(candidate),
@@ -209,18 +212,6 @@ impl Structures {
                 some => Some(Slot(some).take(Structure::Device)?),
             },
         })
-    }
-}
-
-impl Candidate {
-    fn is_in_ports(&self) -> bool {
-        matches!(
-            self.region,
-            Ok(Region {
-                location: Location::Ports(_),
-                ..
-            })
-        )
     }
 }
 

@@ -56,6 +56,50 @@ fn frames_go_out_intact_behind_a_zero_header() {
     }
 }
 
+/// In place a frame is as it is by a copy, where its buffer is, one after the other; what
+/// cannot be read there comes by a copy, and a device that lies is found out.
+#[test]
+fn frames_are_read_where_the_device_wrote_them() {
+    for offered in WAYS.map(|way| way | feature::GUEST_CSUM) {
+        let mut machine = Machine::new(offered, 8);
+        let mut net = machine.open();
+        let in_place = offered & feature::ANY_LAYOUT != 0;
+        let (mut at, mut bytes) = (Vec::new(), 0);
+        for number in 0..20 {
+            let frame = pattern(number, 60 + number);
+            let mut header = [0; HEADER];
+            // DATA_VALID; and now and then something is asked.
+            header[0] = [0, 2, 1][number % 3];
+            assert!(machine.receive_behind(&header, &frame));
+            let (rx, _) = net.queues().unwrap();
+            // SAFETY: this device writes what it was given, and when it was.
+            let mut received = unsafe { rx.receive_in_place() }.unwrap();
+            assert_eq!(received.is_checksum_valid(), number % 3 != 0);
+            assert_eq!(*received, frame);
+            received.fill(0xee);
+            bytes += received.len() as u64;
+            if number % 3 != 2 {
+                at.push(received.as_ptr());
+            }
+            // SAFETY: as above.
+            assert!(unsafe { rx.receive_in_place() }.is_none());
+            net.kick();
+        }
+        at.sort();
+        at.dedup();
+        assert_eq!(at.len(), if in_place { 8 } else { 1 });
+        let stats = net.stats();
+        assert_eq!((stats.rx_packets, stats.rx_bytes), (20, bytes));
+        assert_eq!((stats.rx_dropped, stats.rx_errors), (0, 0));
+        // A used index that runs away.
+        machine.device().scribble_used(RX, 2, 0x4000);
+        let (rx, _) = net.queues().unwrap();
+        // SAFETY: as above; it writes no buffer.
+        assert!(unsafe { rx.receive_in_place() }.is_none());
+        assert!(net.poll().is_err());
+    }
+}
+
 #[test]
 fn a_frame_too_long_is_cut_at_the_buffer() {
     let mut machine = Machine::new(feature::ANY_LAYOUT, 4);
