@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{Exhibit, Pair, Shown};
+use super::{Exhibit, Pair, Shown, file_of};
 use crate::html::escape;
+use crate::lang::Lang;
 use crate::trace::Timeline;
 use crate::trace::timeline::{Phase, Step};
 
@@ -73,13 +74,15 @@ fn way(page: &mut String, exhibit: &Exhibit) {
             let sound = trace.is_sound();
             let _ = write!(
                 page,
-                "<li><article><h3><a href=\"{name}.html\">{title}</a></h3>\
+                "<li><article><h3><a href=\"{file}\">{title}</a>{other}</h3>\
                  <p class=\"kick\"><b>{bytes}</b> <code>{words}</code></p><p>{text}</p>\
                  <p class=\"facts\"><span class=\"{class}\">{verdict}</span> \
                  {steps} steps, {accelerator}, {machine}, QEMU {qemu}, interrupts: {rung}</p>\
                  <p class=\"facts\"><code>{command}</code> \
                  <a href=\"{name}.json\">its trace as JSON</a></p></article></li>",
                 name = way.name,
+                file = file_of(way.name, Lang::En),
+                other = in_chinese(way.name),
                 bytes = escape(bytes),
                 words = escape(words),
                 class = if sound { "good" } else { "bad" },
@@ -104,6 +107,12 @@ fn way(page: &mut String, exhibit: &Exhibit) {
             );
         }
     }
+}
+
+/// A link to the same page in Chinese.
+fn in_chinese(name: &str) -> String {
+    let (file, tag) = (file_of(name, Lang::Zh), Lang::Zh.tag());
+    format!(" <a class=\"other\" href=\"{file}\" hreflang=\"{tag}\" lang=\"{tag}\">中文</a>")
 }
 
 /// One line of a list: a page, or why there is none.
@@ -136,12 +145,12 @@ fn beside(index: &Index<'_>) -> String {
         );
     }
     for pair in index.pairs {
-        line(
-            &mut lines,
-            &pair.file,
-            pair.title,
-            "Two traces, step beside step.",
-            &Shown::Page,
+        let _ = write!(
+            lines,
+            "<li><a href=\"{}\">{}</a>. Two traces, step beside step.{}</li>",
+            file_of(&pair.name, Lang::En),
+            escape(pair.title),
+            in_chinese(&pair.name),
         );
     }
     section("beside", "Side by side", &lines)

@@ -17,6 +17,7 @@ use serde::Serialize;
 use crate::accel::AccelChoice;
 use crate::command::{Progress, Sink};
 use crate::lab::{self, LabError};
+use crate::lang::Lang;
 use crate::nested::{self, NestedError};
 use crate::session::{NetChoice, SessionError, Settings};
 use crate::terminal::Story;
@@ -92,7 +93,7 @@ struct Exhibit {
 
 /// Two traces side by side.
 struct Pair {
-    file: String,
+    name: String,
     title: &'static str,
 }
 
@@ -158,7 +159,10 @@ pub fn make(
         check_interrupt()?;
         if let Shown::Recorded(trace) = &shown {
             let page = trace::html::render(trace, &format!("{} --html FILE", way.command()))?;
-            write(format!("{}.html", way.name), &with_way_back(&page))?;
+            for lang in Lang::ALL {
+                let page = with_way_back(&lang.page(page.clone()), lang);
+                write(file_of(way.name, lang), &page)?;
+            }
             write(format!("{}.json", way.name), &serde_json::to_string(trace)?)?;
         }
         if let Shown::Absent(why) | Shown::Failed(why) = &shown {
@@ -176,10 +180,13 @@ pub fn make(
         let command = format!("cargo run -- trace --diff {first}.json {second}.json --html FILE");
         match trace::diff::diff((&names[0], a), (&names[1], b)) {
             Ok(diff) => {
-                let file = format!("{first}-and-{second}.html");
+                let name = format!("{first}-and-{second}");
                 let page = trace::diff::page(&diff, a, b, &command);
-                write(file.clone(), &with_way_back(&page))?;
-                pairs.push(Pair { file, title });
+                for lang in Lang::ALL {
+                    let page = with_way_back(&lang.page(page.clone()), lang);
+                    write(file_of(&name, lang), &page)?;
+                }
+                pairs.push(Pair { name, title });
             }
             Err(error) => note(title, &Shown::Failed(reason(&error))),
         }
@@ -189,10 +196,8 @@ pub fn make(
         sink(Progress::Step("Comparing the ways to kick"));
         let shown = match compare::compare(settings, ECHOES, None::<&mut Story<io::Sink>>, sink) {
             Ok(report) => {
-                write(
-                    COMPARE.into(),
-                    &with_way_back(&compare::html::page(&report)?),
-                )?;
+                let page = with_way_back(&compare::html::page(&report)?, Lang::En);
+                write(COMPARE.into(), &page)?;
                 Shown::Page
             }
             Err(error) => Shown::Failed(reason(&error)),
@@ -207,7 +212,7 @@ pub fn make(
         check_interrupt()?;
         let (shown, asked) = match reports {
             Ok(reports) => {
-                write(LAB.into(), &with_way_back(&lab::page(&reports)))?;
+                write(LAB.into(), &with_way_back(&lab::page(&reports), Lang::En))?;
                 let asked = reports.iter().map(|report| report.experiment);
                 (
                     Shown::Page,
@@ -226,7 +231,7 @@ pub fn make(
         let shown = match module {
             Ok(module) => {
                 let page = lab::ring::page(&module, "cargo run -- lab ring --html FILE");
-                write(RING.into(), &with_way_back(&page))?;
+                write(RING.into(), &with_way_back(&page, Lang::En))?;
                 Shown::Page
             }
             Err(error) => Shown::Failed(reason(&error)),
@@ -330,13 +335,25 @@ fn experiments(settings: &Settings, sink: &mut Sink<'_>) -> Result<Vec<lab::Repo
         .collect()
 }
 
+/// The file of a page that there is in every language.
+fn file_of(name: &str, lang: Lang) -> String {
+    match lang {
+        Lang::En => format!("{name}.html"),
+        Lang::Zh => format!("{name}.zh.html"),
+    }
+}
+
 /// A page with a link to the index at its top.
-fn with_way_back(page: &str) -> String {
+fn with_way_back(page: &str, lang: Lang) -> String {
     const BACK: &str = "<style>nav.gallery{max-width:1240px;margin:0 auto;padding:12px 16px 0;font-size:14px}\
                         nav.gallery a{color:inherit}main nav.gallery{padding:0 0 12px}\
                         .lecture nav.gallery{display:none}@media print{nav.gallery{display:none}}</style>\
-                        <nav class=\"gallery\" aria-label=\"Gallery\"><a href=\"index.html\">\u{2190} All ways \
-                        to kick</a></nav>";
+                        <nav class=\"gallery\" aria-label=\"{label}\"><a href=\"index.html\">\u{2190} {text}</a></nav>";
+    let (label, text) = match lang {
+        Lang::En => ("Gallery", "All ways to kick"),
+        Lang::Zh => ("展览", "所有 kick 的方式"),
+    };
+    let back = BACK.replace("{label}", label).replace("{text}", text);
     let (before, after) = match page.split_once("<body>") {
         Some((before, after)) => (format!("{before}<body>"), after),
         None => {
@@ -344,7 +361,7 @@ fn with_way_back(page: &str) -> String {
             (page[..at].to_owned(), &page[at..])
         }
     };
-    format!("{before}\n{BACK}{after}")
+    format!("{before}\n{back}{after}")
 }
 
 #[cfg(test)]
@@ -389,7 +406,7 @@ mod tests {
     #[test]
     fn a_page_leads_back() {
         for page in ["<html><body><h1>x</h1>", "<html><h1>x</h1>"] {
-            let page = with_way_back(page);
+            let page = with_way_back(page, Lang::Zh);
             let (back, title) = (page.find("index.html"), page.find("<h1>"));
             assert!(back.is_some() && back < title, "{page}");
         }

@@ -42,7 +42,8 @@ fn sides(diff: &Diff) -> String {
     for (label, side) in [("A", &diff.a), ("B", &diff.b)] {
         let asides = match side.asides {
             0 => String::new(),
-            n => format!(" {n} steps about other packets are left out."),
+            // Apart, or the name of the file before it would be taken for its number.
+            n => format!(" <span>{n} steps about other packets are left out.</span>"),
         };
         let verdict = match side.sound {
             true => "<span class=\"good\">What was checked of it holds.</span>",
