@@ -190,6 +190,7 @@ impl Run<'_> {
     /// outcome is known.
     fn exchange(&mut self, sink: &mut Sink<'_>) -> Result<(), LabError> {
         let (mut told, mut looked) = (Instant::now(), Instant::now());
+        let mut seen = None;
         self.wire.send(&self.probe.hello());
         loop {
             // It is known then; what is under way is waited for.
@@ -218,10 +219,14 @@ impl Run<'_> {
                 break;
             }
             let still = self.moved.elapsed();
-            // The last look before the watchdog steps in counts.
+            // The last look that shows the same as the one before it counts: another may have
+            // come while the watchdog stepped in, half before and half behind.
             if still > PATIENCE && self.evidence.prods == 0 && looked.elapsed() > PATIENCE / 3 {
-                self.evidence.stalled = look(self.guest);
-                looked = Instant::now();
+                let now = look(self.guest);
+                if now == seen {
+                    self.evidence.stalled = now;
+                }
+                (seen, looked) = (now, Instant::now());
             }
             if interrupt::requested() || still > BOUND {
                 let cause = match interrupt::requested() {
