@@ -2,7 +2,7 @@
 //!
 //! From the top to the bottom:
 //!
-//! - [`run`], [`serve`], [`bench`], [`compare`], [`soak`]: what the command does;
+//! - [`run`], [`serve`], [`mod@bench`], [`compare`], [`soak`]: what the command does;
 //! - [`gallery`]: all of it as a site for a web server;
 //! - [`lab`]: the driver with a mistake, and what comes of it;
 //! - [`nested`]: the same commands on a KVM of an emulated CPU;

@@ -13,6 +13,7 @@
 pub mod html;
 mod measure;
 mod table;
+mod vmm_row;
 pub mod vmms;
 
 use std::io::Write;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::vmms::{ECHOES, VmmReport, VmmRow};
+use super::vmm_row::{ECHOES, Taken, VmmReport, VmmRow};
 use super::{Report, Row};
 use crate::terminal::Story;
 
@@ -80,7 +80,7 @@ pub(super) fn vmm_row<W: Write>(story: &mut Story<W>, row: &VmmRow) -> io::Resul
     story.line(&vmm_line([
         &row.vmm,
         &row.transport,
-        row.taken.map_or("-", super::vmms::Taken::title),
+        row.taken.map_or("-", Taken::title),
         row.heard_by.as_deref().unwrap_or("-"),
         row.sent_by.as_deref().unwrap_or("-"),
         &figure(Some(row.kicks_per_echo)),
@@ -184,7 +184,7 @@ mod tests {
             transport: "modern".to_owned(),
             access: "movw 1 -> 0xfebc1004".to_owned(),
             interrupts: "msix".to_owned(),
-            taken: Some(crate::compare::vmms::Taken::UserSpace),
+            taken: Some(Taken::UserSpace),
             // As long as a thread's name can be (`prctl`, PR_SET_NAME).
             heard_by: Some("ioeventfd-worke".to_owned()),
             sent_by: None,
