@@ -70,6 +70,8 @@ impl KvmRecord {
 /// Reads a trace. Lines that are no events are left out.
 pub fn parse(text: &str) -> Vec<KvmRecord> {
     let mut records: Vec<KvmRecord> = Vec::new();
+    // The context of each, as `Head` has it.
+    let mut contexts = Vec::new();
     // The event to which the lines of a call chain belong.
     let mut chain: Option<usize> = None;
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -82,21 +84,25 @@ pub fn parse(text: &str) -> Vec<KvmRecord> {
             }
             continue;
         }
-        let Some((thread, time, rest)) = head(line) else {
+        let Some(head) = head(line) else {
             chain = None;
             continue;
         };
-        if rest.starts_with("<stack trace>") {
-            chain = records.iter().rposition(|record| record.thread == thread);
+        if head.rest.starts_with("<stack trace>") {
+            // An interrupt may come between an event and its call chain. Its own events
+            // are of the same thread.
+            let context = (head.thread, head.interrupt);
+            chain = contexts.iter().rposition(|other| *other == context);
             continue;
         }
         chain = None;
-        let Some((event, text)) = rest.split_once(':') else {
+        let Some((event, text)) = head.rest.split_once(':') else {
             continue;
         };
+        contexts.push((head.thread, head.interrupt));
         records.push(KvmRecord {
-            thread,
-            time,
+            thread: head.thread,
+            time: head.time,
             event: event.to_owned(),
             text: text.trim().to_owned(),
             stack: Vec::new(),
@@ -105,9 +111,19 @@ pub fn parse(text: &str) -> Vec<KvmRecord> {
     records
 }
 
-/// Thread, time and the rest of a line. A task's name may hold anything, so
-/// its number is what stands before the CPU's.
-fn head(line: &str) -> Option<(u32, u64, &str)> {
+/// What a line begins with.
+struct Head<'a> {
+    thread: u32,
+    /// `h` in an interrupt's handler, `s` in a softirq, `.` outside them: the third
+    /// of the flags. `None` where a trace has none.
+    interrupt: Option<char>,
+    time: u64,
+    rest: &'a str,
+}
+
+/// Reads the beginning of a line. A task's name may hold anything, so its number is what
+/// stands before the CPU's.
+fn head(line: &str) -> Option<Head<'_>> {
     let (task, rest) = line.match_indices(" [").find_map(|(place, _)| {
         let (cpu, rest) = line[place + 2..].split_once(']')?;
         let number = !cpu.is_empty() && cpu.bytes().all(|byte| byte.is_ascii_digit());
@@ -115,10 +131,15 @@ fn head(line: &str) -> Option<(u32, u64, &str)> {
     })?;
     let (_, thread) = task.trim().rsplit_once('-')?;
     let (left, rest) = rest.split_once(": ")?;
-    let time = left.split_whitespace().last()?;
+    let mut words = left.split_whitespace().rev();
     // Clocks of seconds have a point.
-    let time = time.replace('.', "").parse().ok()?;
-    Some((thread.parse().ok()?, time, rest.trim_start()))
+    let time = words.next()?.replace('.', "").parse().ok()?;
+    Some(Head {
+        thread: thread.parse().ok()?,
+        interrupt: words.next().and_then(|flags| flags.chars().nth(2)),
+        time,
+        rest: rest.trim_start(),
+    })
 }
 
 #[cfg(test)]
@@ -169,6 +190,22 @@ mod tests {
         assert_eq!(records[4].write(), Some((0xfebf_b004, None)));
         assert_eq!(records[5].vector(), Some(0x31));
         assert_eq!(records[6].write(), None, "a read is no write");
+    }
+
+    #[test]
+    fn an_interrupt_before_the_call_chain_does_not_take_it() {
+        let records = parse(
+            " echo-99 [000] b..1. 1: virtqueue_notify: index=1
+ echo-99 [000] D.h1. 2: local_timer_entry: vector=236
+ echo-99 [000] D.h1. 3: local_timer_exit: vector=236
+ echo-99 [000] b.s1. 4: virtnet_poll: budget=64
+ echo-99 [000] b..1. 5: <stack trace>
+ => virtqueue_notify
+ => start_xmit
+",
+        );
+        assert_eq!(records[0].stack, ["virtqueue_notify", "start_xmit"]);
+        assert!(records[1..].iter().all(|record| record.stack.is_empty()));
     }
 
     #[test]
