@@ -57,8 +57,7 @@ fn serve_dhcp(
     lease: u32,
 ) -> Vec<DhcpMessageType> {
     let mut asked = vec![];
-    let frames: Vec<_> = world.guest.outbox.borrow_mut().drain(..).collect();
-    for frame in frames {
+    for frame in world.sent() {
         if frame[12..14] != [8, 0] || frame[23] != 17 || frame[36..38] != 67u16.to_be_bytes() {
             continue;
         }
@@ -121,10 +120,8 @@ fn a_lease_is_renewed() {
         asked.extend(serve_dhcp(&mut world, SERVER, SERVER, 300));
     }
     assert_eq!(world.stack.network().ipv4, ["10.1.0.77/16"]);
-    let discovers = asked
-        .iter()
-        .filter(|&&kind| kind == DhcpMessageType::Discover);
-    assert_eq!(discovers.count(), 1, "{asked:?}");
+    let is_discover = |kind: &&DhcpMessageType| **kind == DhcpMessageType::Discover;
+    assert_eq!(asked.iter().filter(is_discover).count(), 1, "{asked:?}");
     assert!(asked.len() > 5, "{asked:?}");
 }
 
@@ -173,13 +170,11 @@ fn a_gateway_or_server_that_cannot_be_is_not_taken() {
     world.assert_echo();
 }
 
-/// A router advertisement for `prefix`.
-fn advertisement(prefix: Ipv6Address, prefix_len: u8, lifetime: u64) -> Vec<u8> {
-    let flags = NdiscPrefixInfoFlags::ADDRCONF | NdiscPrefixInfoFlags::ON_LINK;
-    advertisement_with(prefix, prefix_len, lifetime, flags)
-}
+const ON_LINK: NdiscPrefixInfoFlags =
+    NdiscPrefixInfoFlags::ADDRCONF.union(NdiscPrefixInfoFlags::ON_LINK);
 
-fn advertisement_with(
+/// A router advertisement for `prefix`, of this many bits and seconds.
+fn advertisement(
     prefix: Ipv6Address,
     prefix_len: u8,
     lifetime: u64,
@@ -210,19 +205,14 @@ fn advertisement_with(
 fn an_advertised_prefix_gives_an_address_until_it_expires() {
     let mut world = World::new();
     let prefix = Ipv6Address::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0);
-    world.inject(advertisement(prefix, 64, 60));
+    world.inject(advertisement(prefix, 64, 60, ON_LINK));
     world.run(2);
     let link_local = "fe80::5054:ff:fe12:3456/64";
     let ipv6 = world.stack.network().ipv6;
     assert_eq!(ipv6, [link_local, "2001:db8:1:0:5054:ff:fe12:3456/64"]);
-    world.interface.update_ip_addrs(|addresses| {
-        addresses
-            .push(IpCidr::new(
-                IpAddress::v6(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1),
-                64,
-            ))
-            .unwrap();
-    });
+    let host = IpCidr::new(IpAddress::v6(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1), 64);
+    let interface = &mut world.interface;
+    interface.update_ip_addrs(|addresses| addresses.push(host).unwrap());
     let guest = IpAddress::v6(0x2001, 0xdb8, 1, 0, 0x5054, 0xff, 0xfe12, 0x3456);
     let socket = world.udp();
     assert_eq!(world.udp_ask(socket, (guest, 7), b"global"), b"global");
@@ -242,7 +232,7 @@ fn an_advertised_prefix_that_cannot_be_is_not_taken() {
         (Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64),
     ];
     for (prefix, length) in prefixes {
-        let mut frame = advertisement(prefix, 0, 1000);
+        let mut frame = advertisement(prefix, 0, 1000, ON_LINK);
         // The length, behind the link-layer address option; smoltcp would not
         // write it. The checksum makes up for it.
         let at = 14 + 40 + 16 + 8 + 2;
@@ -257,7 +247,7 @@ fn an_advertised_prefix_that_cannot_be_is_not_taken() {
     // Many that can be leave room for IPv4, in addresses and routes.
     for n in 0..20 {
         let prefix = Ipv6Address::new(0x2001, 0xdb8, n, 0, 0, 0, 0, 0);
-        world.inject(advertisement(prefix, 64, 1000));
+        world.inject(advertisement(prefix, 64, 1000, ON_LINK));
         world.run(5);
     }
     assert!(world.stack.network().ipv6.len() > 1);
@@ -275,9 +265,10 @@ fn pings_come_back() {
         let ends: [[std::net::IpAddr; 2]; 2] =
             [[HOST4.into(), GUEST4.into()], [HOST6.into(), GUEST6.into()]];
         for ([from, to], (kind, at)) in ends.into_iter().zip([(0, 34), (129, 54)]) {
-            world.inject(ping(HOST_MAC, from, to, 2, &data));
-            world.turn_guest();
-            let answer = world.guest.outbox.borrow_mut().pop_back().unwrap();
+            let answer = world
+                .answers_to(ping(HOST_MAC, from, to, 2, &data))
+                .pop()
+                .unwrap();
             assert_eq!(answer[at], kind);
             assert_eq!(answer[at + 4..at + 8], [0, 1, 0, 2]);
             assert_eq!(answer[at + 8..], data);
@@ -319,10 +310,7 @@ fn who_has_nothing_to_do_sleeps() {
         }
         let now = world.now;
         let turns = sleep(&mut world, now + Duration::from_secs(10));
-        assert!(
-            turns < 50,
-            "{config}: {turns} turns in 10 s with connections"
-        );
+        assert!(turns < 50, "{config}: {turns} turns in 10 s, connected");
     }
 }
 
@@ -331,12 +319,10 @@ fn routers_are_solicited_three_times() {
     let mut world = World::new();
     let start = world.now;
     sleep(&mut world, start + Duration::from_secs(60));
-    let frames = world.guest.outbox.borrow();
-    let solicitations = frames
-        .iter()
-        .filter(|f| f[12..14] == [0x86, 0xdd] && f[54] == 133);
+    let frames = world.sent();
+    let is_solicitation = |f: &&Vec<u8>| f[12..14] == [0x86, 0xdd] && f[54] == 133;
     // RFC 4861, 10: MAX_RTR_SOLICITATIONS.
-    assert_eq!(solicitations.count(), 3);
+    assert_eq!(frames.iter().filter(is_solicitation).count(), 3);
 }
 
 #[test]
@@ -381,7 +367,7 @@ fn a_prefix_without_the_on_link_flag_is_not_on_link() {
     let mut world = World::new();
     let prefix = Ipv6Address::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0);
     let flags = NdiscPrefixInfoFlags::ADDRCONF;
-    world.inject(advertisement_with(prefix, 64, 60, flags));
+    world.inject(advertisement(prefix, 64, 60, flags));
     world.run(2);
     let ipv6 = &world.stack.network().ipv6[1];
     assert_eq!(ipv6, "2001:db8:1:0:5054:ff:fe12:3456/128");
@@ -391,10 +377,8 @@ fn a_prefix_without_the_on_link_flag_is_not_on_link() {
 fn serve_single_address(world: &mut World) {
     serve_dhcp(world, SERVER, SERVER, 300);
     for frame in world.guest.inbox.borrow_mut().iter_mut() {
-        let mask = frame
-            .windows(6)
-            .position(|option| option == [1, 4, 255, 255, 0, 0]);
-        if let Some(at) = mask {
+        let mut options = frame.windows(6);
+        if let Some(at) = options.position(|option| option == [1, 4, 255, 255, 0, 0]) {
             frame[at + 2..at + 6].fill(255);
             // No checksum.
             frame[40..42].fill(0);
@@ -420,17 +404,13 @@ fn a_lease_of_32_bits_has_its_gateway_outside() {
     assert_eq!(question[38..42], SERVER.octets());
     world.inject(arp_request(SERVER, LEASED));
     turn(&mut world, 1);
-    let answers = std::mem::take(&mut *world.guest.outbox.borrow_mut());
-    assert!(
-        answers.iter().any(|frame| frame[20..22] == [0, 2]),
-        "{answers:x?}"
-    );
+    let answers = world.sent();
+    let is_there = answers.iter().any(|frame| frame[20..22] == [0, 2]);
+    assert!(is_there, "no answer to ARP: {answers:x?}");
     let reply = answers.iter().find(|frame| frame[12..14] == [8, 0]);
     let reply = reply.expect("no echo reply");
-    assert_eq!(
-        (&reply[..6], &reply[30..34]),
-        (&HOST_MAC[..], &[192, 0, 2, 1][..])
-    );
+    assert_eq!(reply[..6], HOST_MAC);
+    assert_eq!(reply[30..34], [192, 0, 2, 1]);
 }
 
 #[test]

@@ -32,14 +32,10 @@ fn is_pong(frame: &[u8]) -> bool {
 /// The hardware addresses to which the guest sends answers of its character
 /// generator.
 fn answers_of_chargen(world: &mut World) -> Vec<[u8; 6]> {
-    world.turn_guest();
-    let frames = std::mem::take(&mut *world.guest.outbox.borrow_mut());
-    let is_answer = |frame: &&Vec<u8>| frame.windows(4).any(|w| w == [0, 19, 0x10, 0xe1]);
-    frames
-        .iter()
-        .filter(is_answer)
-        .map(|frame| *frame.first_chunk().unwrap())
-        .collect()
+    let mut frames = world.sent();
+    frames.retain(|frame| frame.windows(4).any(|w| w == [0, 19, 0x10, 0xe1]));
+    let macs = frames.iter().map(|frame| *frame.first_chunk().unwrap());
+    macs.collect()
 }
 
 /// Strangers fill the table of neighbours, and have the guest look for hosts
@@ -69,8 +65,7 @@ fn strangers_cut_nobody_off() {
         for host in known {
             world.inject(ping(HOST_MAC, host, guest(host), 2, b"ping"));
         }
-        world.turn_guest();
-        let frames = std::mem::take(&mut *world.guest.outbox.borrow_mut());
+        let frames = world.sent();
         let pongs = frames.iter().filter(|f| is_pong(f) && f[..6] == HOST_MAC);
         assert_eq!(pongs.count(), 2, "{n}");
     }

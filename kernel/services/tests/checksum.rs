@@ -33,12 +33,9 @@ fn fragments(frame: &[u8], identification: u16) -> Vec<Vec<u8>> {
 }
 
 fn answers(world: &mut World) -> usize {
-    world.turn_guest();
-    let frames: Vec<_> = world.guest.outbox.borrow_mut().drain(..).collect();
-    frames
-        .iter()
-        .filter(|f| f[12..14] == [8, 0] && f[23] == 17)
-        .count()
+    let frames = world.sent();
+    let is_udp = |f: &&Vec<u8>| f[12..14] == [8, 0] && f[23] == 17;
+    frames.iter().filter(is_udp).count()
 }
 
 #[test]
@@ -178,10 +175,8 @@ fn the_first_fragment_carries_the_checksum_of_all() {
         for fragment in fragments(&echo_request(&payload), length as u16) {
             world.inject(fragment);
         }
-        world.turn_guest();
-        let frames: Vec<_> = world.guest.outbox.borrow_mut().drain(..).collect();
         let mut datagram = vec![0; 8 + length];
-        for frame in &frames {
+        for frame in world.sent() {
             let packet = Ipv4Packet::new_checked(&frame[14..]).unwrap();
             assert!(packet.verify_checksum());
             let at = usize::from(packet.frag_offset());

@@ -10,9 +10,9 @@ use std::cell::Cell;
 use common::*;
 use kickpath_abi::config::Config;
 use kickpath_services::{NetworkDevice, Stack};
-use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
+use smoltcp::phy::{self, Device, DeviceCapabilities};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, Icmpv6Repr, NdiscRepr, RawHardwareAddress};
+use smoltcp::wire::{Icmpv6Repr, NdiscRepr, RawHardwareAddress};
 
 struct Counting;
 
@@ -52,10 +52,8 @@ struct Wire {
 
 struct Received<'a>(&'a [u8]);
 
-struct Sending<'a> {
-    sent: &'a mut u32,
-    last: &'a mut [u8; 1514],
-}
+/// What is counted, and where the frame is put.
+struct Sending<'a>(&'a mut u32, &'a mut [u8; 1514]);
 
 impl phy::RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -65,8 +63,8 @@ impl phy::RxToken for Received<'_> {
 
 impl phy::TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        *self.sent += 1;
-        f(&mut self.last[..len])
+        *self.0 += 1;
+        f(&mut self.1[..len])
     }
 }
 
@@ -76,25 +74,16 @@ impl Device for Wire {
 
     fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, Sending<'_>)> {
         self.left = self.left.checked_sub(1)?;
-        let sending = Sending {
-            sent: &mut self.sent,
-            last: &mut self.last,
-        };
+        let sending = Sending(&mut self.sent, &mut self.last);
         Some((Received(&self.frame), sending))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Sending<'_>> {
-        Some(Sending {
-            sent: &mut self.sent,
-            last: &mut self.last,
-        })
+        Some(Sending(&mut self.sent, &mut self.last))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = 1514;
-        capabilities
+        plain_capabilities()
     }
 }
 
@@ -119,10 +108,9 @@ fn an_echo_allocates_nothing() {
         let frame = if ipv6 {
             let host = "fe80::2".parse().unwrap();
             // A neighbour solicitation makes the address known.
-            let mac = HardwareAddress::Ethernet(EthernetAddress(HOST_MAC));
             let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit {
                 target_addr: GUEST6,
-                lladdr: Some(RawHardwareAddress::from(mac)),
+                lladdr: Some(RawHardwareAddress::from_bytes(&HOST_MAC)),
             });
             let solicitation = icmpv6(255, [host, GUEST6], [HOST_MAC, GUEST_MAC], &icmp);
             (wire.frame, wire.left) = (solicitation, 1);
@@ -155,19 +143,12 @@ fn connections_that_are_over_take_no_memory() {
     world.assert_echo();
     let mut come_and_go = || {
         for port in 10_000..20_000 {
-            let mut frame = vec![];
             let syn = packet(HOST_MAC, HOST4, GUEST4).tcp(port, 80, 1, 1000).syn();
-            syn.write(&mut frame, &[]).unwrap();
-            world.inject(frame);
-            world.turn_guest();
-            let answer = world.guest.outbox.borrow_mut().pop_back();
-            assert_eq!(answer.map(|frame| frame[47]), Some(0x12), "SYN and ACK");
-            let mut frame = vec![];
+            let answers = world.answers_to(frame(|f| syn.write(f, &[])));
+            let flags = answers.last().map(|frame| frame[47]);
+            assert_eq!(flags, Some(0x12), "SYN and ACK");
             let reset = packet(HOST_MAC, HOST4, GUEST4).tcp(port, 80, 2, 1000).rst();
-            reset.write(&mut frame, &[]).unwrap();
-            world.inject(frame);
-            world.turn_guest();
-            world.guest.outbox.borrow_mut().clear();
+            world.answers_to(frame(|f| reset.write(f, &[])));
         }
         IN_USE.get()
     };

@@ -11,19 +11,15 @@ use smoltcp::time::Duration;
 use smoltcp::wire::*;
 
 const STRANGER: [u8; 6] = [2, 0, 0, 0, 0, 9];
+/// The stranger's address.
+const OTHER: Ipv6Address = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 9);
 const ALL_NODES: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-
-/// The frames that the guest has sent since the last call.
-fn sent(world: &mut World) -> Vec<Vec<u8>> {
-    world.turn_guest();
-    world.guest.outbox.borrow_mut().drain(..).collect()
-}
 
 /// Lets time pass with nobody at the other end.
 fn pass(world: &mut World, milliseconds: u64) -> Vec<Vec<u8>> {
     let mut frames = vec![];
     for _ in 0..milliseconds.div_ceil(50) {
-        frames.extend(sent(world));
+        frames.extend(world.sent());
         world.now += Duration::from_millis(50);
     }
     frames
@@ -63,10 +59,9 @@ fn solicited_node() -> (Ipv6Address, [u8; 6]) {
 }
 
 fn solicitation(source: Ipv6Address, option: bool) -> Vec<u8> {
-    let mac = RawHardwareAddress::from(HardwareAddress::Ethernet(EthernetAddress(STRANGER)));
     let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit {
         target_addr: GUEST6,
-        lladdr: option.then_some(mac),
+        lladdr: option.then(|| RawHardwareAddress::from_bytes(&STRANGER)),
     });
     let (group, to) = solicited_node();
     icmpv6(255, [source, group], [STRANGER, to], &icmp)
@@ -78,11 +73,10 @@ fn advertisement(
     mac: [u8; 6],
     flags: NdiscNeighborFlags,
 ) -> Vec<u8> {
-    let mac = RawHardwareAddress::from(HardwareAddress::Ethernet(EthernetAddress(mac)));
     let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
         flags,
         target_addr: target,
-        lladdr: Some(mac),
+        lladdr: Some(RawHardwareAddress::from_bytes(&mac)),
     });
     icmpv6(255, [source, GUEST6], [STRANGER, GUEST_MAC], &icmp)
 }
@@ -91,29 +85,24 @@ fn advertisement(
 fn a_probe_for_our_address_is_answered() {
     let mut world = quiet();
     // RFC 5227, 2.1.1: from nobody.
-    world.inject(arp(1, STRANGER, [0; 4], GUEST4));
-    let frames = sent(&mut world);
+    let frames = world.answers_to(arp(1, STRANGER, [0; 4], GUEST4));
     let [answer] = arp_of(&frames)[..] else {
         panic!("{frames:x?}");
     };
     assert_eq!(answer[..6], STRANGER);
     assert_eq!(answer[20..22], [0, 2]);
-    assert_eq!(
-        (&answer[22..28], &answer[28..32]),
-        (&GUEST_MAC[..], &GUEST4[..])
-    );
+    assert_eq!(answer[22..28], GUEST_MAC);
+    assert_eq!(answer[28..32], GUEST4);
     // For others' addresses nobody answers.
-    world.inject(arp(1, STRANGER, [0; 4], [10, 0, 2, 16]));
-    assert_eq!(sent(&mut world), [[0; 0]; 0]);
+    let for_another = arp(1, STRANGER, [0; 4], [10, 0, 2, 16]);
+    assert_eq!(world.answers_to(for_another), [[0; 0]; 0]);
 }
 
 #[test]
 fn an_address_that_another_claims_is_defended_but_not_for_ever() {
     let mut world = quiet();
     let claim = |world: &mut World, operation| {
-        world.inject(arp(operation, STRANGER, GUEST4, GUEST4));
-        let frames = sent(world);
-        arp_of(&frames).len()
+        arp_of(&world.answers_to(arp(operation, STRANGER, GUEST4, GUEST4))).len()
     };
     assert_eq!(claim(&mut world, 1), 1);
     for operation in [1, 2, 2] {
@@ -121,17 +110,14 @@ fn an_address_that_another_claims_is_defended_but_not_for_ever() {
         pass(&mut world, 1000);
     }
     pass(&mut world, 8000);
-    world.inject(arp(1, STRANGER, GUEST4, GUEST4));
-    let frames = sent(&mut world);
+    let frames = world.answers_to(arp(1, STRANGER, GUEST4, GUEST4));
     let [defence] = arp_of(&frames)[..] else {
         panic!("{frames:x?}");
     };
     // An announcement: to all, of ourselves.
     assert_eq!(defence[..6], [0xff; 6]);
-    assert_eq!(
-        (&defence[28..32], &defence[38..42]),
-        (&GUEST4[..], &GUEST4[..])
-    );
+    assert_eq!(defence[28..32], GUEST4);
+    assert_eq!(defence[38..42], GUEST4);
     // Who claims it is not believed.
     world.assert_echo();
 }
@@ -144,23 +130,22 @@ fn what_finds_no_room_waits_asleep() {
     assert!(world.stack.poll_at().is_some_and(|at| at > world.now));
     world.guest.room = 256;
     world.now += Duration::from_millis(1);
-    let messages = icmpv6_of(&sent(&mut world));
+    let messages = icmpv6_of(&world.sent());
     assert!(messages.iter().any(|(.., message)| message[0] == 135));
 }
 
 #[test]
 fn duplicates_are_asked_for_and_found() {
     let mut world = World::new();
-    let messages = icmpv6_of(&sent(&mut world));
+    let messages = icmpv6_of(&world.sent());
     let (group, _) = solicited_node();
     let asks = messages.iter().find(|(source, destination, message)| {
         source.is_unspecified() && *destination == group && message[0] == 135
     });
     assert!(asks.is_some(), "{messages:x?}");
     // Somebody has it.
-    let other = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 9);
     let flags = NdiscNeighborFlags::OVERRIDE;
-    world.inject(advertisement(other, GUEST6, STRANGER, flags));
+    world.inject(advertisement(OTHER, GUEST6, STRANGER, flags));
     world.turn_guest();
     assert_eq!(world.stack.network().ipv6, [""; 0]);
     pass(&mut world, 10_000);
@@ -183,56 +168,43 @@ fn two_that_want_one_address_at_the_same_time_both_leave_it() {
 #[test]
 fn an_address_that_has_been_ours_stays_and_is_told_to_who_wants_it() {
     let mut world = quiet();
-    world.inject(solicitation(Ipv6Addr::UNSPECIFIED, false));
-    let answers = icmpv6_of(&sent(&mut world));
+    let answers = world.answers_to(solicitation(Ipv6Addr::UNSPECIFIED, false));
+    let answers = icmpv6_of(&answers);
     let [(source, destination, message)] = &answers[..] else {
         panic!("{answers:x?}");
     };
     // RFC 4861, 7.2.4: to all nodes, not as solicited, overriding.
     assert_eq!((*source, *destination), (GUEST6, ALL_NODES));
     assert_eq!((message[0], message[4]), (136, 0x20));
-    let other = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 9);
     let flags = NdiscNeighborFlags::OVERRIDE;
-    world.inject(advertisement(other, GUEST6, STRANGER, flags));
+    world.inject(advertisement(OTHER, GUEST6, STRANGER, flags));
     world.turn_guest();
     assert_eq!(world.stack.network().ipv6.len(), 1);
     // By 7.1.1 who has no address may not say where he is.
-    world.inject(solicitation(Ipv6Addr::UNSPECIFIED, true));
-    assert_eq!(sent(&mut world), [[0; 0]; 0]);
+    let answers = world.answers_to(solicitation(Ipv6Addr::UNSPECIFIED, true));
+    assert_eq!(answers, [[0; 0]; 0]);
     // And whoever has one is answered himself.
-    world.inject(solicitation(other, true));
-    let frames = sent(&mut world);
+    let frames = world.answers_to(solicitation(OTHER, true));
     let answers = icmpv6_of(&frames);
     assert_eq!(frames[0][..6], STRANGER);
-    assert_eq!((answers[0].1, answers[0].2[4]), (other, 0x60));
+    assert_eq!((answers[0].1, answers[0].2[4]), (OTHER, 0x60));
 }
 
 #[test]
 fn an_advertisement_moves_a_neighbour_only_if_it_overrides() {
     let mut world = quiet();
-    let other = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 9);
-    world.inject(solicitation(other, true));
-    sent(&mut world);
+    world.answers_to(solicitation(OTHER, true));
     let ask = |world: &mut World| {
-        world.inject(ping(STRANGER, other, GUEST6, 1, b"where?"));
-        sent(world)[0][..6].to_vec()
+        let answers = world.answers_to(ping(STRANGER, OTHER, GUEST6, 1, b"where?"));
+        answers[0][..6].to_vec()
     };
     assert_eq!(ask(&mut world), STRANGER);
     let moved = [2, 0, 0, 0, 0, 10];
-    world.inject(advertisement(
-        other,
-        other,
-        moved,
-        NdiscNeighborFlags::empty(),
-    ));
-    assert_eq!(ask(&mut world), STRANGER);
-    world.inject(advertisement(
-        other,
-        other,
-        moved,
-        NdiscNeighborFlags::OVERRIDE,
-    ));
-    assert_eq!(ask(&mut world), moved);
+    let (none, overrides) = (NdiscNeighborFlags::empty(), NdiscNeighborFlags::OVERRIDE);
+    for (flags, expected) in [(none, STRANGER), (overrides, moved)] {
+        world.inject(advertisement(OTHER, OTHER, moved, flags));
+        assert_eq!(ask(&mut world), expected);
+    }
 }
 
 /// The groups of reports by version.
@@ -246,10 +218,8 @@ fn reports(frames: &[Vec<u8>]) -> [Vec<Ipv6Address>; 2] {
                 found[0].push(destination);
             }
             143 => {
-                assert_eq!(
-                    destination,
-                    Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16)
-                );
+                let all_routers = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
+                assert_eq!(destination, all_routers);
                 let records = message[8..].chunks(20);
                 assert_eq!(records.len(), usize::from(message[7]));
                 found[1].extend(records.map(|record| group(&record[4..])));
@@ -259,10 +229,8 @@ fn reports(frames: &[Vec<u8>]) -> [Vec<Ipv6Address>; 2] {
     }
     for frame in frames.iter().filter(|frame| frame[20] == 0) {
         // RFC 3810, 5: a hop limit of 1 and the router alert.
-        assert_eq!(
-            (frame[21], &frame[54..62]),
-            (1, &[58, 0, 5, 2, 0, 0, 1, 0][..])
-        );
+        assert_eq!(frame[21], 1);
+        assert_eq!(frame[54..62], [58, 0, 5, 2, 0, 0, 1, 0]);
     }
     found
 }
@@ -274,13 +242,10 @@ fn none() -> [Vec<Ipv6Address>; 2] {
 /// A message of ICMPv6 from a router to all nodes.
 fn from_router(hop_limit: u8, kind: u8, head: [u8; 4], rest: &[u8]) -> Vec<u8> {
     let router = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
-    let mut frame = vec![];
-    etherparse::PacketBuilder::ethernet2(STRANGER, [0x33, 0x33, 0, 0, 0, 1])
+    let builder = etherparse::PacketBuilder::ethernet2(STRANGER, [0x33, 0x33, 0, 0, 0, 1])
         .ipv6(router.octets(), ALL_NODES.octets(), hop_limit)
-        .icmpv6_raw(kind, 0, head)
-        .write(&mut frame, rest)
-        .unwrap();
-    frame
+        .icmpv6_raw(kind, 0, head);
+    frame(|f| builder.write(f, rest))
 }
 
 fn query(v2: bool) -> Vec<u8> {
@@ -320,7 +285,7 @@ fn groups_are_reported_unasked_and_to_queriers_of_both_versions() {
 #[test]
 fn a_router_may_make_the_link_smaller() {
     let mut world = World::new();
-    world.until(5, |w| (!w.stack.network().ipv6.is_empty()).then_some(()));
+    world.wait(5, |w| !w.stack.network().ipv6.is_empty());
     let advertise = |world: &mut World, mtu: u32| {
         let mut rest = vec![0, 0, 0, 0, 0, 0, 0, 0, 5, 1, 0, 0];
         rest.extend(mtu.to_be_bytes());
@@ -357,14 +322,14 @@ fn a_frame_with_a_priority_and_no_vlan_is_taken() {
     for (tag, answers) in [(0xa000_u16, 1), (0, 1), (0xa005, 0)] {
         let plain = ping_from(HOST4);
         let tag = tag.to_be_bytes();
-        world.inject([&plain[..12], &[0x81, 0], &tag, &plain[12..]].concat());
-        let replies = sent(&mut world);
+        let tagged = [&plain[..12], &[0x81, 0], &tag, &plain[12..]].concat();
+        let replies = world.answers_to(tagged);
         let replies = replies.iter().filter(|frame| frame[12..14] == [8, 0]);
         assert_eq!(replies.count(), answers, "{tag:x?}");
     }
     let plain = arp(1, STRANGER, [10, 0, 2, 77], GUEST4);
-    world.inject([&plain[..12], &[0x81, 0, 0x20, 0], &plain[12..]].concat());
-    assert_eq!(arp_of(&sent(&mut world)).len(), 1);
+    let tagged = [&plain[..12], &[0x81, 0, 0x20, 0], &plain[12..]].concat();
+    assert_eq!(arp_of(&world.answers_to(tagged)).len(), 1);
 }
 
 #[test]
@@ -382,10 +347,10 @@ fn packets_from_nowhere_are_dropped_and_counted() {
     for source in impossible {
         world.inject(ping_from(source));
     }
-    assert_eq!(sent(&mut world), [[0; 0]; 0]);
+    assert_eq!(world.sent(), [[0; 0]; 0]);
     assert_eq!(world.stack.network().impossible_sources, 6);
     // IPv4 in IPv6's clothes, on a link.
     let mapped = Ipv6Address::new(0, 0, 0, 0, 0, 0xffff, 0x0a00, 0x0202);
-    world.inject(ping(STRANGER, mapped, GUEST6, 1, b"who?"));
-    assert_eq!(sent(&mut world), [[0; 0]; 0]);
+    let answers = world.answers_to(ping(STRANGER, mapped, GUEST6, 1, b"who?"));
+    assert_eq!(answers, [[0; 0]; 0]);
 }

@@ -21,11 +21,7 @@ fn mac_of(sender: [u8; 4]) -> [u8; 6] {
 }
 
 fn ping(sender: [u8; 4], sequence: u16) -> Vec<u8> {
-    ping_to(GUEST4, sender, sequence)
-}
-
-fn ping_to(target: [u8; 4], sender: [u8; 4], sequence: u16) -> Vec<u8> {
-    common::ping(mac_of(sender), sender, target, sequence, b"a ping")
+    common::ping(mac_of(sender), sender, GUEST4, sequence, b"a ping")
 }
 
 fn datagram(sender: [u8; 4]) -> Vec<u8> {
@@ -58,8 +54,8 @@ fn sent(port: &Port) -> Sent {
         match (frame[23], frame[34]) {
             (1, 0) => {
                 assert_eq!(frame[42..], *b"a ping");
-                sent.replies
-                    .push((to, u16::from_be_bytes([frame[40], frame[41]])));
+                let sequence = u16::from_be_bytes([frame[40], frame[41]]);
+                sent.replies.push((to, sequence));
             }
             (17, _) => sent.datagrams.push(to),
             other => panic!("{other:?}"),
@@ -137,10 +133,8 @@ fn a_stranger_behind_the_router_is_answered_through_it() {
     world.inject(arp(REPLY, router));
     world.turn_guest();
     let frame = world.guest.outbox.borrow_mut().pop_front().unwrap();
-    assert_eq!(
-        (&frame[..6], &frame[30..34]),
-        (&mac_of(router)[..], &sender[..])
-    );
+    assert_eq!(frame[..6], mac_of(router));
+    assert_eq!(frame[30..34], sender);
 }
 
 #[test]
@@ -161,7 +155,7 @@ fn ipv6_strangers_are_answered_too() {
     let icmp = Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
         flags: NdiscNeighborFlags::SOLICITED | NdiscNeighborFlags::OVERRIDE,
         target_addr: sender,
-        lladdr: Some(HardwareAddress::Ethernet(EthernetAddress(mac)).into()),
+        lladdr: Some(RawHardwareAddress::from_bytes(&mac)),
     });
     world.inject(icmpv6(255, [sender, GUEST6], [mac, GUEST_MAC], &icmp));
     world.turn_guest();
@@ -243,7 +237,7 @@ fn what_is_due_no_answer_is_not_kept() {
     let stranger = [10, 0, 2, 77];
     let mut corrupt = ping(stranger, 1);
     corrupt[41] ^= 1;
-    let for_another = ping_to([10, 0, 2, 16], stranger, 1);
+    let for_another = common::ping(mac_of(stranger), stranger, [10, 0, 2, 16], 1, b"a ping");
     let from_nobody = ping([0; 4], 1);
     for frame in [corrupt, for_another, from_nobody] {
         world.inject(frame.clone());

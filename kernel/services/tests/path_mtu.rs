@@ -4,31 +4,23 @@ mod common;
 
 use common::*;
 use etherparse::icmpv4::DestUnreachableHeader;
-use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder};
+use etherparse::{Icmpv4Type, Icmpv6Type};
 use smoltcp::wire::IpAddress;
 
 /// The router's message about a frame that it dropped.
 fn too_big(dropped: &[u8], mtu: u16) -> Vec<u8> {
-    let mut frame = vec![];
-    let builder = PacketBuilder::ethernet2(HOST_MAC, GUEST_MAC);
-    let source: usize = if dropped[12] == 0x08 { 26 } else { 22 };
     if dropped[12] == 0x08 {
+        let guest: [u8; 4] = dropped[26..30].try_into().unwrap();
         let kind = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu };
-        let guest = dropped[source..][..4].try_into().unwrap();
-        builder
-            .ipv4(HOST4, guest, 64)
-            .icmpv4(Icmpv4Type::DestinationUnreachable(kind))
-            .write(&mut frame, &dropped[14..42])
-            .unwrap();
+        let kind = Icmpv4Type::DestinationUnreachable(kind);
+        let builder = packet(HOST_MAC, HOST4, guest).icmpv4(kind);
+        frame(|f| builder.write(f, &dropped[14..42]))
     } else {
-        let guest = dropped[source..][..16].try_into().unwrap();
-        builder
-            .ipv6(HOST6.octets(), guest, 64)
-            .icmpv6(Icmpv6Type::PacketTooBig { mtu: mtu.into() })
-            .write(&mut frame, &dropped[14..74])
-            .unwrap();
+        let guest: [u8; 16] = dropped[22..38].try_into().unwrap();
+        let kind = Icmpv6Type::PacketTooBig { mtu: mtu.into() };
+        let builder = packet(HOST_MAC, HOST6, guest).icmpv6(kind);
+        frame(|f| builder.write(f, &dropped[14..74]))
     }
-    frame
 }
 
 /// Reads 40 KB of chargen behind a hop of 1280 bytes; `answer` says what the
@@ -41,7 +33,7 @@ fn read(
 ) -> (usize, usize) {
     let socket = world.connect((guest, 19));
     let (mut text, mut largest, mut dropped) = (vec![], 0, 0);
-    world.until(60, |w| {
+    world.wait(60, |w| {
         w.turn_guest();
         let frames: Vec<_> = w.host.inbox.borrow_mut().drain(..).collect();
         let before = dropped;
@@ -59,12 +51,9 @@ fn read(
             largest = 0;
         }
         text.extend(w.take(socket));
-        (text.len() > 40_000).then_some(())
+        text.len() > 40_000
     });
-    let lines: Vec<_> = text.split(|&b| b == b'\n').collect();
-    let whole = &lines[..lines.len() - 1];
-    assert!(whole.iter().all(|line| line.len() == 73));
-    assert!(whole.windows(2).all(|pair| pair[0][1..72] == pair[1][..71]));
+    assert_chargen(&text);
     world.tcp_socket(socket).abort();
     world.run(5);
     (largest, dropped)

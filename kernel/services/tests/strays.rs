@@ -9,10 +9,8 @@ use smoltcp::wire::{EthernetFrame, Ipv4Packet, TcpPacket};
 /// Has the host send this to the echo service, and takes the segments off the
 /// cable.
 fn segments(world: &mut World, socket: smoltcp::iface::SocketHandle, text: &[u8]) -> Vec<Vec<u8>> {
-    world.tcp_socket(socket).send_slice(text).unwrap();
-    world
-        .interface
-        .poll(world.now, &mut world.host, &mut world.sockets);
+    world.send(socket, text);
+    world.turn_host();
     let segments: Vec<_> = world.guest.inbox.borrow_mut().drain(..).collect();
     assert!(!segments.is_empty());
     segments
@@ -35,25 +33,17 @@ fn a_connection_survives_that_its_segments_come_to_another_stack() {
         port.inbox.borrow_mut().push_back(frame);
     }
     while other.poll(world.now, &mut port) {}
-    assert!(
-        port.outbox.borrow().is_empty(),
-        "it is not its own to answer"
-    );
+    // It is not its own to answer.
+    assert!(port.outbox.borrow().is_empty());
     let strays: Vec<_> = other.take_strays().collect();
     assert_eq!(strays.len(), 1);
     for frame in strays {
         assert!(!other.receive_stray(world.now, &frame, false, &mut port));
         assert!(port.outbox.borrow().is_empty());
-        assert!(
-            world
-                .stack
-                .receive_stray(world.now, &frame, true, &mut world.guest)
-        );
+        let (stack, guest) = (&mut world.stack, &mut world.guest);
+        assert!(stack.receive_stray(world.now, &frame, true, guest));
     }
-    let echoed = world.until(5, |w| {
-        (w.tcp_socket(socket).recv_queue() == 14).then(|| w.take(socket))
-    });
-    assert_eq!(echoed, b"where are you?");
+    assert_eq!(world.receive(socket, 14), b"where are you?");
 }
 
 #[test]

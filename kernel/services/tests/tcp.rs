@@ -16,7 +16,7 @@ fn pattern(length: usize) -> Vec<u8> {
 fn echo(world: &mut World, address: smoltcp::wire::IpAddress, data: &[u8]) {
     let socket = world.connect((address, 7));
     let (mut sent, mut back) = (0, vec![]);
-    world.until(600, |w| {
+    world.wait(600, |w| {
         if sent < data.len() {
             sent += w.tcp_socket(socket).send_slice(&data[sent..]).unwrap();
             if sent == data.len() {
@@ -24,7 +24,7 @@ fn echo(world: &mut World, address: smoltcp::wire::IpAddress, data: &[u8]) {
             }
         }
         back.extend(w.take(socket));
-        (!w.tcp_socket(socket).may_recv()).then_some(())
+        !w.tcp_socket(socket).may_recv()
     });
     assert!(back == data, "{} of {} bytes", back.len(), data.len());
     world.run(3);
@@ -46,32 +46,29 @@ fn a_syn_that_comes_again_is_no_other_connection() {
         let mut world = World::new();
         let others: Vec<_> = (0..4).map(|_| world.connect((GUEST, 7))).collect();
         world.tcp_socket(others[closed]).close();
-        world.until(5, |w| {
-            (w.tcp_socket(others[closed]).state() == tcp::State::TimeWait).then_some(())
-        });
+        world.wait(5, |w| is_over(w, others[closed]));
         let socket = world.tcp((GUEST, 7));
-        world
-            .interface
-            .poll(world.now, &mut world.host, &mut world.sockets);
+        world.turn_host();
         let syn = world.guest.inbox.borrow().back().unwrap().clone();
         // Each is answered before the next one comes.
         for _ in 0..3 {
             world.turn_guest();
             world.inject(syn.clone());
         }
-        world.until(5, |w| w.tcp_socket(socket).may_send().then_some(()));
+        world.wait(5, |w| w.tcp_socket(socket).may_send());
         for &talking in others.iter().chain([&socket]) {
             if talking == others[closed] {
                 continue;
             }
-            world.tcp_socket(talking).send_slice(b"one").unwrap();
-            let echoed = world.until(5, |w| {
-                assert!(w.tcp_socket(talking).may_send(), "reset, {closed}");
-                (w.tcp_socket(talking).recv_queue() == 3).then(|| w.take(talking))
-            });
-            assert_eq!(echoed, b"one");
+            world.send(talking, b"one");
+            assert_eq!(world.receive(talking, 3), b"one", "{closed}");
         }
     }
+}
+
+/// Whether both ends have closed.
+fn is_over(world: &mut World, socket: smoltcp::iface::SocketHandle) -> bool {
+    world.tcp_socket(socket).state() == tcp::State::TimeWait
 }
 
 #[test]
@@ -80,16 +77,14 @@ fn discard_reads_everything() {
     let socket = world.connect((GUEST, 9));
     let mut left: usize = 1 << 20;
     let data = pattern(65535);
-    world.until(60, |w| {
+    world.wait(60, |w| {
         let piece = &data[..left.min(data.len())];
         left -= w.tcp_socket(socket).send_slice(piece).unwrap();
-        (left == 0 && w.tcp_socket(socket).send_queue() == 0).then_some(())
+        left == 0 && w.tcp_socket(socket).send_queue() == 0
     });
     assert!(world.take(socket).is_empty());
     world.tcp_socket(socket).close();
-    world.until(5, |w| {
-        (w.tcp_socket(socket).state() == tcp::State::TimeWait).then_some(())
-    });
+    world.wait(5, |w| is_over(w, socket));
 }
 
 #[test]
@@ -97,22 +92,15 @@ fn chargen_goes_on_until_the_client_closes() {
     let mut world = World::new();
     let socket = world.connect((GUEST, 19));
     let mut text = vec![];
-    world.until(60, |w| {
+    world.wait(60, |w| {
         text.extend(w.take(socket));
-        (text.len() > 1 << 20).then_some(())
+        text.len() > 1 << 20
     });
-    let lines: Vec<_> = text.split(|&b| b == b'\n').collect();
-    let whole = &lines[..lines.len() - 1];
-    assert!(
-        whole
-            .iter()
-            .all(|line| line.len() == 73 && line[72] == b'\r')
-    );
-    assert!(whole.windows(2).all(|pair| pair[0][1..72] == pair[1][..71]));
+    assert_chargen(&text);
     world.tcp_socket(socket).close();
-    world.until(5, |w| {
+    world.wait(5, |w| {
         w.take(socket);
-        (w.tcp_socket(socket).state() == tcp::State::TimeWait).then_some(())
+        is_over(w, socket)
     });
 }
 
@@ -144,15 +132,8 @@ fn greedy_clients_do_not_stop_the_echo_of_others() {
             // A UDP client and a TCP client that were there before.
             let text = (round * 1000 + step).to_be_bytes();
             assert_eq!(world.udp_ask(udp, (GUEST, 7), &text), text);
-            world.tcp_socket(busy).send_slice(&text).unwrap();
-            let echoed = world.until(1, |w| {
-                assert!(
-                    w.tcp_socket(busy).may_send(),
-                    "the busy client was thrown out"
-                );
-                (w.tcp_socket(busy).recv_queue() == 4).then(|| w.take(busy))
-            });
-            assert_eq!(echoed, text);
+            world.send(busy, &text);
+            assert_eq!(world.receive(busy, 4), text);
             for &(socket, client) in &crowd {
                 let socket = world.tcp_socket(socket);
                 if client % 8 >= 4 && socket.may_send() && socket.send_queue() < 1000 {
@@ -208,12 +189,11 @@ fn no_place_is_lost() {
     assert_eq!(world.tcp_socket(seventh).state(), tcp::State::SynSent);
     world.connect((GUEST, 80));
     for &socket in &all {
-        world.tcp_socket(socket).send_slice(b"x").unwrap();
-        let back = world.until(1, |w| Some(w.take(socket)).filter(|back| !back.is_empty()));
-        assert_eq!(back, b"x");
+        world.send(socket, b"x");
+        assert_eq!(world.receive(socket, 1), b"x");
     }
     // One of those gives way when they have done nothing for a while.
-    world.until(4, |w| w.tcp_socket(seventh).may_send().then_some(()));
+    world.wait(4, |w| w.tcp_socket(seventh).may_send());
     world.run(5);
     let left = all.iter().filter(|&&s| world.tcp_socket(s).may_send());
     assert_eq!(left.count(), 5);
@@ -264,7 +244,7 @@ fn slow_requests_give_way() {
         }
         let honest = world.small_tcp((GUEST, 80));
         let mut asked = false;
-        world.until(10, |w| {
+        world.wait(10, |w| {
             if w.now - start > Duration::from_millis(400) {
                 start = w.now;
                 for &socket in &slow {
@@ -277,7 +257,7 @@ fn slow_requests_give_way() {
                 asked = true;
             }
             assert!(socket.is_open(), "fetch {fetch} was thrown out");
-            w.take(honest).starts_with(b"HTTP/1.1 200 OK").then_some(())
+            w.take(honest).starts_with(b"HTTP/1.1 200 OK")
         });
         world.tcp_socket(honest).abort();
         slow.retain(|&socket| world.tcp_socket(socket).is_open());
@@ -293,23 +273,18 @@ fn a_flood_of_syns_costs_others_little() {
     for _ in 0..20 {
         let honest = world.small_tcp((GUEST, 80));
         let start = world.now;
-        world.until(5, |w| {
+        world.wait(5, |w| {
             for _ in 0..10 {
                 number = number.wrapping_add(1);
-                let mut frame = vec![];
-                packet(HOST_MAC, [10, 0, 2, 77], GUEST4)
-                    .tcp(number, 80, 1, 64000)
-                    .syn()
-                    .write(&mut frame, &[])
-                    .unwrap();
-                w.inject(frame);
+                let ip = packet(HOST_MAC, [10, 0, 2, 77], GUEST4);
+                let syn = ip.tcp(number, 80, 1, 64000).syn();
+                w.inject(frame(|f| syn.write(f, &[])));
             }
-            w.tcp_socket(honest).may_send().then_some(())
+            w.tcp_socket(honest).may_send()
         });
         assert!(world.now - start < Duration::from_millis(1500));
-        let request = b"HEAD / HTTP/1.0\r\n\r\n";
-        world.tcp_socket(honest).send_slice(request).unwrap();
-        world.until(2, |w| (!w.take(honest).is_empty()).then_some(()));
+        world.send(honest, b"HEAD / HTTP/1.0\r\n\r\n");
+        world.wait(2, |w| !w.take(honest).is_empty());
     }
 }
 
@@ -318,16 +293,10 @@ fn a_fin_that_comes_again_is_acknowledged_until_time_wait_is_over() {
     const FLAGS: usize = 47;
     let mut world = World::new();
     let socket = world.connect((GUEST, 80));
-    let request = b"GET / HTTP/1.0\r\n\r\n";
-    world.tcp_socket(socket).send_slice(request).unwrap();
-    world.until(5, |w| {
-        w.take(socket);
-        (!w.tcp_socket(socket).may_recv()).then_some(())
-    });
+    world.send(socket, b"GET / HTTP/1.0\r\n\r\n");
+    world.read_to_end(socket, 5);
     world.tcp_socket(socket).close();
-    world
-        .interface
-        .poll(world.now, &mut world.host, &mut world.sockets);
+    world.turn_host();
     let fin = {
         let inbox = world.guest.inbox.borrow();
         inbox.iter().find(|frame| frame[FLAGS] & 1 != 0).cloned()
@@ -336,9 +305,7 @@ fn a_fin_that_comes_again_is_acknowledged_until_time_wait_is_over() {
     world.run(5);
     let again = |world: &mut World| {
         world.guest.outbox.borrow_mut().clear();
-        world.inject(fin.clone());
-        world.turn_guest();
-        let mut frames: Vec<_> = world.guest.outbox.borrow_mut().drain(..).collect();
+        let mut frames = world.answers_to(fin.clone());
         frames.retain(|frame| frame[12..14] == [8, 0]);
         assert_eq!(frames.len(), 1, "{frames:x?}");
         frames[0].clone()

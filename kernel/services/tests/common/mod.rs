@@ -7,11 +7,12 @@ use std::collections::VecDeque;
 use std::net::{IpAddr as Address, Ipv6Addr};
 use std::rc::Rc;
 
+use etherparse::err::packet::BuildWriteError;
 use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use kickpath_abi::config::{Config, UdpWay};
 use kickpath_abi::status::{Attempt, CpuLoad, Pair, Queue, Stage, Status};
 use kickpath_services::{NetworkDevice, Stack};
-use smoltcp::iface::{self, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{self, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::{tcp, udp};
 use smoltcp::time::{Duration, Instant};
@@ -73,14 +74,39 @@ impl Device for Port {
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = 1514;
-        capabilities
+        plain_capabilities()
     }
 }
 
 impl NetworkDevice for Port {}
+
+impl Port {
+    pub fn new(inbox: &Frames, outbox: &Frames, room: usize) -> Self {
+        let (inbox, outbox) = (inbox.clone(), outbox.clone());
+        Self {
+            inbox,
+            outbox,
+            room,
+        }
+    }
+}
+
+/// Those of a device without offloads.
+pub fn plain_capabilities() -> DeviceCapabilities {
+    let mut capabilities = DeviceCapabilities::default();
+    capabilities.medium = Medium::Ethernet;
+    capabilities.max_transmission_unit = 1514;
+    capabilities
+}
+
+/// The frame that `write` writes.
+pub fn frame(
+    write: impl FnOnce(&mut Vec<u8>) -> core::result::Result<(), BuildWriteError>,
+) -> Vec<u8> {
+    let mut frame = vec![];
+    write(&mut frame).unwrap();
+    frame
+}
 
 /// A message of ARP to everybody: operation 1 asks, 2 answers.
 pub fn arp(operation: u8, mac: [u8; 6], sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
@@ -118,9 +144,7 @@ pub fn datagram(
     payload: &[u8],
 ) -> Vec<u8> {
     let builder = packet(mac, from, to).udp(from_port, to_port);
-    let mut frame = vec![];
-    builder.write(&mut frame, payload).unwrap();
-    frame
+    frame(|f| builder.write(f, payload))
 }
 
 /// A ping to the guest's hardware address from this one.
@@ -133,17 +157,10 @@ pub fn ping(
 ) -> Vec<u8> {
     let from = from.into();
     let builder = packet(mac, from, to);
-    let mut frame = vec![];
-    match from.is_ipv4() {
-        true => builder
-            .icmpv4_echo_request(1, sequence)
-            .write(&mut frame, data),
-        false => builder
-            .icmpv6_echo_request(1, sequence)
-            .write(&mut frame, data),
-    }
-    .unwrap();
-    frame
+    frame(|f| match from.is_ipv4() {
+        true => builder.icmpv4_echo_request(1, sequence).write(f, data),
+        false => builder.icmpv6_echo_request(1, sequence).write(f, data),
+    })
 }
 
 /// A message of ICMPv6 from and to these hardware addresses.
@@ -244,22 +261,25 @@ impl World {
 
     pub fn with(config: &str) -> Self {
         let (to_guest, to_host) = (Frames::default(), Frames::default());
-        let guest = Port {
-            inbox: to_guest.clone(),
-            outbox: to_host.clone(),
-            room: 256,
-        };
-        let host = Port {
-            inbox: to_host,
-            outbox: to_guest,
-            room: 1024,
-        };
-        Self::between(config, guest, host)
+        let guest = Port::new(&to_guest, &to_host, 256);
+        Self::between(config, guest, Port::new(&to_host, &to_guest, 1024))
     }
 
     /// Sends a frame to the guest.
     pub fn inject(&mut self, frame: impl Into<Vec<u8>>) {
         self.guest.inbox.borrow_mut().push_back(frame.into());
+    }
+
+    /// What the guest says to that, and what else it has sent since the last call.
+    pub fn answers_to(&mut self, frame: impl Into<Vec<u8>>) -> Vec<Vec<u8>> {
+        self.inject(frame);
+        self.sent()
+    }
+
+    /// The frames that the guest has sent since the last call.
+    pub fn sent(&mut self) -> Vec<Vec<u8>> {
+        self.turn_guest();
+        self.guest.outbox.borrow_mut().drain(..).collect()
     }
 }
 
@@ -302,11 +322,16 @@ impl<G: NetworkDevice> World<G> {
         panic!("the guest does not come to rest");
     }
 
+    /// Lets the host work once.
+    pub fn turn_host(&mut self) -> PollResult {
+        self.interface
+            .poll(self.now, &mut self.host, &mut self.sockets)
+    }
+
     /// Both ends work, and a millisecond passes.
     pub fn step(&mut self) {
         self.turn_guest();
-        self.interface
-            .poll(self.now, &mut self.host, &mut self.sockets);
+        self.turn_host();
         self.turn_guest();
         self.now += Duration::from_millis(1);
     }
@@ -326,6 +351,11 @@ impl<G: NetworkDevice> World<G> {
             self.step();
         }
         panic!("not done after {seconds} s");
+    }
+
+    /// Steps until this is so; panics after `seconds` of simulated time.
+    pub fn wait(&mut self, seconds: u64, mut is_so: impl FnMut(&mut Self) -> bool) {
+        self.until(seconds, |w| is_so(w).then_some(()));
     }
 
     pub fn udp(&mut self) -> SocketHandle {
@@ -402,12 +432,33 @@ impl<G: NetworkDevice> World<G> {
     /// Connects.
     pub fn connect(&mut self, to: impl Into<IpEndpoint>) -> SocketHandle {
         let socket = self.tcp(to);
-        self.until(5, |w| {
+        self.wait(5, |w| {
             let state = w.tcp_socket(socket).state();
             assert_ne!(state, tcp::State::Closed, "refused");
-            (state == tcp::State::Established).then_some(())
+            state == tcp::State::Established
         });
         socket
+    }
+
+    /// Sends what the socket takes, which must be all.
+    pub fn send(&mut self, socket: SocketHandle, data: &[u8]) {
+        assert_eq!(self.tcp_socket(socket).send_slice(data), Ok(data.len()));
+    }
+
+    /// Waits for so many bytes.
+    pub fn receive(&mut self, socket: SocketHandle, length: usize) -> Vec<u8> {
+        self.wait(5, |w| w.tcp_socket(socket).recv_queue() >= length);
+        self.take(socket)
+    }
+
+    /// What comes until the guest closes.
+    pub fn read_to_end(&mut self, socket: SocketHandle, seconds: u64) -> Vec<u8> {
+        let mut data = vec![];
+        self.wait(seconds, |w| {
+            data.extend(w.take(socket));
+            !w.tcp_socket(socket).may_recv()
+        });
+        data
     }
 
     /// Takes what has been received.
@@ -428,7 +479,7 @@ impl<G: NetworkDevice> World<G> {
     /// Connects, sends, reads until the guest closes or `seconds` are over.
     pub fn converse(&mut self, port: u16, data: &[u8], seconds: u64) -> Vec<u8> {
         let socket = self.connect((GUEST, port));
-        assert_eq!(self.tcp_socket(socket).send_slice(data), Ok(data.len()));
+        self.send(socket, data);
         let mut answer = vec![];
         for _ in 0..seconds * 1000 {
             answer.extend(self.take(socket));
@@ -444,13 +495,18 @@ impl<G: NetworkDevice> World<G> {
     }
 }
 
+/// Whole lines of chargen, and the beginning of one (RFC 864).
+pub fn assert_chargen(text: &[u8]) {
+    let lines: Vec<_> = text.split(|&b| b == b'\n').collect();
+    let whole = &lines[..lines.len() - 1];
+    let is_line = |line: &&[u8]| line.len() == 73 && line[72] == b'\r';
+    assert!(whole.iter().all(is_line));
+    assert!(whole.windows(2).all(|pair| pair[0][1..72] == pair[1][..71]));
+}
+
 /// A second stack of the guest's device, behind a queue of its own.
 pub fn second(world: &World) -> (Port, Stack) {
-    let mut port = Port {
-        inbox: Frames::default(),
-        outbox: Frames::default(),
-        room: 256,
-    };
+    let mut port = Port::new(&Frames::default(), &Frames::default(), 256);
     let mut stack = Stack::following(UdpWay::Sockets, GUEST_MAC, &mut port, world.now, 2);
     stack.follow_ipv4(world.now, world.stack.ipv4());
     while stack.poll(world.now, &mut port) {}
