@@ -112,11 +112,11 @@ impl Mover {
 }
 
 /// Has a QEMU of another machine, at whose datagram cable nobody is, refuse the state of `guest`, which
-/// goes on where it is. Returns what that QEMU says.
+/// goes on where it is. Returns how that QEMU ends, and what it says.
 ///
 /// # Errors
 /// It takes the state, or `guest` does not go on.
-pub fn refused(guest: &Guest, other: &Machine) -> Result<Vec<String>> {
+pub fn refused(guest: &Guest, other: &Machine) -> Result<(Exit, Vec<String>)> {
     let directory = Scratch::new("refused")?;
     let mut other = other.clone();
     if let Some(Net::Dgram { qemu, host }) = other.nic.as_mut().map(|nic| &mut nic.net) {
@@ -138,8 +138,11 @@ pub fn refused(guest: &Guest, other: &Machine) -> Result<Vec<String>> {
         std::thread::sleep(INTERVAL);
     }
     let said = next.messages();
-    ensure!(matches!(exit, Exit::Failed(_)), "{exit}: {said:?}");
-    Ok(said)
+    ensure!(
+        matches!(exit, Exit::Failed(_) | Exit::Signal(_)),
+        "{exit}: {said:?}"
+    );
+    Ok((exit, said))
 }
 
 /// Waits until the migration of `guest` is complete. What the other side says

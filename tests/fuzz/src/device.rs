@@ -2,13 +2,14 @@
 
 use virtio_net::net::{Features, NetError, Options, RxMode, VirtioNet};
 use virtio_net::queue::QueueError;
-use virtio_net::transport::TransportError;
-use virtio_net::transport::mmio::MmioTransport;
+use virtio_net::transport::{ConfigOps, TransportError};
 use virtio_net::vectors::{NoInterrupts, Rung};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::input::Input;
-use crate::registers::{BASE, FuzzRegisters, INTERRUPTS, mmio, with};
+use crate::registers::{
+    INTERRUPTS, Kind, TRANSITIONAL, TRANSITIONAL_MASKS, install, legacy_pci, mmio, with,
+};
 use crate::support::memory::{DeviceWritable, GuestHal, guest_memory};
 
 /// Features that a device may offer here.
@@ -22,11 +23,7 @@ const QUEUE_SIZE: u16 = 8;
 /// Largest frame that can have been received.
 const MAX_FRAME: usize = 1 << 17;
 
-type Net = VirtioNet<
-    GuestHal,
-    MmioTransport<GuestHal, FuzzRegisters>,
-    &'static virtio_net::interrupt::InterruptState,
->;
+type Net<T> = VirtioNet<GuestHal, T, &'static virtio_net::interrupt::InterruptState>;
 
 /// Nothing panics, and what was received is of a size that can be.
 pub fn run(data: &[u8]) {
@@ -36,11 +33,24 @@ pub fn run(data: &[u8]) {
     for (at, bit) in OFFERED.into_iter().chain(FORMS).enumerate() {
         features |= u64::from(mask >> at & 1) << bit;
     }
-    mmio(features, &[]);
-    // SAFETY: they are the thread's own.
-    let transport = unsafe { MmioTransport::<GuestHal, FuzzRegisters>::new(BASE, 0x200) };
+    let kind = match mask >> 30 {
+        2 => Kind::LegacyMmio,
+        3 => Kind::LegacyPorts,
+        _ => Kind::Mmio,
+    };
+    install(kind, features, &[]);
+    match kind {
+        Kind::LegacyPorts => {
+            let transport = legacy_pci(TRANSITIONAL, TRANSITIONAL_MASKS);
+            drive(transport.expect("a good device"), input);
+        }
+        _ => drive(mmio().expect("a good device"), input),
+    }
+}
+
+fn drive(transport: impl ConfigOps, mut input: Input<'_>) {
     let options = Options::serving(Features::all());
-    let probed = VirtioNet::<GuestHal, _, _>::probe(transport.unwrap(), options, &INTERRUPTS);
+    let probed = VirtioNet::<GuestHal, _, _>::probe(transport, options, &INTERRUPTS);
     let mut net = probed.expect("a good device");
     net.set_queue_size(QUEUE_SIZE);
     net.set_control_patience(1);
@@ -68,7 +78,7 @@ pub fn run(data: &[u8]) {
             2 | 3 => send(&mut net, &mut input),
             4 => net.kick(),
             5..8 => write(&mut input),
-            8 => use_one(&mut input, features >> 34 & 1 == 1),
+            8 => use_one(&mut input),
             9 => {
                 let _ = net.enable_interrupts_after(u16::from(input.u8()));
                 if let Some(pair) = net.pairs().next() {
@@ -99,7 +109,7 @@ pub fn run(data: &[u8]) {
     net.poll().expect("a good device");
 }
 
-fn receive(net: &mut Net) {
+fn receive<T: ConfigOps>(net: &mut Net<T>) {
     let Ok((rx, _)) = net.queues() else { return };
     for _ in 0..64 {
         let Some(frame) = rx.receive() else { break };
@@ -109,7 +119,7 @@ fn receive(net: &mut Net) {
     }
 }
 
-fn send(net: &mut Net, input: &mut Input<'_>) {
+fn send<T: ConfigOps>(net: &mut Net<T>, input: &mut Input<'_>) {
     let Ok((_, tx)) = net.queues() else { return };
     let length = usize::from(input.u16() % 1515).max(1);
     let bytes = input.bytes(64);
@@ -143,28 +153,27 @@ fn write(input: &mut Input<'_>) {
 }
 
 /// The device uses a buffer of a data queue, and may be right.
-fn use_one(input: &mut Input<'_>, packed: bool) {
+fn use_one(input: &mut Input<'_>) {
     let number = u32::from(input.u8() % 2);
-    let Some(queue) = with(|state| state.queues.get(&number).copied()) else {
+    let ring = with(|state| state.ring(number).map(|ring| (ring, state.is_packed())));
+    let Some(((size, [table, _, used]), is_packed)) = ring else {
         return;
     };
-    let area =
-        |at: usize| u64::from(queue.areas[2 * at]) | u64::from(queue.areas[2 * at + 1]) << 32;
     let memory = guest_memory();
     let (id, length) = (u16::from(input.u8()), u32::from(input.u16()));
-    if packed {
-        let slot = u64::from(input.u8()) % u64::from(QUEUE_SIZE);
+    if is_packed {
+        let slot = u64::from(input.u8()) % size;
         let flags = input.pick(&[0x8080u16, 0x8082, 0, 2, 0x80, 0x8000]);
         let mut element = length.to_le_bytes().to_vec();
         element.extend(id.to_le_bytes());
         element.extend(flags.to_le_bytes());
-        let to = GuestAddress(area(0) + 16 * slot + 8);
+        let to = GuestAddress(table + 16 * slot + 8);
         memory.write_slice(&element, to).unwrap();
         return;
     }
-    let index: u16 = memory.read_obj(GuestAddress(area(2) + 2)).unwrap();
-    let to = GuestAddress(area(2) + 4 + 8 * u64::from(index % 16));
+    let index: u16 = memory.read_obj(GuestAddress(used + 2)).unwrap();
+    let to = GuestAddress(used + 4 + 8 * (u64::from(index) % size));
     memory.write_obj([u32::from(id), length], to).unwrap();
-    let to = GuestAddress(area(2) + 2);
+    let to = GuestAddress(used + 2);
     memory.write_obj(index.wrapping_add(1), to).unwrap();
 }

@@ -121,6 +121,16 @@ pub fn pages_in_use() -> usize {
     MEMORY.with_borrow(|memory| memory.allocated.values().sum())
 }
 
+/// Takes back what the driver has left to a device that did not finish its reset: that
+/// device is gone now, and so must every driver be. Returns how many pages it was.
+#[allow(dead_code)] // The fuzz targets use it.
+pub fn take_back_leaked() -> usize {
+    MEMORY.with_borrow_mut(|memory| {
+        memory.writable.0.lock().unwrap().clear();
+        std::mem::take(&mut memory.allocated).values().sum()
+    })
+}
+
 /// Whether `length` bytes at `address` are memory that the driver holds, in
 /// one allocation.
 pub fn is_allocated(address: PhysAddr, length: u64) -> bool {
