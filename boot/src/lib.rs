@@ -35,6 +35,7 @@ pub mod linux;
 pub mod nested;
 pub mod output;
 pub mod ports;
+mod publish;
 pub mod qemu;
 pub mod run;
 pub mod scratch;

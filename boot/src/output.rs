@@ -181,10 +181,11 @@ pub(crate) fn is_part(name: &OsStr, prefix: &OsString) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn names(directory: &Path) -> Vec<String> {
+    /// What is in it, sorted.
+    pub(crate) fn names(directory: &Path) -> Vec<String> {
         let entries = fs::read_dir(directory).unwrap();
         let mut names: Vec<_> = entries
             .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::leftover;
 
 /// Every directory of ours starts with this.
-const PREFIX: &str = "kickpath.";
+pub(crate) const PREFIX: &str = "kickpath.";
 
 /// Longest path of a Unix socket in bytes, its closing zero left out (Linux `UNIX_PATH_MAX`).
 const SOCKET_PATH: usize = 107;

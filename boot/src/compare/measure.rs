@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::{BURSTS, Handler, Row, Way};
 use crate::bench::{self, BenchOptions, UdpEcho};
 use crate::guest::Guest;
+use crate::publish;
 use crate::qemu::{Accel, Machine, Net, Trace};
 use crate::scratch::Scratch;
 use crate::session::{Prepared, SessionError};
@@ -149,7 +150,7 @@ pub fn command_line(prepared: &Prepared, conditions: Conditions) -> String {
     prepared.attach(Net::dgram_to_paste());
     conditions.apply(&mut prepared.machine);
     prepared.machine.config.bench = Bench::Kick;
-    prepared.machine.command_line()
+    publish::shorten(&prepared.machine.command_line())
 }
 
 /// Has the guest measure its kicks.

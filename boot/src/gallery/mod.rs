@@ -22,7 +22,7 @@ use crate::nested::{self, NestedError};
 use crate::session::{NetChoice, SessionError, Settings};
 use crate::terminal::Story;
 use crate::trace::{self, Timeline};
-use crate::{compare, interrupt};
+use crate::{compare, interrupt, publish};
 use index::Index;
 use site::Site;
 use ways::PAIRS;
@@ -113,7 +113,7 @@ pub struct Report {
 /// The first line of an error: the rest is for a terminal, not for a public page.
 fn reason(error: &dyn std::error::Error) -> String {
     let text = error.to_string();
-    text.lines().next().unwrap_or_default().to_owned()
+    publish::shorten(text.lines().next().unwrap_or_default())
 }
 
 /// Makes the site at `directory`; `only` names its parts, all where it is empty.

@@ -72,7 +72,8 @@ pub struct Run {
     /// The VMM that ran the guest, if it was not QEMU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm: Option<OtherVmm>,
-    /// The VMM's command line, ready to paste.
+    /// The VMM's command line, to be pasted in the project's directory; directories that are
+    /// this machine's business are shortened.
     pub command_line: String,
     /// The host's kernel release, such as `6.1.0`.
     pub host_kernel: String,

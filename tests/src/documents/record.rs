@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use kickpath::trace::Timeline;
 use kickpath_abi::status::Status;
 
-use super::{STATUS, TRACE, recorded, workspace};
+use super::{STATUS, TRACE, recorded};
 use crate::program::{self, Running, loopback_address};
 
 /// Reports of the status page: enough for its chart to be one.
@@ -23,10 +23,7 @@ pub fn record() -> Result<()> {
     let file = directory.path().join(TRACE);
     let name = file.to_str().context("a directory that is no text")?;
     program::run(&["trace", "--accel", "tcg", "--json", name])?;
-    let mut trace: Timeline = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
-    // Where the project lies is nobody's business.
-    let top = format!("{}/", workspace().canonicalize()?.display());
-    trace.run.command_line = trace.run.command_line.replace(&top, "");
+    let trace: Timeline = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
     let status = reports()?;
     std::fs::create_dir_all(recorded(""))?;
     std::fs::write(recorded(TRACE), serde_json::to_string(&trace)? + "\n")?;

@@ -14,7 +14,7 @@ pub fn add(suite: &mut Suite) {
 }
 
 /// A report with every way and condition, and figures of the usual sizes.
-fn report() -> Report {
+pub fn report() -> Report {
     let mut rows = Vec::new();
     for way in Way::ALL {
         for (place, (ioeventfd, event_idx, burst)) in

@@ -8,7 +8,10 @@ use kickpath::trace::recording::Recording;
 use kickpath::trace::{Timeline, build, html};
 use kickpath_tests::Suite;
 
+use crate::contrast;
 use crate::support::{Page, desk, picture_name, views};
+
+const COMMAND: &str = "kickpath trace --diff ours.json linux.json";
 
 pub fn add(suite: &mut Suite) {
     suite.test("diff::ours_and_linux_at_every_width", ours_and_linux);
@@ -21,24 +24,27 @@ fn ours() -> Result<Timeline> {
     timeline(include_str!("../../../boot/src/trace/fixtures/tcg.json"))
 }
 
-fn linux() -> Result<Timeline> {
+pub fn linux() -> Result<Timeline> {
     timeline(include_str!("../../../boot/src/trace/fixtures/linux.json"))
 }
 
-fn timeline(recording: &str) -> Result<Timeline> {
+/// The timeline of a fixture.
+pub fn timeline(recording: &str) -> Result<Timeline> {
     let recording: Recording = serde_json::from_str(recording)?;
     Ok(build::build(&recording)?)
 }
 
 fn compared(a: &Timeline, b: &Timeline) -> Result<(Diff, Page)> {
     let compared = diff((Path::new("ours.json"), a), (Path::new("linux.json"), b))?;
-    let html = page(
-        &compared,
-        a,
-        b,
-        "kickpath trace --diff ours.json linux.json",
-    );
+    let html = page(&compared, a, b, COMMAND);
     Ok((compared, Page::open(&html)?))
+}
+
+/// The page of ours and Linux's.
+pub fn html() -> Result<String> {
+    let (a, b) = (ours()?, linux()?);
+    let compared = diff((Path::new("ours.json"), &a), (Path::new("linux.json"), &b))?;
+    Ok(page(&compared, &a, &b, COMMAND))
 }
 
 fn ours_and_linux() -> Result<()> {
@@ -65,6 +71,7 @@ fn ours_and_linux() -> Result<()> {
     for view in views() {
         page.view(view)?;
         page.check()?;
+        contrast::check(&mut page)?;
         page.picture(&picture_name("diff", view), view, false)?;
     }
     page.view(desk(false))?;
@@ -109,6 +116,7 @@ fn linux_step_by_step() -> Result<()> {
     for view in views() {
         page.view(view)?;
         page.check()?;
+        contrast::check(&mut page)?;
         page.picture(&picture_name("linux", view), view, true)?;
     }
     page.view(desk(false))?;

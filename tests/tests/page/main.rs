@@ -3,6 +3,7 @@
 //! `KICKPATH_SCREENSHOTS=DIRECTORY cargo test -p kickpath-tests --test page`
 //! leaves the pictures that were taken, for a person to look at.
 
+mod axe;
 mod compare;
 mod contrast;
 mod diff;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         status::add(suite);
         gallery::add(suite);
         reports::add(suite);
+        axe::add(suite);
     });
     suite.run()
 }

@@ -23,8 +23,8 @@ fn at_every_width(page: &mut Page, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Every experiment, closed as the page comes and opened.
-fn laboratory() -> Result<()> {
+/// The page of every experiment.
+pub fn laboratory_html() -> String {
     let evidence = |asked| Evidence {
         asked,
         answered: 100,
@@ -42,7 +42,12 @@ fn laboratory() -> Result<()> {
             wrong: evidence(2_000_000),
         })
         .collect();
-    let mut page = Page::open(&lab::page(&reports))?;
+    lab::page(&reports)
+}
+
+/// Every experiment, closed as the page comes and opened.
+fn laboratory() -> Result<()> {
+    let mut page = Page::open(&laboratory_html())?;
     let titles = page.count("section > h2")?;
     ensure!(titles == EXPERIMENTS.len() as u64, "{titles} experiments");
     // What comes of it is not told before it is asked for.
@@ -52,7 +57,8 @@ fn laboratory() -> Result<()> {
     at_every_width(&mut page, "lab")
 }
 
-fn soaked() -> Result<()> {
+/// The page of a soak.
+pub fn soak_html() -> String {
     let samples = (0..60u32).map(|second| {
         let count = u64::from(second * 900 + second % 7 * 300);
         Sample {
@@ -88,7 +94,11 @@ fn soaked() -> Result<()> {
         samples: samples.collect(),
         ..soak::Report::default()
     };
-    let mut page = Page::open(&soak::html::page(&report))?;
+    soak::html::page(&report)
+}
+
+fn soaked() -> Result<()> {
+    let mut page = Page::open(&soak_html())?;
     ensure!(page.count("svg.plot polyline")? == 6, "six plots");
     at_every_width(&mut page, "soak")
 }

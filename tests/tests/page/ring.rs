@@ -7,6 +7,7 @@ use kickpath_tests::{Suite, setup};
 use serde_json::{Value, json};
 use std::sync::OnceLock;
 
+use crate::contrast;
 use crate::support::{Page, desk, picture_name, views};
 
 pub fn add(suite: &mut Suite) {
@@ -26,12 +27,16 @@ fn module() -> Result<&'static [u8]> {
         .map_err(|error| anyhow!("cannot build the module: {error}"))
 }
 
+/// The page.
+pub fn html() -> Result<String> {
+    Ok(ring::page(module()?, "kickpath lab ring --html FILE"))
+}
+
 struct Hands(Page);
 
 impl Hands {
     fn open() -> Result<Self> {
-        let page = ring::page(module()?, "kickpath lab ring --html FILE");
-        let mut hands = Self(Page::open(&page)?);
+        let mut hands = Self(Page::open(&html()?)?);
         hands.ready("split")?;
         Ok(hands)
     }
@@ -241,6 +246,7 @@ fn every_width() -> Result<()> {
         for view in views() {
             hands.0.view(view)?;
             hands.0.check()?;
+            contrast::check(&mut hands.0)?;
             let name = picture_name(&format!("ring-{layout}"), view);
             hands.0.picture(&name, view, true)?;
         }

@@ -8,6 +8,7 @@ use kickpath_abi::status::{CpuLoad, Outages, Pair, Queue, Status};
 use kickpath_tests::Suite;
 use kickpath_tests::program::{Running, loopback_address};
 
+use crate::contrast;
 use crate::support::{Page, picture_name, views};
 
 pub fn add(suite: &mut Suite) {
@@ -135,22 +136,25 @@ fn report(second: u64) -> Status {
     status
 }
 
-/// Each pair has its row, with its own figures, and the totals remain.
-fn several_pairs() -> Result<()> {
+/// The page, with a guest of four pairs in the place of one that answers.
+pub fn html() -> Result<String> {
     let file = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../kernel/services/src/http/status.html"
     );
     let reports = (0..60).map(report).collect::<Vec<_>>();
-    // In the place of a guest that answers.
     let guest = format!(
         "<script>const reports = {}; let turn = 0; \
          window.fetch = async () => ({{ ok: true, json: async () => reports[turn++ % 60] }});\
          </script><script>",
         serde_json::to_string(&reports)?
     );
-    let html = std::fs::read_to_string(file)?.replacen("<script>", &guest, 1);
-    let mut page = Page::open(&html)?;
+    Ok(std::fs::read_to_string(file)?.replacen("<script>", &guest, 1))
+}
+
+/// Each pair has its row, with its own figures, and the totals remain.
+fn several_pairs() -> Result<()> {
+    let mut page = Page::open(&html()?)?;
     page.eventually("turn >= 3 && document.querySelectorAll('#pairs tr').length === 4")?;
     ensure!(page.count("#rings svg.ring")? == 8, "eight rings are drawn");
     for number in 0..4 {
@@ -176,6 +180,7 @@ fn several_pairs() -> Result<()> {
     for view in views() {
         page.view(view)?;
         page.check()?;
+        contrast::check(&mut page)?;
         page.picture(&picture_name("pairs", view), view, true)?;
     }
     // An answer that was on its way does not end a pause.

@@ -3,12 +3,12 @@
 use anyhow::{Context, Result, ensure};
 use kickpath::lang::Lang;
 use kickpath::trace::timeline::{Delta, Part, Phase};
-use kickpath::trace::{Timeline, build, glossary, html};
+use kickpath::trace::{Timeline, glossary, html};
 use kickpath_tests::browser::View;
 use kickpath_tests::{Suite, program};
 
-use crate::contrast;
 use crate::support::{Page, WIDTHS, desk, picture_name, views};
+use crate::{axe, contrast, diff};
 
 pub fn add(suite: &mut Suite) {
     let mut add = |name: &str, body: fn() -> Result<()>| {
@@ -42,27 +42,22 @@ pub fn add(suite: &mut Suite) {
     });
 }
 
-fn sample() -> Result<Timeline> {
+/// A recorded run by TCG.
+pub fn sample() -> Result<Timeline> {
     let text = include_str!("../../../boot/src/trace/sample.json");
     serde_json::from_str(text).context("the sample does not fit the schema")
+}
+
+/// A recorded run by KVM.
+pub fn on_kvm() -> Result<Timeline> {
+    diff::timeline(include_str!("../../../boot/src/trace/fixtures/kvm.json"))
 }
 
 /// In Chinese, at every step, all that is no name, code or title of the specification is
 /// Chinese.
 fn nothing_is_left_in_english() -> Result<()> {
-    for (name, recording) in [
-        (
-            "kvm",
-            include_str!("../../../boot/src/trace/fixtures/kvm.json"),
-        ),
-        (
-            "linux",
-            include_str!("../../../boot/src/trace/fixtures/linux.json"),
-        ),
-    ] {
-        let timeline = build::build(&serde_json::from_str(recording)?)?;
-        let html = html::render(&timeline, "kickpath trace --html FILE --lang zh")?;
-        let mut page = Page::open(&Lang::Zh.page(html))?;
+    for (name, timeline) in [("kvm", on_kvm()?), ("linux", diff::linux()?)] {
+        let mut page = Page::open(&html(&timeline, Lang::Zh)?)?;
         page.check()?;
         let lang = page.evaluate("document.documentElement.lang")?;
         ensure!(lang == "zh-CN", "{lang}");
@@ -75,8 +70,13 @@ fn nothing_is_left_in_english() -> Result<()> {
     Ok(())
 }
 
+/// Its page.
+pub fn html(timeline: &Timeline, lang: Lang) -> Result<String> {
+    Ok(lang.page(html::render(timeline, "kickpath trace --html FILE")?))
+}
+
 fn open(timeline: &Timeline) -> Result<Page> {
-    Page::open(&html::render(timeline, "kickpath trace --html FILE")?)
+    Page::open(&html(timeline, Lang::En)?)
 }
 
 /// What the page shows must be what the timeline has at this step.
@@ -449,6 +449,8 @@ fn a_lecture_fits_one_screen() -> Result<()> {
         };
         page.picture(name, screen(dark), false)?;
     }
+    axe::check(&mut page)?;
+    page.view(screen(false))?;
     // A link from slides opens it so, at that step.
     let own = page.evaluate("location.hash === `#lecture-${bell.number + 1}`")?;
     ensure!(own == true, "the address leads here");
@@ -549,6 +551,7 @@ fn a_packet_of_this_machine(name: &str, options: &[&str]) -> Result<()> {
         page.check()?;
         page.picture(&picture_name(name, view), view, true)?;
     }
+    axe::check(&mut page)?;
     page.view(desk(false))?;
     page.picture(&format!("{name}-first-screen"), desk(false), false)?;
     let trace: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&perfetto)?)?;

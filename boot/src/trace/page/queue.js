@@ -55,7 +55,7 @@ function table(queue, heads, before, entries, key, columns, after, count) {
   }
   rows.push(...after.map(wordRow));
   return el("table", { class: "cells" },
-    el("thead", {}, el("tr", {}, heads.map(head => el("th", { scope: "col" }, head)))), el("tbody", {}, rows));
+    el("thead", {}, el("tr", {}, heads.map(head => head ? el("th", { scope: "col" }, head) : el("td")))), el("tbody", {}, rows));
 }
 
 // A position on a ring: a turn is 1, from the top clockwise.

@@ -164,7 +164,7 @@ listeners.push((index, from) => {
 });
 
 function list() {
-  fill("list", el("thead", {}, el("tr", {}, ["", "Layer", "Step", "Since the one before", "Linux", "Source"].map(head => el("th", { scope: "col" }, head)))),
+  fill("list", el("thead", {}, el("tr", {}, ["#", "Layer", "Step", "Since the one before", "Linux", "Source"].map(head => el("th", { scope: "col" }, head)))),
     el("tbody", {}, steps.filter(visible).map(step => el("tr", { "data-step": step.number }, el("td", { class: "right" }, String(step.number + 1)), el("td", { style: `color:${layerOf(step).text}` }, layerOf(step).name),
       el("td", {}, link(step.number, nameOf(step))), el("td", { class: "right" }, since(step)), el("td", { class: "mono" }, step.linux ?? ""), el("td", { class: "mono" }, step.source ? `${step.source.file}:${step.source.line}` : "")))));
 }
