@@ -11,6 +11,8 @@ mod device;
 pub mod document;
 mod input;
 mod network;
+#[cfg(feature = "runner")]
+mod recordings;
 mod registers;
 mod ring;
 #[cfg(feature = "runner")]
@@ -44,6 +46,9 @@ pub enum Target {
     /// What the runner reads: logs, traces, answers, recordings.
     #[cfg(feature = "runner")]
     Runner,
+    /// Recordings with faults, and the trace that is told of them.
+    #[cfg(feature = "runner")]
+    Recordings,
 }
 
 impl Target {
@@ -58,6 +63,8 @@ impl Target {
         Self::Words,
         #[cfg(feature = "runner")]
         Self::Runner,
+        #[cfg(feature = "runner")]
+        Self::Recordings,
     ];
 
     /// Its name on the command line and in the corpus.
@@ -72,6 +79,8 @@ impl Target {
             Self::Words => "words",
             #[cfg(feature = "runner")]
             Self::Runner => "runner",
+            #[cfg(feature = "runner")]
+            Self::Recordings => "recordings",
         }
     }
 
@@ -90,6 +99,8 @@ impl Target {
             Self::Words => words::run(data),
             #[cfg(feature = "runner")]
             Self::Runner => runner::run(data),
+            #[cfg(feature = "runner")]
+            Self::Recordings => recordings::run(data),
         }
     }
 }

@@ -70,4 +70,5 @@ targets! {
     http => Http,
     words => Words,
     runner => Runner,
+    recordings => Recordings,
 }
