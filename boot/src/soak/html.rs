@@ -12,8 +12,9 @@ use crate::terminal::thousands;
 type Figure = fn(&Sample) -> u64;
 
 /// What is drawn, and whether the rate is meant, a second.
-const PLOTS: [(&str, bool, Figure); 6] = [
+const PLOTS: [(&str, bool, Figure); 7] = [
     ("Bytes of heap in use", false, |sample| sample.heap),
+    ("TCP connections", false, |sample| sample.connections),
     ("Frames received a second", true, |sample| sample.rx),
     ("Frames sent a second", true, |sample| sample.tx),
     ("Kicks a second", true, |sample| sample.kicks),

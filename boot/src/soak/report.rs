@@ -133,6 +133,8 @@ impl Report {
         };
         same("queues", start.queues.len() as u64, end.queues.len() as u64);
         let (before, after) = (&start.counters, &end.counters);
+        let sockets = [&start, end].map(|status| status.network.tcp_connections);
+        same("TCP connections", sockets[0], sockets[1]);
         same("frames sent in vain", before.tx_errors, after.tx_errors);
         same("queues given up", before.stuck, after.stuck);
         for (before, after) in start.queues.iter().zip(&end.queues) {
@@ -200,6 +202,12 @@ impl Report {
                 heap[0], heap[1]
             );
             story.row("Heap", &text)?;
+            let connections = [start, end].map(|status| status.network.tcp_connections);
+            let text = format!(
+                "{} at the start, {} at the end, that of the question included",
+                connections[0], connections[1]
+            );
+            story.row("TCP connections", &text)?;
             let counters = &end.counters;
             let text = format!(
                 "{} in, {} out; {} kicks, {} interrupts",

@@ -12,6 +12,8 @@ pub struct Sample {
     pub at_s: f64,
     /// Bytes of heap in use.
     pub heap: u64,
+    /// TCP connections, that of the report included.
+    pub connections: u64,
     /// Frames received.
     pub rx: u64,
     /// Frames sent.
@@ -29,6 +31,7 @@ impl Sample {
         Self {
             at_s: at.as_secs_f64(),
             heap: status.cpu.heap_used,
+            connections: status.network.tcp_connections,
             rx: status.counters.rx_packets,
             tx: status.counters.tx_packets,
             kicks: status.counters.kicks,

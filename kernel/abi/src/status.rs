@@ -166,6 +166,10 @@ pub struct Network {
     /// host has, or ours.
     #[serde(default)]
     pub impossible_sources: u64,
+    /// TCP connections of the CPU that reports, half-open ones and that of the report
+    /// included.
+    #[serde(default)]
+    pub tcp_connections: u64,
 }
 
 /// What has been counted. All counters start at 0 and never go back.

@@ -206,6 +206,11 @@ impl Pool {
         self.mtu_v6 = mtu;
     }
 
+    /// Connections, half-open ones included.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
     /// Whether there is a connection with these ends.
     pub(crate) fn knows(&self, ends: &Ends) -> bool {
         self.by_ends.contains_key(ends) || self.time_wait.contains(ends)

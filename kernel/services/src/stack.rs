@@ -295,6 +295,7 @@ impl Stack {
         let host = &self.ingress.host;
         status::Network {
             impossible_sources: self.ingress.impossible_sources,
+            tcp_connections: self.ingress.tcp.count() as u64,
             ..host.ipv4.report(&host.interface)
         }
     }

@@ -181,7 +181,9 @@ fn no_place_is_lost() {
         world.sockets.remove(socket);
     }
     world.run(700);
+    assert_eq!(world.stack.network().tcp_connections, 0);
     let all: Vec<_> = (0..6).map(|_| world.connect((GUEST, 7))).collect();
+    assert_eq!(world.stack.network().tcp_connections, 6);
     // The SYN of a seventh is dropped while they are new, not answered by RST,
     // and there is room for another service.
     let seventh = world.tcp((GUEST, 7));

@@ -99,6 +99,7 @@ const OF_CPUS: &[Family<CpuLoad>] = families! {
 };
 
 const SIZES: &[Family<Status>] = families! {
+    "tcp_connections" "TCP connections of the CPU that reports." network.tcp_connections;
     "heap_used_bytes" "Heap in use." cpu.heap_used;
     "heap_size_bytes" "Heap in all." cpu.heap_size;
     "memory_bytes" "Usable memory." boot.memory_bytes;
