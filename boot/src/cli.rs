@@ -8,12 +8,12 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kickpath::accel::AccelChoice;
-use kickpath::bench::BenchOptions;
+use kickpath::bench::{BenchOptions, linux};
 use kickpath::install::{Policy, QEMU_VARIABLE};
 use kickpath::lang::Lang;
 use kickpath::qemu::{Kind, Memory, Vmm};
 use kickpath::serve::ServeOptions;
-use kickpath::session::{Layout, NetChoice, Settings};
+use kickpath::session::{Layout, Mismatch, NetChoice, Settings};
 use kickpath::wire::Capture;
 pub use lab::{LabArgs, LabCheckArgs, LabCommand, LabRingArgs, LabRunArgs};
 
@@ -320,6 +320,14 @@ pub struct BenchArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 100_000,
           value_parser = clap::value_parser!(u64).range(1..))]
     echoes: u64,
+    /// What ours is measured beside: linux is Debian's kernel (downloaded once) at a tap (root), the
+    /// same clients, counts and pairs of transfers in time; pc and q35, one CPU.
+    #[arg(long, value_enum, default_value_t = GuestArg::Kickpath)]
+    pub guest: GuestArg,
+    /// With --guest linux: how often each cost is measured, and how many pairs of transfers are timed.
+    #[arg(long, value_name = "COUNT", default_value_t = 9,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
     /// Name the functions and layers in which the instructions of each measurement were executed.
     #[arg(long)]
     profile: bool,
@@ -660,6 +668,30 @@ impl BenchArgs {
             echoes: self.echoes,
             ..BenchOptions::default()
         }
+    }
+
+    /// The options of `--guest linux`.
+    ///
+    /// # Errors
+    /// One that is for our guest alone.
+    pub fn linux_options(&self) -> Result<linux::Options, Mismatch> {
+        let named = [
+            ("--save", self.save.is_some()),
+            ("--baseline", self.baseline.is_some()),
+            ("--profile", self.profile),
+            ("--peer-kernel", self.peer_kernel.is_some()),
+            ("--dry-run", self.machine.dry_run),
+        ];
+        if let Some((option, _)) = named.into_iter().find(|(_, is_given)| *is_given) {
+            let why = "it is for our guest alone, not for one beside Linux (--guest linux)";
+            return Err(Mismatch::Decided { option, why });
+        }
+        Ok(linux::Options {
+            // Each is sent three times a round, with 1 and with 32 outstanding.
+            echoes: (self.echoes / 200).max(100),
+            rounds: self.rounds.into(),
+            ..linux::Options::default()
+        })
     }
 }
 

@@ -32,6 +32,7 @@ pub mod lab;
 pub mod lang;
 mod leftover;
 pub mod linux;
+pub mod linux_guest;
 pub mod nested;
 pub mod output;
 pub mod ports;

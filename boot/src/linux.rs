@@ -49,7 +49,7 @@ pub const BETWEEN: Choice = Choice {
     option: "--accel nested",
 };
 
-/// What `trace --guest linux` boots as the guest: the kernel for clouds is a third of
+/// What `--guest linux` boots: the kernel for clouds is a third of
 /// the other's size, and has all that a virtio device needs.
 pub const GUEST: Choice = Choice {
     package: ("linux-image-cloud-amd64", "linux-image-"),

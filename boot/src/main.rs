@@ -122,6 +122,17 @@ fn bench_command(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let settings = args.machine.settings();
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
+    if args.guest == GuestArg::Linux {
+        let options = args.linux_options().map_err(SessionError::from)?;
+        let mut story = (!args.json).then(Story::stdout);
+        let result = bench::linux::bench(&settings, options, story.as_mut(), &mut sink);
+        let result = settings.keep_pcap(result);
+        if args.json {
+            return print_json(result, |_| true);
+        }
+        result?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if args.machine.dry_run {
         let mut prepared = bench::prepare(&settings, true, &mut sink)?;
         let net = run::dry_run_net(&prepared, Default::default())?;

@@ -7,6 +7,7 @@
 //! they would say more about the machine than about the guest.
 
 pub mod baseline;
+pub mod linux;
 pub mod peer;
 pub mod profile;
 mod table;

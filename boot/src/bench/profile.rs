@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs;
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use addr2line::Loader;
@@ -19,8 +20,9 @@ use crate::qemu::{Boot, Machine};
 use crate::session::SessionError;
 use crate::toolchain::{self, BuildOptions};
 
-/// Blocks that the file of counts has room for; a guest has some 20,000.
-const BLOCKS: usize = 1 << 17;
+/// Blocks that the file of counts has room for; our guest has some 20,000, Linux ten times as
+/// many.
+const BLOCKS: usize = 1 << 20;
 /// Bytes of a number in that file.
 const WORD: usize = size_of::<u64>();
 /// Functions that are named.
@@ -118,9 +120,15 @@ impl Profiler {
     /// What has been counted until now.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read, or is full: what has no room in it is not counted.
     pub fn read(&self) -> Result<Counts, SessionError> {
-        Ok(Counts::parse(&fs::read(self.counts.path())?))
+        let counts = Counts::parse(self.counts.as_file())?;
+        match counts.0.len() {
+            BLOCKS.. => Err(failed("count blocks of code")(io::Error::other(format!(
+                "the guest has more than {BLOCKS}"
+            )))),
+            _ => Ok(counts),
+        }
     }
 }
 
@@ -129,29 +137,32 @@ fn failed<E: std::error::Error + Send + Sync + 'static>(
 ) -> impl Fn(E) -> SessionError {
     move |error| SessionError::System {
         what: what.to_owned(),
-        source: std::io::Error::other(error),
+        source: io::Error::other(error),
     }
 }
 
 impl Counts {
-    /// Reads the plugin's file.
-    fn parse(bytes: &[u8]) -> Self {
-        let mut words = bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|word| u64::from_ne_bytes(*word));
-        let blocks = words.next().unwrap_or_default();
-        let mut counts = BTreeMap::new();
-        for _ in 0..blocks {
-            let (Some(address), Some(length), Some(runs)) =
-                (words.next(), words.next(), words.next())
-            else {
-                break;
-            };
-            counts.insert((address, length), runs);
-        }
-        Self(counts)
+    /// Reads as much of the plugin's file as is in use.
+    fn parse(mut file: impl Read + Seek) -> io::Result<Self> {
+        let mut head = [0; WORD];
+        file.rewind()?;
+        file.read_exact(&mut head)?;
+        let length = u64::from_ne_bytes(head).saturating_mul(3 * WORD as u64);
+        let mut bytes = Vec::new();
+        file.take(length).read_to_end(&mut bytes)?;
+        let (words, _) = bytes.as_chunks();
+        let (blocks, _) = words.as_chunks();
+        let counts = blocks.iter().map(|block| {
+            let [address, length, runs] = block.map(u64::from_ne_bytes);
+            ((address, length), runs)
+        });
+        Ok(Self(counts.collect()))
+    }
+
+    /// How many instructions were executed.
+    pub fn instructions(&self) -> u64 {
+        let blocks = self.0.iter();
+        blocks.map(|((_, length), runs)| length * runs).sum()
     }
 
     /// What came since `earlier`.
@@ -171,7 +182,7 @@ impl Profile {
     /// The executable cannot be read.
     pub fn of(counts: &Counts, boot: &Boot, packets: u64) -> Result<Self, SessionError> {
         let Boot::Kernel(kernel) = boot else {
-            return Err(failed("profile a disk image")(std::io::Error::other(
+            return Err(failed("profile a disk image")(io::Error::other(
                 "it has no symbols",
             )));
         };
@@ -231,7 +242,7 @@ impl Code {
         Ok(Self {
             segments: segments.collect(),
             lines: Loader::new(file).map_err(|error| {
-                failed("read the executable's lines")(std::io::Error::other(error.to_string()))
+                failed("read the executable's lines")(io::Error::other(error.to_string()))
             })?,
             owners: HashMap::new(),
         })
@@ -310,15 +321,17 @@ mod tests {
     fn what_the_plugin_wrote_is_read() {
         let words: [u64; 8] = [2, 0x1000, 3, 7, 0x2000, 1, 5, 0];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let counts = Counts::parse(&bytes);
+        let parse = |bytes: &[u8]| Counts::parse(io::Cursor::new(bytes));
+        let counts = parse(&bytes).unwrap();
         let expected = BTreeMap::from([((0x1000, 3), 7), ((0x2000, 1), 5)]);
         assert_eq!(counts, Counts(expected));
+        assert_eq!(counts.instructions(), 3 * 7 + 5);
         let later = Counts(BTreeMap::from([((0x1000, 3), 9), ((0x3000, 2), 1)]));
         let since = BTreeMap::from([((0x1000, 3), 2), ((0x3000, 2), 1)]);
         assert_eq!(later.since(&counts), Counts(since));
         // More than there are, or none at all.
-        assert_eq!(Counts::parse(&bytes[..24]), Counts::default());
-        assert_eq!(Counts::parse(&[]), Counts::default());
+        assert_eq!(parse(&bytes[..24]).unwrap(), Counts::default());
+        assert!(parse(&[]).is_err());
     }
 
     #[test]

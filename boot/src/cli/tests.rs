@@ -200,12 +200,30 @@ fn a_wrong_value_names_the_right_ones() {
         ),
         ("trace --gdb --html x", "cannot be used with"),
         ("bench --echoes 0", "1.."),
+        ("bench --rounds 0", "1.."),
         ("bench --tolerance nan", "from 0 to 1000"),
         ("bench --tolerance=-1", "from 0 to 1000"),
         ("serve --http-port 0", "1.."),
     ] {
         let error = parse(line).unwrap_err().to_string();
         assert!(error.contains(expected), "{line}: {error}");
+    }
+}
+
+#[test]
+fn what_is_for_our_guest_alone_is_refused_beside_linux() {
+    for option in ["--save x", "--baseline x", "--profile", "--dry-run", ""] {
+        let line = format!("bench --guest linux {option}");
+        let Some(Command::Bench(bench)) = parse(&line).unwrap().command else {
+            panic!("bench is a command");
+        };
+        match bench.linux_options() {
+            Ok(options) => assert_eq!((option, options.rounds), ("", 9)),
+            Err(error) => {
+                let (word, _) = option.split_once(' ').unwrap_or((option, ""));
+                assert!(!word.is_empty() && error.to_string().contains(word));
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //! for each test that was skipped.
 
 mod any_cpu;
+mod bench;
 mod boot;
 mod bzimage;
 mod checksums;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
     kvm::add_clock_and_line(&mut suite);
     nested::add(&mut suite);
     linux_guest::add(&mut suite);
+    bench::add(&mut suite);
     images::add(&mut suite);
     any_cpu::add(&mut suite);
     experiments::add(&mut suite);

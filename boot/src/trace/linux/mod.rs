@@ -6,14 +6,9 @@
 //! [`Recording`] like that of our guest: a function of Linux stands where our guest has the
 //! event that answers to it.
 
-mod echo;
 pub mod page;
 mod probes;
 pub mod records;
-
-use std::path::Path;
-
-use kickpath_abi::config::{Ipv4Cidr, Irq, Transport, UdpWay};
 
 use super::capture::{self, PROBE_BYTES, TraceError, Tracer};
 use super::image;
@@ -23,21 +18,17 @@ use super::records::GuestRecord;
 use super::timeline::{Absent, Device};
 use crate::command::{Progress, Sink};
 use crate::guest::Guest;
-use crate::linux::initramfs::{self, Entry};
+use crate::linux::initramfs::Entry;
 use crate::linux::{GUEST, Linux};
-use crate::qemu::{Accel, Boot, Kind, LinuxBoot, Machine, NicTransport};
+use crate::linux_guest::{self, Service};
+use crate::qemu::Accel;
 use crate::scratch::Scratch;
 use crate::session::{Mismatch, NetChoice, Prepared, SessionError, Settings};
-use crate::wire::{ECHO_PORT, FarEnd, Peer, Plan};
+use crate::wire::{FarEnd, Peer};
 
 /// Content of the datagram behind the window, in bytes: what comes with it and after it
 /// is left out.
 const MARK_BYTES: usize = 16;
-
-/// Words of the kernel. What keeps a CPU from guessing is left out, as an emulated CPU
-/// pays for it; addresses are as the symbols say; IPv6 would send frames of its own.
-const WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable \
-                     no_timer_check ipv6.disable=1";
 
 /// Longest `iowrite16` that is looked at, in bytes.
 const IOWRITE16: usize = 128;
@@ -67,16 +58,17 @@ pub fn record(
         .into());
     }
     let directory = Scratch::new("linux")?;
-    let initramfs = directory.path().join("initramfs");
-    write_initramfs(&initramfs, &linux, &prepared.plan)?;
-    prepared.machine.boot = Boot::Linux(LinuxBoot {
-        kernel: linux.kernel(),
-        initramfs,
-        words: WORDS.to_owned(),
-    });
+    linux_guest::boot(
+        &mut prepared.machine,
+        directory.path(),
+        &linux,
+        &prepared.plan,
+        &[Service::Echo],
+        recorders(),
+    )?;
     let tracer = Tracer::of_foreign(&mut prepared.machine)?;
     let peer = prepared.connect_peer()?;
-    tell_device(&mut prepared.machine, &settings);
+    linux_guest::tell_device(&mut prepared.machine, &settings);
     sink(Progress::Step("Booting Linux, with its functions recorded"));
     let mut guest = prepared.launch()?;
     guest.attach_frames(peer.frame_log());
@@ -99,92 +91,35 @@ pub fn record(
 /// The option.
 pub fn check(settings: &Settings, net: NetChoice) -> Result<(), Mismatch> {
     let refuse = |option, why| Err(Mismatch::Decided { option, why });
-    if !cfg!(target_arch = "x86_64") {
-        return refuse(
-            "--guest linux",
-            "it needs a host whose programs are for x86-64",
-        );
-    }
+    linux_guest::check(settings)?;
     if net != NetChoice::Dgram {
         return refuse(
             "--net",
             "--guest linux is traced at a far end of our own (dgram)",
         );
     }
-    const OURS: &str = "it is for our guest, not for Linux (--guest linux)";
-    match settings {
-        Settings {
-            kind: Kind::Microvm,
-            ..
-        } => refuse(
-            "--machine microvm",
-            "Linux's kick by virtio-mmio is not recorded; --guest linux is for pc and q35",
-        ),
-        Settings {
-            kernel: Some(_), ..
-        } => refuse("--kernel or KICKPATH_KERNEL", OURS),
-        Settings { image: Some(_), .. } => refuse("--image", OURS),
-        Settings {
-            netconsole: Some(_),
-            ..
-        } => refuse("--netconsole", OURS),
-        Settings { vlan: Some(_), .. } => refuse("--vlan", OURS),
-        Settings {
-            queue_size: Some(_),
-            ..
-        } => refuse("--queue-size", OURS),
-        Settings {
-            udp: UdpWay::InPlace,
-            ..
-        } => refuse("--udp in-place", OURS),
-        Settings { irq: Irq::Poll, .. } => refuse("--irq poll", "Linux's driver has no such rung"),
-        Settings { cpus: 2.., .. } => refuse(
-            "--smp",
-            "calls of several CPUs are not told apart; --guest linux has one",
-        ),
-        _ => settings.check_with(net),
+    if settings.kernel.is_some() {
+        return refuse(
+            "--kernel or KICKPATH_KERNEL",
+            "it is for our guest, not for Linux (--guest linux)",
+        );
     }
+    settings.check_with(net)
 }
 
-/// What a Linux cannot be told on its command line, its device offers or not.
-fn tell_device(machine: &mut Machine, settings: &Settings) {
-    let off = machine.config.features_off.clone();
-    let Some(nic) = &mut machine.nic else {
-        return;
-    };
-    nic.transport = match settings.transport {
-        Transport::Legacy => NicTransport::Legacy,
-        Transport::Modern => NicTransport::Modern,
-        Transport::Auto | Transport::Mmio => NicTransport::Transitional,
-    };
-    nic.vectors = match settings.irq {
-        // One for the configuration, one for all queues.
-        Irq::MsixShared => Some(2),
-        Irq::Intx => Some(0),
-        Irq::Auto | Irq::Msix | Irq::Poll => None,
-    };
-    let names = off.split(',').filter(|name| !name.is_empty());
-    nic.properties
-        .extend(names.map(|name| (name.replace('-', "_"), "off".to_owned())));
-}
-
-fn write_initramfs(file: &Path, linux: &Linux, plan: &Plan) -> Result<(), SessionError> {
-    let Ipv4Cidr { address, prefix } = plan.guest;
-    let settings = format!(
-        "ADDRESS={address}/{prefix}\nGATEWAY={}\nEVENTS='{}'\n",
-        plan.host,
-        probes::EVENTS.join(" ")
+/// The files that record: how, what, and the page that tells.
+fn recorders() -> [Entry; 4] {
+    let how = format!(
+        "EVENTS='{}'\n{}",
+        probes::EVENTS.join(" "),
+        include_str!("record.sh")
     );
-    let files = [
-        Entry::program("init", include_str!("init.sh")),
-        Entry::text("settings", settings),
+    [
+        Entry::text("record", how),
         Entry::text("probes", probes::lines()),
-        Entry::program("echo", echo::program(ECHO_PORT)),
-        Entry::directory("www"),
         Entry::directory("www/cgi-bin"),
         Entry::program("www/cgi-bin/trace", include_str!("page.sh")),
-    ];
-    Ok(initramfs::write(file, linux, files)?)
+    ]
 }
 
 /// Reads what the guest recorded, and puts it to what was recorded of it.
