@@ -64,6 +64,7 @@ pub fn soak_html() -> String {
         Sample {
             at_s: f64::from(second),
             heap: 1_000_000 + u64::from(second % 9) * 4_096,
+            connections: 2,
             rx: count,
             tx: count,
             kicks: count / 9,
