@@ -15,9 +15,10 @@ mod memory;
 mod page;
 
 use alloc::sync::Arc;
+use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use virtio_net::doorbell::Doorbell;
+use virtio_net::doorbell::Notify;
 use virtio_net::queue::{
     EventMode, PositionalRing, QueueError, QueueRing, RingLayout, RingShape, SlotBuffers, Virtqueue,
 };
@@ -81,9 +82,28 @@ pub struct Counts {
     pub interrupts: u64,
 }
 
+/// The doorbell: it wakes the device.
+#[derive(Clone)]
+pub struct Bell(Arc<AtomicBool>);
+
+impl Notify for Bell {
+    fn queue(&self) -> u16 {
+        QUEUE
+    }
+    fn ring(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl fmt::Display for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a flag of the laboratory")
+    }
+}
+
 /// A ring with both its ends.
 pub struct Lab<D> {
-    driver: Virtqueue<PositionalRing<Pages>>,
+    driver: Virtqueue<PositionalRing<Pages>, Bell>,
     device: D,
     /// The doorbell was rung and the device has not looked since.
     told: Arc<AtomicBool>,
@@ -118,13 +138,7 @@ impl<D: DeviceEnd> Lab<D> {
         let mut device = unsafe { D::new(ring.areas(), size, layout, event_idx) };
         device.enable_notification();
         let told = Arc::new(AtomicBool::new(false));
-        let bell = Arc::clone(&told);
-        let function = Arc::new(move |_| bell.store(true, Ordering::SeqCst));
-        let doorbell = Doorbell::Call {
-            function,
-            queue: QUEUE,
-        };
-        let mut driver = Virtqueue::new(ring, doorbell);
+        let mut driver = Virtqueue::new(ring, Bell(Arc::clone(&told)));
         // Nothing is used yet.
         let _ = driver.enable_interrupts();
         Ok(Self {
@@ -139,7 +153,7 @@ impl<D: DeviceEnd> Lab<D> {
     }
 
     /// The driver's end, to look at.
-    pub fn driver(&self) -> &Virtqueue<PositionalRing<Pages>> {
+    pub fn driver(&self) -> &Virtqueue<PositionalRing<Pages>, Bell> {
         &self.driver
     }
 

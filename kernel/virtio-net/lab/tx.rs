@@ -3,9 +3,10 @@
 use virtio_drivers::Hal;
 
 use super::TxQueue;
+use crate::doorbell::Notify;
 use crate::faults::{STEPS, Step, hold_open, kicks_each_frame, steps_are_wrong};
 
-impl<H: Hal> TxQueue<H> {
+impl<H: Hal, N: Notify> TxQueue<H, N> {
     /// Adds a frame as [`Self::add_slot`] does and tells the device, in the order of
     /// the experiment. Returns whether there is one that does.
     pub(super) fn add_in_steps(&mut self, slot: u16, length: u32) -> bool {

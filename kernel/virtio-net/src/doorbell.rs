@@ -1,19 +1,60 @@
 //! The notify hook of a virtqueue: one precomputed write (Linux `vq->notify`).
 
-extern crate alloc;
-
-use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
 
 use crate::mmio;
 use crate::trace::tracepoint;
 
-/// How the device is told that a queue has new buffers. Computed once, when
-/// the queue is set up; ringing it is a single store, and that store is the
-/// VM exit.
+/// How the device is told that a queue has new buffers (Linux `vq->notify`). A queue
+/// has its own, made when it is set up, and takes it along to any CPU.
 ///
-/// Linux: `vq->notify`, which `setup_vq` points at `vp_notify`.
+/// It is a [`Doorbell`] where one register is written. A transport with a way of its
+/// own, such as a hypercall, has a type of its own with whatever that needs.
+pub trait Notify: Clone + fmt::Display {
+    /// Index of the queue that is told of, 0 to 65535.
+    fn queue(&self) -> u16;
+
+    /// Tells the device.
+    fn ring(&self);
+
+    /// Tells the device how far the driver has come as well
+    /// (`VIRTIO_F_NOTIFICATION_DATA`, specification 4.1.5.2 and 4.2.3.3): 32
+    /// bits, made by [`QueueRing::notification_data`]. Without [`Self::takes_data`]
+    /// as [`Self::ring`].
+    ///
+    /// [`QueueRing::notification_data`]: crate::queue::QueueRing::notification_data
+    #[inline]
+    fn ring_with(&self, _data: u32) {
+        self.ring();
+    }
+
+    /// Whether [`Self::ring_with`] tells the device more than [`Self::ring`].
+    #[inline]
+    fn takes_data(&self) -> bool {
+        false
+    }
+
+    /// Kind and target as trace records have them.
+    #[inline]
+    fn trace_arguments(&self) -> [u64; 2] {
+        [3, 0]
+    }
+}
+
+/// Rings it, with the data if there is any: this is the VM exit.
+#[inline]
+pub(crate) fn ring<N: Notify>(doorbell: &N, data: Option<u32>) {
+    let (queue, [kind, target]) = (doorbell.queue(), doorbell.trace_arguments());
+    tracepoint!(Event::DoorbellRing, queue, kind, target);
+    match data {
+        Some(data) => doorbell.ring_with(data),
+        None => doorbell.ring(),
+    }
+    tracepoint!(Event::DoorbellRang, queue, kind, target);
+}
+
+/// A register. Ringing it is a single store, and that store is the VM exit.
 ///
 /// Those that name a register are made by [`Self::port`], [`Self::mmio16`] and
 /// [`Self::mmio32`], whose callers answer for what is there:
@@ -22,7 +63,7 @@ use crate::trace::tracepoint;
 /// # use {core::ptr::NonNull, kickpath_virtio_net::doorbell::Doorbell};
 /// let anywhere = Doorbell::Mmio16 { register: NonNull::dangling(), queue: 1 };
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Copy, Debug)]
 #[doc(alias = "vp_notify")]
 pub enum Doorbell {
     /// A 16-bit port write of the queue's index: the legacy interface's
@@ -55,17 +96,10 @@ pub enum Doorbell {
         /// The queue's index.
         queue: u16,
     },
-    /// A function with what it needs, for transports with a way of their own.
-    Call {
-        /// Called with the queue's index, on any CPU that sends.
-        function: Arc<dyn Fn(u16) + Send + Sync>,
-        /// The queue's index.
-        queue: u16,
-    },
 }
 
 // SAFETY: it is an address of a device register and a value to write there,
-// which the device accepts from any CPU, or a function that can be sent.
+// which the device accepts from any CPU.
 unsafe impl Send for Doorbell {}
 
 impl Doorbell {
@@ -100,6 +134,17 @@ impl Doorbell {
     pub const unsafe fn mmio32(register: NonNull<u32>, queue: u16) -> Self {
         Self::Mmio32 { register, queue }
     }
+}
+
+impl Notify for Doorbell {
+    #[inline]
+    fn queue(&self) -> u16 {
+        match *self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Port { queue, .. } => queue,
+            Self::Mmio16 { queue, .. } | Self::Mmio32 { queue, .. } => queue,
+        }
+    }
 
     /// Tells the device (Linux `vp_notify`; specification 4.1.5.2, 4.1.4.10 for
     /// the legacy interface, 4.2.3.3 for virtio-mmio). This is the instruction on
@@ -107,9 +152,7 @@ impl Doorbell {
     #[doc(alias = "vp_notify")]
     #[doc(alias = "vm_notify")]
     #[inline]
-    pub fn ring(&self) {
-        let (queue, [kind, target]) = (self.queue(), self.trace_arguments());
-        tracepoint!(Event::DoorbellRing, queue, kind, target);
+    fn ring(&self) {
         match *self {
             // SAFETY: the caller of `Self::port` answers for the register;
             // writing it makes the device read the queue, nothing else.
@@ -119,27 +162,12 @@ impl Doorbell {
             Self::Mmio16 { register, queue } => unsafe { vp_notify_mmio(queue, register) },
             // SAFETY: the same of `Self::mmio32`.
             Self::Mmio32 { register, queue } => unsafe { vm_notify(queue, register) },
-            Self::Call {
-                ref function,
-                queue,
-            } => function(queue),
         }
-        tracepoint!(Event::DoorbellRang, queue, kind, target);
     }
 
-    /// Tells the device how far the driver has come as well
-    /// (`VIRTIO_F_NOTIFICATION_DATA`, specification 4.1.5.2 and 4.2.3.3): 32
-    /// bits, made by [`QueueRing::notification_data`]. Without [`Self::takes_data`]
-    /// as [`Self::ring`].
-    ///
-    /// [`QueueRing::notification_data`]: crate::queue::QueueRing::notification_data
-    pub fn ring_with(&self, data: u32) {
-        if !self.takes_data() {
-            return self.ring();
-        }
-        let (queue, [kind, target]) = (self.queue(), self.trace_arguments());
-        tracepoint!(Event::DoorbellRing, queue, kind, target);
+    fn ring_with(&self, data: u32) {
         match *self {
+            _ if !self.takes_data() => self.ring(),
             // SAFETY: as in `ring`; with this feature the register has 32
             // bits (specification 4.1.4.4), and is aligned for them, as
             // `takes_data` says.
@@ -149,47 +177,26 @@ impl Doorbell {
             // SAFETY: as in `ring`; the four ports are the register's.
             #[cfg(target_arch = "x86_64")]
             Self::Port { port, .. } => unsafe { notify_port_with_data(data, port) },
-            Self::Call {
-                ref function,
-                queue,
-            } => function(queue),
         }
-        tracepoint!(Event::DoorbellRang, queue, kind, target);
     }
 
-    /// Whether [`Self::ring_with`] can tell the device anything: the register
-    /// is aligned to 4 bytes, and the transport's own.
-    pub fn takes_data(&self) -> bool {
+    /// Whether the register is aligned to 4 bytes.
+    fn takes_data(&self) -> bool {
         match *self {
             Self::Mmio16 { register, .. } => register.addr().get().is_multiple_of(4),
             Self::Mmio32 { .. } => true,
             #[cfg(target_arch = "x86_64")]
             Self::Port { port, .. } => port.is_multiple_of(4),
-            Self::Call { .. } => false,
         }
     }
 
-    /// Index of the queue that is told of.
     #[inline]
-    pub fn queue(&self) -> u16 {
-        match *self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Port { queue, .. } => queue,
-            Self::Mmio16 { queue, .. } | Self::Mmio32 { queue, .. } | Self::Call { queue, .. } => {
-                queue
-            }
-        }
-    }
-
-    /// Kind and target as trace records have them.
-    #[inline]
-    pub(crate) fn trace_arguments(&self) -> [u64; 2] {
+    fn trace_arguments(&self) -> [u64; 2] {
         match *self {
             #[cfg(target_arch = "x86_64")]
             Self::Port { port, .. } => [0, u64::from(port)],
             Self::Mmio16 { register, .. } => [1, register.addr().get() as u64],
             Self::Mmio32 { register, .. } => [2, register.addr().get() as u64],
-            Self::Call { .. } => [3, 0],
         }
     }
 }
@@ -295,12 +302,6 @@ unsafe extern "C" fn notify_port_with_data(data: u32, port: u16) {
     }
 }
 
-impl fmt::Debug for Doorbell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 /// The access in one line, such as `outw 1 -> port 0xc010`.
 impl fmt::Display for Doorbell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -309,7 +310,6 @@ impl fmt::Display for Doorbell {
             Self::Port { port, queue } => write!(f, "outw {queue} -> port {port:#x}"),
             Self::Mmio16 { register, queue } => write!(f, "movw {queue} -> {:p}", *register),
             Self::Mmio32 { register, queue } => write!(f, "movl {queue} -> {:p}", *register),
-            Self::Call { queue, .. } => write!(f, "call of the transport for queue {queue}"),
         }
     }
 }

@@ -122,28 +122,3 @@ impl InterruptState {
             && self.config_changed.swap(false, Ordering::Acquire)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn isr_zero_is_tolerated_and_counted() {
-        let state = InterruptState::new();
-        state.note_isr(0);
-        state.note_isr(0x80);
-        assert_eq!((state.interrupts(), state.not_ours()), (0, 2));
-        assert!(!state.take_config_changed());
-    }
-
-    #[test]
-    fn a_config_change_is_reported_once() {
-        let state = InterruptState::new();
-        state.note_isr(ISR_QUEUE);
-        assert!(!state.take_config_changed());
-        state.note_isr(ISR_QUEUE | ISR_CONFIG);
-        assert_eq!(state.interrupts(), 2);
-        assert!(state.take_config_changed());
-        assert!(!state.take_config_changed());
-    }
-}

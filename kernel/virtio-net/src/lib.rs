@@ -10,6 +10,8 @@
 #![cfg_attr(not(test), no_std)]
 #![deny(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
+#![allow(clippy::boxed_local, reason = "stacks are small: queues stay")]
+#![allow(clippy::type_complexity, reason = "a queue has two parameters")]
 
 pub use virtio_drivers;
 

@@ -33,6 +33,7 @@ use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
 use virtio_drivers::Hal;
 
+use crate::doorbell::{Doorbell, Notify};
 use crate::interrupt::StateRef;
 use crate::net::coalesce::Segment;
 use crate::net::rx::RxFrame;
@@ -54,18 +55,18 @@ const ETHERNET_HEADER: usize = 14;
 const MAX_SEGMENTED: usize = ETHERNET_HEADER + u16::MAX as usize;
 
 /// A queue pair for the length of a poll.
-pub struct Phy<'p, H: Hal> {
-    pair: Option<&'p mut QueuePair<H>>,
+pub struct Phy<'p, H: Hal, N: Notify = Doorbell> {
+    pair: Option<&'p mut QueuePair<H, N>>,
     info: &'p DeviceInfo,
     /// Frames for which the device does not vouch are verified here.
     verifies: bool,
 }
 
-impl<'p, H: Hal> Phy<'p, H> {
+impl<'p, H: Hal, N: Notify> Phy<'p, H, N> {
     /// A pair of the device that `info` is of; `None` while it is stopped, when
     /// nothing is received and nothing can be sent.
     #[inline]
-    pub fn new(pair: Option<&'p mut QueuePair<H>>, info: &'p DeviceInfo) -> Self {
+    pub fn new(pair: Option<&'p mut QueuePair<H, N>>, info: &'p DeviceInfo) -> Self {
         Self {
             pair,
             info,
@@ -85,7 +86,7 @@ impl<'p, H: Hal> Phy<'p, H> {
 
     /// The first pair of a device.
     #[inline]
-    pub fn of<T: ConfigOps, S: StateRef>(net: &'p mut VirtioNet<H, T, S>) -> Self {
+    pub fn of<T: ConfigOps<Notify = N>, S: StateRef>(net: &'p mut VirtioNet<H, T, S>) -> Self {
         let (pair, rest) = net.split();
         Self::new(pair, rest.info())
     }
@@ -99,7 +100,7 @@ impl<'p, H: Hal> Phy<'p, H> {
     pub fn receive_if(
         &mut self,
         wanted: impl FnMut(&mut RxFrame<'_>) -> bool,
-    ) -> Option<(RxToken<'_>, TxToken<'_, H>)> {
+    ) -> Option<(RxToken<'_>, TxToken<'_, H, N>)> {
         let (rx, tx) = self.pair.as_deref_mut()?.queues();
         if !tx.has_room() {
             return None;
@@ -109,7 +110,7 @@ impl<'p, H: Hal> Phy<'p, H> {
     }
 }
 
-impl<H: Hal> Drop for Phy<'_, H> {
+impl<H: Hal, N: Notify> Drop for Phy<'_, H, N> {
     /// Sends what grows still.
     #[inline]
     fn drop(&mut self) {
@@ -120,18 +121,18 @@ impl<H: Hal> Drop for Phy<'_, H> {
     }
 }
 
-impl<H: Hal> phy::Device for Phy<'_, H> {
+impl<H: Hal, N: Notify> phy::Device for Phy<'_, H, N> {
     type RxToken<'a>
         = RxToken<'a>
     where
         Self: 'a;
     type TxToken<'a>
-        = TxToken<'a, H>
+        = TxToken<'a, H, N>
     where
         Self: 'a;
 
     #[inline]
-    fn receive(&mut self, _now: Instant) -> Option<(RxToken<'_>, TxToken<'_, H>)> {
+    fn receive(&mut self, _now: Instant) -> Option<(RxToken<'_>, TxToken<'_, H, N>)> {
         let verifies = self.verifies;
         self.receive_if(|frame| !verifies || frame.is_checksum_valid() || verify::is_right(frame))
     }
@@ -139,7 +140,7 @@ impl<H: Hal> phy::Device for Phy<'_, H> {
     /// `None` while the transmit queue is full: the packet stays in its
     /// socket. That may be a large one, if the device cuts it into segments.
     #[inline]
-    fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_, H>> {
+    fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_, H, N>> {
         let (_, tx) = self.pair.as_deref_mut()?.queues();
         tx.has_large_room().then_some(TxToken::new(tx))
     }
@@ -203,16 +204,16 @@ impl phy::RxToken for RxToken<'_> {
 ///
 /// It fits two registers, and so does a token around it that has its parts and
 /// little else.
-pub struct TxToken<'a, H: Hal> {
+pub struct TxToken<'a, H: Hal, N = Doorbell> {
     /// The queue, which has room.
-    pub tx: &'a mut TxQueue<H>,
+    pub tx: &'a mut TxQueue<H, N>,
     /// Bytes of payload a segment, if the device is to cut the packet.
     pub segment_size: Option<NonZeroU16>,
 }
 
-impl<'a, H: Hal> TxToken<'a, H> {
+impl<'a, H: Hal, N: Notify> TxToken<'a, H, N> {
     #[inline]
-    fn new(tx: &'a mut TxQueue<H>) -> Self {
+    fn new(tx: &'a mut TxQueue<H, N>) -> Self {
         Self {
             tx,
             segment_size: None,
@@ -220,7 +221,7 @@ impl<'a, H: Hal> TxToken<'a, H> {
     }
 }
 
-impl<H: Hal> phy::TxToken for TxToken<'_, H> {
+impl<H: Hal, N: Notify> phy::TxToken for TxToken<'_, H, N> {
     #[inline]
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
         tracepoint!(Event::TxTokenConsume, NO_QUEUE, length as u64);
@@ -278,9 +279,9 @@ impl<H: Hal> phy::TxToken for TxToken<'_, H> {
 }
 
 /// Where a frame is built.
-enum Room<'a, H: Hal> {
-    Slot(TxSlot<'a, H>),
-    Large(LargeTxSlot<'a, H>),
+enum Room<'a, H: Hal, N> {
+    Slot(TxSlot<'a, H, N>),
+    Large(LargeTxSlot<'a, H, N>),
 }
 
 /// Memory for a frame that goes nowhere. A token exists only where there was

@@ -14,7 +14,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use virtio_drivers::Hal;
 
-use crate::doorbell::Doorbell;
+use crate::doorbell::Notify;
 use crate::queue::{CommandRing, PositionalRing, QueueError, QueueRing, RingShape, Virtqueue};
 use crate::transport::{ConfigOps, IsrRegister, MsiMessage, RingAddresses, TransportError};
 
@@ -187,15 +187,11 @@ impl WantedQueues {
 }
 
 /// What [`find_vqs`] found.
-pub(crate) struct Vqs<H: Hal> {
+pub(crate) struct Vqs<H: Hal, N> {
     /// The queues for frames, in the order in which they were wanted.
-    #[expect(
-        clippy::vec_box,
-        reason = "a stack is small: they move by their address"
-    )]
-    pub data: Vec<Box<Virtqueue<PositionalRing<H>>>>,
+    pub data: Vec<Box<Virtqueue<PositionalRing<H>, N>>>,
     /// The queue for commands, if one was wanted.
-    pub control: Option<Box<Virtqueue<CommandRing<H>>>>,
+    pub control: Option<Box<Virtqueue<CommandRing<H>, N>>>,
     /// The rung that was taken.
     pub rung: Rung,
 }
@@ -214,7 +210,7 @@ pub(crate) fn find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
     top: Rung,
     mut negotiate: impl FnMut(&mut T) -> Result<WantedQueues, TransportError>,
     attempts: &mut Vec<Attempt>,
-) -> Result<Vqs<H>, FindVqsError> {
+) -> Result<Vqs<H, T::Notify>, FindVqsError> {
     attempts.clear();
     let mut last = Err(InterruptUnavailable::Unsupported.into());
     for rung in Rung::LADDER.into_iter().filter(|rung| *rung >= top) {
@@ -242,7 +238,7 @@ fn try_find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
     controller: &mut I,
     rung: Rung,
     negotiate: &mut impl FnMut(&mut T) -> Result<WantedQueues, TransportError>,
-) -> Result<Vqs<H>, FindVqsError> {
+) -> Result<Vqs<H, T::Notify>, FindVqsError> {
     // The rings live outside of the attempt, so that the reset in `del_vqs`
     // comes before their memory is given back.
     let mut vqs = Vqs {
@@ -343,8 +339,8 @@ pub(crate) fn setup_queue<R: QueueRing, T: ConfigOps>(
     transport: &mut T,
     index: u16,
     shape: RingShape,
-) -> Result<Box<Virtqueue<R>>, FindVqsError> {
-    let queue: Box<Virtqueue<R>> = setup_queue_untraced(transport, index, shape)?;
+) -> Result<Box<Virtqueue<R, T::Notify>>, FindVqsError> {
+    let queue: Box<Virtqueue<R, T::Notify>> = setup_queue_untraced(transport, index, shape)?;
     let ring = queue.ring();
     let [descriptors, ..] = ring.areas();
     tracepoint!(
@@ -364,7 +360,7 @@ pub(crate) fn setup_queue_untraced<R: QueueRing, T: ConfigOps>(
     transport: &mut T,
     index: u16,
     shape: RingShape,
-) -> Result<Box<Virtqueue<R>>, FindVqsError> {
+) -> Result<Box<Virtqueue<R, T::Notify>>, FindVqsError> {
     let size = transport.max_queue_size(index);
     if size == 0 {
         return Err(TransportError::NoSuchQueue { queue: index }.into());
@@ -375,16 +371,15 @@ pub(crate) fn setup_queue_untraced<R: QueueRing, T: ConfigOps>(
         shape.size(size)
     };
     let ring = new_ring::<R>(index, size, shape)?;
-    let doorbell: Doorbell = transport.setup_queue(index, addresses(&*ring))?;
+    let doorbell = transport.setup_queue(index, addresses(&*ring))?;
     if shape.notification_data && !doorbell.takes_data() {
         return Err(TransportError::NoNotificationData { queue: index }.into());
     }
     Ok(attach(ring, doorbell))
 }
 
-#[expect(clippy::boxed_local, reason = "it is moved past the stack")]
 #[inline(never)]
-fn attach<R: QueueRing>(ring: Box<R>, doorbell: Doorbell) -> Box<Virtqueue<R>> {
+fn attach<R: QueueRing, N: Notify>(ring: Box<R>, doorbell: N) -> Box<Virtqueue<R, N>> {
     let place = Box::new_uninit();
     Box::write(place, Virtqueue::new(*ring, doorbell))
 }

@@ -155,8 +155,7 @@ fn open_takes_little_stack() {
             offered: offered.bits() as u64,
             notes: &notes,
         };
-        // SAFETY: `notes` outlives the driver.
-        let transport = unsafe { Adapter::borrowing(transport) };
+        let transport = Adapter::new(transport);
         let options = Options::serving(Features::all());
         let state = Box::new(InterruptState::new());
         let net = VirtioNet::<HeapHal, _, _>::probe(transport, options, state);

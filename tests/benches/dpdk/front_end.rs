@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -13,7 +13,7 @@ use vhost::vhost_user::Frontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{BufferDirection, Error, Hal, PAGE_SIZE, PhysAddr};
-use virtio_net::doorbell::Doorbell;
+use virtio_net::doorbell::Notify;
 use virtio_net::interrupt::IsrRegister;
 use virtio_net::net::Features;
 use virtio_net::transport::{ConfigOps, RingAddresses, TransportError};
@@ -236,7 +236,26 @@ impl Transport for VhostUser {
     }
 }
 
+/// The notify hook of a queue at a back end that polls.
+#[derive(Clone, Copy)]
+pub struct NoBell(u16);
+
+impl Notify for NoBell {
+    fn queue(&self) -> u16 {
+        self.0
+    }
+    fn ring(&self) {}
+}
+
+impl fmt::Display for NoBell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nothing: the back end polls")
+    }
+}
+
 impl ConfigOps for VhostUser {
+    type Notify = NoBell;
+
     fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("vhost-user")
     }
@@ -255,18 +274,10 @@ impl ConfigOps for VhostUser {
             .set_features(features)
             .map_err(|_| TransportError::FeaturesRefused { features })
     }
-    fn setup_queue(
-        &mut self,
-        queue: u16,
-        rings: RingAddresses,
-    ) -> Result<Doorbell, TransportError> {
+    fn setup_queue(&mut self, queue: u16, rings: RingAddresses) -> Result<NoBell, TransportError> {
         self.start(usize::from(queue), rings)
             .map_err(|_| TransportError::QueueNotEnabled { queue })?;
-        Ok(Doorbell::Call {
-            // The back end polls.
-            function: Arc::new(|_| ()),
-            queue,
-        })
+        Ok(NoBell(queue))
     }
     fn isr(&self) -> Option<IsrRegister> {
         None

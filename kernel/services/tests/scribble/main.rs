@@ -29,6 +29,7 @@ use support::control::Behaviour;
 use support::device::status::NEEDS_RESET;
 use support::memory::GuestHal;
 use support::net::{Machine, Net, feature, high};
+use support::transport::Bell;
 use virtio_net::net::{NetError, RxMode};
 use virtio_net::smoltcp::{Phy, RxToken, TxToken};
 use virtio_net::vectors::Rung;
@@ -65,9 +66,9 @@ impl NetworkDevice for Nic {
 
 impl Device for Nic {
     type RxToken<'a> = RxToken<'a>;
-    type TxToken<'a> = TxToken<'a, GuestHal>;
+    type TxToken<'a> = TxToken<'a, GuestHal, Bell>;
 
-    fn receive(&mut self, _now: Instant) -> Option<(RxToken<'_>, TxToken<'_, GuestHal>)> {
+    fn receive(&mut self, _now: Instant) -> Option<(RxToken<'_>, TxToken<'_, GuestHal, Bell>)> {
         self.turn();
         let (rx, tx) = self.net.queues().ok()?;
         if !tx.has_room() {
@@ -77,7 +78,7 @@ impl Device for Nic {
         Some((RxToken::new(rx.receive()?), TxToken { tx, segment_size }))
     }
 
-    fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_, GuestHal>> {
+    fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_, GuestHal, Bell>> {
         let (_, tx) = self.net.queues().ok()?;
         let segment_size = None;
         tx.has_large_room().then_some(TxToken { tx, segment_size })

@@ -16,6 +16,7 @@ pub use super::error::ControlError;
 use super::error::NetError;
 use super::features::Features;
 use super::rss::Rss;
+use crate::doorbell::Notify;
 use crate::patience::Patience;
 use crate::queue::{Buffer, CommandRing, DmaRegion, QueueRing, Virtqueue};
 
@@ -202,8 +203,8 @@ impl Data<'_> {
 }
 
 /// The control virtqueue with the memory of its command.
-pub(super) struct ControlQueue<H: Hal> {
-    pub(super) queue: Virtqueue<CommandRing<H>>,
+pub(super) struct ControlQueue<H: Hal, N> {
+    pub(super) queue: Virtqueue<CommandRing<H>, N>,
     memory: DmaRegion<H>,
     /// Whether the device may still have the memory, or is not to be trusted.
     given_up: bool,
@@ -211,8 +212,8 @@ pub(super) struct ControlQueue<H: Hal> {
     pub(super) rss: Option<Arc<Rss>>,
 }
 
-impl<H: Hal> ControlQueue<H> {
-    pub(super) fn new(queue: Virtqueue<CommandRing<H>>) -> Result<Box<Self>, NetError> {
+impl<H: Hal, N: Notify> ControlQueue<H, N> {
+    pub(super) fn new(queue: Virtqueue<CommandRing<H>, N>) -> Result<Box<Self>, NetError> {
         let memory = DmaRegion::new(area::SIZE, BufferDirection::Both).ok_or_else(|| {
             NetError::NoBuffers {
                 queue: queue.ring().queue(),

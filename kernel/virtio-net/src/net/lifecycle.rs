@@ -186,7 +186,11 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// Makes the pairs and the control queue of virtqueues in the order of
     /// [`wanted_queues`], and fills the receive queues.
     #[inline(never)]
-    fn attach(&self, vqs: Vqs<H>, pairs: u16) -> Result<Box<Open<H>>, NetError> {
+    fn attach(
+        &self,
+        vqs: Vqs<H, T::Notify>,
+        pairs: u16,
+    ) -> Result<Box<Open<H, T::Notify>>, NetError> {
         let Vqs {
             data,
             control,
@@ -217,9 +221,9 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     #[inline(never)]
     fn attach_pair(
         &self,
-        queues: &mut impl Iterator<Item = Box<Virtqueue<PositionalRing<H>>>>,
+        queues: &mut impl Iterator<Item = Box<Virtqueue<PositionalRing<H>, T::Notify>>>,
         lease: &Lease,
-    ) -> Result<QueuePair<H>, NetError> {
+    ) -> Result<QueuePair<H, T::Notify>, NetError> {
         let DeviceInfo {
             negotiated, mtu, ..
         } = self.info;

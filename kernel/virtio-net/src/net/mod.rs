@@ -65,6 +65,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use virtio_drivers::Hal;
 
+use crate::doorbell::Notify;
 use crate::interrupt::{InterruptState, StateRef};
 use crate::patience::Patience;
 use crate::transport::ConfigOps;
@@ -90,32 +91,32 @@ bitflags::bitflags! {
 }
 
 /// The queues of an open device.
-struct Open<H: Hal> {
+struct Open<H: Hal, N> {
     /// One at least; `None` where a pair has been taken.
-    pairs: Vec<Option<QueuePair<H>>>,
+    pairs: Vec<Option<QueuePair<H, N>>>,
     /// Pairs that the device uses: the first ones.
     active: u16,
     /// The MTU that the buffers were made for.
     mtu: u16,
-    control: Option<Box<ControlQueue<H>>>,
+    control: Option<Box<ControlQueue<H, N>>>,
     rung: Rung,
     lease: Lease,
 }
 
-impl<H: Hal> Open<H> {
+impl<H: Hal, N: Notify> Open<H, N> {
     #[inline]
-    fn first(&self) -> Option<&QueuePair<H>> {
+    fn first(&self) -> Option<&QueuePair<H, N>> {
         self.pairs.first()?.as_ref()
     }
 
     #[inline]
-    fn first_mut(&mut self) -> Option<&mut QueuePair<H>> {
+    fn first_mut(&mut self) -> Option<&mut QueuePair<H, N>> {
         self.pairs.first_mut()?.as_mut()
     }
 }
 
 /// To be dropped when the device was reset, and forgotten when it was not.
-impl<H: Hal> Drop for Open<H> {
+impl<H: Hal, N> Drop for Open<H, N> {
     fn drop(&mut self) {
         self.lease.end();
     }
@@ -125,7 +126,7 @@ impl<H: Hal> Drop for Open<H> {
 pub struct VirtioNet<H: Hal, T: ConfigOps, S: StateRef = &'static InterruptState> {
     transport: T,
     /// See [`Self::drop`] for how it goes.
-    open: Option<Box<Open<H>>>,
+    open: Option<Box<Open<H, T::Notify>>>,
     refused: Features,
     /// Queue pairs that are wanted.
     queue_pairs: u16,
@@ -179,7 +180,9 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     ///
     /// [`NetError::NotOpen`]; [`NetError::NoSuchPair`] while it is taken.
     #[inline]
-    pub fn queues(&mut self) -> Result<(&mut RxQueue<H>, &mut TxQueue<H>), NetError> {
+    pub fn queues(
+        &mut self,
+    ) -> Result<(&mut RxQueue<H, T::Notify>, &mut TxQueue<H, T::Notify>), NetError> {
         let open = self.open.as_mut().ok_or(NetError::NotOpen)?;
         let first = open.first_mut().ok_or(NetError::NoSuchPair { number: 0 })?;
         Ok(first.queues())
@@ -187,12 +190,12 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
 
     /// The first pair, to look at; `None` while stopped, or while it is taken.
     #[inline]
-    pub fn first_pair(&self) -> Option<&QueuePair<H>> {
+    pub fn first_pair(&self) -> Option<&QueuePair<H, T::Notify>> {
         self.open.as_ref()?.first()
     }
 
     #[inline]
-    fn first_pair_mut(&mut self) -> Option<&mut QueuePair<H>> {
+    fn first_pair_mut(&mut self) -> Option<&mut QueuePair<H, T::Notify>> {
         self.open.as_mut()?.first_mut()
     }
 
@@ -204,7 +207,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
 
     /// Every queue pair that the device uses and that has not been taken
     /// ([`Self::take_pair`]), the first one included.
-    pub fn pairs(&mut self) -> impl Iterator<Item = &mut QueuePair<H>> {
+    pub fn pairs(&mut self) -> impl Iterator<Item = &mut QueuePair<H, T::Notify>> {
         self.open.iter_mut().flat_map(|open| {
             let active = usize::from(open.active);
             open.pairs.iter_mut().take(active).flatten()

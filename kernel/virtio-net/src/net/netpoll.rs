@@ -13,6 +13,7 @@ use virtio_drivers::{BufferDirection, Hal};
 
 use super::header::header_length;
 use super::{Features, NetError, VirtioNet};
+use crate::doorbell::{Doorbell, Notify};
 use crate::interrupt::StateRef;
 use crate::patience::Patience;
 use crate::queue::{Buffer, CommandRing, DmaRegion, EventMode, QueueRing, RingShape, Virtqueue};
@@ -41,8 +42,8 @@ pub struct Netpoll<H: Hal> {
 
 /// The device with nothing but a transmit queue. It is not reset when this is
 /// dropped, and the memory is not given back: this is the end.
-pub struct LastWords<H: Hal> {
-    queue: ManuallyDrop<Virtqueue<CommandRing<H>>>,
+pub struct LastWords<H: Hal, N = Doorbell> {
+    queue: ManuallyDrop<Virtqueue<CommandRing<H>, N>>,
     memory: ManuallyDrop<DmaRegion<H>>,
     header_length: usize,
     patience: Patience,
@@ -96,7 +97,10 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     ///
     /// [`NetError::Transport`].
     #[doc(alias = "ndo_poll_controller")]
-    pub fn poll_controller(&mut self, reserve: Netpoll<H>) -> Result<LastWords<H>, NetError> {
+    pub fn poll_controller(
+        &mut self,
+        reserve: Netpoll<H>,
+    ) -> Result<LastWords<H, T::Notify>, NetError> {
         core::mem::forget(self.open.take());
         let Netpoll {
             ring,
@@ -131,7 +135,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     }
 }
 
-impl<H: Hal> LastWords<H> {
+impl<H: Hal, N: Notify> LastWords<H, N> {
     /// Sends a frame that is given in pieces, padded to 60 bytes, and waits
     /// until the device has it (Linux `netpoll_send_skb`). What is beyond 4080
     /// bytes is cut.

@@ -10,20 +10,21 @@ use virtio_drivers::Hal;
 use super::rx::RxQueue;
 use super::tx::TxQueue;
 use super::watchdog::{Verdict, Watchdog};
+use crate::doorbell::{Doorbell, Notify};
 use crate::queue::{BrokenReason, QueueError, QueueRing};
 
 /// receiveqN and transmitqN. See the module.
-pub struct QueuePair<H: Hal> {
-    pub(super) rx: Box<RxQueue<H>>,
-    pub(super) tx: Box<TxQueue<H>>,
+pub struct QueuePair<H: Hal, N = Doorbell> {
+    pub(super) rx: Box<RxQueue<H, N>>,
+    pub(super) tx: Box<TxQueue<H, N>>,
     pub(super) watchdog: Watchdog,
 }
 
-impl<H: Hal> QueuePair<H> {
+impl<H: Hal, N: Notify> QueuePair<H, N> {
     /// Both queues, to receive and to send. They are apart so that a reply
     /// can be written while the request is still being read.
     #[inline]
-    pub fn queues(&mut self) -> (&mut RxQueue<H>, &mut TxQueue<H>) {
+    pub fn queues(&mut self) -> (&mut RxQueue<H, N>, &mut TxQueue<H, N>) {
         (&mut self.rx, &mut self.tx)
     }
 

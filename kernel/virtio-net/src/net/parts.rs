@@ -18,8 +18,8 @@ pub struct Rest<'d, H: Hal, T: ConfigOps> {
     interrupts: &'d InterruptState,
     attempts: &'d [Attempt],
     past: &'d Stats,
-    others: &'d [Option<QueuePair<H>>],
-    control: Option<&'d ControlQueue<H>>,
+    others: &'d [Option<QueuePair<H, T::Notify>>],
+    control: Option<&'d ControlQueue<H, T::Notify>>,
     rung: Option<Rung>,
 }
 
@@ -51,7 +51,7 @@ impl<'d, H: Hal, T: ConfigOps> Rest<'d, H, T> {
     }
 
     /// As [`VirtioNet::stats`], with what `first` has counted.
-    pub fn stats(&self, first: Option<&QueuePair<H>>) -> Stats {
+    pub fn stats(&self, first: Option<&QueuePair<H, T::Notify>>) -> Stats {
         let mut stats = self.queue_stats(first);
         stats.interrupts = self.interrupts.interrupts();
         stats.interrupts_spurious = self.interrupts.not_ours();
@@ -61,7 +61,7 @@ impl<'d, H: Hal, T: ConfigOps> Rest<'d, H, T> {
     }
 
     /// The counters of queues that are gone, and of those that there are.
-    pub(super) fn queue_stats(&self, first: Option<&QueuePair<H>>) -> Stats {
+    pub(super) fn queue_stats(&self, first: Option<&QueuePair<H, T::Notify>>) -> Stats {
         let mut stats = *self.past;
         for pair in first.into_iter().chain(self.others.iter().flatten()) {
             stats.add_pair(pair);
@@ -75,8 +75,8 @@ impl<'d, H: Hal, T: ConfigOps> Rest<'d, H, T> {
     /// As [`VirtioNet::snapshots`], with those of `first`.
     pub fn snapshots<'a>(
         &self,
-        first: Option<&'a QueuePair<H>>,
-    ) -> impl Iterator<Item = QueueSnapshot> + use<'a, 'd, H, T>
+        first: Option<&'a QueuePair<H, T::Notify>>,
+    ) -> impl Iterator<Item = QueueSnapshot<T::Notify>> + use<'a, 'd, H, T>
     where
         'd: 'a,
     {
@@ -98,7 +98,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
 
     /// What the queues look like now: receive and transmit queue of each
     /// pair, then the control queue, if there is one. Nothing while stopped.
-    pub fn snapshots(&self) -> impl Iterator<Item = QueueSnapshot> {
+    pub fn snapshots(&self) -> impl Iterator<Item = QueueSnapshot<T::Notify>> {
         let (first, rest) = self.parts();
         rest.snapshots(first)
     }
@@ -106,7 +106,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// The first pair to work with, `None` while stopped, and the rest of the
     /// device to look at meanwhile.
     #[inline]
-    pub fn split(&mut self) -> (Option<&mut QueuePair<H>>, Rest<'_, H, T>) {
+    pub fn split(&mut self) -> (Option<&mut QueuePair<H, T::Notify>>, Rest<'_, H, T>) {
         let (mut first, mut others, mut control, mut rung) = (None, &[][..], None, None);
         if let Some(open) = &mut self.open {
             (control, rung) = (open.control.as_deref(), Some(open.rung));
@@ -128,7 +128,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     }
 
     /// [`Self::split`], to look at both.
-    pub fn parts(&self) -> (Option<&QueuePair<H>>, Rest<'_, H, T>) {
+    pub fn parts(&self) -> (Option<&QueuePair<H, T::Notify>>, Rest<'_, H, T>) {
         let open = self.open.as_ref();
         let rest = Rest {
             transport: &self.transport,

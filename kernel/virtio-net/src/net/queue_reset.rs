@@ -25,7 +25,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
         const QUEUE: u16 = 0;
         let shape = data_queue_shape(self.info.negotiated, self.queue_size);
         let transport = &mut self.transport;
-        let queue: Box<Virtqueue<PositionalRing<H>>> =
+        let queue: Box<Virtqueue<PositionalRing<H>, T::Notify>> =
             vectors::setup_queue_untraced(transport, QUEUE, shape)?;
         let enabled = transport.enable_queue(QUEUE);
         if let Err(error) = enabled.and_then(|()| transport.queue_reset(QUEUE)) {

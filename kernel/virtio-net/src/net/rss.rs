@@ -123,7 +123,7 @@ pub struct HashLimits {
 impl HashLimits {
     /// Whether they are of use: the device takes a key for the longest input,
     /// and has a hash that this driver computes as well.
-    pub(super) fn is_usable(&self) -> bool {
+    pub(crate) fn is_usable(&self) -> bool {
         usize::from(self.max_key_size) >= KEY_LENGTH
             && self.types.intersects(HashTypes::IMPLEMENTED)
     }
@@ -248,39 +248,3 @@ impl Rss {
 
 /// The key that devices are given if no other was asked for.
 pub(super) const KEY: [u8; KEY_LENGTH] = DEFAULT_KEY;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMITS: HashLimits = HashLimits {
-        max_key_size: 40,
-        max_table_length: 128,
-        types: HashTypes::all(),
-    };
-
-    #[test]
-    fn limits_without_use_are_known() {
-        assert!(LIMITS.is_usable());
-        for useless in [
-            HashLimits {
-                max_key_size: 0,
-                ..LIMITS
-            },
-            HashLimits {
-                max_key_size: 39,
-                ..LIMITS
-            },
-            HashLimits {
-                types: HashTypes::empty(),
-                ..LIMITS
-            },
-            HashLimits {
-                types: HashTypes::IP_EX | HashTypes::from_bits_retain(1 << 31),
-                ..LIMITS
-            },
-        ] {
-            assert!(!useless.is_usable(), "{useless:?}");
-        }
-    }
-}

@@ -28,7 +28,7 @@ use super::header::{
 use super::lease::Lease;
 use super::private_copy::PrivateCopy;
 use super::rss::{FlowHash, HashKind};
-use crate::doorbell::Doorbell;
+use crate::doorbell::{self, Doorbell, Notify};
 use crate::queue::{PositionalRing, QueueError, QueueRing, UsedSlot, Virtqueue};
 
 /// Bytes of the header on the legacy interface without `VIRTIO_NET_F_MRG_RXBUF`.
@@ -37,8 +37,8 @@ const LEGACY_HEADER: u32 = size_of::<Header>() as u32;
 const MERGEABLE_HEADER: u32 = size_of::<MergeableHeader>() as u32;
 
 /// A receive virtqueue with its buffers.
-pub struct RxQueue<H: Hal> {
-    pub(super) queue: ManuallyDrop<Virtqueue<PositionalRing<H>>>,
+pub struct RxQueue<H: Hal, N = Doorbell> {
+    pub(super) queue: ManuallyDrop<Virtqueue<PositionalRing<H>, N>>,
     buffers: ManuallyDrop<FrameBuffers<H>>,
     /// For how long both are the device's.
     lease: Lease,
@@ -59,7 +59,7 @@ pub struct RxQueue<H: Hal> {
     pub(super) hashes: Hashes,
     /// The doorbells of the other pairs' receive queues, where the device moves
     /// frames from one queue to another (`VIRTIO_NET_F_RSS`).
-    others: Vec<Doorbell>,
+    others: Vec<N>,
     /// How often those were rung.
     pub(super) kicks_of_others: u64,
     pub(super) error: Option<QueueError>,
@@ -208,12 +208,12 @@ impl Agreed {
     }
 }
 
-impl<H: Hal> RxQueue<H> {
+impl<H: Hal, N: Notify> RxQueue<H, N> {
     /// Makes the queue with all its buffers given to the device (Linux
     /// `try_fill_recv`), which sees them at the first kick.
     #[doc(alias = "try_fill_recv")]
     pub(super) fn new(
-        mut queue: Box<Virtqueue<PositionalRing<H>>>,
+        mut queue: Box<Virtqueue<PositionalRing<H>, N>>,
         negotiated: Features,
         mtu: u16,
         lease: &Lease,
@@ -242,7 +242,7 @@ impl<H: Hal> RxQueue<H> {
     /// Apart from [`Self::new`], because it needs much stack.
     #[inline(never)]
     fn assemble(
-        queue: Box<Virtqueue<PositionalRing<H>>>,
+        queue: Box<Virtqueue<PositionalRing<H>, N>>,
         buffers: FrameBuffers<H>,
         lease: Lease,
         copy: PrivateCopy,
@@ -594,13 +594,13 @@ impl<H: Hal> RxQueue<H> {
     fn kick_others(&mut self) {
         for doorbell in &self.others {
             tracepoint!(Event::Notify, doorbell.queue());
-            doorbell.ring();
+            doorbell::ring(doorbell, None);
             self.kicks_of_others += 1;
         }
     }
 
     /// The device moves frames between these receive queues, of which this is one.
-    pub(super) fn moves_between(&mut self, doorbells: &[Doorbell]) {
+    pub(super) fn moves_between(&mut self, doorbells: &[N]) {
         // What is told with data can be told by the queue's owner alone.
         if self.queue.ring().notifies_with_data() {
             return;
@@ -647,7 +647,7 @@ impl<H: Hal> RxQueue<H> {
     }
 }
 
-impl<H: Hal> Drop for RxQueue<H> {
+impl<H: Hal, N> Drop for RxQueue<H, N> {
     /// As long as the device may use its memory, that is never used again.
     fn drop(&mut self) {
         if !self.lease.is_running() {

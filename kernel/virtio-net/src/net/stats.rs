@@ -5,7 +5,7 @@ use virtio_drivers::Hal;
 use super::pair::QueuePair;
 use super::rx::RxQueue;
 use super::tx::TxQueue;
-use crate::doorbell::Doorbell;
+use crate::doorbell::{Doorbell, Notify};
 use crate::queue::{QueueRing, Virtqueue};
 
 /// What has been counted since probe (Linux `ndo_get_stats64`, and what a
@@ -80,7 +80,7 @@ pub enum QueueRole {
 /// What one queue looks like now.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct QueueSnapshot {
+pub struct QueueSnapshot<N = Doorbell> {
     /// What it is for.
     pub role: QueueRole,
     /// Index at the device, 0 to 65535 (specification 5.1.2).
@@ -101,15 +101,15 @@ pub struct QueueSnapshot {
     /// Chains that can be added, 0 to `size`.
     pub free: u16,
     /// The notify hook.
-    pub doorbell: Doorbell,
+    pub doorbell: N,
     /// Kicks that were needed.
     pub kicks: u64,
     /// Kicks that [`Virtqueue::kick_prepare`] found unnecessary.
     pub kicks_suppressed: u64,
 }
 
-impl QueueSnapshot {
-    pub(super) fn of<R: QueueRing>((role, queue): (QueueRole, &Virtqueue<R>)) -> Self {
+impl<N: Notify> QueueSnapshot<N> {
+    pub(super) fn of<R: QueueRing>((role, queue): (QueueRole, &Virtqueue<R, N>)) -> Self {
         let ring = queue.ring();
         Self {
             role,
@@ -145,7 +145,7 @@ impl Stats {
     }
 
     /// Adds what the queues of a pair have counted.
-    pub(super) fn add_pair<H: Hal>(&mut self, pair: &QueuePair<H>) {
+    pub(super) fn add_pair<H: Hal, N: Notify>(&mut self, pair: &QueuePair<H, N>) {
         let QueuePair { rx, tx, watchdog } = pair;
         self.add_rx(rx);
         self.add_tx(tx);
@@ -155,7 +155,7 @@ impl Stats {
     }
 
     /// Adds what a receive queue has counted.
-    pub(super) fn add_rx<H: Hal>(&mut self, rx: &RxQueue<H>) {
+    pub(super) fn add_rx<H: Hal, N: Notify>(&mut self, rx: &RxQueue<H, N>) {
         self.rx_packets += rx.packets;
         self.rx_bytes += rx.bytes;
         self.rx_dropped += rx.dropped;
@@ -170,7 +170,7 @@ impl Stats {
     }
 
     /// Adds what a transmit queue has counted.
-    pub(super) fn add_tx<H: Hal>(&mut self, tx: &TxQueue<H>) {
+    pub(super) fn add_tx<H: Hal, N: Notify>(&mut self, tx: &TxQueue<H, N>) {
         self.tx_packets += tx.packets;
         self.tx_bytes += tx.bytes;
         self.tx_waited += tx.waited;
@@ -181,14 +181,14 @@ impl Stats {
         self.add_kicks(&tx.queue);
     }
 
-    pub(super) fn add_kicks<R: QueueRing>(&mut self, queue: &Virtqueue<R>) {
+    pub(super) fn add_kicks<R: QueueRing, N: Notify>(&mut self, queue: &Virtqueue<R, N>) {
         let stats = queue.stats();
         self.kicks += stats.kicks;
         self.kicks_suppressed += stats.kicks_suppressed;
     }
 }
 
-impl<H: Hal> QueuePair<H> {
+impl<H: Hal, N: Notify> QueuePair<H, N> {
     /// What this pair has counted since the device was opened, without its
     /// interrupts, which [`InterruptState`] counts.
     ///
@@ -201,7 +201,7 @@ impl<H: Hal> QueuePair<H> {
     }
 
     /// What its receive and its transmit queue look like now.
-    pub fn snapshots(&self) -> [QueueSnapshot; 2] {
+    pub fn snapshots(&self) -> [QueueSnapshot<N>; 2] {
         [
             (QueueRole::Receive, &*self.rx.queue),
             (QueueRole::Transmit, &*self.tx.queue),

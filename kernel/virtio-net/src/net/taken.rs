@@ -13,6 +13,7 @@ use super::rx::RxQueue;
 use super::tx::TxQueue;
 use super::watchdog::Watchdog;
 use super::{NetError, VirtioNet};
+use crate::doorbell::Doorbell;
 use crate::interrupt::StateRef;
 use crate::transport::ConfigOps;
 
@@ -21,8 +22,8 @@ use crate::transport::ConfigOps;
 /// It goes back by [`VirtioNet::give_back`]. When it is dropped instead while the
 /// device is open, its memory is never used again: the device may still write there.
 #[must_use = "the device has lost it, unless it is given back"]
-pub struct TakenPair<H: Hal> {
-    pair: QueuePair<H>,
+pub struct TakenPair<H: Hal, N = Doorbell> {
+    pair: QueuePair<H, N>,
     from: Origin,
 }
 
@@ -43,9 +44,9 @@ pub struct Half<Q> {
 }
 
 /// The receiving half of a pair; see [`TakenPair::halves`].
-pub type RxHalf<H> = Half<RxQueue<H>>;
+pub type RxHalf<H, N = Doorbell> = Half<RxQueue<H, N>>;
 /// The sending half of a pair; see [`TakenPair::halves`].
-pub type TxHalf<H> = Half<TxQueue<H>>;
+pub type TxHalf<H, N = Doorbell> = Half<TxQueue<H, N>>;
 
 impl<Q> Deref for Half<Q> {
     type Target = Q;
@@ -62,14 +63,14 @@ impl<Q> DerefMut for Half<Q> {
     }
 }
 
-impl<H: Hal> TakenPair<H> {
+impl<H: Hal, N> TakenPair<H, N> {
     /// Its number, from 0: receiveqN+1 and transmitqN+1.
     pub fn number(&self) -> usize {
         self.from.number
     }
 
     /// Its two queues. It is given back when they are [joined](Self::join) again.
-    pub fn halves(self) -> (RxHalf<H>, TxHalf<H>) {
+    pub fn halves(self) -> (RxHalf<H, N>, TxHalf<H, N>) {
         let Self { pair, from } = self;
         let QueuePair { rx, tx, watchdog } = pair;
         let rx = Half {
@@ -90,7 +91,7 @@ impl<H: Hal> TakenPair<H> {
     /// # Errors
     ///
     /// Both as they were, when they are not of one pair.
-    pub fn join(rx: RxHalf<H>, tx: TxHalf<H>) -> Result<Self, (RxHalf<H>, TxHalf<H>)> {
+    pub fn join(rx: RxHalf<H, N>, tx: TxHalf<H, N>) -> Result<Self, (RxHalf<H, N>, TxHalf<H, N>)> {
         if rx.from != tx.from {
             return Err((rx, tx));
         }
@@ -106,17 +107,17 @@ impl<H: Hal> TakenPair<H> {
     }
 }
 
-impl<H: Hal> Deref for TakenPair<H> {
-    type Target = QueuePair<H>;
+impl<H: Hal, N> Deref for TakenPair<H, N> {
+    type Target = QueuePair<H, N>;
     #[inline]
-    fn deref(&self) -> &QueuePair<H> {
+    fn deref(&self) -> &QueuePair<H, N> {
         &self.pair
     }
 }
 
-impl<H: Hal> DerefMut for TakenPair<H> {
+impl<H: Hal, N> DerefMut for TakenPair<H, N> {
     #[inline]
-    fn deref_mut(&mut self) -> &mut QueuePair<H> {
+    fn deref_mut(&mut self) -> &mut QueuePair<H, N> {
         &mut self.pair
     }
 }
@@ -138,7 +139,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     ///
     /// [`NetError::NotOpen`]; [`NetError::NoSuchPair`], also when it was taken
     /// already.
-    pub fn take_pair(&mut self, number: usize) -> Result<TakenPair<H>, NetError> {
+    pub fn take_pair(&mut self, number: usize) -> Result<TakenPair<H, T::Notify>, NetError> {
         let open = self.open.as_mut().ok_or(NetError::NotOpen)?;
         let active = usize::from(open.active);
         let pair = open.pairs.iter_mut().take(active).nth(number);
@@ -154,7 +155,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
 
     /// Takes a pair back from [`Self::take_pair`]. If the device was stopped
     /// meanwhile, its memory is given back.
-    pub fn give_back(&mut self, taken: TakenPair<H>) {
+    pub fn give_back(&mut self, taken: TakenPair<H, T::Notify>) {
         let TakenPair { pair, from } = taken;
         if let Some(open) = self.open.as_mut().filter(|open| open.lease == from.lease)
             && let Some(place) = open.pairs.get_mut(from.number)

@@ -28,13 +28,14 @@ use super::large::LargeBuffer;
 use super::large::LargeBuffers;
 use super::lease::Lease;
 use super::offload::Offload;
+use crate::doorbell::{Doorbell, Notify};
 use crate::queue::{PositionalRing, QueueError, QueueRing, Virtqueue};
 use elsewhere::Elsewhere;
 pub use elsewhere::TxBuffer;
 
 /// A transmit virtqueue with its buffers, one a slot of the ring.
-pub struct TxQueue<H: Hal> {
-    pub(super) queue: ManuallyDrop<Virtqueue<PositionalRing<H>>>,
+pub struct TxQueue<H: Hal, N = Doorbell> {
+    pub(super) queue: ManuallyDrop<Virtqueue<PositionalRing<H>, N>>,
     buffers: ManuallyDrop<FrameBuffers<H>>,
     /// For how long these and the frames below are the device's.
     lease: Lease,
@@ -63,25 +64,25 @@ pub struct TxQueue<H: Hal> {
 
 /// Room for one frame in the transmit queue. Dropped, it sends nothing.
 #[must_use = "dropped, it sends nothing"]
-pub struct TxSlot<'q, H: Hal> {
-    queue: &'q mut TxQueue<H>,
+pub struct TxSlot<'q, H: Hal, N = Doorbell> {
+    queue: &'q mut TxQueue<H, N>,
     /// The next one of the ring, which stays it while the queue is borrowed.
     slot: u16,
 }
 
 /// Room for one frame that the device segments. Dropped, it sends nothing.
 #[must_use = "dropped, it sends nothing"]
-pub struct LargeTxSlot<'q, H: Hal> {
-    queue: &'q mut TxQueue<H>,
+pub struct LargeTxSlot<'q, H: Hal, N = Doorbell> {
+    queue: &'q mut TxQueue<H, N>,
     /// As in [`TxSlot`].
     slot: u16,
     /// The large buffer that is used instead of the slot's own.
     number: u16,
 }
 
-impl<H: Hal> TxQueue<H> {
+impl<H: Hal, N: Notify> TxQueue<H, N> {
     pub(super) fn new(
-        mut queue: Box<Virtqueue<PositionalRing<H>>>,
+        mut queue: Box<Virtqueue<PositionalRing<H>, N>>,
         negotiated: Features,
         mtu: u16,
         lease: &Lease,
@@ -125,7 +126,7 @@ impl<H: Hal> TxQueue<H> {
     /// Apart from [`Self::new`], because it needs much stack.
     #[inline(never)]
     fn assemble(
-        queue: Box<Virtqueue<PositionalRing<H>>>,
+        queue: Box<Virtqueue<PositionalRing<H>, N>>,
         buffers: FrameBuffers<H>,
         lease: Lease,
         large: Option<Box<LargeBuffers<H>>>,
@@ -288,7 +289,7 @@ impl<H: Hal> TxQueue<H> {
 
     /// Takes a buffer, if there is room; see [`Self::has_room`].
     #[inline]
-    pub fn reserve(&mut self) -> Option<TxSlot<'_, H>> {
+    pub fn reserve(&mut self) -> Option<TxSlot<'_, H, N>> {
         let slot = match self.queue.ring().next_slot() {
             Some(slot) => slot,
             None if self.make_room(Self::has_slot) => self.queue.ring().next_slot()?,
@@ -299,7 +300,7 @@ impl<H: Hal> TxQueue<H> {
 
     /// Takes a buffer for a frame that the device segments, if there is room;
     /// see [`Self::has_large_room`]. `None` as well when it does not segment.
-    pub fn reserve_large(&mut self) -> Option<LargeTxSlot<'_, H>> {
+    pub fn reserve_large(&mut self) -> Option<LargeTxSlot<'_, H, N>> {
         if !self.has_large_slot() && (self.large.is_none() || !self.make_room(Self::has_large_slot))
         {
             return None;
@@ -488,7 +489,7 @@ impl<H: Hal> TxQueue<H> {
     }
 }
 
-impl<H: Hal> Drop for TxQueue<H> {
+impl<H: Hal, N> Drop for TxQueue<H, N> {
     /// As long as the device may use its memory, that is never used again.
     fn drop(&mut self) {
         if self.lease.is_running() {
@@ -503,7 +504,7 @@ impl<H: Hal> Drop for TxQueue<H> {
     }
 }
 
-impl<H: Hal> TxSlot<'_, H> {
+impl<H: Hal, N: Notify> TxSlot<'_, H, N> {
     /// The first `length` bytes of the frame, at most [`TxQueue::capacity`].
     /// They hold what an earlier frame left there.
     #[inline]
@@ -535,21 +536,21 @@ impl<H: Hal> TxSlot<'_, H> {
 
 /// For who puts segments together.
 #[cfg(feature = "smoltcp")]
-impl<'q, H: Hal> TxSlot<'q, H> {
+impl<'q, H: Hal, N: Notify> TxSlot<'q, H, N> {
     /// [`Self::start_xmit_offloaded`], and the queue again.
     #[inline]
-    pub(crate) fn xmit(self, length: usize, offload: Option<Offload>) -> &'q mut TxQueue<H> {
+    pub(crate) fn xmit(self, length: usize, offload: Option<Offload>) -> &'q mut TxQueue<H, N> {
         self.queue.add_slot(self.slot, length, offload);
         self.queue
     }
 
     /// The queue, with nothing sent.
-    pub(crate) fn into_queue(self) -> &'q mut TxQueue<H> {
+    pub(crate) fn into_queue(self) -> &'q mut TxQueue<H, N> {
         self.queue
     }
 
     /// The queue, to look at.
-    pub(crate) fn queue(&self) -> &TxQueue<H> {
+    pub(crate) fn queue(&self) -> &TxQueue<H, N> {
         self.queue
     }
 
@@ -559,8 +560,8 @@ impl<'q, H: Hal> TxSlot<'q, H> {
     pub(crate) fn send_before(
         self,
         length: usize,
-        first: impl FnOnce(&mut TxQueue<H>),
-    ) -> Result<Self, &'q mut TxQueue<H>> {
+        first: impl FnOnce(&mut TxQueue<H, N>),
+    ) -> Result<Self, &'q mut TxQueue<H, N>> {
         let Self {
             queue,
             slot: written,
@@ -606,7 +607,7 @@ impl<'q, H: Hal> TxSlot<'q, H> {
 
 /// The same.
 #[cfg(feature = "smoltcp")]
-impl<H: Hal> TxQueue<H> {
+impl<H: Hal, N: Notify> TxQueue<H, N> {
     /// The first `length` bytes of a large buffer, as far as there are so many.
     pub(crate) fn large_frame(&mut self, buffer: &mut LargeBuffer, length: usize) -> &mut [u8] {
         match &mut self.large {
@@ -637,7 +638,7 @@ impl<H: Hal> TxQueue<H> {
     }
 }
 
-impl<H: Hal> LargeTxSlot<'_, H> {
+impl<H: Hal, N: Notify> LargeTxSlot<'_, H, N> {
     /// The first `length` bytes of the frame, at most
     /// [`TxQueue::large_capacity`]. They hold what an earlier frame left there.
     pub fn frame_mut(&mut self, length: usize) -> &mut [u8] {

@@ -29,9 +29,8 @@ pub use positional::{PositionalRing, SlotBuffers, UsedSlot};
 pub use ring::QueueRing;
 pub use shape::{MAX_SIZE, RingLayout, RingShape};
 
+use crate::doorbell::{self, Doorbell, Notify};
 use crate::trace::tracepoint;
-
-use crate::doorbell::Doorbell;
 
 /// What a [`Virtqueue`] has counted. Every counter starts at 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,16 +43,16 @@ pub struct QueueStats {
 
 /// A virtqueue that a device has been told of, with its notify hook
 /// (Linux `struct virtqueue`).
-pub struct Virtqueue<R> {
+pub struct Virtqueue<R, N = Doorbell> {
     ring: R,
-    doorbell: Doorbell,
+    doorbell: N,
     stats: QueueStats,
 }
 
-impl<R: QueueRing> Virtqueue<R> {
+impl<R: QueueRing, N: Notify> Virtqueue<R, N> {
     /// Attaches the notify hook to a ring (Linux `vring_new_virtqueue`).
     #[doc(alias = "vring_new_virtqueue")]
-    pub fn new(ring: R, doorbell: Doorbell) -> Self {
+    pub fn new(ring: R, doorbell: N) -> Self {
         Self {
             ring,
             doorbell,
@@ -74,7 +73,7 @@ impl<R: QueueRing> Virtqueue<R> {
     }
 
     /// The notify hook.
-    pub fn doorbell(&self) -> &Doorbell {
+    pub fn doorbell(&self) -> &N {
         &self.doorbell
     }
 
@@ -120,11 +119,9 @@ impl<R: QueueRing> Virtqueue<R> {
     pub fn notify(&mut self) {
         self.stats.kicks += 1;
         tracepoint!(Event::Notify, self.ring.queue());
-        if self.ring.notifies_with_data() {
-            self.doorbell.ring_with(self.ring.notification_data());
-        } else {
-            self.doorbell.ring();
-        }
+        let data = self.ring.notifies_with_data();
+        let data = data.then(|| self.ring.notification_data());
+        doorbell::ring(&self.doorbell, data);
     }
 
     /// Asks the device not to interrupt for used buffers, as far as it obeys

@@ -8,17 +8,18 @@ use core::num::NonZeroU16;
 use virtio_drivers::Hal;
 
 use super::offload;
+use crate::doorbell::Notify;
 use crate::net::coalesce::{Appended, Growing, MOST, Segment, Segments, SuperFrame};
 use crate::net::tx::{TxQueue, TxSlot};
 
 impl Segments {
     /// Takes in the segment in a slot, and returns its queue.
-    fn take_in<'q, H: Hal>(
+    fn take_in<'q, H: Hal, N: Notify>(
         &mut self,
-        mut slot: TxSlot<'q, H>,
+        mut slot: TxSlot<'q, H, N>,
         length: usize,
         segment: &Segment,
-    ) -> &'q mut TxQueue<H> {
+    ) -> &'q mut TxQueue<H, N> {
         let frame = slot.frame_mut(length);
         let mut frames = self.frames.iter();
         let index = frames.position(|other| other.growing.has_connection_of(frame, segment));
@@ -46,12 +47,12 @@ impl Segments {
 
     /// Begins to grow with the segment in a slot, if another may follow and there is
     /// room for one; else sends it.
-    fn begin_or_send<'q, H: Hal>(
+    fn begin_or_send<'q, H: Hal, N: Notify>(
         &mut self,
-        mut slot: TxSlot<'q, H>,
+        mut slot: TxSlot<'q, H, N>,
         length: usize,
         segment: &Segment,
-    ) -> &'q mut TxQueue<H> {
+    ) -> &'q mut TxQueue<H, N> {
         let tx = slot.queue();
         let has_room = self.frames.len() < MOST && tx.free() > self.frames.len() + 1;
         let limit = tx.large_capacity().unwrap_or(0);
@@ -63,16 +64,18 @@ impl Segments {
             self.frames.push(SuperFrame { growing, buffer });
             return slot.into_queue();
         }
-        send(slot, length)
+        let frame = slot.frame_mut(length);
+        let offload = offload::find(frame).and_then(|found| found.prepare(frame, None));
+        slot.xmit(length, offload)
     }
 
-    fn send_all<H: Hal>(&mut self, tx: &mut TxQueue<H>) {
+    fn send_all<H: Hal, N: Notify>(&mut self, tx: &mut TxQueue<H, N>) {
         while !self.frames.is_empty() {
             self.send_one(0, tx);
         }
     }
 
-    fn send_one<H: Hal>(&mut self, index: usize, tx: &mut TxQueue<H>) {
+    fn send_one<H: Hal, N: Notify>(&mut self, index: usize, tx: &mut TxQueue<H, N>) {
         let SuperFrame {
             growing,
             mut buffer,
@@ -89,7 +92,11 @@ impl Segments {
 
 /// Takes in the frame of `length` bytes in a slot, which has this segment: it goes on
 /// what grows, begins to grow, or is sent. Segments of a connection stay in order.
-pub(super) fn take_in<H: Hal>(mut slot: TxSlot<'_, H>, length: usize, segment: &Segment) {
+pub(super) fn take_in<H: Hal, N: Notify>(
+    mut slot: TxSlot<'_, H, N>,
+    length: usize,
+    segment: &Segment,
+) {
     let mut segments = mem::take(slot.segments());
     let tx = segments.take_in(slot, length, segment);
     tx.segments = segments;
@@ -98,7 +105,7 @@ pub(super) fn take_in<H: Hal>(mut slot: TxSlot<'_, H>, length: usize, segment: &
 
 /// More slots must be free than all that grows will take: one for the next frame.
 #[inline]
-pub(super) fn keep_room<H: Hal>(tx: &mut TxQueue<H>) {
+pub(super) fn keep_room<H: Hal, N: Notify>(tx: &mut TxQueue<H, N>) {
     let growing = tx.segments.frames.len();
     if growing != 0 && tx.free() <= growing {
         flush(tx);
@@ -107,17 +114,10 @@ pub(super) fn keep_room<H: Hal>(tx: &mut TxQueue<H>) {
 
 /// Sends all that grows.
 #[inline]
-pub(super) fn flush<H: Hal>(tx: &mut TxQueue<H>) {
+pub(super) fn flush<H: Hal, N: Notify>(tx: &mut TxQueue<H, N>) {
     if !tx.segments.frames.is_empty() {
         let mut segments = mem::take(&mut tx.segments);
         segments.send_all(tx);
         tx.segments = segments;
     }
-}
-
-/// Sends the segment that was written into a slot.
-fn send<'q, H: Hal>(mut slot: TxSlot<'q, H>, length: usize) -> &'q mut TxQueue<H> {
-    let frame = slot.frame_mut(length);
-    let offload = offload::find(frame).and_then(|found| found.prepare(frame, None));
-    slot.xmit(length, offload)
 }

@@ -12,10 +12,12 @@
 extern crate alloc;
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cell::UnsafeCell;
 use core::fmt;
-use core::mem::transmute;
+use core::hint::spin_loop;
+use core::sync::atomic::{AtomicU8, Ordering};
 
-use spin::Mutex;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{Error, PAGE_SIZE, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -25,127 +27,174 @@ use super::{
     ConfigOps, NOTIFICATION_DATA, RING_RESET, RingAddresses, TransportError, forward, steps,
 };
 use crate::barrier;
-use crate::doorbell::Doorbell;
+use crate::doorbell::Notify;
 
-/// A transport of `virtio-drivers`, shared between the driver and its doorbells.
+/// A transport of `virtio-drivers`, which the driver and its queues use in turn:
+/// `Transport::notify` takes `&mut self`, and a kick may come from any CPU.
 ///
-/// There has to be a lock, and the transport has to be `'static`: `Transport::notify`
-/// takes `&mut self`, while a kick may come from any CPU, by a queue that was taken out
-/// of the driver (`VirtioNet::take_pair`) and has no lifetime, as `mem::forget` of the
-/// driver would end any. Transports that are one register a kick,
-/// such as [`ModernPciTransport`], need neither.
+/// A kick never waits: where it finds the transport in use, whoever has it notifies
+/// every queue before letting go. So it may come from an interrupt handler, too. All
+/// else waits for its turn, [`VirtioNet::poll_controller`] too: in a panic that
+/// interrupted who has the transport, for ever.
 ///
-/// The lock is taken for every access. Interrupt handlers must keep away from
-/// it, and so must [`VirtioNet::poll_controller`] in a panic: it may interrupt
-/// who holds the lock, and would wait for ever.
+/// The transport may borrow. A queue that was taken out of the driver does not outlive
+/// what is borrowed, because its [`Bell`] has the transport in its type:
+///
+/// ```compile_fail,E0597
+/// # use kickpath_virtio_net::{net::*, transport::adapter::{Adapter, Bell}};
+/// # use virtio_drivers::{Hal, transport::mmio::MmioTransport};
+/// # fn take<'r, H: Hal>(find: fn(&'r mut u32) -> VirtioNet<H, Adapter<MmioTransport<'r>>>)
+/// # -> Result<TakenPair<H, Bell<MmioTransport<'r>>>, NetError> {
+/// let mut registers = 0;
+/// let mut net = find(&mut registers);
+/// net.take_pair(0)
+/// # }
+/// ```
 ///
 /// [`VirtioNet::poll_controller`]: crate::net::VirtioNet::poll_controller
-/// [`ModernPciTransport`]: super::modern_pci::ModernPciTransport
-pub struct Adapter<T: Transport> {
-    transport: Arc<Mutex<T>>,
-    notify: Arc<Notify<'static>>,
+pub struct Adapter<T: Transport>(Arc<Shared<T>>);
+
+/// How a queue over an [`Adapter`] tells the device.
+pub struct Bell<T: Transport> {
+    shared: Arc<Shared<T>>,
+    queue: u16,
 }
 
-type Notify<'t> = dyn Fn(u16) + Send + Sync + 't;
+struct Shared<T: Transport> {
+    /// Nobody has the turn ([`FREE`]), somebody has ([`TAKEN`]), or somebody has and
+    /// notifies all queues at its end ([`MISSED`]).
+    turn: AtomicU8,
+    /// For whoever has the turn: the transport, and the queues set up since a reset.
+    state: UnsafeCell<(T, Vec<u16>)>,
+}
 
-impl<T: Transport + Send> Adapter<T> {
-    /// Takes a transport.
-    pub fn new(transport: T) -> Self
-    where
-        T: 'static,
-    {
-        // SAFETY: it borrows nothing.
-        unsafe { Self::borrowing(transport) }
+const FREE: u8 = 0;
+const TAKEN: u8 = 1;
+const MISSED: u8 = 2;
+
+// SAFETY: `state` is accessed by whoever has the turn, alone.
+unsafe impl<T: Transport + Send> Sync for Shared<T> {}
+
+impl<T: Transport> Shared<T> {
+    /// Waits for the turn.
+    fn with<R>(&self, work: impl FnOnce(&mut T, &mut Vec<u16>) -> R) -> R {
+        while !self.try_turn() {
+            spin_loop();
+        }
+        self.with_turn(work)
     }
 
-    /// Takes a transport that borrows something, such as the mapping of its
-    /// registers.
-    ///
-    /// # Safety
-    ///
-    /// What it borrows must outlive this value and every doorbell that it makes:
-    /// a pair that was taken from the driver has some.
-    pub unsafe fn borrowing(transport: T) -> Self {
-        let transport = Arc::new(Mutex::new(transport));
-        let shared = Arc::clone(&transport);
-        let notify: Arc<Notify<'_>> = Arc::new(move |queue| {
+    fn try_turn(&self) -> bool {
+        let turn = &self.turn;
+        let taken = turn.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed);
+        taken.is_ok()
+    }
+
+    /// Works with the turn, which the caller has and which ends here.
+    fn with_turn<R>(&self, work: impl FnOnce(&mut T, &mut Vec<u16>) -> R) -> R {
+        let turn = Turn(self);
+        // SAFETY: there is one turn, so nobody else has a reference.
+        let (transport, queues) = unsafe { &mut *turn.0.state.get() };
+        barrier::before_register();
+        let result = work(transport, queues);
+        barrier::after_register();
+        result
+    }
+}
+
+/// The turn; it ends also where a transport panics.
+struct Turn<'s, T: Transport>(&'s Shared<T>);
+
+impl<T: Transport> Drop for Turn<'_, T> {
+    fn drop(&mut self) {
+        let Shared { turn, state } = self.0;
+        let end = || turn.compare_exchange(TAKEN, FREE, Ordering::Release, Ordering::Relaxed);
+        while end().is_err() {
+            // Acquire: the device is to see what they published who could not tell it.
+            turn.swap(TAKEN, Ordering::Acquire);
+            // SAFETY: as in `with_turn`, whose references are gone.
+            let (transport, queues) = unsafe { &mut *state.get() };
             barrier::before_register();
-            shared.lock().notify(queue);
-        });
-        // SAFETY: the types differ in a lifetime, for which the caller answers.
-        let notify = unsafe { transmute::<Arc<Notify<'_>>, Arc<Notify<'static>>>(notify) };
-        Self { transport, notify }
+            queues.iter().for_each(|queue| transport.notify(*queue));
+        }
+    }
+}
+
+impl<T: Transport> Notify for Bell<T> {
+    fn queue(&self) -> u16 {
+        self.queue
+    }
+
+    fn ring(&self) {
+        barrier::before_register();
+        if self.shared.try_turn() {
+            self.shared.with_turn(|it, _| it.notify(self.queue));
+        } else if self.shared.turn.swap(MISSED, Ordering::AcqRel) == FREE {
+            // It was free again: the turn is ours, and all are notified at its end.
+            self.shared.with_turn(|_, _| ());
+        }
+    }
+}
+
+impl<T: Transport> Clone for Bell<T> {
+    fn clone(&self) -> Self {
+        let shared = Arc::clone(&self.shared);
+        Self { shared, ..*self }
+    }
+}
+
+impl<T: Transport> fmt::Display for Bell<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "call of the transport for queue {}", self.queue)
+    }
+}
+
+impl<T: Transport> Adapter<T> {
+    /// Takes a transport.
+    pub fn new(transport: T) -> Self {
+        Self(Arc::new(Shared {
+            turn: AtomicU8::new(FREE),
+            state: UnsafeCell::new((transport, Vec::new())),
+        }))
     }
 }
 
 /// Calls the transport.
-macro_rules! locked {
-    ($adapter:expr, $transport:ident => $call:expr) => {{
-        let mut guard = $adapter.transport.lock();
-        let $transport = &mut *guard;
-        $call
-    }};
+macro_rules! in_turn {
+    ($adapter:expr, $transport:ident => $call:expr) => {
+        $adapter.0.with(|$transport, _| $call)
+    };
 }
 
 impl<T: Transport> Transport for Adapter<T> {
-    forward! { locked
+    forward! { in_turn
         fn device_type(&self) -> DeviceType;
+        fn get_status(&self) -> DeviceStatus;
         fn requires_legacy_layout(&self) -> bool;
         fn read_config_generation(&self) -> u32;
     }
-    forward! { locked
+    forward! { in_turn
         fn read_device_features(&mut self) -> u64;
         fn write_driver_features(&mut self, features: u64);
         fn max_queue_size(&mut self, queue: u16) -> u32;
         fn set_guest_page_size(&mut self, size: u32);
         fn queue_unset(&mut self, queue: u16);
+        fn notify(&mut self, queue: u16);
+        fn queue_set(&mut self, queue: u16, size: u32, a: PhysAddr, b: PhysAddr, c: PhysAddr);
         fn queue_used(&mut self, queue: u16) -> bool;
+        fn ack_interrupt(&mut self) -> InterruptStatus;
     }
 
-    fn notify(&mut self, queue: u16) {
-        (self.notify)(queue);
-    }
-
-    fn get_status(&self) -> DeviceStatus {
-        let status = self.transport.lock().get_status();
-        barrier::after_register();
-        status
-    }
-
-    fn set_status(&mut self, status: DeviceStatus) {
-        let mut transport = self.transport.lock();
+    fn set_status(&mut self, mut status: DeviceStatus) {
         // A legacy device has no FEATURES_OK (specification 3.1.2).
-        let status = if transport.requires_legacy_layout() {
-            status - DeviceStatus::FEATURES_OK
-        } else {
-            status
-        };
-        barrier::before_register();
-        transport.set_status(status);
-    }
-
-    fn queue_set(
-        &mut self,
-        queue: u16,
-        size: u32,
-        descriptors: PhysAddr,
-        driver_area: PhysAddr,
-        device_area: PhysAddr,
-    ) {
-        barrier::before_register();
-        self.transport
-            .lock()
-            .queue_set(queue, size, descriptors, driver_area, device_area);
-    }
-
-    fn ack_interrupt(&mut self) -> InterruptStatus {
-        let status = self.transport.lock().ack_interrupt();
-        barrier::after_register();
-        status
+        if self.requires_legacy_layout() {
+            status.remove(DeviceStatus::FEATURES_OK);
+        }
+        in_turn!(self, transport => transport.set_status(status));
     }
 
     fn read_config_space<V: FromBytes + IntoBytes>(&self, offset: usize) -> Result<V, Error> {
-        self.transport.lock().read_config_space(offset)
+        in_turn!(self, transport => transport.read_config_space(offset))
     }
 
     fn write_config_space<V: IntoBytes + Immutable>(
@@ -153,17 +202,20 @@ impl<T: Transport> Transport for Adapter<T> {
         offset: usize,
         value: V,
     ) -> Result<(), Error> {
-        self.transport.lock().write_config_space(offset, value)
+        in_turn!(self, transport => transport.write_config_space(offset, value))
     }
 }
 
 impl<T: Transport> ConfigOps for Adapter<T> {
+    type Notify = Bell<T>;
+
     fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a transport of virtio-drivers")
     }
 
     fn reset(&mut self) -> Result<(), TransportError> {
         steps::reset(self, steps::RESET_READS)?;
+        self.0.with(|_, queues| queues.clear());
         // Legacy virtio-mmio forgets it at a reset.
         self.set_guest_page_size(PAGE_SIZE as u32);
         Ok(())
@@ -178,11 +230,7 @@ impl<T: Transport> ConfigOps for Adapter<T> {
     }
 
     /// Enables the queue as well: `Transport::queue_set` knows no other way.
-    fn setup_queue(
-        &mut self,
-        queue: u16,
-        rings: RingAddresses,
-    ) -> Result<Doorbell, TransportError> {
+    fn setup_queue(&mut self, queue: u16, rings: RingAddresses) -> Result<Bell<T>, TransportError> {
         steps::check_size(queue, rings.size, self.max_queue_size(queue))?;
         if self.queue_used(queue) {
             return Err(TransportError::QueueInUse { queue });
@@ -192,17 +240,11 @@ impl<T: Transport> ConfigOps for Adapter<T> {
             // address the ring.
             steps::page_frame(queue, rings.descriptors)?;
         }
-        self.queue_set(
-            queue,
-            u32::from(rings.size),
-            rings.descriptors,
-            rings.driver,
-            rings.device,
-        );
-        Ok(Doorbell::Call {
-            function: Arc::clone(&self.notify),
-            queue,
-        })
+        let [a, b, c] = [rings.descriptors, rings.driver, rings.device];
+        self.queue_set(queue, rings.size.into(), a, b, c);
+        self.0.with(|_, queues| queues.push(queue));
+        let shared = Arc::clone(&self.0);
+        Ok(Bell { shared, queue })
     }
 
     fn enable_queue(&mut self, queue: u16) -> Result<(), TransportError> {

@@ -84,6 +84,8 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports, R: Registers> Transport
 impl<H: Hal, C: ConfigurationAccess, P: Ports, R: Registers> ConfigOps
     for AnyTransport<H, C, P, R>
 {
+    type Notify = Doorbell;
+
     forward! { delegate
         fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
         fn dictates_queue_size(&self) -> bool;

@@ -337,10 +337,6 @@ impl<H: Hal, C: ConfigurationAccess, P: Ports> ConfigOps for LegacyPciTransport<
     fn isr(&self) -> Option<IsrRegister> {
         self.ports.access().isr(self.base + register::ISR)
     }
-
-    fn register_accesses(&self) -> u64 {
-        self.accesses.total()
-    }
 }
 
 impl<H: Hal, C: ConfigurationAccess, P: Ports> Drop for LegacyPciTransport<H, C, P> {

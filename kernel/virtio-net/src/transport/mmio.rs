@@ -333,6 +333,8 @@ impl<H: Hal, R: Registers> Transport for MmioTransport<H, R> {
 }
 
 impl<H: Hal, R: Registers> ConfigOps for MmioTransport<H, R> {
+    type Notify = Doorbell;
+
     #[doc(alias = "vm_bus_name")]
     fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "virtio-mmio {:#x}", self.address)

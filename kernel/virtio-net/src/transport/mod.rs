@@ -32,7 +32,9 @@ use core::fmt;
 use virtio_drivers::transport::{DeviceStatus, Transport};
 use virtio_drivers::{Hal, PhysAddr};
 
+#[cfg(doc)]
 use crate::doorbell::Doorbell;
+use crate::doorbell::Notify;
 
 /// `VIRTIO_F_VERSION_1` (specification 6).
 const VERSION_1: u64 = 1 << 32;
@@ -87,6 +89,9 @@ pub struct MsiMessage {
 /// `struct virtio_config_ops` has beyond `virtio_drivers`' [`Transport`].
 #[doc(alias = "virtio_config_ops")]
 pub trait ConfigOps: Transport {
+    /// The notify hook of a queue: [`Doorbell`] where it is a register.
+    type Notify: Notify;
+
     /// Writes the device's place on its bus, such as `0000:00:02.0`.
     #[doc(alias = "vp_bus_name")]
     fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
@@ -144,8 +149,11 @@ pub trait ConfigOps: Transport {
     ///
     /// Any of the [`TransportError`]s about a queue.
     #[doc(alias = "setup_vq")]
-    fn setup_queue(&mut self, queue: u16, rings: RingAddresses)
-    -> Result<Doorbell, TransportError>;
+    fn setup_queue(
+        &mut self,
+        queue: u16,
+        rings: RingAddresses,
+    ) -> Result<Self::Notify, TransportError>;
 
     /// Enables a queue that was set up: the last step, after which only a reset
     /// takes it back (specification 4.1.5.1.3). Where the ring's address

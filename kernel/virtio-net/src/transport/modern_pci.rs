@@ -37,7 +37,7 @@ use super::{
     AccessPlatform, ConfigOps, MsiMessage, NOTIFICATION_DATA, PortAccess, RingAddresses, Structure,
     TransportError, config_space, steps,
 };
-use crate::doorbell::Doorbell;
+use crate::doorbell::{self, Doorbell};
 
 /// Offsets in the common configuration, in bytes (specification 4.1.4.3).
 mod register {
@@ -260,7 +260,7 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> Transport for ModernPciTransp
     fn notify(&mut self, queue: u16) {
         self.select(queue);
         match self.doorbell(queue) {
-            Ok(doorbell) => doorbell.ring(),
+            Ok(doorbell) => doorbell::ring(&doorbell, None),
             Err(error) => log::error!("{}: {error}", self.pci.place),
         }
     }
@@ -415,10 +415,6 @@ impl<H: Hal, C: ConfigurationAccess, R: Registers> ConfigOps for ModernPciTransp
 
     fn isr(&self) -> Option<IsrRegister> {
         self.isr.pointer(0).map(IsrRegister::Mmio)
-    }
-
-    fn register_accesses(&self) -> u64 {
-        self.accesses.total()
     }
 }
 

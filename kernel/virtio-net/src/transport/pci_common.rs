@@ -133,6 +133,12 @@ impl<H: Hal, C: ConfigurationAccess> PciFunction<H, C> {
 /// What a transport has of [`ConfigOps`](super::ConfigOps) by its [`PciFunction`].
 macro_rules! pci_methods {
     () => {
+        type Notify = Doorbell;
+
+        fn register_accesses(&self) -> u64 {
+            self.accesses.total()
+        }
+
         fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             write!(f, "PCI {}", self.pci.place)
         }

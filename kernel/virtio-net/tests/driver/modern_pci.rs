@@ -2,7 +2,7 @@
 
 use virtio_drivers::transport::{DeviceType, Transport};
 use virtio_drivers::{Error, Hal};
-use virtio_net::doorbell::Doorbell;
+use virtio_net::doorbell::{Doorbell, Notify};
 use virtio_net::interrupt::IsrRegister;
 use virtio_net::transport::{BusName, ConfigOps, MsiMessage, RingAddresses, TransportError};
 

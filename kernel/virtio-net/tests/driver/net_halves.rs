@@ -130,7 +130,7 @@ fn each_part_has_a_lock_of_its_own() {
         let (rx, mut tx) = net.take_pair(0).unwrap().halves();
         let mut buffer = tx.take_buffer().unwrap();
         buffer.frame_mut(60).copy_from_slice(&pattern(0, 60));
-        let (rx, tx): (Mutex<RxHalf<_>>, Mutex<TxHalf<_>>) = (Mutex::new(rx), Mutex::new(tx));
+        let (rx, tx): (Mutex<RxHalf<_, _>>, Mutex<TxHalf<_, _>>) = (Mutex::new(rx), Mutex::new(tx));
         let net = Mutex::new(net);
         std::thread::scope(|scope| {
             let receiving = rx.lock().unwrap();

@@ -6,11 +6,12 @@ use virtio_net::transport::TransportError;
 use virtio_net::vectors::Rung;
 
 use crate::support::faults::{self, Step};
-use crate::support::memory::pages_in_use;
+use crate::support::memory::{GuestHal, pages_in_use};
 use crate::support::net::{Machine, TX, feature, pattern, send};
+use crate::support::transport::Bell;
 
 /// Takes the device away while its transmit queue is full of frames.
-fn take(machine: &mut Machine) -> virtio_net::net::LastWords<crate::support::memory::GuestHal> {
+fn take(machine: &mut Machine) -> virtio_net::net::LastWords<GuestHal, Bell> {
     let mut net = machine.open();
     let reserve = net.netpoll().unwrap();
     while send(&mut net, &pattern(7, 900)) {}

@@ -15,10 +15,11 @@ use virtio_net::smoltcp::{Phy, RxToken, TxToken};
 use crate::support::memory::GuestHal;
 use crate::support::net::{Machine, feature, pattern};
 use crate::support::segments::{Segment, wire};
+use crate::support::transport::Bell;
 
 /// The driver as smoltcp's device; keeps every frame that smoltcp writes.
 struct Driver<'n> {
-    phy: Phy<'n, GuestHal>,
+    phy: Phy<'n, GuestHal, Bell>,
     written: &'n RefCell<Vec<Vec<u8>>>,
 }
 
@@ -37,7 +38,7 @@ impl phy::RxToken for Received {
     }
 }
 
-struct Sender<'d>(TxToken<'d, GuestHal>, &'d RefCell<Vec<Vec<u8>>>);
+struct Sender<'d>(TxToken<'d, GuestHal, Bell>, &'d RefCell<Vec<Vec<u8>>>);
 
 impl phy::TxToken for Sender<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {

@@ -14,11 +14,12 @@ use virtio_net::vectors::Rung;
 use crate::support::memory::GuestHal;
 use crate::support::net::{Machine, Net, Sent, feature, pattern};
 use crate::support::segments::{Segment, wire};
+use crate::support::transport::Bell;
 
 const MSS: usize = 1440;
 
 /// Has the device send a frame, unless there is no room.
-fn xmit(phy: &mut Phy<'_, GuestHal>, frame: &[u8]) -> bool {
+fn xmit(phy: &mut Phy<'_, GuestHal, Bell>, frame: &[u8]) -> bool {
     let Some(token) = phy.transmit(Instant::ZERO) else {
         return false;
     };

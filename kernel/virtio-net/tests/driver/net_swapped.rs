@@ -14,8 +14,10 @@ use virtio_queue::QueueT;
 use crate::support::inert::InertTransport;
 use crate::support::memory::{GuestHal, is_allocated, pages_in_use};
 use crate::support::net::{Machine, Net, RX, feature, high, pattern};
+use crate::support::transport::Wired;
 
-type Other = VirtioNet<GuestHal, Adapter<InertTransport<'static>>, Arc<InterruptState>>;
+type Inert = Wired<Adapter<InertTransport<'static>>>;
+type Other = VirtioNet<GuestHal, Inert, Arc<InterruptState>>;
 
 /// An open device that does nothing.
 fn other() -> Other {
@@ -23,6 +25,7 @@ fn other() -> Other {
         offered: Features::VERSION_1.bits() as u64,
         notes: Box::leak(Box::default()),
     });
+    let transport = Wired(transport, |_| ());
     let mut net = VirtioNet::probe(transport, Options::default(), Arc::default()).unwrap();
     net.open(&mut NoInterrupts, Rung::Polling).unwrap();
     net

@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::sync::Once;
 
-use virtio_net::doorbell::Doorbell;
+use virtio_net::doorbell::{Doorbell, Notify};
 use virtio_net::interrupt::{InterruptState, IsrRegister};
 use virtio_net::queue::{CommandRing, PositionalRing, RingLayout, RingShape, Virtqueue};
 use virtio_net::transport::{Ports, X86Ports};
@@ -130,14 +130,14 @@ fn a_kick_is_one_instruction() {
         let doorbell = unsafe { Doorbell::port(0xc050, 7) };
         let mut driver = PositionalRing::<GuestHal>::make(8, shape);
         (0..5).for_each(|_| driver.add_one().unwrap());
-        let mut queue = Virtqueue::new(driver, doorbell.clone());
+        let mut queue = Virtqueue::new(driver, doorbell);
         let (accesses, kicked) = accesses_of(|| queue.kick());
         assert!(kicked);
         assert_eq!(accesses, [Access::Out(0xc050, 2, 7)]);
         let Ends {
             driver, mut device, ..
         } = Ends::<CommandRing<GuestHal>>::shaped(8, shape);
-        let mut queue = Virtqueue::new(driver, doorbell.clone());
+        let mut queue = Virtqueue::new(driver, doorbell);
         for is_busy in [false, true] {
             if is_busy {
                 device.disable_notification();
@@ -169,7 +169,7 @@ fn a_kick_with_data_is_one_instruction_of_32_bits() {
         };
         let mut driver = PositionalRing::<GuestHal>::make(8, shape);
         (0..5).for_each(|_| driver.add_one().unwrap());
-        let mut queue = Virtqueue::new(driver, doorbell.clone());
+        let mut queue = Virtqueue::new(driver, doorbell);
         let (accesses, kicked) = accesses_of(|| queue.kick());
         assert!(kicked);
         // A packed ring's wrap counter is 1 at first.

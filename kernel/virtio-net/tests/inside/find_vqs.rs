@@ -16,7 +16,7 @@ use crate::support::faults::{self, Step, Strike};
 use crate::support::memory::{GuestHal, pages_in_use};
 use crate::support::net::{Machine, feature};
 use crate::support::pci::command;
-use crate::support::transport::Wired;
+use crate::support::transport::{Bell, Wired};
 
 const QUEUES: u16 = 2;
 const SIZE: u16 = 64;
@@ -33,7 +33,7 @@ fn find(
     transport: &mut Wired,
     top: Rung,
     attempts: &mut Vec<Attempt>,
-) -> Result<Vqs<GuestHal>, FindVqsError> {
+) -> Result<Vqs<GuestHal, Bell>, FindVqsError> {
     let device = &machine.device;
     vectors::find_vqs::<GuestHal, _, _>(
         transport,

@@ -5,8 +5,11 @@ mod find_vqs;
 mod mmio_ladder;
 mod modern_ladder;
 
+use virtio_net::interrupt::{InterruptState, IsrRegister};
 use virtio_net::net::Features;
 use virtio_net::net::buffers::{Layout, MAX_LARGE_FRAME};
+use virtio_net::net::rss::{HashLimits, HashTypes};
+use virtio_net::transport::isr::{ISR_CONFIG, ISR_QUEUE};
 use virtio_net::transport::{TransportError, check_access_platform};
 
 use crate::support::memory;
@@ -61,5 +64,61 @@ fn buffers_follow_the_mtu() {
         );
         let large = Layout::segmented(features);
         assert!(large.capacity >= MAX_LARGE_FRAME);
+    }
+}
+
+/// What a handler of the line does when it reads this status.
+fn interrupt(state: &InterruptState, mut status: u8) {
+    // SAFETY: it is read as the register that it stands for.
+    state.vp_interrupt(unsafe { IsrRegister::mmio((&mut status).into()) });
+}
+
+#[test]
+fn isr_zero_is_tolerated_and_counted() {
+    let state = InterruptState::new();
+    interrupt(&state, 0);
+    interrupt(&state, 0x80);
+    assert_eq!((state.interrupts(), state.not_ours()), (0, 2));
+    assert!(!state.take_config_changed());
+}
+
+#[test]
+fn a_config_change_is_reported_once() {
+    let state = InterruptState::new();
+    interrupt(&state, ISR_QUEUE);
+    assert!(!state.take_config_changed());
+    interrupt(&state, ISR_QUEUE | ISR_CONFIG);
+    assert_eq!(state.interrupts(), 2);
+    assert!(state.take_config_changed());
+    assert!(!state.take_config_changed());
+}
+
+#[test]
+fn limits_without_use_are_known() {
+    const LIMITS: HashLimits = HashLimits {
+        max_key_size: 40,
+        max_table_length: 128,
+        types: HashTypes::all(),
+    };
+    assert!(LIMITS.is_usable());
+    for useless in [
+        HashLimits {
+            max_key_size: 0,
+            ..LIMITS
+        },
+        HashLimits {
+            max_key_size: 39,
+            ..LIMITS
+        },
+        HashLimits {
+            types: HashTypes::empty(),
+            ..LIMITS
+        },
+        HashLimits {
+            types: HashTypes::IP_EX | HashTypes::from_bits_retain(1 << 31),
+            ..LIMITS
+        },
+    ] {
+        assert!(!useless.is_usable(), "{useless:?}");
     }
 }

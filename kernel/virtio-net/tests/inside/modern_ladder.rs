@@ -1,5 +1,6 @@
 //! The interrupt ladder over `ModernPciTransport`.
 
+use virtio_net::doorbell::Doorbell;
 use virtio_net::queue::{EventMode, RingShape};
 use virtio_net::transport::ConfigOps;
 use virtio_net::vectors::{self, Attempt, FindVqsError, Rung, Vqs, WantedQueue, WantedQueues};
@@ -18,7 +19,7 @@ fn find(
     controller: &mut FakeController,
     transport: &mut Modern,
     attempts: &mut Vec<Attempt>,
-) -> Result<Vqs<GuestHal>, FindVqsError> {
+) -> Result<Vqs<GuestHal, Doorbell>, FindVqsError> {
     let negotiate = |transport: &mut Modern| {
         assert!(!machine.device().pci.msix_enabled(), "MSI-X is on");
         transport.reset()?;

@@ -4,9 +4,10 @@
 use virtio_drivers::Hal;
 
 use super::RxQueue;
+use crate::doorbell::Notify;
 use crate::queue::BrokenReason;
 
-impl<H: Hal> RxQueue<H> {
+impl<H: Hal, N: Notify> RxQueue<H, N> {
     /// Takes in the other buffers of a frame that has not just one, of which the first
     /// has been: `written` bytes with the header (Linux `receive_mergeable`). Returns the
     /// frame's length; `None` when it is dropped, or the device broke the protocol.

@@ -12,11 +12,12 @@ use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
 use super::TxQueue;
 use super::elsewhere::{FRAME_OFFSET, Memory, TxBuffer};
+use crate::doorbell::Notify;
 use crate::hal::{DmaRegion, Shared};
 use crate::net::header::Header;
 use crate::net::offload::Offload;
 
-impl<H: Hal> TxQueue<H> {
+impl<H: Hal, N: Notify> TxQueue<H, N> {
     /// A buffer for a frame of up to [`Self::capacity`] bytes, to be filled and
     /// sent by [`Self::xmit_buffer`] whenever its owner likes; `None` when there
     /// is no memory. It is the owner's alone, and takes no room in the queue.

@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::control::SUPPORTED_HASHES;
 use super::controller::FakeController;
-use super::device::{FakePorts, LegacyDevice, ModelQueue};
+use super::device::{self, FakePorts, LegacyDevice, ModelQueue};
 use super::memory::{self, GuestHal};
 use super::pci::{FUNCTION, FakeAccess};
 use super::transport::{Legacy, Wired};
@@ -203,7 +203,7 @@ impl Machine {
 
     /// The transport for a process without a device.
     pub fn transport(&self) -> Wired {
-        Wired(self.legacy().unwrap())
+        Wired(self.legacy().unwrap(), device::ring_doorbell)
     }
 
     /// The driver, probed by a caller that can serve whatever is offered.

@@ -8,11 +8,10 @@
 
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{Error, PhysAddr};
-use virtio_net::doorbell::Doorbell;
+use virtio_net::doorbell::Notify;
 use virtio_net::interrupt::IsrRegister;
 use virtio_net::transport::legacy_pci::LegacyPciTransport;
 use virtio_net::transport::{ConfigOps, MsiMessage, RingAddresses, TransportError};
@@ -41,15 +40,38 @@ pub fn isr_byte(value: u8) {
     ISR.with(|isr| unsafe { isr.write_volatile(value) });
 }
 
-/// [`Legacy`] with the two instructions replaced.
-pub struct Wired(pub Legacy);
+/// A transport, such as [`Legacy`], with the two instructions replaced.
+pub struct Wired<T = Legacy>(pub T, pub fn(u16));
 
-impl Transport for Wired {
+/// A queue's doorbell: the call that is made instead.
+#[derive(Clone, Copy, Debug)]
+pub struct Bell(fn(u16), u16);
+
+impl Notify for Bell {
+    fn queue(&self) -> u16 {
+        self.1
+    }
+    fn ring(&self) {
+        (self.0)(self.1);
+    }
+}
+
+impl fmt::Display for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "call for queue {}", self.1)
+    }
+}
+
+impl<W: Transport> Transport for Wired<W> {
     fn device_type(&self) -> DeviceType {
         self.0.device_type()
     }
     fn read_device_features(&mut self) -> u64 {
-        self.0.read_device_features() | u64::from(device::offered_high()) << 32
+        let high = match self.0.requires_legacy_layout() {
+            true => u64::from(device::offered_high()) << 32,
+            false => 0,
+        };
+        self.0.read_device_features() | high
     }
     fn write_driver_features(&mut self, driver_features: u64) {
         self.0.write_driver_features(driver_features);
@@ -107,7 +129,9 @@ impl Transport for Wired {
     }
 }
 
-impl ConfigOps for Wired {
+impl<W: ConfigOps> ConfigOps for Wired<W> {
+    type Notify = Bell;
+
     fn bus_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.bus_name(f)
     }
@@ -115,24 +139,18 @@ impl ConfigOps for Wired {
         self.0.reset()
     }
     fn finalize_features(&mut self, features: u64) -> Result<(), TransportError> {
+        if !self.0.requires_legacy_layout() {
+            return self.0.finalize_features(features);
+        }
         device::agree_high((features >> 32) as u32);
         self.0.finalize_features(features & u64::from(u32::MAX))
     }
-    fn setup_queue(
-        &mut self,
-        queue: u16,
-        rings: RingAddresses,
-    ) -> Result<Doorbell, TransportError> {
-        match self.0.setup_queue(queue, rings)? {
-            Doorbell::Port { port, queue, .. } => {
-                assert_eq!(port, IO_BASE + 0x10, "that is not QUEUE_NOTIFY");
-                Ok(Doorbell::Call {
-                    function: Arc::new(device::ring_doorbell),
-                    queue,
-                })
-            }
-            other => panic!("{other} is no doorbell of this transport"),
-        }
+    fn setup_queue(&mut self, queue: u16, rings: RingAddresses) -> Result<Bell, TransportError> {
+        let doorbell = self.0.setup_queue(queue, rings)?.to_string();
+        // QUEUE_NOTIFY.
+        let port = format!("outw {queue} -> port {:#x}", IO_BASE + 0x10);
+        assert!([port, format!("call of the transport for queue {queue}")].contains(&doorbell));
+        Ok(Bell(self.1, queue))
     }
     fn queue_reset(&mut self, queue: u16) -> Result<(), TransportError> {
         device::reset_queue(queue);
@@ -157,10 +175,8 @@ impl ConfigOps for Wired {
         self.0.intx_enable(enable);
     }
     fn isr(&self) -> Option<IsrRegister> {
-        assert!(matches!(
-            self.0.isr(),
-            Some(IsrRegister::Port { 0: port, .. }) if port == IO_BASE + 0x13
-        ));
+        let isr = self.0.isr()?;
+        assert!(matches!(isr, IsrRegister::Port { 0: port, .. } if port == IO_BASE + 0x13));
         // SAFETY: the byte is the thread's and stays for ever.
         Some(unsafe { IsrRegister::mmio(ISR.with(|isr| *isr)) })
     }
