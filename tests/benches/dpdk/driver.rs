@@ -1,6 +1,7 @@
 //! The driver of this project, measured as `peer.c` measures DPDK's.
 
 use std::arch::x86_64::_rdtsc;
+use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -107,31 +108,36 @@ fn median(counts: &[u64]) -> f64 {
 #[inline(never)]
 fn transmit(net: &mut Device, burst: u32) -> Result<u32> {
     let (_, tx) = net.queues()?;
-    let mut sent = 0;
-    while sent < burst {
-        let Some(mut slot) = tx.reserve() else {
-            break;
-        };
-        slot.frame_mut(FRAME.len()).copy_from_slice(&FRAME);
-        slot.start_xmit(FRAME.len());
-        sent += 1;
-    }
+    let write = |frame: &mut [u8]| {
+        frame[..FRAME.len()].copy_from_slice(&FRAME);
+        FRAME.len()
+    };
+    let sent = if burst != 1 {
+        tx.start_xmit_batch(burst as u16, |_, frame| write(frame))
+    } else if let Some(mut slot) = tx.reserve() {
+        let length = write(slot.frame_mut(FRAME.len()));
+        slot.start_xmit(length);
+        1
+    } else {
+        0
+    };
     tx.kick();
-    Ok(sent)
+    Ok(sent.into())
 }
 
 /// One burst of frames in: taken, copied out, their buffers posted again.
 #[inline(never)]
 fn receive(net: &mut Device, burst: u32) -> Result<u32> {
     let (rx, _) = net.queues()?;
-    let mut received = 0;
-    while received < burst {
-        let Some(frame) = rx.receive() else {
-            break;
-        };
-        std::hint::black_box(&frame[..]);
-        received += 1;
-    }
+    let received = if burst == 1 {
+        let frame = rx.receive().map(|frame| _ = black_box(&frame[..]));
+        u32::from(frame.is_some())
+    } else {
+        rx.receive_batch(burst, |frame| {
+            black_box(&frame[..]);
+            true
+        })
+    };
     net.kick();
     Ok(received)
 }

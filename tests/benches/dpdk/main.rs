@@ -9,7 +9,13 @@
 //! burst that found the ring full or empty does not count: its cycles are the
 //! back end's.
 //!
-//!     cargo bench -p kickpath-tests --bench dpdk -- [--pairs N] [--frames N] [--json]
+//!     cargo bench -p kickpath-tests --bench dpdk -- [--only CASE] [--pairs N] [--frames N] [--json]
+//!
+//! The drivers have the second CPU, so that this tells where the cycles of both go:
+//!
+//!     perf record -e cpu-clock -F 5000 -C 1 -- cargo bench -p kickpath-tests --bench dpdk -- \
+//!         --only 'send, bursts of 32, split' --pairs 3
+//!     perf report --sort comm,symbol
 
 #[cfg(target_arch = "x86_64")]
 mod back_end;
@@ -35,7 +41,10 @@ fn main() -> anyhow::Result<()> {
     };
     let peer = virtio_user::build()?;
     let mut rows = Vec::new();
-    for case in Case::ALL {
+    for case in Case::ALL
+        .into_iter()
+        .filter(|case| case.to_string().contains(&wanted.only))
+    {
         let back_end = back_end::BackEnd::start(case.direction)?;
         let mut pairs = Vec::new();
         for pair in 0..wanted.pairs {
@@ -48,14 +57,15 @@ fn main() -> anyhow::Result<()> {
         eprint!("\r{:60}\r", "");
         rows.push(report::Row::new(case, &pairs));
     }
-    report::print(&rows, wanted);
+    report::print(&rows, &wanted);
     Ok(())
 }
 
 /// What is to be measured.
 #[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
 struct Wanted {
+    /// Only cases with this in their name.
+    only: String,
     /// Measurements of each driver, in turn.
     pairs: usize,
     /// Frames of each measurement.
@@ -69,12 +79,17 @@ impl Wanted {
     fn from_arguments(arguments: impl Iterator<Item = String>) -> anyhow::Result<Option<Self>> {
         use anyhow::{Context, bail};
         let mut wanted = Self {
+            only: String::new(),
             pairs: 9,
             frames: 1_000_000,
             json: false,
         };
         let mut arguments = arguments;
         while let Some(argument) = arguments.next() {
+            if argument == "--only" {
+                wanted.only = arguments.next().context("--only what?")?;
+                continue;
+            }
             let mut number = || {
                 let value = arguments
                     .next()
@@ -92,10 +107,12 @@ impl Wanted {
                 // Cargo's own: it says so to every benchmark.
                 "--bench" => {}
                 "--help" => {
-                    println!("dpdk [--pairs N] [--frames N] [--json]");
+                    println!("dpdk [--only CASE] [--pairs N] [--frames N] [--json]");
                     return Ok(None);
                 }
-                _ => bail!("what is '{argument}'? dpdk [--pairs N] [--frames N] [--json]"),
+                _ => bail!(
+                    "what is '{argument}'? dpdk [--only CASE] [--pairs N] [--frames N] [--json]"
+                ),
             }
         }
         Ok(Some(wanted))

@@ -33,7 +33,7 @@ fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
 }
 
 /// Prints them.
-pub fn print(rows: &[Row], wanted: Wanted) {
+pub fn print(rows: &[Row], wanted: &Wanted) {
     if wanted.json {
         let rows: Vec<_> = rows
             .iter()
