@@ -1,6 +1,6 @@
 //! The driver of this project, measured as `peer.c` measures DPDK's.
 
-use std::arch::x86_64::_rdtsc;
+use std::arch::x86_64::{_mm_mfence, _rdtsc};
 use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -72,11 +72,9 @@ fn measure_here(socket: &Path, case: Case, frames: u64) -> Result<f64> {
     let deadline = Instant::now() + PATIENCE;
     while counted < frames {
         net.poll()?;
-        // SAFETY: every x86-64 CPU has the counter, and it has no effect.
-        let start = unsafe { _rdtsc() };
+        let start = cycles();
         let count = burst(&mut net, case.burst)?;
-        // SAFETY: as above.
-        let took = unsafe { _rdtsc() } - start;
+        let took = cycles() - start;
         if count == case.burst {
             bursts[LONGEST.min(took as usize + 1) - 1] += 1;
             counted += u64::from(count);
@@ -91,6 +89,16 @@ fn measure_here(socket: &Path, case: Case, frames: u64) -> Result<f64> {
         }
     }
     Ok(median(&bursts) / f64::from(case.burst))
+}
+
+/// The time stamp counter, when all that was done before has reached the memory:
+/// else who looks at nothing of a frame would seem not to wait for it.
+fn cycles() -> u64 {
+    // SAFETY: every x86-64 CPU has both, and they have no other effect.
+    unsafe {
+        _mm_mfence();
+        _rdtsc()
+    }
 }
 
 /// The median of values, of which this is how often each came.
