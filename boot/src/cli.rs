@@ -289,6 +289,9 @@ pub struct CompareArgs {
     /// Write a page with a bar chart into this file.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// The language of what explains; names, errors and this help are in English.
+    #[arg(long, value_enum, default_value_t)]
+    pub lang: Lang,
     /// Print one JSON object instead of the table.
     #[arg(long)]
     pub json: bool,
@@ -446,6 +449,9 @@ pub struct SoakArgs {
     /// Write a page with plots into this file: it needs nothing else, and no network.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// The language of what explains; names, errors and this help are in English.
+    #[arg(long, value_enum, default_value_t)]
+    pub lang: Lang,
 }
 
 /// Options of `gallery`.

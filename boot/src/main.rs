@@ -18,6 +18,7 @@ use kickpath::gallery;
 use kickpath::guest::Cause;
 use kickpath::image::{self, Images};
 use kickpath::interrupt;
+use kickpath::lang::Lang;
 use kickpath::linux::{self, Linux};
 use kickpath::nested::{self, NestedError};
 use kickpath::output::Output;
@@ -346,7 +347,7 @@ fn compare_command(args: &CompareArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let story = &mut Story::stdout();
+    let story = &mut Story::stdout().in_language(args.lang);
     let story = (!args.json).then_some(story);
     if let Some(vmms) = &args.vmm {
         let report = compare::vmms::compare(&settings, &vmms.0, story, &mut sink);
@@ -370,7 +371,7 @@ fn compare_command(args: &CompareArgs) -> anyhow::Result<ExitCode> {
     };
     // Last: a file that cannot be written takes nothing else along.
     if let Some(page) = page {
-        html.end(|| Ok(page?))?;
+        html.end(|| Ok(args.lang.page(page?)))?;
     }
     Ok(code)
 }
@@ -396,7 +397,7 @@ fn soak_command(args: &SoakArgs) -> anyhow::Result<ExitCode> {
     }
     let html = Written::begin(args.html.as_deref())?;
     let length = Duration::from_secs(60 * u64::from(args.minutes));
-    let story = &mut Story::stdout();
+    let story = &mut Story::stdout().in_language(args.lang);
     let story = (!args.json).then_some(story);
     let result = soak::soak(&settings, length, story, &mut sink);
     let result = settings.keep_pcap(result);
@@ -412,28 +413,29 @@ fn soak_command(args: &SoakArgs) -> anyhow::Result<ExitCode> {
         }
     };
     if let Some(page) = page {
-        html.end(|| Ok(page))?;
+        html.end(|| Ok(args.lang.page(page)))?;
     }
     Ok(code)
 }
 
 fn lab_command(args: &LabArgs) -> anyhow::Result<ExitCode> {
+    let lang = args.lang;
     match &args.command {
         None => {
-            lab::list(&mut Story::stdout()).map_err(SessionError::Output)?;
+            lab::list(&mut Story::stdout().in_language(lang)).map_err(SessionError::Output)?;
             Ok(ExitCode::SUCCESS)
         }
-        Some(LabCommand::Run(args)) => lab_run_command(args),
-        Some(LabCommand::Check(args)) => lab_check_command(args),
-        Some(LabCommand::Ring(args)) => lab_ring_command(args),
+        Some(LabCommand::Run(args)) => lab_run_command(args, lang),
+        Some(LabCommand::Check(args)) => lab_check_command(args, lang),
+        Some(LabCommand::Ring(args)) => lab_ring_command(args, lang),
     }
 }
 
 /// Succeeds where the experiments have an outcome, whatever it is.
-fn lab_run_command(args: &LabRunArgs) -> anyhow::Result<ExitCode> {
+fn lab_run_command(args: &LabRunArgs, lang: Lang) -> anyhow::Result<ExitCode> {
     let experiments = lab::find(&args.experiment)?;
     let html = Written::begin(args.html.as_deref())?;
-    let story = &mut Story::stdout();
+    let story = &mut Story::stdout().in_language(lang);
     let options = args.machine.options();
     let is_asked = args.predict.is_none()
         && experiments.len() == 1
@@ -458,13 +460,14 @@ fn lab_run_command(args: &LabRunArgs) -> anyhow::Result<ExitCode> {
     if args.machine.json {
         print(&(serde_json::to_string_pretty(&reports)? + "\n"))?;
     }
-    html.end(|| Ok(lab::page(&reports)))?;
+    html.end(|| Ok(lang.page(lab::page(&reports))))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Succeeds where the student's change puts it right.
-fn lab_check_command(args: &LabCheckArgs) -> anyhow::Result<ExitCode> {
+fn lab_check_command(args: &LabCheckArgs, lang: Lang) -> anyhow::Result<ExitCode> {
     let experiments = lab::find(&args.experiment)?;
+    let story = &mut Story::stdout().in_language(lang);
     let options = args.machine.options();
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
@@ -473,7 +476,7 @@ fn lab_check_command(args: &LabCheckArgs) -> anyhow::Result<ExitCode> {
     for experiment in experiments {
         let checked = lab::check(experiment, &kernel.file, &options, &mut sink)?;
         if !args.machine.json {
-            lab::tell_check(&mut Story::stdout(), &checked).map_err(SessionError::Output)?;
+            lab::tell_check(story, &checked).map_err(SessionError::Output)?;
         }
         all.push(checked);
     }
@@ -487,12 +490,13 @@ fn lab_check_command(args: &LabCheckArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Builds the driver's queue for a browser, and puts it into a page.
-fn lab_ring_command(args: &LabRingArgs) -> anyhow::Result<ExitCode> {
+fn lab_ring_command(args: &LabRingArgs, lang: Lang) -> anyhow::Result<ExitCode> {
     let html = Written::begin(Some(&args.html))?;
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     let module = lab::ring::module(args.policy(), &mut sink)?;
-    html.end(|| Ok(lab::ring::page(&module, &own_command())))?;
+    let page = lab::ring::page(&module, &own_command());
+    html.end(|| Ok(lang.page(page)))?;
     Ok(ExitCode::SUCCESS)
 }
 

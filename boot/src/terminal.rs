@@ -157,6 +157,12 @@ pub(crate) fn pad(text: &str, width: usize) -> String {
     format!("{text}{:room$}", "")
 }
 
+/// A text with spaces before it, `width` columns wide at least.
+pub(crate) fn pad_left(text: &str, width: usize) -> String {
+    let room = width.saturating_sub(display_width(text));
+    format!("{:room$}{text}", "")
+}
+
 /// A number with its thousands apart: `1,234,567`.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
@@ -263,7 +269,7 @@ mod tests {
             wrap("设备取走，virtqueue_pop。", 8),
             ["设备取", "走，", "virtqueue_pop。"]
         );
-        assert_eq!(pad("设备", 6) + "|", "设备  |");
+        assert_eq!(pad("设备", 6) + &pad_left("环", 3), "设备   环");
     }
 
     #[test]

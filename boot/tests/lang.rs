@@ -12,18 +12,33 @@ mod lang {
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use kickpath::lab::{self, EXPERIMENTS, Evidence, Outcome, Ring};
 use kickpath::lang::{Lang, ZH};
 use kickpath::terminal::{Story, WIDTH};
 use kickpath::trace;
 
 /// What explains, below `src`: directories and files.
-const SOURCES: [&str; 3] = ["accel.rs", "doctor/probe.rs", "trace"];
+const SOURCES: [&str; 10] = [
+    "accel.rs",
+    "compare",
+    "doctor/probe.rs",
+    "gallery/files.rs",
+    "gallery/index.html",
+    "gallery/index.rs",
+    "gallery/ways.rs",
+    "lab",
+    "soak",
+    "trace",
+];
 
 /// What is tests only, or says nothing but names and errors.
-const SILENT: [&str; 9] = [
+const SILENT: [&str; 12] = [
     "tests.rs",
     "sample.rs",
     "damaged.rs",
+    "lab/build.rs",
+    "lab/scene.rs",
+    "soak/malformed.rs",
     "perfetto.rs",
     "trace/cable.rs",
     "trace/gdb.rs",
@@ -143,6 +158,32 @@ fn each_text_has_an_entry_and_each_entry_a_text() {
     );
 }
 
+/// Too short for prose, and all the same read as a part of a sentence: `" at "`.
+#[test]
+fn each_word_that_stands_between_others_has_an_entry() {
+    let entries: BTreeMap<String, String> = serde_json::from_str(ZH).unwrap();
+    let mut paths = Vec::new();
+    files(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        &mut paths,
+    );
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "js"));
+    let mut found = 0;
+    for path in paths {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for word in text
+            .split('"')
+            .filter_map(|part| part.strip_prefix(' ')?.strip_suffix(' '))
+        {
+            if !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase()) {
+                assert!(entries.contains_key(word), "{word}  ({})", path.display());
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 0, "the sources are read");
+}
+
 #[test]
 fn each_entry_is_found_and_has_the_holes_of_its_text() {
     let entries: BTreeMap<String, String> = serde_json::from_str(ZH).unwrap();
@@ -156,7 +197,7 @@ fn each_entry_is_found_and_has_the_holes_of_its_text() {
         let filled = |text: &str| {
             let holes = holes(text).into_iter();
             holes.fold(text.to_owned(), |text, hole| {
-                text.replace(&format!("{{{hole}}}"), ["§", "¶", "†", "‡", "◆"][hole])
+                text.replace(&format!("{{{hole}}}"), ["§", "¶", "†", "‡", "◆", "◇"][hole])
             })
         };
         assert_eq!(
@@ -186,23 +227,89 @@ fn a_trace_is_told_in_chinese_and_fits_a_terminal() {
     ] {
         let recording = serde_json::from_str(recording).unwrap();
         let timeline = trace::build::build(&recording).unwrap();
-        let mut bytes = Vec::new();
-        let mut story = Story::new(&mut bytes).in_language(Lang::Zh);
-        trace::text::print(&mut story, &timeline).unwrap();
-        let text = String::from_utf8(bytes).unwrap();
-        let text = anstream::adapter::strip_str(&text).to_string();
-        if std::env::var_os("KICKPATH_SHOW").is_some() {
-            println!("{text}");
-        }
+        let text = in_chinese(|story| trace::text::print(story, &timeline));
         assert!(text.contains("一个数据报出去"), "{text}");
         for line in text.lines() {
             assert!(!english(line), "in English: {line}");
-            // A word that is longer has a line of its own.
-            let is_wide = textwrap::core::display_width(line) > WIDTH;
-            assert!(
-                !is_wide || line.trim().split(' ').count() < 3,
-                "too wide: {line}"
-            );
+        }
+    }
+}
+
+#[test]
+fn two_traces_are_told_in_chinese() {
+    let [a, b] = [
+        include_str!("../src/trace/fixtures/tcg.json"),
+        include_str!("../src/trace/fixtures/kvm.json"),
+    ]
+    .map(|text| trace::build::build(&serde_json::from_str(text).unwrap()).unwrap());
+    let files = ["a.json", "b.json"].map(Path::new);
+    let diff = trace::diff::diff((files[0], &a), (files[1], &b)).unwrap();
+    let text = in_chinese(|story| trace::diff::print(story, &diff, &a, &b));
+    for line in text.lines() {
+        assert!(!english(line), "in English: {line}");
+    }
+}
+
+/// What a story says in Chinese, which fits a terminal.
+fn in_chinese(tell: impl FnOnce(&mut Story<&mut Vec<u8>>) -> std::io::Result<()>) -> String {
+    let mut bytes = Vec::new();
+    tell(&mut Story::new(&mut bytes).in_language(Lang::Zh)).unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    let text = anstream::adapter::strip_str(&text).to_string();
+    if std::env::var_os("KICKPATH_SHOW").is_some() {
+        println!("{text}");
+    }
+    for line in text.lines() {
+        // A word that is longer has a line of its own.
+        let is_wide = textwrap::core::display_width(line) > WIDTH;
+        assert!(
+            !is_wide || line.trim().split(' ').count() < 3,
+            "too wide: {line}"
+        );
+    }
+    text
+}
+
+#[test]
+fn the_laboratory_is_told_in_chinese() {
+    #[expect(
+        clippy::redundant_closure,
+        reason = "the function itself has one lifetime"
+    )]
+    let list = in_chinese(|story| lab::list(story));
+    for line in list.lines() {
+        assert!(!english(line), "in English: {line}");
+    }
+    let evidence = || {
+        Evidence {
+        asked: 1_000,
+        records: 70,
+        records_lost: 3,
+        steps: vec![
+            "KickPrepare: The device asked to be told at index 7; the driver finds a kick not needed."
+                .into(),
+            "Idle: Nothing is left to do: the CPU sleeps until an interrupt.".into(),
+        ],
+        damage: Some("60 bytes: its packet is cut short".into()),
+        stalled: Some(Ring::default()),
+        end: Some(Ring::default()),
+        ..Evidence::default()
+    }
+    };
+    let outcomes = Outcome::ALL.into_iter().cycle();
+    for (experiment, outcome) in EXPERIMENTS.iter().zip(outcomes) {
+        let report = lab::Report {
+            experiment,
+            predicted: Some(Outcome::Late),
+            outcome,
+            right: evidence(),
+            wrong: evidence(),
+        };
+        let text = in_chinese(|story| lab::tell(story, &report));
+        // The change of the sources is one of a program in English.
+        let (before, _) = text.split_once("改正\n").unwrap();
+        for line in before.lines() {
+            assert!(!english(line), "in English: {line}");
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use kickpath::install::{Policy, QEMU_VARIABLE};
 use kickpath::lab::{Options, Outcome};
+use kickpath::lang::Lang;
 
 use super::policy;
 
@@ -14,6 +15,9 @@ pub struct LabArgs {
     /// What to do; without it the experiments are listed.
     #[command(subcommand)]
     pub command: Option<LabCommand>,
+    /// The language of what explains; names, errors and this help are in English.
+    #[arg(long, value_enum, default_value_t, global = true)]
+    pub lang: Lang,
 }
 
 /// What to do in the laboratory.

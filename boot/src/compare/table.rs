@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use super::vmm_row::{ECHOES, Taken, VmmReport, VmmRow};
 use super::{Report, Row};
-use crate::terminal::Story;
+use crate::lang::Lang;
+use crate::terminal::{Story, pad, pad_left};
 
 pub(super) fn introduction<W: Write>(story: &mut Story<W>) -> io::Result<()> {
     story.section("The ways to kick")?;
@@ -18,7 +19,7 @@ pub(super) fn introduction<W: Write>(story: &mut Story<W>) -> io::Result<()> {
         "kicks and interrupts (irqs) a packet of a UDP echo with so many on their way.",
     )?;
     story.line("")?;
-    story.line(&line([
+    let heads = [
         "way to kick",
         "ioeventfd",
         "event_idx",
@@ -29,16 +30,20 @@ pub(super) fn introduction<W: Write>(story: &mut Story<W>) -> io::Result<()> {
         "handled",
         "kicks",
         "irqs",
-    ]))
+    ];
+    story.line(&line(story.lang(), heads))
 }
 
 pub(super) fn rows<W: Write>(story: &mut Story<W>, rows: &[Row]) -> io::Result<()> {
-    rows.iter().try_for_each(|row| story.line(&text(row)))?;
+    let lang = story.lang();
+    rows.iter()
+        .try_for_each(|row| story.line(&text(lang, row)))?;
     story.line("")
 }
 
 pub(super) fn conclusion<W: Write>(story: &mut Story<W>, report: &Report) -> io::Result<()> {
-    story.row("Handled", &format!("as on {}", report.accelerator))?;
+    let (name, why) = report.accelerator.split_once(": ").unwrap_or_default();
+    story.row("Handled", &format!("as on {name}: {why}"))?;
     for absent in &report.absent {
         story.row("Not recorded", absent)?;
     }
@@ -61,7 +66,7 @@ pub(super) fn vmm_introduction<W: Write>(story: &mut Story<W>) -> io::Result<()>
         ),
     )?;
     story.line("")?;
-    story.line(&vmm_line([
+    let heads = [
         "VMM",
         "transport",
         "taken",
@@ -71,14 +76,15 @@ pub(super) fn vmm_introduction<W: Write>(story: &mut Story<W>) -> io::Result<()>
         "irqs",
         "access",
         "exits",
-    ]))
+    ];
+    story.line(&vmm_line(story.lang(), heads))
 }
 
 pub(super) fn vmm_row<W: Write>(story: &mut Story<W>, row: &VmmRow) -> io::Result<()> {
     let figure =
         |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
-    story.line(&vmm_line([
-        &row.vmm,
+    let cells = [
+        row.vmm.as_str(),
         &row.transport,
         row.taken.map_or("-", Taken::title),
         row.heard_by.as_deref().unwrap_or("-"),
@@ -87,7 +93,8 @@ pub(super) fn vmm_row<W: Write>(story: &mut Story<W>, row: &VmmRow) -> io::Resul
         &figure(Some(row.interrupts_per_echo)),
         &figure(row.accesses_per_echo),
         &figure(row.userspace_exits_per_echo),
-    ]))
+    ];
+    story.line(&vmm_line(story.lang(), cells))
 }
 
 pub(super) fn vmm_conclusion<W: Write>(story: &mut Story<W>, report: &VmmReport) -> io::Result<()> {
@@ -103,17 +110,23 @@ pub(super) fn vmm_conclusion<W: Write>(story: &mut Story<W>, report: &VmmReport)
     )
 }
 
-fn vmm_line([vmm, transport, taken, heard, sent, figures @ ..]: [&str; 9]) -> String {
-    let mut line = format!("  {vmm:<17}{transport:<10}{taken:<11}{heard:<16}{sent:<16}");
-    for figure in figures {
-        line += &format!("{figure:>7}");
+fn vmm_line(lang: Lang, cells: [&str; 9]) -> String {
+    // Texts, and behind them figures.
+    const WIDTHS: [usize; 5] = [17, 10, 11, 16, 16];
+    let mut line = "  ".to_owned();
+    for (place, cell) in cells.into_iter().enumerate() {
+        let cell = lang.say(cell);
+        line += &match WIDTHS.get(place) {
+            Some(width) => pad(&cell, *width),
+            None => pad_left(&cell, 7),
+        };
     }
     line
 }
 
-fn text(row: &Row) -> String {
+fn text(lang: Lang, row: &Row) -> String {
     let on = |on: bool| if on { "on" } else { "off" };
-    line([
+    let cells = [
         row.way.title(),
         on(row.ioeventfd),
         on(row.event_idx),
@@ -125,14 +138,15 @@ fn text(row: &Row) -> String {
         row.handler.map_or("-", super::Handler::title),
         &format!("{:.3}", row.kicks_per_packet),
         &format!("{:.3}", row.interrupts_per_packet),
-    ])
+    ];
+    line(lang, cells)
 }
 
-fn line([way, rest @ ..]: [&str; 10]) -> String {
+fn line(lang: Lang, [way, rest @ ..]: [&str; 10]) -> String {
     const WIDTHS: [usize; 9] = [10, 10, 6, 7, 7, 6, 10, 7, 7];
-    let mut line = format!("  {way:14}");
+    let mut line = format!("  {}", pad(&lang.say(way), 14));
     for (cell, width) in rest.into_iter().zip(WIDTHS) {
-        line += &format!("{cell:>width$}");
+        line += &pad_left(&lang.say(cell), width);
     }
     line
 }
@@ -142,6 +156,7 @@ mod tests {
     use super::*;
     use crate::compare::{Handler, Way};
     use crate::terminal::WIDTH;
+    use textwrap::core::display_width;
 
     #[test]
     fn the_table_fits_into_the_width() {
@@ -160,20 +175,32 @@ mod tests {
             handler: Some(Handler::MainLoop),
         };
         let report = Report {
-            accelerator: "a ".repeat(90),
+            accelerator: format!("TCG: {}", "a ".repeat(90)),
             absent: vec!["b ".repeat(90)],
             ..Report::default()
         };
-        let mut bytes = Vec::new();
-        let mut story = Story::new(&mut bytes);
-        introduction(&mut story).unwrap();
-        rows(&mut story, &[row]).unwrap();
-        conclusion(&mut story, &report).unwrap();
-        let text = anstream::adapter::strip_str(&String::from_utf8(bytes).unwrap()).to_string();
-        assert!(text.contains("1234.5   3.00  1.00 main loop"), "{text}");
-        for line in text.lines() {
-            assert!(line.chars().count() <= WIDTH, "{line}");
+        for (lang, cells) in [
+            (Lang::En, "1234.5   3.00  1.00 main loop"),
+            (Lang::Zh, "1234.5   3.00  1.00    主循环"),
+        ] {
+            let text = told(lang, |story| {
+                introduction(story).unwrap();
+                rows(story, std::slice::from_ref(&row)).unwrap();
+                conclusion(story, &report)
+            });
+            assert!(text.contains(cells), "{text}");
         }
+    }
+
+    /// What a story says, which fits a terminal.
+    fn told(lang: Lang, tell: impl FnOnce(&mut Story<&mut Vec<u8>>) -> io::Result<()>) -> String {
+        let mut bytes = Vec::new();
+        tell(&mut Story::new(&mut bytes).in_language(lang)).unwrap();
+        let text = anstream::adapter::strip_str(&String::from_utf8(bytes).unwrap()).to_string();
+        for line in text.lines() {
+            assert!(display_width(line) <= WIDTH, "{line}");
+        }
+        text
     }
 
     #[test]
@@ -198,17 +225,18 @@ mod tests {
             absent: vec!["b ".repeat(90) + "\nsecond"],
             ..VmmReport::default()
         };
-        let mut bytes = Vec::new();
-        let mut story = Story::new(&mut bytes);
-        vmm_introduction(&mut story).unwrap();
-        vmm_row(&mut story, &row).unwrap();
-        vmm_conclusion(&mut story, &report).unwrap();
-        let text = anstream::adapter::strip_str(&String::from_utf8(bytes).unwrap()).to_string();
-        assert!(text.contains("user space ioeventfd-worke -"), "{text}");
-        assert!(text.contains("2.00   1.00  12.50      -"), "{text}");
-        assert!(!text.contains("second"), "{text}");
-        for line in text.lines() {
-            assert!(line.chars().count() <= WIDTH, "{line}");
+        for (lang, cells) in [
+            (Lang::En, "user space ioeventfd-worke -"),
+            (Lang::Zh, "用户空间   ioeventfd-worke -"),
+        ] {
+            let text = told(lang, |story| {
+                vmm_introduction(story).unwrap();
+                vmm_row(story, &row).unwrap();
+                vmm_conclusion(story, &report)
+            });
+            assert!(text.contains(cells), "{text}");
+            assert!(text.contains("2.00   1.00  12.50      -"), "{text}");
+            assert!(!text.contains("second"), "{text}");
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Exhibit, Pair, Shown, file_of};
+use super::files::{file_of, to_other};
+use super::{Exhibit, Pair, Shown};
 use crate::html::escape;
 use crate::lang::Lang;
 use crate::trace::Timeline;
@@ -26,17 +27,18 @@ pub(super) struct Index<'a> {
     pub(super) command: &'a str,
 }
 
-/// The page.
-pub(super) fn page(index: &Index<'_>) -> String {
+/// The page, in English, for the pages of a language.
+pub(super) fn page(index: &Index<'_>, lang: Lang) -> String {
     let mut ways = String::new();
     for exhibit in index.ways {
-        way(&mut ways, exhibit);
+        way(&mut ways, exhibit, lang);
     }
     let parts = [
         ("{{mark}}", super::site::MARK.to_owned()),
+        ("{{other}}", to_other("index", lang)),
         ("{{ways}}", ways),
-        ("{{beside}}", beside(index)),
-        ("{{lab}}", laboratory(index)),
+        ("{{beside}}", beside(index, lang)),
+        ("{{lab}}", laboratory(index, lang)),
         ("{{command}}", escape(index.command)),
         ("{{version}}", env!("CARGO_PKG_VERSION").to_owned()),
     ];
@@ -59,7 +61,7 @@ fn bell(trace: &Timeline) -> Option<&Step> {
 }
 
 // Writing to a string does not fail: what it says is dropped below.
-fn way(page: &mut String, exhibit: &Exhibit) {
+fn way(page: &mut String, exhibit: &Exhibit, lang: Lang) {
     let way = exhibit.way;
     let title = escape(way.title);
     let text = escape(way.text);
@@ -74,15 +76,14 @@ fn way(page: &mut String, exhibit: &Exhibit) {
             let sound = trace.is_sound();
             let _ = write!(
                 page,
-                "<li><article><h3><a href=\"{file}\">{title}</a>{other}</h3>\
+                "<li><article><h3><a href=\"{file}\">{title}</a></h3>\
                  <p class=\"kick\"><b>{bytes}</b> <code>{words}</code></p><p>{text}</p>\
                  <p class=\"facts\"><span class=\"{class}\">{verdict}</span> \
                  {steps} steps, {accelerator}, {machine}, QEMU {qemu}, interrupts: {rung}</p>\
                  <p class=\"facts\"><code>{command}</code> \
                  <a href=\"{name}.json\">its trace as JSON</a></p></article></li>",
                 name = way.name,
-                file = file_of(way.name, Lang::En),
-                other = in_chinese(way.name),
+                file = file_of(way.name, lang),
                 bytes = escape(bytes),
                 words = escape(words),
                 class = if sound { "good" } else { "bad" },
@@ -109,36 +110,33 @@ fn way(page: &mut String, exhibit: &Exhibit) {
     }
 }
 
-/// A link to the same page in Chinese.
-fn in_chinese(name: &str) -> String {
-    let (file, tag) = (file_of(name, Lang::Zh), Lang::Zh.tag());
-    format!(" <a class=\"other\" href=\"{file}\" hreflang=\"{tag}\" lang=\"{tag}\">中文</a>")
-}
-
 /// One line of a list: a page, or why there is none.
 fn line(page: &mut String, file: &str, title: &str, text: &str, shown: &Shown) {
     let (title, text) = (escape(title), escape(text));
     let _ = match shown {
         Shown::Absent(reason) | Shown::Failed(reason) => write!(
             page,
-            "<li class=\"absent\">{title}. {text} <b>Not recorded here:</b> {}</li>",
+            "<li class=\"absent\"><b>{title}</b>: <span>{text}</span> <b>Not recorded here:</b> {}</li>",
             escape(reason)
         ),
         Shown::Recorded(_) | Shown::Page => {
-            write!(page, "<li><a href=\"{file}\">{title}</a>. {text}</li>")
+            write!(
+                page,
+                "<li><a href=\"{file}\">{title}</a>: <span>{text}</span></li>"
+            )
         }
     };
 }
 
 /// What lays several ways side by side.
-fn beside(index: &Index<'_>) -> String {
+fn beside(index: &Index<'_>, lang: Lang) -> String {
     let mut lines = String::new();
     if let Some(shown) = index.compare {
         let text = "Instructions, accesses, kicks and interrupts of every way, with ioeventfd and \
                     EVENT_IDX and without.";
         line(
             &mut lines,
-            super::COMPARE,
+            &file_of(super::COMPARE, lang),
             "All ways in one table",
             text,
             shown,
@@ -147,23 +145,22 @@ fn beside(index: &Index<'_>) -> String {
     for pair in index.pairs {
         let _ = write!(
             lines,
-            "<li><a href=\"{}\">{}</a>. Two traces, step beside step.{}</li>",
-            file_of(&pair.name, Lang::En),
+            "<li><a href=\"{}\">{}</a>: <span>Two traces, step beside step.</span></li>",
+            file_of(&pair.name, lang),
             escape(pair.title),
-            in_chinese(&pair.name),
         );
     }
     section("beside", "Side by side", &lines)
 }
 
-fn laboratory(index: &Index<'_>) -> String {
+fn laboratory(index: &Index<'_>, lang: Lang) -> String {
     let mut lines = String::new();
     if let Some(shown) = index.ring {
         let text = "Add, publish, kick, let the device run, wrap the index: the driver's own code, in \
                     the browser.";
         line(
             &mut lines,
-            super::RING,
+            &file_of(super::RING, lang),
             "Both ends of a ring, by hand",
             text,
             shown,
@@ -172,13 +169,13 @@ fn laboratory(index: &Index<'_>) -> String {
     if let Some((shown, asked)) = index.lab {
         let text = "The driver with one deliberate mistake at a time: predict what comes of it, then \
                     look at what was recorded.";
-        line(&mut lines, super::LAB, "The experiments", text, shown);
+        let file = file_of(super::LAB, lang);
+        line(&mut lines, &file, "The experiments", text, shown);
         // Without the outcomes: they are to be predicted.
         for (number, (name, question)) in (1..).zip(asked) {
             let _ = write!(
                 lines,
-                "<li><a href=\"{}#e{number}\">{}</a>. {}</li>",
-                super::LAB,
+                "<li><a href=\"{file}#e{number}\">{}</a>: <span>{}</span></li>",
                 escape(name),
                 escape(question)
             );

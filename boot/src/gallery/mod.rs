@@ -4,6 +4,7 @@
 //! laboratory. What the machine cannot record is in it with the reason. The directory appears
 //! when all of it is whole.
 
+mod files;
 mod index;
 mod site;
 mod ways;
@@ -23,18 +24,20 @@ use crate::session::{NetChoice, SessionError, Settings};
 use crate::terminal::Story;
 use crate::trace::{self, Timeline};
 use crate::{compare, interrupt, publish};
+use files::{Files, file_of};
 use index::Index;
 use site::Site;
 use ways::PAIRS;
 pub use ways::{WAYS, Way};
 
-/// The page of the comparison, which `--only` calls `compare`.
-const COMPARE: &str = "compare.html";
-/// The page of the laboratory, which `--only` calls `lab`.
-const LAB: &str = "lab.html";
+/// The page of the comparison, for `--only` too.
+const COMPARE: &str = "compare";
 
-/// The page with a ring to be worked by hand, which `--only` calls `ring`.
-const RING: &str = "ring.html";
+/// The page of the laboratory.
+const LAB: &str = "lab";
+
+/// The page with a ring to be worked by hand.
+const RING: &str = "ring";
 
 /// UDP echoes a row of the comparison.
 const ECHOES: u64 = 500;
@@ -70,7 +73,7 @@ pub enum GalleryError {
 /// What `--only` can name.
 pub fn parts() -> Vec<&'static str> {
     let ways = WAYS.iter().map(|way| way.name);
-    ways.chain(["compare", "lab", "ring"]).collect()
+    ways.chain([COMPARE, LAB, RING]).collect()
 }
 
 /// What became of a part.
@@ -140,12 +143,7 @@ pub fn make(
         Shown::Failed(why) => report.failed.push((name.to_owned(), why.clone())),
         Shown::Recorded(_) | Shown::Page => {}
     };
-    let mut files = Vec::new();
-    let mut write = |name: String, page: &str| {
-        site.write(&name, page)?;
-        files.push(name);
-        Ok::<_, GalleryError>(())
-    };
+    let mut files = Files::new(&site);
 
     let chosen: Vec<&'static Way> = WAYS.iter().filter(|way| wanted(way.name)).collect();
     let mut exhibits = Vec::new();
@@ -159,11 +157,9 @@ pub fn make(
         check_interrupt()?;
         if let Shown::Recorded(trace) = &shown {
             let page = trace::html::render(trace, &format!("{} --html FILE", way.command()))?;
-            for lang in Lang::ALL {
-                let page = with_way_back(&lang.page(page.clone()), lang);
-                write(file_of(way.name, lang), &page)?;
-            }
-            write(format!("{}.json", way.name), &serde_json::to_string(trace)?)?;
+            files.page(way.name, &page)?;
+            let trace = serde_json::to_string(trace)?;
+            files.write(format!("{}.json", way.name), &trace)?;
         }
         if let Shown::Absent(why) | Shown::Failed(why) = &shown {
             sink(Progress::Step(&format!("Not recorded here: {why}")));
@@ -182,37 +178,33 @@ pub fn make(
             Ok(diff) => {
                 let name = format!("{first}-and-{second}");
                 let page = trace::diff::page(&diff, a, b, &command);
-                for lang in Lang::ALL {
-                    let page = with_way_back(&lang.page(page.clone()), lang);
-                    write(file_of(&name, lang), &page)?;
-                }
+                files.page(&name, &page)?;
                 pairs.push(Pair { name, title });
             }
             Err(error) => note(title, &Shown::Failed(reason(&error))),
         }
     }
     let mut compared = None;
-    if wanted("compare") {
+    if wanted(COMPARE) {
         sink(Progress::Step("Comparing the ways to kick"));
         let shown = match compare::compare(settings, ECHOES, None::<&mut Story<io::Sink>>, sink) {
             Ok(report) => {
-                let page = with_way_back(&compare::html::page(&report)?, Lang::En);
-                write(COMPARE.into(), &page)?;
+                files.page(COMPARE, &compare::html::page(&report)?)?;
                 Shown::Page
             }
             Err(error) => Shown::Failed(reason(&error)),
         };
         check_interrupt()?;
-        note("compare", &shown);
+        note(COMPARE, &shown);
         compared = Some(shown);
     }
     let mut laboratory = None;
-    if wanted("lab") {
+    if wanted(LAB) {
         let reports = experiments(settings, sink);
         check_interrupt()?;
         let (shown, asked) = match reports {
             Ok(reports) => {
-                write(LAB.into(), &with_way_back(&lab::page(&reports), Lang::En))?;
+                files.page(LAB, &lab::page(&reports))?;
                 let asked = reports.iter().map(|report| report.experiment);
                 (
                     Shown::Page,
@@ -221,39 +213,42 @@ pub fn make(
             }
             Err(error) => (Shown::Failed(reason(&error)), Vec::new()),
         };
-        note("lab", &shown);
+        note(LAB, &shown);
         laboratory = Some((shown, asked));
     }
     let mut by_hand = None;
-    if wanted("ring") {
+    if wanted(RING) {
         let module = lab::ring::module(settings.policy, sink);
         check_interrupt()?;
         let shown = match module {
             Ok(module) => {
                 let page = lab::ring::page(&module, "cargo run -- lab ring --html FILE");
-                write(RING.into(), &with_way_back(&page, Lang::En))?;
+                files.page(RING, &page)?;
                 Shown::Page
             }
             Err(error) => Shown::Failed(reason(&error)),
         };
-        note("ring", &shown);
+        note(RING, &shown);
         by_hand = Some(shown);
     }
     let mut command = "cargo run -- gallery DIR".to_owned();
     if !only.is_empty() {
         command += &format!(" --only {}", only.join(","));
     }
-    let index = index::page(&Index {
+    let index = Index {
         ways: &exhibits,
         pairs: &pairs,
         compare: compared.as_ref(),
         lab: laboratory.as_ref(),
         ring: by_hand.as_ref(),
         command: &command,
-    });
-    write("index.html".into(), &index)?;
+    };
+    for lang in Lang::ALL {
+        let page = lang.page(index::page(&index, lang));
+        files.write(file_of("index", lang), &page)?;
+    }
+    report.files = files.names;
     site.publish()?;
-    report.files = files;
     report.ok = report.failed.is_empty();
     Ok(report)
 }
@@ -335,35 +330,6 @@ fn experiments(settings: &Settings, sink: &mut Sink<'_>) -> Result<Vec<lab::Repo
         .collect()
 }
 
-/// The file of a page that there is in every language.
-fn file_of(name: &str, lang: Lang) -> String {
-    match lang {
-        Lang::En => format!("{name}.html"),
-        Lang::Zh => format!("{name}.zh.html"),
-    }
-}
-
-/// A page with a link to the index at its top.
-fn with_way_back(page: &str, lang: Lang) -> String {
-    const BACK: &str = "<style>nav.gallery{max-width:1240px;margin:0 auto;padding:12px 16px 0;font-size:14px}\
-                        nav.gallery a{color:inherit}main nav.gallery{padding:0 0 12px}\
-                        .lecture nav.gallery{display:none}@media print{nav.gallery{display:none}}</style>\
-                        <nav class=\"gallery\" aria-label=\"{label}\"><a href=\"index.html\">\u{2190} {text}</a></nav>";
-    let (label, text) = match lang {
-        Lang::En => ("Gallery", "All ways to kick"),
-        Lang::Zh => ("展览", "所有 kick 的方式"),
-    };
-    let back = BACK.replace("{label}", label).replace("{text}", text);
-    let (before, after) = match page.split_once("<body>") {
-        Some((before, after)) => (format!("{before}<body>"), after),
-        None => {
-            let at = page.find("<h1").unwrap_or(0);
-            (page[..at].to_owned(), &page[at..])
-        }
-    };
-    format!("{before}\n{back}{after}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,26 +355,18 @@ mod tests {
                 shown: Shown::Absent(evil.into()),
             })
             .collect();
-        let page = index::page(&Index {
+        let index = Index {
             ways: &ways,
             pairs: &[],
             compare: Some(&Shown::Failed(evil.into())),
             lab: None,
             ring: None,
             command: evil,
-        });
+        };
+        let page = index::page(&index, Lang::En);
         assert!(!page.contains("<script") && !page.contains("{{") && !page.contains("href=\"http"));
         assert!(page.contains("&lt;script>&quot;&amp;") && page.contains(site::MARK));
         let links = page.matches("href=").count() - page.matches("href=\"data:").count();
-        assert_eq!(links, 0, "{page}");
-    }
-
-    #[test]
-    fn a_page_leads_back() {
-        for page in ["<html><body><h1>x</h1>", "<html><h1>x</h1>"] {
-            let page = with_way_back(page, Lang::Zh);
-            let (back, title) = (page.find("index.html"), page.find("<h1>"));
-            assert!(back.is_some() && back < title, "{page}");
-        }
+        assert_eq!(links, 1, "to the other language: {page}");
     }
 }

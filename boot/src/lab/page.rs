@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::Report;
 use super::evidence::Evidence;
-use super::text::{FIGURES, OWN, facts};
+use super::text::{FIGURES, OWN, facts, parts};
 use crate::html::{STYLE, escape};
 use crate::terminal::thousands;
 
@@ -56,9 +56,19 @@ fn section(page: &mut String, report: &Report) {
         );
     }
     page.push_str("<h3>What happened, with the mistake</h3>");
-    list(page, &report.wrong.steps, "The guest's records");
-    list(page, &report.wrong.said, "The guest's log");
-    list(page, &facts(&report.wrong), "The ring and the cable");
+    let step = |step: &String| {
+        let (event, sentence) = parts(step);
+        format!(
+            "<code>{}</code>: <span>{}</span>",
+            escape(event),
+            escape(sentence)
+        )
+    };
+    let line = |line: &String| format!("<code>{}</code>", escape(line));
+    let fact = |fact: &String| escape(fact);
+    list(page, &report.wrong.steps, "The guest's records", step);
+    list(page, &report.wrong.said, "The guest's log", line);
+    list(page, &facts(&report.wrong), "The ring and the cable", fact);
     numbers(page, &report.right, &report.wrong);
     let _ = write!(
         page,
@@ -84,13 +94,13 @@ fn section(page: &mut String, report: &Report) {
     );
 }
 
-fn list(page: &mut String, lines: &[String], title: &str) {
+fn list(page: &mut String, lines: &[String], title: &str, item: impl Fn(&String) -> String) {
     if lines.is_empty() {
         return;
     }
     let _ = write!(page, "<h4>{title}</h4><ul>");
     for line in lines {
-        let _ = write!(page, "<li>{}</li>", escape(line));
+        let _ = write!(page, "<li>{}</li>", item(line));
     }
     page.push_str("</ul>");
 }

@@ -5,7 +5,8 @@ use std::io::{self, BufRead, Write};
 use super::evidence::{Evidence, Outcome, Ring};
 use super::experiments::{EXPERIMENTS, Experiment};
 use super::{LabError, Report};
-use crate::terminal::{Story, thousands};
+use crate::lang::Lang;
+use crate::terminal::{Story, pad, pad_left, thousands};
 
 /// Lists the experiments.
 ///
@@ -15,10 +16,8 @@ pub fn list<W: Write>(story: &mut Story<W>) -> io::Result<()> {
     story.section("Experiments")?;
     for experiment in EXPERIMENTS {
         let label = format!("{:2}", experiment.number);
-        story.row(
-            &label,
-            &format!("{}: {}", experiment.name, experiment.question),
-        )?;
+        let text = named(story.lang(), experiment.name, experiment.question);
+        story.row(&label, &text)?;
     }
     story.section("Next")?;
     story.row(
@@ -30,6 +29,11 @@ pub fn list<W: Write>(story: &mut Story<W>) -> io::Result<()> {
         "lab ring",
         "with --html FILE: a page on which you work both ends of a ring by hand",
     )
+}
+
+/// A text with the name of what it tells of, in a language.
+fn named(lang: Lang, name: &str, text: &str) -> String {
+    format!("{name}{}{}", lang.say(": "), lang.say(text))
 }
 
 /// States the question of an experiment and the outcomes among which to choose.
@@ -56,10 +60,12 @@ pub fn ask<W: Write>(
 ) -> Result<Option<Outcome>, LabError> {
     state(story, experiment)?;
     for outcome in Outcome::ALL {
-        story.row("", &format!("{:8} {}", outcome.word(), outcome.sentence()))?;
+        let sentence = story.say(outcome.sentence());
+        story.row("", &format!("{:8} {sentence}", outcome.word()))?;
     }
     loop {
-        story.line("What do you expect? (a word, or nothing to go on)")?;
+        let question = story.say("What do you expect? (a word, or nothing to go on)");
+        story.line(&question)?;
         let mut line = String::new();
         if input.read_line(&mut line)? == 0 || line.trim().is_empty() {
             return Ok(None);
@@ -78,21 +84,22 @@ pub fn ask<W: Write>(
 pub fn tell<W: Write>(story: &mut Story<W>, report: &Report) -> io::Result<()> {
     let experiment = report.experiment;
     state(story, experiment)?;
-    let seen = format!("{}: {}", report.outcome.word(), report.outcome.sentence());
-    story.row("Outcome", &seen)?;
+    let lang = story.lang();
+    let told = |outcome: Outcome| named(lang, outcome.word(), outcome.sentence());
+    story.row("Outcome", &told(report.outcome))?;
     match report.predicted {
         Some(predicted) if predicted == report.outcome => {
             story.row("You expected", "just that")?;
         }
         Some(predicted) => {
-            let text = format!("{}: {}", predicted.word(), predicted.sentence());
-            story.row("You expected", &text)?;
+            story.row("You expected", &told(predicted))?;
         }
         None => {}
     }
     story.section("What happened, with the mistake")?;
     for (number, step) in (1..).zip(&report.wrong.steps) {
-        story.row(&format!("record {number}"), step)?;
+        let (event, sentence) = parts(step);
+        story.row(&format!("record {number}"), &named(lang, event, sentence))?;
     }
     for line in &report.wrong.said {
         story.row("guest's log", line)?;
@@ -113,6 +120,11 @@ pub fn tell<W: Write>(story: &mut Story<W>, report: &Report) -> io::Result<()> {
         "\nPut it right yourself: kernel/virtio-net/lab/experiments.rs, then `cargo run -- lab check {}`.",
         experiment.number
     ))
+}
+
+/// A record's event, and what it tells.
+pub(super) fn parts(step: &str) -> (&str, &str) {
+    step.split_once(": ").unwrap_or(("", step))
 }
 
 /// What the ring and the cable say, in sentences.
@@ -170,9 +182,10 @@ pub(super) fn numbers<W: Write>(
     runs: &[(&str, &Evidence)],
 ) -> io::Result<()> {
     story.section("Numbers")?;
+    let lang = story.lang();
     let row = |label: &str, cells: &mut dyn Iterator<Item = String>| {
-        cells.fold(format!("{label:30}"), |line, cell| {
-            line + &format!("{cell:>12}")
+        cells.fold(pad(&lang.say(label), 30), |line, cell| {
+            line + &pad_left(&lang.say(&cell), 12)
         })
     };
     story.columns(
@@ -184,13 +197,14 @@ pub(super) fn numbers<W: Write>(
         let mut cells = runs.iter().map(|(_, evidence)| thousands(figure(evidence)));
         story.columns("", &row(label, &mut cells))?;
     }
-    story.faint(&format!("  * {OWN}"))?;
+    story.row("", &format!("* {OWN}"))?;
     if let Some(evidence) = runs.iter().map(|(_, e)| e).find(|e| e.records_lost > 0) {
-        story.faint(&format!(
-            "  The guest's records end after {}: what is published, asked for and kicked is of those; \
+        let text = format!(
+            "The guest's records end after {}: what is published, asked for and kicked is of those; \
              QEMU's numbers are of the whole run.",
             thousands(evidence.records)
-        ))?;
+        );
+        story.row("", &text)?;
     }
     Ok(())
 }

@@ -41,7 +41,7 @@ pub fn page(report: &Report) -> String {
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta name=\"color-scheme\" \
          content=\"light dark\"><title>Kickpath soak: {verdict}</title><style>{STYLE}</style><main><h1>Soak: <span class=\"{class}\">{verdict}</span></h1>\
-         <p>{}; {:.1} of {:.1} minutes, {} rounds.</p>",
+         <p>{}</p><p>{:.1} of {:.1} minutes, {} rounds.</p>",
         escape(&report.machine),
         report.elapsed_s / 60.0,
         report.asked_s / 60.0,

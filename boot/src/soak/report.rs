@@ -155,19 +155,18 @@ impl Report {
         let lost = after.kicks_lost - before.kicks_lost;
         // A QEMU that waits for a CPU for seconds is taken for one that did not hear.
         if lost > soaked.kicks_hidden + self.rounds as u64 / 4 {
-            let text = format!("{lost} kicks lost, {} were hidden", soaked.kicks_hidden);
-            self.deviation(&text);
+            let hidden = soaked.kicks_hidden;
+            self.deviation(&format!("{lost} kicks lost, {hidden} were hidden"));
         }
         // A ring that lies is found once, or again when the lie was too late to be found.
-        if after.rx_errors - before.rx_errors > 2 * soaked.lies {
-            let text = format!("{} errors of {} lies", after.rx_errors, soaked.lies);
-            self.deviation(&text);
+        let (errors, lies) = (after.rx_errors, soaked.lies);
+        if errors - before.rx_errors > 2 * lies {
+            self.deviation(&format!("{errors} errors of {lies} lies"));
         }
         // The same goes for how often the device was opened again.
         let recovered = end.outages.recovered - start.outages.recovered;
-        if !(soaked.lies..=2 * soaked.lies).contains(&recovered) {
-            let text = format!("opened again {recovered} times after {} lies", soaked.lies);
-            self.deviation(&text);
+        if !(lies..=2 * lies).contains(&recovered) {
+            self.deviation(&format!("opened again {recovered} times after {lies} lies"));
         }
         (self.start, self.end) = (Some(start), Some(end.clone()));
     }

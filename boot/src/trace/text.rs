@@ -5,13 +5,12 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
-use textwrap::core::display_width;
 
 use super::timeline::{
     Comparison, Delta, Direction, Frame, Kicks, Layer, Phase, RingUse, SourceCall, Step, Timeline,
     Verdict,
 };
-use crate::terminal::{BAD, FAINT, GOOD, Story, TITLE, WIDTH, pad, wrap};
+use crate::terminal::{BAD, FAINT, GOOD, Story, TITLE, WIDTH, pad, pad_left, wrap};
 
 /// Columns before the text of a step: number, layer, distance.
 const MARGIN: usize = 25;
@@ -177,11 +176,6 @@ pub fn print_step<W: Write>(story: &mut Story<W>, step: &Step) -> io::Result<()>
         }
     }
     Ok(())
-}
-
-fn pad_left(text: &str, width: usize) -> String {
-    let room = width.saturating_sub(display_width(text));
-    format!("{:room$}{text}", "")
 }
 
 /// A time in the unit that suits it.

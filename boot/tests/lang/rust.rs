@@ -6,12 +6,16 @@ use super::html;
 
 /// Macros and functions whose texts are not for readers of pages and traces: errors,
 /// defects, and progress on the standard error.
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 18] = [
+    "anyhow",
     "assert",
     "assert_eq",
     "assert_ne",
+    "bail",
     "debug_assert",
     "debug_assert_eq",
+    "deviation",
+    "ensure",
     "panic",
     "unreachable",
     "warn",

@@ -3,7 +3,9 @@
 use anyhow::{Result, ensure};
 use kickpath::compare::html::page;
 use kickpath::compare::{Handler, Report, Row, Way};
+use kickpath::lang::Lang;
 use kickpath_tests::Suite;
+use kickpath_tests::browser::View;
 
 use crate::contrast;
 use crate::support::{Page, desk, picture_name, views};
@@ -11,6 +13,7 @@ use crate::support::{Page, desk, picture_name, views};
 pub fn add(suite: &mut Suite) {
     suite.test("compare::every_figure_at_every_width", every_figure);
     suite.test("compare::a_report_without_rows", without_rows);
+    suite.test("compare::in_chinese", in_chinese);
 }
 
 /// A report with every way and condition, and figures of the usual sizes.
@@ -61,6 +64,34 @@ fn every_figure() -> Result<()> {
         }
         contrast::check(&mut page)?;
         page.picture(&picture_name("compare", view), view, false)?;
+    }
+    Ok(())
+}
+
+fn in_chinese() -> Result<()> {
+    let report = Report {
+        accelerator: "TCG: there is no /dev/kvm, so QEMU translates the guest's code".into(),
+        absent: Vec::new(),
+        ..report()
+    };
+    let mut page = Page::open(&Lang::Zh.page(page(&report)?))?;
+    for button in 0..page.count("button")? {
+        page.evaluate(&format!(
+            "document.querySelectorAll('button')[{button}].click()"
+        ))?;
+        let english = page.english(0)?;
+        ensure!(english.is_empty(), "in English: {english:#?}");
+    }
+    for view in [
+        desk(false),
+        View {
+            width: 360,
+            ..desk(true)
+        },
+    ] {
+        page.view(view)?;
+        page.check()?;
+        page.picture(&picture_name("compare-zh", view), view, true)?;
     }
     Ok(())
 }

@@ -55,14 +55,14 @@ fn every_link() -> Result<()> {
     let report: serde_json::Value = serde_json::from_str(&told)?;
     ensure!(report["ok"] == true, "{told}");
     let mut unlinked: BTreeSet<String> = serde_json::from_value(report["files"].clone())?;
-    ensure!(unlinked.len() == 9, "{unlinked:?}");
+    ensure!(unlinked.len() == 10, "{unlinked:?}");
     let beside = std::fs::read_dir(place.path())?.count();
     ensure!(beside == 1, "{beside} entries beside the site");
 
     let url = |file: &str| format!("file://{}", directory.join(file).display());
     let mut page = Page::served(url("index.html"))?;
     ensure!(
-        page.count(".ways article h3 a:not(.other)")? == 2,
+        page.count(".ways article h3 a")? == 2,
         "two ways are linked"
     );
     let kick = page.text(".ways .kick b")?;
@@ -98,9 +98,23 @@ fn every_link() -> Result<()> {
         contrast::check(&mut page)?;
         let linked = links(&mut page, &directory)?;
         ensure!(
-            file == "index.html" || linked.contains("index.html"),
+            file == "index.html"
+                || linked.contains("index.html")
+                || linked.contains("index.zh.html"),
             "no way back from {file}"
         );
+        if file.ends_with(".zh.html") {
+            let english = page.english(0)?;
+            ensure!(english.is_empty(), "in English on {file}: {english:#?}");
+            // Whoever reads Chinese stays there.
+            let left: Vec<_> = { linked.iter() }
+                .filter(|link| link.ends_with(".html") && !link.ends_with(".zh.html"))
+                .collect();
+            ensure!(
+                left.len() == 1,
+                "links of {file} to English pages: {left:?}"
+            );
+        }
         open.extend(linked.into_iter().filter(|file| unlinked.contains(file)));
     }
     ensure!(unlinked.is_empty(), "nothing leads to {unlinked:?}");

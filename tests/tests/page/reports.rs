@@ -1,15 +1,17 @@
 //! The pages of `kickpath lab run --html` and `kickpath soak --html`.
 
 use anyhow::{Result, ensure};
-use kickpath::lab::{self, EXPERIMENTS, Evidence, Outcome};
+use kickpath::lab::{self, EXPERIMENTS, Evidence, Outcome, Ring};
+use kickpath::lang::Lang;
 use kickpath::soak::{self, Sample, Tally};
 use kickpath_tests::Suite;
 
 use crate::contrast;
-use crate::support::{Page, picture_name, views};
+use crate::support::{Page, desk, picture_name, views};
 
 pub fn add(suite: &mut Suite) {
     suite.test("reports::a_laboratory_at_every_width", laboratory);
+    suite.test("reports::in_chinese", in_chinese);
     suite.test("reports::a_soak_at_every_width", soaked);
 }
 
@@ -29,7 +31,10 @@ pub fn laboratory_html() -> String {
         asked,
         answered: 100,
         said: vec!["virtio-net: the transmit queue does not move: kicked again".into()],
-        steps: vec!["publish 7..8, kick_prepare: wanted at 7".into(); 3],
+        steps: vec!["Idle: Nothing is left to do: the CPU sleeps until an interrupt.".into(); 3],
+        stalled: Some(Ring::default()),
+        damage: Some("60 bytes: its packet is cut short".into()),
+        records_lost: 1,
         ..Evidence::default()
     };
     let reports: Vec<_> = EXPERIMENTS
@@ -43,6 +48,21 @@ pub fn laboratory_html() -> String {
         })
         .collect();
     lab::page(&reports)
+}
+
+fn in_chinese() -> Result<()> {
+    for (name, html) in [("lab", laboratory_html()), ("soak", soak_html())] {
+        let mut page = Page::open(&Lang::Zh.page(html))?;
+        // Deviations are errors, and those are in English.
+        page.evaluate("document.querySelector('ul.bad')?.remove()")?;
+        page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")?;
+        let english = page.english(0)?;
+        ensure!(english.is_empty(), "in English: {english:#?}");
+        page.check()?;
+        let picture = picture_name(&format!("{name}-zh"), desk(false));
+        page.picture(&picture, desk(false), true)?;
+    }
+    Ok(())
 }
 
 /// Every experiment, closed as the page comes and opened.
@@ -79,17 +99,13 @@ pub fn soak_html() -> String {
         amount: 1_234_567_890,
     };
     let report = soak::Report {
-        machine: "legacy virtio-pci, split rings of 256, TCG".into(),
+        machine: "legacy 00:02.0, split rings, tcg".into(),
         asked_s: 60.0,
         elapsed_s: 61.5,
         rounds: 12,
-        work: [
-            "UDP echo, 32 outstanding",
-            "malformed frames",
-            "link down and up",
-        ]
-        .map(tally)
-        .into(),
+        work: ["UDP echo", "malformed frames", "link down and up"]
+            .map(tally)
+            .into(),
         deviations: vec!["a reply came twice: <b>".into()],
         deviations_in_all: 1,
         samples: samples.collect(),
@@ -100,6 +116,6 @@ pub fn soak_html() -> String {
 
 fn soaked() -> Result<()> {
     let mut page = Page::open(&soak_html())?;
-    ensure!(page.count("svg.plot polyline")? == 6, "six plots");
+    ensure!(page.count("svg.plot polyline")? == 7, "seven plots");
     at_every_width(&mut page, "soak")
 }

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, anyhow, ensure};
 use kickpath::lab::ring;
+use kickpath::lang::Lang;
 use kickpath_tests::{Suite, setup};
 use serde_json::{Value, json};
 use std::sync::OnceLock;
@@ -15,6 +16,7 @@ pub fn add(suite: &mut Suite) {
     suite.test("ring::a_packed_ring_by_hand", packed);
     suite.test("ring::flags_instead_of_events", flags);
     suite.test("ring::light_and_dark_at_every_width", every_width);
+    suite.test("ring::in_chinese", in_chinese);
 }
 
 /// The module, built from the driver's source as it is.
@@ -36,7 +38,11 @@ struct Hands(Page);
 
 impl Hands {
     fn open() -> Result<Self> {
-        let mut hands = Self(Page::open(&html()?)?);
+        Self::open_in(Lang::En)
+    }
+
+    fn open_in(lang: Lang) -> Result<Self> {
+        let mut hands = Self(Page::open(&lang.page(html()?))?);
         hands.ready("split")?;
         Ok(hands)
     }
@@ -251,6 +257,33 @@ fn every_width() -> Result<()> {
             hands.0.picture(&name, view, true)?;
         }
         hands.0.view(desk(false))?;
+    }
+    Ok(())
+}
+
+/// What is said of every step, in each layout and with each kind of wish.
+fn in_chinese() -> Result<()> {
+    let mut hands = Hands::open_in(Lang::Zh)?;
+    for (layout, button) in [("split", 1), ("packed", 2)] {
+        for mode in [1, 2] {
+            hands
+                .0
+                .click(&format!("#layouts button:nth-child({button})"))?;
+            hands.0.click(&format!("#modes button:nth-child({mode})"))?;
+            hands.ready(layout)?;
+            for step in "all publish add add publish all kick one kick add publish all kick take take \
+                         mask enable delayed add publish kick all enable later jump add add add publish \
+                         kick all add add add add add add add add add"
+                .split_whitespace()
+            {
+                hands.steps(step)?;
+                let english = hands.0.english(0)?;
+                ensure!(english.is_empty(), "in English after {step}: {english:#?}");
+            }
+            hands.0.check()?;
+            let name = picture_name(&format!("ring-zh-{layout}-{mode}"), desk(false));
+            hands.0.picture(&name, desk(false), true)?;
+        }
     }
     Ok(())
 }

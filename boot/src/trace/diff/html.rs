@@ -13,7 +13,7 @@ const STYLE: &str = include_str!("../page/page.css");
 
 /// The page of two traces. `command` is what a reader would type to make one like it.
 pub fn page(diff: &Diff, a: &Timeline, b: &Timeline, command: &str) -> String {
-    let title = format!("{} and {}", diff.a.file, diff.b.file);
+    let title = format!("{} ↔ {}", diff.a.file, diff.b.file);
     let parts = [
         ("{{title}}", escape(&title)),
         ("{{style}}", STYLE.to_owned()),

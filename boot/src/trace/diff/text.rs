@@ -4,12 +4,13 @@ use std::io::{self, Write};
 
 use super::measures::Unit;
 use super::{Diff, conclusion, layer_title, name};
-use crate::terminal::{FAINT, Story, TITLE};
+use crate::lang::Lang;
+use crate::terminal::{FAINT, Story, TITLE, pad, pad_left};
 use crate::trace::text::{duration, lane, style};
 use crate::trace::timeline::{Delta, Step, Timeline};
 
 /// Columns of a step's name.
-const NAME: usize = 26;
+const NAME: usize = 25;
 
 /// Columns of each trace.
 const SIDE: usize = 48;
@@ -24,6 +25,7 @@ pub fn print<W: Write>(
     a: &Timeline,
     b: &Timeline,
 ) -> io::Result<()> {
+    let lang = story.lang();
     story.section("Two traces")?;
     for (label, side) in [("A", &diff.a), ("B", &diff.b)] {
         let aside = match side.asides {
@@ -35,9 +37,11 @@ pub fn print<W: Write>(
         } else {
             "; a check of it FAILED"
         };
+        let machine = lang.say(&side.machine);
+        let [colon, aside, verdict] = [": ", &aside, verdict].map(|text| lang.say(text));
         story.row(
             label,
-            &format!("{}: {}{aside}{verdict}", side.file, side.machine),
+            &format!("{}{colon}{machine}{aside}{verdict}", side.file),
         )?;
     }
     if !diff.setup.is_empty() {
@@ -62,9 +66,9 @@ pub fn print<W: Write>(
     for measure in &diff.measures {
         let [a, b] = [measure.a, measure.b].map(|value| number(value, measure.unit));
         story.line(&format!(
-            "  {:<17}{:<48}{a:>13}{b:>13}",
-            layer_title(measure.layer),
-            measure.what
+            "  {}{}{a:>13}{b:>13}",
+            pad(&lang.say(layer_title(measure.layer)), 17),
+            pad(&lang.say(measure.what), 48)
         ))?;
     }
     story.faint("  Times are by one clock each. Of TCG, or of a Linux whose functions are watched, they are")?;
@@ -81,7 +85,7 @@ pub fn print<W: Write>(
             _ => ">",
         };
         let of = |timeline: &Timeline, number: Option<usize>| {
-            number.and_then(|number| timeline.steps.get(number).map(side))
+            number.and_then(|number| timeline.steps.get(number).map(|step| side(lang, step)))
         };
         let (left, right) = (of(a, row.a), of(b, row.b));
         let line = format!(
@@ -96,7 +100,7 @@ pub fn print<W: Write>(
 }
 
 /// A step in [`SIDE`] columns: number, lane, name, time.
-fn side(step: &Step) -> String {
+fn side(lang: Lang, step: &Step) -> String {
     let distance = match &step.delta {
         Delta::First => String::new(),
         Delta::Measured { ns } => format!("+{}", duration(*ns)),
@@ -109,9 +113,10 @@ fn side(step: &Step) -> String {
     }
     let paint = style(step.layer);
     format!(
-        "{:>4} {paint}{:<5}{paint:#} {function:<NAME$}{FAINT}{distance:>11}{FAINT:#}",
+        "{:>4} {paint}{}{paint:#} {function:<NAME$}{FAINT}{}{FAINT:#}",
         step.number + 1,
-        lane(step)
+        pad(&lang.say(&lane(step)), 6),
+        pad_left(&lang.say(&distance), 11)
     )
 }
 
