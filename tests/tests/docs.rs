@@ -46,6 +46,115 @@ fn every_row_names_code_that_exists() {
     }
 }
 
+/// What a document and its translation must have in common, section by section, in this order.
+fn skeleton(text: &str) -> Vec<Vec<String>> {
+    let mut sections = vec![Vec::new()];
+    let (mut block, mut linked) = (Vec::new(), BTreeSet::new());
+    for line in text.lines().chain([""]) {
+        if let Some(code) = line.strip_prefix("    ") {
+            // A remark behind a line is in the reader's language.
+            let end = ["  (", "  #", " # "]
+                .iter()
+                .filter_map(|mark| code.find(mark));
+            block.push(code[..end.min().unwrap_or(code.len())].trim_end());
+            continue;
+        }
+        let section = sections
+            .last_mut()
+            .expect("there is one from the beginning");
+        if !block.is_empty() && !line.is_empty() {
+            section.push(format!(
+                "the block:\n{}",
+                std::mem::take(&mut block).join("\n")
+            ));
+        }
+        if line.starts_with('#') {
+            section.extend(std::mem::take(&mut linked));
+            let level = line.chars().take_while(|c| *c == '#').count();
+            sections.push(vec![format!("a heading of level {level}")]);
+            continue;
+        }
+        for link in line.split("](").skip(1) {
+            let target = link.split_once(')').map_or(link, |(target, _)| target);
+            linked.insert(format!("a link or picture: {target}").replace(".zh.md", ".md"));
+        }
+        if let Some(name) = line.strip_prefix("<!-- recorded: ") {
+            section.push(name.replace(" in Chinese", ""));
+        }
+        if line.starts_with('|') {
+            let mut told: Vec<&str> = figures(line).chain(code(line)).collect();
+            told.sort_unstable();
+            section.push(format!("a row with {}", told.join(" and ")));
+        }
+    }
+    sections.last_mut().expect("the same").extend(linked);
+    sections
+}
+
+/// The figures in a line, such as `1,000` and `0.05`.
+fn figures(line: &str) -> impl Iterator<Item = &str> {
+    let parts = line.split(|c: char| !c.is_ascii_digit() && c != '.' && c != ',');
+    let parts = parts.map(|part| part.trim_matches(['.', ',']));
+    parts.filter(|part| !part.is_empty())
+}
+
+/// The code in a line.
+fn code(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn a_translation_has_the_sections_blocks_pictures_links_and_figures_of_its_document() {
+    for [name, translation] in [
+        ["README.md", "README.zh.md"],
+        ["docs/kick-path.md", "docs/kick-path.zh.md"],
+    ] {
+        let text = |name| std::fs::read_to_string(workspace().join(name)).unwrap();
+        let (document, translated) = (text(name), text(translation));
+        assert!(document.contains(&format!(
+            "[中文]({})",
+            translation.trim_start_matches("docs/")
+        )));
+        assert!(translated.contains(&format!("[English]({})", name.trim_start_matches("docs/"))));
+        let titles = document.lines().filter(|line| line.starts_with('#'));
+        let (document, translated) = (skeleton(&document), skeleton(&translated));
+        for ((section, other), title) in document
+            .iter()
+            .zip(&translated)
+            .zip([""].into_iter().chain(titles))
+        {
+            assert_eq!(
+                section, other,
+                "{translation} at the section \"{title}\" of {name}"
+            );
+        }
+        assert_eq!(
+            document.len(),
+            translated.len(),
+            "sections of {translation}"
+        );
+    }
+}
+
+#[test]
+fn a_skeleton_tells_of_what_differs() {
+    let text =
+        "# A\n\nWords, [a link](x.md).\n\n    cargo run  # a remark\n\n| 1,000 of 20 | `--x` |\n";
+    let same =
+        "# 甲\n\n[链接](x.zh.md)。\n\n    cargo run  # 注释\n\n| 20 个中的 1,000 个 | `--x` |\n";
+    assert_eq!(skeleton(text), skeleton(same));
+    for (was, is) in [
+        ("# 甲", "甲"),
+        ("x.zh.md", "y.md"),
+        ("cargo run", "cargo test"),
+        ("1,000", "1,001"),
+        ("--x", "--y"),
+        ("| 20", "20"),
+    ] {
+        assert_ne!(skeleton(text), skeleton(&same.replacen(was, is, 1)), "{is}");
+    }
+}
+
 #[test]
 fn the_translation_has_the_same_rows() {
     assert_eq!(

@@ -13,6 +13,7 @@ mod text;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use kickpath::lang::Lang;
 use kickpath::trace::Timeline;
 use kickpath_abi::status::Status;
 
@@ -50,16 +51,18 @@ impl Runs {
     }
 
     /// Which run it is, for a reader.
-    pub fn told(&self) -> String {
+    pub fn told(&self, lang: Lang) -> String {
         let run = &self.trace.run;
-        format!(
-            "`{TRACE_COMMAND}` of Kickpath {} ({} of QEMU {}, machine {}, {} virtio-net)",
-            env!("CARGO_PKG_VERSION"),
-            run.accelerator.to_uppercase(),
-            run.qemu,
-            run.machine,
-            run.device.transport,
-        )
+        let (version, accelerator) = (env!("CARGO_PKG_VERSION"), run.accelerator.to_uppercase());
+        let (qemu, machine, transport) = (&run.qemu, &run.machine, &run.device.transport);
+        match lang {
+            Lang::En => format!(
+                "`{TRACE_COMMAND}` of Kickpath {version} ({accelerator} of QEMU {qemu}, machine {machine}, {transport} virtio-net)"
+            ),
+            Lang::Zh => format!(
+                "`{TRACE_COMMAND}`，Kickpath {version}（QEMU {qemu} 的 {accelerator}，机器 {machine}，{transport} virtio-net）"
+            ),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use kickpath::lang::Lang;
 use kickpath::trace::html;
 use kickpath::trace::timeline::{Layer, Phase, Step, Timeline};
 
@@ -196,7 +197,10 @@ impl Picture {
             ),
             (
                 "Comment",
-                format!("Made by {COMMAND}, of docs/recorded: {}", runs.told()),
+                format!(
+                    "Made by {COMMAND}, of docs/recorded: {}",
+                    runs.told(Lang::En)
+                ),
             ),
             (FINGERPRINT, self.fingerprint()),
         ];

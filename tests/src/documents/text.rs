@@ -10,7 +10,12 @@ use kickpath::trace::{Timeline, glossary, text};
 use super::{Runs, TRACE, document};
 
 /// The documents with blocks, or made as a whole.
-const WITH_BLOCKS: [&str; 3] = ["README.md", "docs/kick-path.md", "docs/kick-path.zh.md"];
+const WITH_BLOCKS: [&str; 4] = [
+    "README.md",
+    "README.zh.md",
+    "docs/kick-path.md",
+    "docs/kick-path.zh.md",
+];
 const GLOSSARIES: [(&str, Lang); 2] = [
     ("docs/glossary.md", Lang::En),
     ("docs/glossary.zh.md", Lang::Zh),
@@ -57,11 +62,12 @@ fn block(name: &str, runs: &Runs) -> Result<String> {
         "run" => {
             return Ok(format!(
                 "Recorded by {}: `docs/recorded/{TRACE}`.\n",
-                runs.told()
+                runs.told(Lang::En)
             ));
         }
         "run in Chinese" => {
-            return Ok(format!("录自 {}：`docs/recorded/{TRACE}`。\n", runs.told()));
+            let told = runs.told(Lang::Zh);
+            return Ok(format!("录自 {told}：`docs/recorded/{TRACE}`。\n"));
         }
         "guest" => guest(trace)?,
         "QEMU" => transmit(trace)
