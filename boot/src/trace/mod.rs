@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use crate::command::{Progress, Sink};
 use crate::guest::Guest;
+use crate::publish;
 use crate::qemu::{Boot, Vmm};
 use crate::session::{NetChoice, Prepared, SessionError, Settings, fetch_status};
 use crate::wire::FarEnd;
@@ -128,7 +129,7 @@ pub fn record_and(
 }
 
 /// The timeline of a recording, with the source lines of the guest that was
-/// recorded.
+/// recorded, for others to see: this machine's directories are shortened.
 ///
 /// # Errors
 /// The records do not tell of the datagram.
@@ -139,5 +140,10 @@ pub fn timeline(boot: &Boot, recording: &Recording) -> Result<Timeline, TraceErr
         unresolved: 0,
     })?;
     sources::attach(&mut timeline, boot);
+    let run = &mut timeline.run;
+    run.command_line = publish::shorten(&run.command_line);
+    for absent in &mut timeline.absent {
+        absent.reason = publish::shorten(&absent.reason);
+    }
     Ok(timeline)
 }

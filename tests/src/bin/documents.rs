@@ -24,8 +24,7 @@ fn main() -> Result<()> {
         .find(&CHROMIUM)
         .context("the browser was installed and is not found")?;
     if !keep {
-        eprintln!("Recording the runs: a trace, and the status page under traffic");
-        documents::record()?;
+        documents::record(|what| eprintln!("{what}"))?;
     }
     documents::write(&browser, |name| eprintln!("Making {name}"))?;
     eprintln!("Making docs/unsafe.md and the table of docs/robustness.md");

@@ -1,6 +1,7 @@
 //! The documents and pictures that are made of recorded runs, by one command, [`COMMAND`].
 //!
-//! It records a trace and the reports of the guest's status page into `docs/recorded`, once, and
+//! It records traces, the reports of the guest's status page and what commands print into
+//! `docs/recorded`, once, and
 //! makes of these all that shows figures of a run: blocks of text in the documents, and the
 //! pictures. A picture carries the fingerprint of what it was drawn from, so that a test without a
 //! browser can tell when it is stale.
@@ -10,6 +11,7 @@ mod picture;
 mod record;
 mod text;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -24,10 +26,30 @@ pub use text::documents;
 /// What makes them all.
 pub const COMMAND: &str = "cargo run -p kickpath-tests --bin documents";
 
+/// The traces that are recorded: the name of each, and the command's arguments. The first is that
+/// of the pictures; of those after it a machine may be unable to record some.
+const TRACES: [(&str, &str); 6] = [
+    ("trace", "trace --accel tcg"),
+    ("microvm", "trace --accel tcg --machine microvm"),
+    ("vcpu", "trace --accel tcg --ioeventfd off"),
+    ("kvm", "trace --accel kvm --machine microvm"),
+    ("nested", "trace --accel nested"),
+    ("linux", "trace --accel tcg --guest linux"),
+];
+
+/// The commands whose output is recorded.
+const OUTPUTS: [(&str, &str); 2] = [
+    ("run", "run --accel tcg"),
+    ("compare", "compare --accel tcg"),
+];
+
 /// The runs that the documents and pictures are of.
 pub struct Runs {
     /// What `kickpath trace --json` has written.
     pub trace: Timeline,
+    /// The same of the other [`TRACES`], by name, and what each of the [`OUTPUTS`] was.
+    others: BTreeMap<&'static str, Timeline>,
+    outputs: BTreeMap<&'static str, String>,
     /// Reports of the guest under traffic, one a second, as its status page asks for them.
     pub status: Vec<Status>,
 }
@@ -44,10 +66,31 @@ impl Runs {
             std::fs::read_to_string(path).with_context(|| format!("{shown}; made by {COMMAND}"))
         };
         let old = || format!("docs/recorded is of another schema; {COMMAND} records anew");
+        let trace = |name: &'static str| {
+            let trace = serde_json::from_str(&read(&format!("{name}.json"))?).with_context(old)?;
+            Ok::<_, anyhow::Error>((name, trace))
+        };
+        let outputs = OUTPUTS.map(|(name, _)| Ok((name, read(&format!("{name}.txt"))?)));
+        let [(first, _), others @ ..] = TRACES;
         Ok(Self {
-            trace: serde_json::from_str(&read(TRACE)?).with_context(old)?,
+            trace: trace(first)?.1,
+            others: others
+                .into_iter()
+                .map(|(name, _)| trace(name))
+                .collect::<Result<_>>()?,
+            outputs: outputs.into_iter().collect::<Result<_>>()?,
             status: serde_json::from_str(&read(STATUS)?).with_context(old)?,
         })
+    }
+
+    /// One of the other traces.
+    fn of(&self, name: &str) -> Result<&Timeline> {
+        self.others.get(name).context("no such trace")
+    }
+
+    /// What a command printed.
+    fn output(&self, name: &str) -> Result<&str> {
+        Ok(self.outputs.get(name).context("no such output")?)
     }
 
     /// Which run it is, for a reader.
@@ -68,7 +111,6 @@ impl Runs {
 
 /// What a reader types to have a run like the one of the documents.
 const TRACE_COMMAND: &str = "cargo run -- trace --accel tcg";
-const TRACE: &str = "trace.json";
 const STATUS: &str = "status.json";
 
 /// The project's top directory.

@@ -8,27 +8,65 @@ use anyhow::{Context, Result};
 use kickpath::trace::Timeline;
 use kickpath_abi::status::Status;
 
-use super::{STATUS, TRACE, recorded};
+use super::{OUTPUTS, STATUS, TRACES, recorded, workspace};
 use crate::program::{self, Running, loopback_address};
 
 /// Reports of the status page: enough for its chart to be one.
 const REPORTS: u32 = 12;
 
-/// Records a trace and the reports of a guest under traffic into `docs/recorded`.
+/// Records every run into `docs/recorded`; `tell` hears of each. What this machine cannot trace
+/// stays as another has recorded it.
 ///
 /// # Errors
 /// The guest cannot be built or does not come up.
-pub fn record() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let file = directory.path().join(TRACE);
-    let name = file.to_str().context("a directory that is no text")?;
-    program::run(&["trace", "--accel", "tcg", "--json", name])?;
-    let trace: Timeline = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
-    let status = reports()?;
+pub fn record(mut tell: impl FnMut(&str)) -> Result<()> {
     std::fs::create_dir_all(recorded(""))?;
-    std::fs::write(recorded(TRACE), serde_json::to_string(&trace)? + "\n")?;
-    std::fs::write(recorded(STATUS), serde_json::to_string(&status)? + "\n")?;
-    Ok(())
+    for (number, (name, arguments)) in TRACES.into_iter().enumerate() {
+        tell(&format!("Recording {arguments}"));
+        match trace(arguments) {
+            Ok(mut trace) => {
+                if number > 0 {
+                    shorten(&mut trace);
+                }
+                write(&format!("{name}.json"), &serde_json::to_string(&trace)?)?;
+            }
+            Err(error) if number > 0 => tell(&format!("Not here, so the old one stays: {error}")),
+            Err(error) => return Err(error),
+        }
+    }
+    for (name, arguments) in OUTPUTS {
+        tell(&format!("Recording {arguments}"));
+        let arguments: Vec<_> = arguments.split(' ').collect();
+        // Where the project lies is nobody's business.
+        let top = format!("{}/", workspace().canonicalize()?.display());
+        let text = program::run(&arguments)?.replace(&top, "");
+        write(&format!("{name}.txt"), text.trim())?;
+    }
+    tell("Recording the status page under traffic");
+    write(STATUS, &serde_json::to_string(&reports()?)?)
+}
+
+fn write(name: &str, text: &str) -> Result<()> {
+    Ok(std::fs::write(recorded(name), text.to_owned() + "\n")?)
+}
+
+fn trace(arguments: &str) -> Result<Timeline> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("trace.json");
+    let name = file.to_str().context("a directory that is no text")?;
+    let words = arguments.split(' ').chain(["--json", name]);
+    program::run(&words.collect::<Vec<_>>())?;
+    Ok(serde_json::from_str(&std::fs::read_to_string(&file)?)?)
+}
+
+/// Leaves out what only a page shows.
+fn shorten(trace: &mut Timeline) {
+    for step in &mut trace.steps {
+        step.snapshot = None;
+        if let Some(source) = &mut step.source {
+            source.excerpt = None;
+        }
+    }
 }
 
 fn reports() -> Result<Vec<Status>> {

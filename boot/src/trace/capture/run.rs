@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::process;
 use crate::guest::Guest;
-use crate::publish;
 use crate::qemu::{Accel, Machine, Vmm};
 use crate::trace::recording::Threads;
 use crate::trace::timeline::{Device, OtherVmm, Run};
@@ -36,7 +35,7 @@ pub fn run_of(machine: &Machine, reason: &str, guest: &Guest, device: Device) ->
                 .version(&machine.program)
                 .unwrap_or_else(|| "of unknown version".to_owned()),
         }),
-        command_line: publish::shorten(guest.command_line()),
+        command_line: guest.command_line().to_owned(),
         host_kernel: release
             .map(|names| names.release().to_string_lossy().into_owned())
             .unwrap_or_default(),
