@@ -318,8 +318,10 @@ impl FromStr for Vmms {
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     #[command(flatten)]
+    pub vmm: VmmArgs,
+    #[command(flatten)]
     pub machine: MachineArgs,
-    /// UDP echo requests.
+    /// UDP echo requests; where KVM runs the guest, the hundredth part.
     #[arg(long, value_name = "COUNT", default_value_t = 100_000,
           value_parser = clap::value_parser!(u64).range(1..))]
     echoes: u64,
@@ -687,6 +689,7 @@ impl BenchArgs {
             ("--profile", self.profile),
             ("--peer-kernel", self.peer_kernel.is_some()),
             ("--dry-run", self.machine.dry_run),
+            ("--vmm", self.vmm.vmm != Vmm::Qemu),
         ];
         if let Some((option, _)) = named.into_iter().find(|(_, is_given)| *is_given) {
             let why = "it is for our guest alone, not for one beside Linux (--guest linux)";

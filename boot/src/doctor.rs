@@ -12,6 +12,8 @@ use serde::Serialize;
 use crate::install::{self, Host, Requirement};
 use crate::toolchain::{self, Choice, Survey};
 
+pub use vmms::FoundVmm;
+
 pub use probe::{KvmState, QemuVersion, cpu_is_emulated, qemu_version};
 
 /// The oldest QEMU with `-netdev dgram`, which the runner's own network needs.
@@ -75,6 +77,8 @@ pub struct Report {
     pub toolchain: Option<Survey>,
     /// Everything, in the order in which it matters.
     pub findings: Vec<Finding>,
+    /// VMMs, QEMU first, and what each gives here.
+    pub vmms: Vec<FoundVmm>,
 }
 
 /// Looks at this machine. `qemu` is the program to look at instead of the
@@ -126,8 +130,15 @@ fn examine_host(host: &Host, qemu: Option<&Path>, survey: Option<Survey>) -> Rep
     for (name, requirement, gives) in programs {
         findings.push(program_finding(host, name, &requirement, gives));
     }
-    findings.push(vmms::vmms(host));
+    let is_good = |name| {
+        let mut named = findings.iter().filter(|finding| finding.name == name);
+        named.all(|finding| finding.state == State::Good)
+    };
+    let needs = [("KVM", kvm.opens()), ("root for a tap", is_good("tap"))];
+    let needs = needs.into_iter().filter(|(_, is_there)| !is_there);
+    let needs: Vec<_> = needs.map(|(name, _)| name).collect();
     Report {
+        vmms: vmms::vmms(host, qemu.as_ref(), &needs),
         ready: findings
             .iter()
             .all(|finding| !finding.required || finding.state == State::Good),
@@ -265,6 +276,13 @@ impl fmt::Display for Report {
                     writeln!(f, "               how:   {remedy}")?;
                 }
             }
+        }
+        writeln!(
+            f,
+            "\nVMMs that the guest boots on (bench counts instructions on QEMU alone):"
+        )?;
+        for vmm in &self.vmms {
+            write!(f, "{vmm}")?;
         }
         let lacks = |finding: &Finding| finding.required && finding.state != State::Good;
         // One that is there is not replaced.

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use kickpath::accel::AccelChoice;
-use kickpath::bench::{self, baseline, baseline::Baseline};
+use kickpath::bench;
+use kickpath::bench::baseline::{self, Baseline, Counted};
 use kickpath::command::{Progress, Sink};
 use kickpath::compare;
 use kickpath::doctor;
@@ -23,7 +24,7 @@ use kickpath::linux::{self, Linux};
 use kickpath::nested::{self, NestedError};
 use kickpath::output::Output;
 use kickpath::qemu::{self, Boot, Net, Vmm};
-use kickpath::session::{Mismatch, Prepared, SessionError, Settings};
+use kickpath::session::{Mismatch, NetChoice, Prepared, SessionError, Settings};
 use kickpath::terminal::{Story, Ticker};
 use kickpath::toolchain::{self, BuildOptions, Kernel};
 use kickpath::{lab, run, serve, soak, trace, vmm};
@@ -120,7 +121,8 @@ fn serve_command(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn bench_command(args: &BenchArgs) -> anyhow::Result<ExitCode> {
-    let settings = args.machine.settings();
+    let settings = args.vmm.settings(&args.machine);
+    let on_kvm = bench::on_kvm::is_asked_for(&settings);
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     if args.guest == GuestArg::Linux {
@@ -136,38 +138,61 @@ fn bench_command(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     }
     if args.machine.dry_run {
         let mut prepared = bench::prepare(&settings, true, &mut sink)?;
-        let net = run::dry_run_net(&prepared, Default::default())?;
+        let choice = match on_kvm {
+            true => NetChoice::Tap,
+            false => NetChoice::Dgram,
+        };
+        let net = run::dry_run_net(&prepared, choice)?;
         prepared.attach(net.clone());
-        bench::without_ioeventfd(&mut prepared.machine);
-        print(&(prepared.machine.command_line() + "\n"))?;
+        if !on_kvm {
+            bench::without_ioeventfd(&mut prepared.machine);
+        }
+        print(&(vmm::command_line(&prepared.machine) + "\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
+    let options = args.options();
+    match on_kvm {
+        true => bench_with(args, &settings, &mut sink, |story, sink| {
+            bench::on_kvm::bench(&settings, &options, story, sink)
+        }),
+        false => bench_with(args, &settings, &mut sink, |story, sink| {
+            bench::bench(&settings, &options, story, sink)
+        }),
+    }
+}
+
+/// Measures, and keeps and compares the counts as the options say.
+fn bench_with<R: Counted>(
+    args: &BenchArgs,
+    settings: &Settings,
+    sink: &mut Sink<'_>,
+    bench: impl FnOnce(Option<&mut Story<anstream::Stdout>>, &mut Sink<'_>) -> Result<R, SessionError>,
+) -> anyhow::Result<ExitCode> {
     // Before the work.
-    let machine = baseline::machine(&settings);
+    let machine = baseline::machine(settings);
     let before = args.baseline.as_deref();
     let before = before
         .map(|file| Baseline::read(file, &machine))
         .transpose()?;
     let saved = Written::begin(args.save.as_deref())?;
     let mut story = (!args.json).then(Story::stdout);
-    let result = bench::bench(&settings, &args.options(), story.as_mut(), &mut sink);
-    let mut result = settings.keep_pcap(result);
+    let mut result = settings.keep_pcap(bench(story.as_mut(), sink));
     if let Ok(report) = &mut result {
-        let compiler = guest_compiler(&settings, &mut sink)?;
+        let compiler = guest_compiler(settings, sink)?;
         saved.end(|| Ok(Baseline::of(report, machine, compiler).to_json()?))?;
         if let Some(before) = before {
             let comparison = before.compare(report, args.tolerance);
             if let Some(story) = &mut story {
-                comparison.tell(story).map_err(SessionError::Output)?;
+                let told = comparison.tell(R::WHAT, story);
+                told.map_err(SessionError::Output)?;
             }
-            report.ok &= comparison.missed().is_empty();
-            report.baseline = Some(comparison);
+            report.put_beside(comparison);
         }
     }
     if args.json {
-        return print_json(result, |report| report.ok);
+        return print_json(result, Counted::is_ok);
     }
-    Ok(if result?.ok {
+    Ok(if result?.is_ok() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -233,7 +233,15 @@ fn what_is_not_possible_is_said_at_once() {
             &["trace", "--diff", "/no/a.json", "/no/b.json"],
             "--diff /no/a.json: there is no such file",
         ),
-        (&["bench", "--accel", "kvm"], "which TCG alone can"),
+        (&["bench", "--accel", "nested"], "which TCG alone can"),
+        (
+            &["bench", "--accel", "kvm", "--profile"],
+            "--profile: it counts instructions, which TCG alone can",
+        ),
+        (
+            &["bench", "--vmm", "alioth", "--transport", "legacy"],
+            "--transport is not for Alioth: it has modern virtio-pci only",
+        ),
         (&["bench", "--ioeventfd", "on"], "without an ioeventfd"),
         (&["compare", "--rss"], "--net tap has both"),
         (&["compare", "--pio-notify"], "tries every way to kick"),

@@ -5,7 +5,8 @@
 //! here ([`Suite`]), a browser ([`browser`]), the documents and pictures of recorded runs
 //! ([`documents`]), frames that no honest host would
 //! send ([`frames`]), what no honest device would write ([`memory`]), a guest
-//! that goes on in another QEMU ([`migration`]), and what Linux counts of pings ([`ping`]).
+//! that goes on in another QEMU ([`migration`]), other VMMs ([`vmms`]), and what Linux counts
+//! of pings ([`ping`]).
 
 pub mod bare;
 pub mod browser;
@@ -21,6 +22,7 @@ mod rate;
 mod raw_wire;
 pub mod setup;
 mod suite;
+pub mod vmms;
 mod way;
 
 pub use kickpath::guest::{memory, migration};

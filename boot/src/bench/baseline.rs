@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Report, table};
+use super::{Report, on_kvm, table};
 use crate::session::{Layout, SessionError, Settings};
 use crate::terminal::Story;
 
 /// Longest file that is read, in bytes.
 const MOST: u64 = 1 << 20;
-/// What stands at the beginning of a file.
-const ABOUT: &str = "Guest instructions a frame, datagram, echo, KiB or request. Made anew by: \
+/// What stands at the beginning of a file, behind what is counted.
+const ABOUT: &str = "a frame, datagram, echo, KiB or request. Made anew by: \
                      cargo run -- bench --save THIS-FILE";
 
 /// Why there is nothing to compare with.
@@ -85,10 +85,25 @@ pub struct Baseline {
 }
 
 /// What is counted.
-struct Count {
-    name: String,
-    is_exact: bool,
-    instructions: f64,
+pub struct Count {
+    /// A row's name.
+    pub(super) name: String,
+    /// Whether it is the same in each run of a build.
+    pub(super) is_exact: bool,
+    /// How much.
+    pub(super) count: f64,
+}
+
+/// A report of which counts can be kept.
+pub trait Counted: Serialize {
+    /// What is counted.
+    const WHAT: &'static str;
+    /// In the order of the tables.
+    fn counts(&self) -> Vec<Count>;
+    /// Whether every limit is kept.
+    fn is_ok(&self) -> bool;
+    /// Takes in how it compares with another build.
+    fn put_beside(&mut self, comparison: Comparison);
 }
 
 /// A build beside another.
@@ -96,6 +111,8 @@ struct Count {
 pub struct Comparison {
     /// By how much an exact count may be above the baseline's, in per cent.
     pub tolerance: f64,
+    /// Whether the baseline has exact counts; without them the comparison decides nothing.
+    pub has_exact: bool,
     /// What both have.
     pub rows: Vec<Compared>,
     /// What the baseline alone has.
@@ -121,22 +138,37 @@ pub struct Compared {
 
 /// The machine that is asked for, as a [`Baseline`] names it.
 pub fn machine(settings: &Settings) -> String {
+    let on = match on_kvm::is_asked_for(settings) {
+        true => format!("{} on KVM, ", settings.vmm),
+        false => String::new(),
+    };
     let layout = match settings.layout {
         Layout::Split => "split",
         Layout::Packed => "packed",
     };
-    format!("{} {} {layout}", settings.kind, settings.transport.word())
+    let transport = settings.transport.word();
+    format!("{on}{} {transport} {layout}", settings.kind)
 }
 
-impl Report {
-    /// In the order of the tables.
+impl Counted for Report {
+    const WHAT: &'static str = "Guest instructions";
+
+    fn is_ok(&self) -> bool {
+        self.ok
+    }
+
+    fn put_beside(&mut self, comparison: Comparison) {
+        self.ok &= comparison.missed().is_empty();
+        self.baseline = Some(comparison);
+    }
+
     fn counts(&self) -> Vec<Count> {
         let mut counts = Vec::new();
-        let mut count = |name: String, is_exact, instructions| {
+        let mut count = |name: String, is_exact, count| {
             counts.push(Count {
                 name,
                 is_exact,
-                instructions,
+                count,
             });
         };
         for (work, per_packet) in self.driver_tx.ways() {
@@ -171,21 +203,23 @@ impl Report {
 
 impl Baseline {
     /// The counts of a run on this [`machine`], by a guest of this compiler if it is known.
-    pub fn of(report: &Report, machine: String, compiler: Option<String>) -> Self {
-        Self::new(report.counts(), machine, compiler)
+    pub fn of<R: Counted>(report: &R, machine: String, compiler: Option<String>) -> Self {
+        Self::new(R::WHAT, report.counts(), machine, compiler)
     }
 
-    fn new(counts: Vec<Count>, machine: String, compiler: Option<String>) -> Self {
+    fn new(what: &str, mut counts: Vec<Count>, machine: String, compiler: Option<String>) -> Self {
+        // Of what did not happen nothing is a per cent.
+        counts.retain(|count| count.count > 0.0);
         let (exact, varying): (Vec<_>, _) = counts.into_iter().partition(|count| count.is_exact);
         // A tenth of a per cent is enough of any of them.
         let rounded = |value: f64| (value * 100.0).round() / 100.0;
         let map = |counts: Vec<Count>| {
             let rows = counts.into_iter();
-            rows.map(|count| (count.name, rounded(count.instructions)))
+            rows.map(|count| (count.name, rounded(count.count)))
                 .collect()
         };
         Self {
-            about: ABOUT.to_owned(),
+            about: format!("{what} {ABOUT}"),
             machine,
             compiler,
             exact: map(exact),
@@ -244,7 +278,7 @@ impl Baseline {
     }
 
     /// This run beside it. An exact count may be `tolerance` per cent higher.
-    pub fn compare(&self, report: &Report, tolerance: f64) -> Comparison {
+    pub fn compare(&self, report: &impl Counted, tolerance: f64) -> Comparison {
         self.beside(report.counts(), tolerance)
     }
 
@@ -262,8 +296,8 @@ impl Baseline {
                 Some(&before) => rows.push(Compared {
                     exact: count.is_exact,
                     before,
-                    now: count.instructions,
-                    change: (count.instructions - before) / before * 100.0,
+                    now: count.count,
+                    change: (count.count - before) / before * 100.0,
                     name: count.name,
                 }),
                 None => new.push(count.name),
@@ -271,6 +305,7 @@ impl Baseline {
         }
         Comparison {
             tolerance,
+            has_exact: !self.exact.is_empty(),
             rows,
             not_measured: not_measured.into_iter().cloned().collect(),
             new,
@@ -281,7 +316,7 @@ impl Baseline {
 impl Comparison {
     /// What costs more than it may, or that nothing was there to compare.
     pub fn missed(&self) -> Vec<String> {
-        if self.rows.iter().all(|row| !row.exact) {
+        if self.rows.is_empty() || self.has_exact && self.rows.iter().all(|row| !row.exact) {
             return vec!["no exact count is in both".to_owned()];
         }
         let above = self.rows.iter().filter(|row| self.is_above(row));
@@ -303,8 +338,8 @@ impl Comparison {
     ///
     /// # Errors
     /// The output is closed.
-    pub fn tell<W: Write>(&self, story: &mut Story<W>) -> io::Result<()> {
-        story.section("Beside the baseline: instructions")?;
+    pub fn tell<W: Write>(&self, what: &str, story: &mut Story<W>) -> io::Result<()> {
+        story.section(&format!("Beside the baseline: {what}"))?;
         let heads = ["", "before", "now", "change"];
         let [name, before, now, change] = heads;
         story.line(&format!("  {name:61}{before:>10}{now:>11}{change:>10}"))?;
@@ -330,7 +365,10 @@ impl Comparison {
         let missed = self.missed();
         if missed.is_empty() {
             let tolerance = self.tolerance;
-            let text = format!("No exact count is more than {tolerance} % above the baseline.");
+            let text = match self.has_exact {
+                true => format!("No exact count is more than {tolerance} % above the baseline."),
+                false => "None of these counts is exact; see what has changed.".to_owned(),
+            };
             return story.conclusion(true, &text);
         }
         story.conclusion(false, "This build costs more than the baseline.")?;
@@ -347,10 +385,10 @@ mod tests {
     const MACHINE: &str = "pc auto split";
 
     fn counts(counts: &[(&str, bool, f64)]) -> Vec<Count> {
-        let each = counts.iter().map(|&(name, is_exact, instructions)| Count {
+        let each = counts.iter().map(|&(name, is_exact, count)| Count {
             name: name.to_owned(),
             is_exact,
-            instructions,
+            count,
         });
         each.collect()
     }
@@ -361,7 +399,7 @@ mod tests {
             ("gone", true, 5.0),
             ("echo", false, 2000.0),
         ];
-        Baseline::new(counts(&rows), MACHINE.to_owned(), None)
+        Baseline::new("Instructions", counts(&rows), MACHINE.to_owned(), None)
     }
 
     fn read(text: &[u8]) -> Result<Baseline, BaselineError> {
@@ -448,6 +486,16 @@ mod tests {
         assert_eq!(comparison.missed(), [""; 0]);
         let comparison = baseline().beside(counts(&rows[1..]), 3.0);
         assert_eq!(comparison.missed(), ["no exact count is in both"]);
+        // Where nothing is exact, there must be something in both all the same.
+        let rows = [
+            ("echo: kicks", false, 1.0),
+            ("echo: interrupts", false, 0.0),
+        ];
+        let varying = Baseline::new("Kicks", counts(&rows), MACHINE.to_owned(), None);
+        assert_eq!(varying.varying.len(), 1);
+        assert_eq!(varying.beside(counts(&rows), 3.0).missed(), [""; 0]);
+        let comparison = varying.beside(counts(&[("other", false, 1.0)]), 3.0);
+        assert_eq!(comparison.missed(), ["no exact count is in both"]);
     }
 
     #[test]
@@ -463,7 +511,9 @@ mod tests {
         ];
         let comparison = baseline().beside(counts(&rows), 3.0);
         let mut bytes = Vec::new();
-        comparison.tell(&mut Story::new(&mut bytes)).unwrap();
+        comparison
+            .tell("Instructions", &mut Story::new(&mut bytes))
+            .unwrap();
         let text = anstream::adapter::strip_str(&String::from_utf8(bytes).unwrap()).to_string();
         for line in text.lines() {
             assert!(line.chars().count() <= crate::terminal::WIDTH, "{line}");

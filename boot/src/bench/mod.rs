@@ -5,9 +5,13 @@
 //! makes every kick an access that QEMU handles where it is made, so that none
 //! is missing from the count of register accesses. Times are not measured:
 //! they would say more about the machine than about the guest.
+//!
+//! Where KVM runs the guest instructions are not counted, and the rest is ([`on_kvm`]).
 
 pub mod baseline;
 pub mod linux;
+mod load;
+pub mod on_kvm;
 pub mod peer;
 pub mod profile;
 mod table;
@@ -279,29 +283,32 @@ pub fn prepare(
     dry_run: bool,
     sink: &mut Sink<'_>,
 ) -> Result<Prepared, SessionError> {
-    check(settings)?;
+    let counts_instructions = !on_kvm::is_asked_for(settings);
+    match counts_instructions {
+        true => check(settings)?,
+        false => on_kvm::check(settings)?,
+    }
     // Instructions can be counted under TCG only, and the guest's own results
     // come by its log.
     let settings = Settings {
-        accel: AccelChoice::Tcg,
+        accel: match counts_instructions {
+            true => AccelChoice::Tcg,
+            false => AccelChoice::Kvm,
+        },
         log: LogLevel::Info,
         ..settings.clone()
     };
     let mut prepared = settings.prepare(dry_run, sink)?;
-    prepared.machine.icount = Some(0);
+    prepared.machine.icount = counts_instructions.then_some(0);
     Ok(prepared)
 }
 
 /// Whether the options leave what is measured as it is.
 fn check(settings: &Settings) -> Result<(), Mismatch> {
     let decided = |option, why| Err(Mismatch::Decided { option, why });
-    let other = match settings.accel {
-        AccelChoice::Kvm => Some("--accel kvm"),
-        AccelChoice::Nested => Some("--accel nested"),
-        AccelChoice::Auto | AccelChoice::Tcg => None,
-    };
-    if let Some(option) = other {
-        return decided(option, "bench counts instructions, which TCG alone can");
+    if settings.accel == AccelChoice::Nested {
+        let why = "bench counts instructions, which TCG alone can";
+        return decided("--accel nested", why);
     }
     if settings.ioeventfd == Some(true) {
         let why = "bench counts every kick where it is made, without an ioeventfd";

@@ -1,12 +1,12 @@
 //! A kick on one VMM, as `kickpath compare --vmm` tells of it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Echoes that are counted on each: the guest's ring of records has room for more.
 pub const ECHOES: usize = 32;
 
 /// Who is told of a kick.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Taken {
     /// An eventfd, signalled in the host's kernel: the guest goes on at once.
@@ -26,7 +26,7 @@ impl Taken {
 }
 
 /// A VMM with one of its transports.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VmmRow {
     /// The VMM.
     pub vmm: String,

@@ -18,8 +18,7 @@ use crate::qemu::{Kind, Vmm};
 use crate::session::{Mismatch, NetChoice, SessionError, Settings};
 use crate::terminal::Story;
 use crate::trace::capture;
-use crate::trace::kvm::{HostTrace, parse::parse};
-use crate::trace::recording::Threads;
+use crate::trace::kvm::{Exits, HostTrace};
 use crate::trace::timeline::{Layer, Phase, Step, Timeline};
 use crate::trace::{self, Traced, records};
 
@@ -98,10 +97,9 @@ pub fn compare<W: Write>(
 /// What was counted of the echoes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counted {
-    kicks: usize,
-    interrupts: usize,
-    /// Accesses to registers, and returns to the VMM.
-    exits: Option<(usize, usize)>,
+    kicks: u64,
+    interrupts: u64,
+    exits: Option<Exits>,
 }
 
 fn measure(settings: &Settings, sink: &mut Sink<'_>) -> Result<VmmRow, SessionError> {
@@ -111,7 +109,7 @@ fn measure(settings: &Settings, sink: &mut Sink<'_>) -> Result<VmmRow, SessionEr
         Ok(())
     })?;
     let timeline = trace::timeline(&prepared.executable(), &recording)?;
-    let an_echo = |count: usize| count as f64 / ECHOES as f64;
+    let an_echo = |count: u64| count as f64 / ECHOES as f64;
     let run = &timeline.run;
     let names = &recording.threads;
     let thread = |step: &Step| {
@@ -163,8 +161,8 @@ fn measure(settings: &Settings, sink: &mut Sink<'_>) -> Result<VmmRow, SessionEr
         raised_by: raised.map(|step| step.event.clone()),
         kicks_per_echo: an_echo(counted.kicks),
         interrupts_per_echo: an_echo(counted.interrupts),
-        accesses_per_echo: counted.exits.map(|(accesses, _)| an_echo(accesses)),
-        userspace_exits_per_echo: counted.exits.map(|(_, exits)| an_echo(exits)),
+        accesses_per_echo: counted.exits.map(|exits| an_echo(exits.accesses)),
+        userspace_exits_per_echo: counted.exits.map(|exits| an_echo(exits.to_vmm)),
     })
 }
 
@@ -184,16 +182,8 @@ fn taken(timeline: &Timeline) -> Option<Taken> {
 /// Sends the echoes and counts.
 fn count(vmm: Vmm, traced: &Traced<'_>) -> Result<Counted, SessionError> {
     let Traced { tracer, guest, .. } = traced;
-    // Without names no system calls are recorded, of which there would be many.
-    let threads = capture::threads_of(guest, vmm);
-    let others = threads.names.keys().copied();
-    let threads = Threads {
-        vcpus: threads.vcpus.iter().copied().chain(others).collect(),
-        main: threads.main,
-        ..Threads::default()
-    };
     let before = tracer.records(guest)?;
-    let trace = HostTrace::start(&threads);
+    let trace = HostTrace::counting(&capture::threads_of(guest, vmm));
     for _ in 0..ECHOES {
         let echo = traced
             .far
@@ -202,12 +192,7 @@ fn count(vmm: Vmm, traced: &Traced<'_>) -> Result<Counted, SessionError> {
     }
     let recorded = trace.and_then(HostTrace::stop);
     let after = tracer.records(guest)?;
-    let exits = recorded.ok().filter(|trace| trace.lost == 0).map(|trace| {
-        let events = parse(&trace.text);
-        let accesses = events.iter().filter(|record| record.is_access());
-        let exits = events.iter().filter(|r| r.event == "kvm_userspace_exit");
-        (accesses.count(), exits.count())
-    });
+    let exits = recorded.ok().as_ref().and_then(Exits::of);
     Ok(Counted {
         exits,
         ..of_guest(&before, &after)

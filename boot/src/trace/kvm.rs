@@ -39,6 +39,9 @@ const EVENTS: &[&str] = &[
     "kvm_eoi",
 ];
 
+/// Those of them that are counted ([`Exits`]).
+const COUNTED: &[&str] = &["kvm_pio", "kvm_mmio", "kvm_fast_mmio", "kvm_userspace_exit"];
+
 /// System calls by which a VMM learns of a kick, moves a frame and raises an interrupt
 /// (`arch/x86/entry/syscalls/syscall_64.tbl`): read, write, ioctl, readv, writev, epoll_wait,
 /// epoll_pwait.
@@ -126,10 +129,22 @@ impl HostTrace {
     /// # Errors
     /// No rights, or no such events: the trace is then without them.
     pub fn start(threads: &Threads) -> Result<Self, HostTraceError> {
+        Self::start_with(threads, true)
+    }
+
+    /// Begins to record what [`Exits`] are counted of, and nothing else.
+    ///
+    /// # Errors
+    /// As [`HostTrace::start`].
+    pub fn counting(threads: &Threads) -> Result<Self, HostTraceError> {
+        Self::start_with(threads, false)
+    }
+
+    fn start_with(threads: &Threads, everything: bool) -> Result<Self, HostTraceError> {
         let tracefs = FileSystem::open("tracefs", Path::new("/sys/kernel/tracing"), "instances")
             .map_err(HostTraceError::TraceFs)?;
         let instance = Instance::new(&tracefs.root)?;
-        let (tsc_clock, events) = instance.configure(threads)?;
+        let (tsc_clock, events) = instance.configure(threads, everything)?;
         let tsc_offset = tsc_offset(threads.main);
         Ok(Self {
             instance: instance.keep(),
@@ -161,6 +176,27 @@ impl HostTrace {
             tsc_offset: self.tsc_offset,
             tsc_clock: self.tsc_clock,
             ..KvmRecording::default()
+        })
+    }
+}
+
+/// How often a guest left the CPU, by KVM's events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exits {
+    /// Reads and writes of device registers that did.
+    pub accesses: u64,
+    /// Returns of KVM to the VMM.
+    pub to_vmm: u64,
+}
+
+impl Exits {
+    /// Counts them; `None` where some were lost.
+    pub fn of(recorded: &KvmRecording) -> Option<Self> {
+        let records = parse::parse(&recorded.text);
+        let count = |is: fn(&KvmRecord) -> bool| records.iter().filter(|r| is(r)).count() as u64;
+        (recorded.lost == 0).then(|| Self {
+            accesses: count(KvmRecord::is_access),
+            to_vmm: count(|record| record.event == "kvm_userspace_exit"),
         })
     }
 }
@@ -206,9 +242,13 @@ impl Instance {
         Ok(Self(instance))
     }
 
-    /// Chooses clock, threads and events, and starts. Returns whether the clock
-    /// is the time stamp counter, and the events that there are.
-    fn configure(&self, threads: &Threads) -> Result<(bool, Vec<String>), HostTraceError> {
+    /// Chooses clock, threads and events, `everything` or what is counted, and starts. Returns
+    /// whether the clock is the time stamp counter, and the events that there are.
+    fn configure(
+        &self,
+        threads: &Threads,
+        everything: bool,
+    ) -> Result<(bool, Vec<String>), HostTraceError> {
         write(&self.0, "tracing_on", "0")?;
         write(&self.0, "buffer_size_kb", BUFFER)?;
         let tsc_clock = write(&self.0, "trace_clock", CLOCK).is_ok();
@@ -220,7 +260,7 @@ impl Instance {
             .collect();
         write(&self.0, "set_event_pid", &ids.join(" "))?;
         let mut events = Vec::new();
-        for event in EVENTS {
+        for event in if everything { EVENTS } else { COUNTED } {
             let file = format!("events/kvm/{event}/enable");
             if self.0.join(&file).exists() {
                 write(&self.0, &file, "1")?;
@@ -230,7 +270,7 @@ impl Instance {
         if events.is_empty() {
             return Err(HostTraceError::NoEvents);
         }
-        if !threads.names.is_empty() {
+        if everything && !threads.names.is_empty() {
             for event in ["sys_enter", "sys_exit"] {
                 let file = |name: &str| format!("events/raw_syscalls/{event}/{name}");
                 // A kernel without them, or without filters, records the rest all the same.
@@ -241,7 +281,7 @@ impl Instance {
                 }
             }
         }
-        for event in STACKS {
+        for event in if everything { STACKS } else { &[] } {
             // A kernel without stack traces records the events all the same.
             let _ = write(
                 &self.0,
@@ -373,6 +413,25 @@ mod tests {
     }
 
     #[test]
+    fn exits_are_counted_unless_some_were_lost() {
+        let text = "a-7 [0] d... 1: kvm_mmio: mmio unsatisfied-read len 4 gpa 0x8 val 0x0\n\
+                    a-7 [0] d... 2: kvm_userspace_exit: reason KVM_EXIT_MMIO (6)\n\
+                    a-7 [0] d... 3: kvm_mmio: mmio read len 4 gpa 0x8 val 0x1\n\
+                    a-7 [0] d... 4: kvm_fast_mmio: fast mmio at gpa 0x50\n";
+        let mut recorded = KvmRecording {
+            text: text.to_owned(),
+            ..KvmRecording::default()
+        };
+        let exits = Exits {
+            accesses: 2,
+            to_vmm: 1,
+        };
+        assert_eq!(Exits::of(&recorded), Some(exits));
+        recorded.lost = 1;
+        assert_eq!(Exits::of(&recorded), None);
+    }
+
+    #[test]
     fn overruns_are_added_up() {
         let stats = "entries: 26\noverrun: 3\ncommit overrun: 9\nbytes: 1388\ndropped events: 4\n";
         assert_eq!(overruns(stats), 7);
@@ -400,14 +459,20 @@ mod tests {
             ..Threads::default()
         };
         // Nothing there is no tracefs: no event can be switched on.
-        let error = instance.configure(&threads).unwrap_err();
+        let error = instance.configure(&threads, true).unwrap_err();
         assert!(matches!(error, HostTraceError::NoEvents), "{error}");
         let event = instance.0.join("events/kvm/kvm_pio");
         fs::create_dir_all(&event).unwrap();
         fs::write(event.join("enable"), "0").unwrap();
-        let (tsc_clock, events) = instance.configure(&threads).unwrap();
-        assert!(tsc_clock);
+        let exit = instance.0.join("events/kvm/kvm_exit");
+        fs::create_dir_all(&exit).unwrap();
+        fs::write(exit.join("enable"), "0").unwrap();
+        let (_, events) = instance.configure(&threads, false).unwrap();
         assert_eq!(events, ["kvm_pio"]);
+        assert!(!event.join("trigger").exists());
+        let (tsc_clock, events) = instance.configure(&threads, true).unwrap();
+        assert!(tsc_clock);
+        assert_eq!(events, ["kvm_exit", "kvm_pio"]);
         let written = |file: &str| read(&instance.0, file).unwrap();
         assert_eq!(written("set_event_pid"), "7 8 9");
         assert_eq!(written("trace_clock"), CLOCK);

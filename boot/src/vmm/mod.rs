@@ -75,6 +75,18 @@ impl Vmm {
         }
     }
 
+    /// What its device or its machine has not, of what QEMU has.
+    pub const fn lacks(self) -> &'static str {
+        match self {
+            Self::Qemu => "lacks nothing",
+            Self::Firecracker => "no legacy interface, control queue, STATUS or packed rings",
+            Self::CloudHypervisor => "no legacy interface or STATUS",
+            Self::Kvmtool => "no ACPI or packed rings",
+            Self::Alioth => "no legacy interface or STATUS",
+            Self::Crosvm => "no legacy interface, STATUS or MRG_RXBUF",
+        }
+    }
+
     /// Whether it loads what Linux's boot protocol describes (a bzImage), and no ELF file.
     pub const fn wants_bzimage(self) -> bool {
         matches!(self, Self::Kvmtool | Self::Crosvm)

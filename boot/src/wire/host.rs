@@ -3,6 +3,8 @@
 
 mod flood;
 
+pub use flood::{BURST, Bursts};
+
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -168,11 +170,23 @@ fn connect(to: SocketAddr, bound: Duration, deadline: Instant) -> Result<TcpStre
     Ok(stream)
 }
 
+/// A byte of the character generator's text (RFC 864): lines of 72 of the 95 printable
+/// characters, each beginning one further on.
+fn chargen(position: usize) -> u8 {
+    let (line, column) = (position / 74, position % 74);
+    match column {
+        72 => b'\r',
+        73 => b'\n',
+        // Below 127.
+        _ => b' ' + ((line + column) % 95) as u8,
+    }
+}
+
 impl HostSockets {
-    /// Reads so many bytes from the guest's character generator.
+    /// Reads so many bytes from the guest's character generator, and compares them.
     ///
     /// # Errors
-    /// The guest closes before, or does not send them in time.
+    /// The guest closes before, does not send them in time, or sends others.
     pub fn tcp_read(&self, guest: IpAddr, bytes: usize, bound: Duration) -> Result<(), WireError> {
         let to = self.target(guest, qemu::Protocol::Tcp, CHARGEN_PORT)?;
         let what = format!("{bytes} bytes from {to}");
@@ -188,6 +202,12 @@ impl HostSockets {
                 if more == 0 {
                     let what = what.clone();
                     return Err(WireError::Closed { what, after });
+                }
+                let text = (after..).map(chargen).zip(&buffer[..more]);
+                if let Some((at, _)) = text.enumerate().find(|(_, (text, got))| text != *got) {
+                    let difference = format!("byte {} is not of RFC 864's text", after + at);
+                    let what = what.clone();
+                    return Err(WireError::Content { what, difference });
                 }
                 after += more;
             }

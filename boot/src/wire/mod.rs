@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 pub use capture::Capture;
 pub use dgram::{Dgram, WireCounters};
 pub use far_end::{Echo, FarEnd, PingReport, WireError};
-pub use host::HostSockets;
+pub use host::{BURST, Bursts, HostSockets};
 pub use peer::Peer;
 pub use plan::{Plan, PlanError};
 pub use record::{FrameLog, LoggedFrame, Recorder};

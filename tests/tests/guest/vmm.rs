@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kickpath::guest::Guest;
-use kickpath::install::{Host, IPROUTE2};
+use kickpath::install::IPROUTE2;
 use kickpath::qemu::{Accel, Boot, Kind, Machine, Nic, Vmm};
 use kickpath::session::fetch_status;
 use kickpath::trace::Timeline;
@@ -17,6 +17,7 @@ use kickpath_abi::config::{Ipv4Config, Transport};
 use kickpath_abi::status::Status;
 use kickpath_tests::program::{Running, run};
 use kickpath_tests::setup::{self, kvm, lacks_tap};
+use kickpath_tests::vmms::{self, Programs};
 use kickpath_tests::{Skip, Suite, UP};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -116,26 +117,15 @@ pub fn add(suite: &mut Suite) {
             suite.test(&format!("vmm::serve_on_{name}"), move || served(vmm));
             suite.test(&format!("vmm::trace_on_{name}"), move || traced(vmm));
         }
+        for vmm in Vmm::ALL {
+            let name = vmm.word().replace('-', "_");
+            suite.test(&format!("vmm::bench_on_{name}"), move || benched(vmm));
+        }
     });
 }
 
-/// The program that a variable such as `KICKPATH_CLOUD_HYPERVISOR` names, or the one on the
-/// path.
-fn program(vmm: Vmm) -> Result<PathBuf> {
-    let word = vmm.word().to_uppercase().replace('-', "_");
-    let variable = format!("KICKPATH_{word}");
-    if let Some(named) = std::env::var_os(&variable).filter(|named| !named.is_empty()) {
-        return Ok(named.into());
-    }
-    let missing = || {
-        let name = vmm.programs()[0];
-        Skip(format!("{name} is not on the path, nor in {variable}"))
-    };
-    Ok(vmm.find(&Host::detect()).ok_or_else(missing)?)
-}
-
 fn machine(vmm: Vmm, kernel: impl Fn() -> Result<PathBuf>) -> Result<Machine> {
-    let (program, kernel) = (program(vmm)?, Boot::Kernel(kernel()?));
+    let (program, kernel) = (vmms::find(vmm)?, Boot::Kernel(kernel()?));
     let accel = Accel::Kvm { emulated: true };
     let mut machine = Machine::new(program, Kind::Pc, accel, kernel);
     machine.vmm = vmm;
@@ -201,7 +191,7 @@ fn serves(mut machine: Machine) -> Result<Status> {
 
 /// The command runs the guest on it.
 fn runs(vmm: Vmm) -> Result<()> {
-    let program = program(vmm)?;
+    let program = vmms::find(vmm)?;
     let path = program.to_str().context("a path of UTF-8")?;
     let text = run(&["run", "--json", "--vmm", vmm.word(), "--vmm-path", path]);
     if let Err(error) = &text {
@@ -220,7 +210,7 @@ fn runs(vmm: Vmm) -> Result<()> {
 /// The command traces a packet on it: the guest's records, KVM's, the VMM's calls and the wire
 /// fit together.
 fn traced(vmm: Vmm) -> Result<()> {
-    let program = program(vmm)?;
+    let program = vmms::find(vmm)?;
     let path = program.to_str().context("a path of UTF-8")?;
     let words = [
         "trace",
@@ -269,14 +259,66 @@ fn traced(vmm: Vmm) -> Result<()> {
     Ok(())
 }
 
-/// The command compares those that are on the path.
+/// The command counts what its device asks of the guest, and nothing that nobody counts.
+fn benched(vmm: Vmm) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let counts = directory.path().join("counts.json");
+    let counts = counts.to_str().context("a path of UTF-8")?;
+    let mut words = vec!["bench", "--json", "--echoes", "3200", "--save", counts];
+    let program;
+    match vmm {
+        Vmm::Qemu => words.extend(["--accel", "kvm"]),
+        _ => {
+            program = vmms::find(vmm)?;
+            let path = program.to_str().context("a path of UTF-8")?;
+            words.extend(["--vmm", vmm.word(), "--vmm-path", path]);
+        }
+    }
+    let text = run(&words);
+    if let Err(error) = &text {
+        is_kvm_refused(&format!("{error:#}"))?;
+    }
+    let report: Value = serde_json::from_str(&text?)?;
+    ensure!(
+        report["ok"] == true && report["vmm"] == vmm.to_string(),
+        "{report:#}"
+    );
+    let rows = report["rows"].as_array().context("rows")?;
+    ensure!(rows.len() == 9, "{report:#}");
+    let absent = report["absent"].to_string();
+    ensure!(absent.contains("guest instructions"), "{absent}");
+    for row in rows {
+        let row = row.as_object().context("a row")?;
+        ensure!(!row.contains_key("instructions"), "{row:?}");
+        let is_boot = row["what"] == "boot";
+        ensure!(
+            is_boot || absent.contains("returns") || row["returns_to_vmm"].is_number(),
+            "{row:?}"
+        );
+        // Who only receives has nothing to tell the device: it has buffers enough.
+        let answers = row["what"].get("datagrams-in").is_none();
+        ensure!(
+            !answers || row["kicks"].as_f64() > Some(0.0) && row["frames_a_kick"].is_number(),
+            "{row:?}"
+        );
+    }
+    let saved: Value = serde_json::from_str(&std::fs::read_to_string(counts)?)?;
+    let kicks = &saved["varying"]["echo, sockets, 1 outstanding: kicks"];
+    ensure!(
+        kicks.as_f64() > Some(0.0) && saved["exact"] == serde_json::json!({}),
+        "{saved:#}"
+    );
+    Ok(())
+}
+
+/// The command compares those that are here.
 fn compared() -> Result<()> {
     let others = Vmm::ALL.into_iter().filter(|vmm| *vmm != Vmm::Qemu);
     // kvmtool wants vmx or svm.
     let mut others = others.filter(|vmm| *vmm != Vmm::Kvmtool);
-    let found = others.find(|vmm| vmm.find(&Host::detect()).is_some());
-    let vmm = found.ok_or_else(|| Skip("no VMM but QEMU is on the path".into()))?;
-    let text = run(&["compare", "--json", "--vmm", vmm.word()])?;
+    let found = others.find(|vmm| vmms::find(*vmm).is_ok());
+    let vmm = found.ok_or_else(|| Skip("no VMM but QEMU is here".into()))?;
+    let text = Programs::new()?.run(&["compare", "--json", "--vmm", vmm.word()])?;
     let report: Value = serde_json::from_str(&text)?;
     let rows = report["rows"].as_array().context("rows")?;
     ensure!(
@@ -300,7 +342,7 @@ fn compared() -> Result<()> {
 
 /// The command keeps it up, and says where; it goes at Ctrl-C, and the namespace with it.
 fn served(vmm: Vmm) -> Result<()> {
-    let program = program(vmm)?;
+    let program = vmms::find(vmm)?;
     let path = program.to_str().context("a path of UTF-8")?;
     let mut serving = Running::start(&["serve", "--vmm", vmm.word(), "--vmm-path", path])?;
     let line = serving.line_with("Namespace")?;

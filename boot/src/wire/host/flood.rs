@@ -13,7 +13,7 @@ use super::{HostSockets, system};
 use crate::interrupt;
 use crate::wire::far_end::fill_pattern;
 use crate::wire::peer::{Flood, FloodReport};
-use crate::wire::{ECHO_PORT, WireError, left};
+use crate::wire::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT, WireError, left};
 
 /// How long one call waits for an answer.
 const SLICE: Duration = Duration::from_millis(20);
@@ -35,6 +35,75 @@ impl HostSockets {
         }
         self.run(|| run(SocketAddrV4::new(guest, ECHO_PORT), senders, flood))
     }
+}
+
+/// Datagrams of a burst.
+pub const BURST: u64 = 32;
+
+/// Which way the datagrams of a burst go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bursts {
+    /// To the guest, which discards them: of so many content bytes. An echo behind them says when
+    /// it has come so far.
+    In(usize),
+    /// From the guest's character generator, which an empty datagram asks for each.
+    Out,
+}
+
+impl HostSockets {
+    /// Moves so many datagrams, [`BURST`] at a time. Returns how many answers did not come in
+    /// `patience` each.
+    ///
+    /// # Errors
+    /// The sockets fail.
+    pub fn udp_bursts(
+        &self,
+        guest: Ipv4Addr,
+        way: Bursts,
+        count: u64,
+        patience: Duration,
+    ) -> Result<u64, WireError> {
+        self.run(|| bursts(guest, way, count, patience))
+    }
+}
+
+fn bursts(guest: Ipv4Addr, way: Bursts, count: u64, patience: Duration) -> Result<u64, WireError> {
+    let what = "UDP datagrams";
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(system(what))?;
+    socket.set_read_timeout(Some(SLICE)).map_err(system(what))?;
+    let mut answer = [0; 2048];
+    let (mut moved, mut lost) = (0, 0);
+    while moved < count {
+        let burst = BURST.min(count - moved);
+        let send = |bytes: &[u8], port: u16| socket.send_to(bytes, (guest, port));
+        for _ in 0..burst {
+            match way {
+                Bursts::In(size) => send(&vec![0x5a; size], DISCARD_PORT),
+                Bursts::Out => send(&[], CHARGEN_PORT),
+            }
+            .map_err(system(what))?;
+        }
+        let mut awaited = burst;
+        if let Bursts::In(_) = way {
+            send(&moved.to_be_bytes(), ECHO_PORT).map_err(system(what))?;
+            awaited = 1;
+        }
+        moved += burst;
+        let deadline = Instant::now() + patience;
+        while awaited > 0 && !left(deadline).is_zero() {
+            if interrupt::requested() {
+                return Err(WireError::Interrupted);
+            }
+            match socket.recv_from(&mut answer) {
+                Ok((_, from)) if from.ip() == IpAddr::V4(guest) => awaited -= 1,
+                Ok(_) => {}
+                Err(error) if super::is_timeout(&error) => {}
+                Err(error) => return Err(system(what)(error)),
+            }
+        }
+        lost += awaited;
+    }
+    Ok(lost)
 }
 
 fn run(to: SocketAddrV4, senders: &[Ipv4Addr], flood: Flood) -> Result<FloodReport, WireError> {
