@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use kickpath::qemu::Vmm;
 use kickpath_tests::documents;
 
 /// Links of table rows: what is named, and the file that must have it.
@@ -313,6 +314,27 @@ fn documents_and_pictures_are_of_what_was_recorded() {
         stale.join("\n"),
         documents::COMMAND
     );
+}
+
+/// Every VMM was seen, and `kickpath doctor` says of each what its recorded runs lack. (QEMU's
+/// device has packed rings when it is told so.)
+#[test]
+fn what_doctor_says_of_vmms_is_what_was_recorded() {
+    let runs = documents::Runs::read().unwrap();
+    for vmm in Vmm::ALL {
+        let seen: Vec<_> = { runs.vmms.iter() }
+            .filter(|run| run.vmm() == vmm.to_string())
+            .collect();
+        assert!(!seen.is_empty(), "{vmm} was never recorded");
+        let recorded: BTreeSet<&str> = seen.iter().flat_map(|run| run.absent()).collect();
+        let told = vmm.lacks().split([' ', ',']);
+        let told: BTreeSet<&str> = told
+            .filter(|word| documents::FEATURES.contains(word))
+            .collect();
+        if vmm != Vmm::Qemu {
+            assert_eq!(told, recorded, "{vmm}: {}", vmm.lacks());
+        }
+    }
 }
 
 /// The run of Linux that both pages show names what is recorded there, or of QEMU.

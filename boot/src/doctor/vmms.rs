@@ -54,7 +54,10 @@ pub(super) fn vmms(host: &Host, qemu: Option<&Qemu>, needs: &[&'static str]) -> 
             word: vmm.word(),
             program,
             version,
-            gives: is_ready.then_some(COMMANDS.to_vec()).unwrap_or_default(),
+            gives: match is_ready {
+                true => COMMANDS.to_vec(),
+                false => Vec::new(),
+            },
             needs,
             transports: vmm.transports(),
             lacks: vmm.lacks(),

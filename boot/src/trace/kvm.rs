@@ -145,7 +145,7 @@ impl HostTrace {
             .map_err(HostTraceError::TraceFs)?;
         let instance = Instance::new(&tracefs.root)?;
         let (tsc_clock, events) = instance.configure(threads, everything)?;
-        let tsc_offset = tsc_offset(threads.main);
+        let tsc_offset = tsc_offset(threads);
         Ok(Self {
             instance: instance.keep(),
             events,
@@ -374,15 +374,14 @@ fn overruns(stats: &str) -> u64 {
 }
 
 /// What KVM adds to the host's time stamp counter for the first virtual CPU of
-/// this QEMU: `kvm/PID-FD/vcpu0/tsc-offset` in debugfs. `None` where that
+/// this VMM: `kvm/PID-FD/vcpu0/tsc-offset` in debugfs. `None` where that
 /// cannot be read, or the counter is scaled as well.
-fn tsc_offset(pid: u32) -> Option<i64> {
+fn tsc_offset(threads: &Threads) -> Option<i64> {
     let debugfs = FileSystem::open("debugfs", Path::new("/sys/kernel/debug"), "kvm").ok()?;
-    let prefix = format!("{pid}-");
     let machines = fs::read_dir(debugfs.root.join("kvm")).ok()?;
     let mut machines = machines.flatten().filter(|machine| {
         let name = machine.file_name();
-        name.to_str().is_some_and(|name| name.starts_with(&prefix))
+        name.to_str().is_some_and(|name| is_made_by(name, threads))
     });
     let vcpu = machines.next()?.path().join("vcpu0");
     let number = |file: &str| {
@@ -400,6 +399,16 @@ fn tsc_offset(pid: u32) -> Option<i64> {
     number("tsc-offset")
 }
 
+/// Whether KVM's directory of this name, `PID-FD`, is of a machine of this VMM. The number is
+/// that of the thread that made the machine (Linux, `kvm_create_vm_debugfs`), which need not be
+/// the main one.
+fn is_made_by(name: &str, threads: &Threads) -> bool {
+    let thread = name.split_once('-').and_then(|(id, _)| id.parse().ok());
+    thread.is_some_and(|id| {
+        id == threads.main || threads.names.contains_key(&id) || threads.vcpus.contains(&id)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -409,6 +418,21 @@ mod tests {
         assert_eq!(owner("kickpath-123-0"), Some(123));
         for other in ["kickpath-", "kickpath-12", "kickpath-x-0", "mine", "123-0"] {
             assert_eq!(owner(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_machine_belongs_to_the_vmm_whose_thread_made_it() {
+        let threads = Threads {
+            main: 7,
+            vcpus: vec![9],
+            names: [(8, "vmm".to_owned())].into(),
+        };
+        for name in ["7-12", "8-12", "9-1"] {
+            assert!(is_made_by(name, &threads), "{name}");
+        }
+        for name in ["77-12", "12-7", "7", "vcpu0", ""] {
+            assert!(!is_made_by(name, &threads), "{name}");
         }
     }
 

@@ -75,15 +75,16 @@ impl Vmm {
         }
     }
 
-    /// What its device or its machine has not, of what QEMU has.
+    /// What its device does not offer, of what the driver has, or its machine lacks
+    /// (`docs/recorded`).
     pub const fn lacks(self) -> &'static str {
         match self {
             Self::Qemu => "lacks nothing",
-            Self::Firecracker => "no legacy interface, control queue, STATUS or packed rings",
-            Self::CloudHypervisor => "no legacy interface or STATUS",
-            Self::Kvmtool => "no ACPI or packed rings",
-            Self::Alioth => "no legacy interface or STATUS",
-            Self::Crosvm => "no legacy interface, STATUS or MRG_RXBUF",
+            Self::Firecracker => "no CTRL_VQ, INDIRECT_DESC, RING_PACKED, STATUS",
+            Self::CloudHypervisor => "no INDIRECT_DESC, MRG_RXBUF, RING_PACKED",
+            Self::Kvmtool => "no ACPI, GUEST_CSUM, RING_PACKED, STATUS",
+            Self::Alioth => "no INDIRECT_DESC, MRG_RXBUF, STATUS",
+            Self::Crosvm => "no INDIRECT_DESC, MRG_RXBUF, RING_PACKED, STATUS",
         }
     }
 

@@ -2,30 +2,38 @@
 //!
 //!     cargo run -p kickpath-tests --bin documents
 //!     cargo run -p kickpath-tests --bin documents -- --keep
+//!     cargo run -p kickpath-tests --bin documents -- --vmms [NAME]
 //!
 //! The second leaves the recorded runs (`docs/recorded`) as they are: it is enough after a change
-//! of a page or a sentence.
+//! of a page or a sentence. The third records only the VMMs that are here anew, or that one (KVM,
+//! and root for a tap); the runs of those that are not stay.
 
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use kickpath::install::{CHROMIUM, Host};
+use kickpath::qemu::Vmm;
 use kickpath_tests::{documents, setup};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let keep = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => false,
-        ["--keep"] => true,
-        _ => bail!("usage: {} [-- --keep]", documents::COMMAND),
+    // What is recorded: everything, nothing, or VMMs.
+    let (all, vmms) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => (true, Vmm::ALL.to_vec()),
+        ["--keep"] => (false, Vec::new()),
+        ["--vmms"] => (false, Vmm::ALL.to_vec()),
+        ["--vmms", name] => (false, vec![name.parse().map_err(Error::msg)?]),
+        _ => bail!("usage: {} [-- --keep | --vmms [NAME]]", documents::COMMAND),
     };
     setup::require(&[CHROMIUM])?;
     let browser = Host::detect()
         .find(&CHROMIUM)
         .context("the browser was installed and is not found")?;
-    if !keep {
-        documents::record(|what| eprintln!("{what}"))?;
+    let tell = |text: &str| eprintln!("{text}");
+    if all {
+        documents::record(tell)?;
     }
+    documents::record_vmms(&vmms, tell)?;
     documents::write(&browser, |name| eprintln!("Making {name}"))?;
     eprintln!("Making docs/unsafe.md and the table of docs/robustness.md");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

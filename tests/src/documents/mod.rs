@@ -10,6 +10,7 @@ mod image;
 mod picture;
 mod record;
 mod text;
+mod vmms;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use kickpath_abi::status::Status;
 pub use picture::{Picture, pictures};
 pub use record::record;
 pub use text::documents;
+pub use vmms::{FEATURES, Seen, record as record_vmms};
 
 /// What makes them all.
 pub const COMMAND: &str = "cargo run -p kickpath-tests --bin documents";
@@ -52,6 +54,8 @@ pub struct Runs {
     outputs: BTreeMap<&'static str, String>,
     /// Reports of the guest under traffic, one a second, as its status page asks for them.
     pub status: Vec<Status>,
+    /// The VMMs that the guest was run on.
+    pub vmms: Vec<Seen>,
 }
 
 impl Runs {
@@ -80,6 +84,7 @@ impl Runs {
                 .collect::<Result<_>>()?,
             outputs: outputs.into_iter().collect::<Result<_>>()?,
             status: serde_json::from_str(&read(STATUS)?).with_context(old)?,
+            vmms: vmms::read()?,
         })
     }
 

@@ -9,14 +9,15 @@ use kickpath::terminal::{Story, wrap};
 use kickpath::trace::timeline::{Delta, Layer, Phase, Step};
 use kickpath::trace::{Timeline, glossary, text};
 
-use super::{Runs, document};
+use super::{Runs, document, vmms};
 
 /// The documents with blocks, or made as a whole.
-const WITH_BLOCKS: [&str; 4] = [
+const WITH_BLOCKS: [&str; 5] = [
     "README.md",
     "README.zh.md",
     "docs/kick-path.md",
     "docs/kick-path.zh.md",
+    "docs/vmm.md",
 ];
 const GLOSSARIES: [(&str, Lang); 2] = [
     ("docs/glossary.md", Lang::En),
@@ -59,6 +60,9 @@ fn fill(text: &str, runs: &Runs) -> Result<String> {
 }
 
 fn block(name: &str, runs: &Runs) -> Result<String> {
+    if let Some(block) = vmms::block(name, &runs.vmms) {
+        return block;
+    }
     let trace = &runs.trace;
     let file = "docs/recorded/trace.json";
     let lines = match name {
