@@ -137,7 +137,7 @@ pub static EXPERIMENTS: &[Experiment] = &[
         number: 5,
         name: "index-wrap",
         question: "The indices are 16 bits wide and run on: 0 follows 65535. The driver asks \
-                   whether avail_event lies in old..new by `old <= event && event < new`. 66,000 \
+                   whether avail_event lies in old..new by two comparisons, old <= event and event < new. 66,000 \
                    frames are sent, the last 800 one by one. When does it go wrong?",
         explanation: "For 65,000 frames it is right. Then new is smaller than old, the \
                       comparison says no, and the one kick that the device waits for is not \
