@@ -20,7 +20,6 @@ const TRIES: u32 = 1_000_000;
 pub struct Line(Vec<u8, MAX_LINE>);
 
 impl Line {
-    /// Nothing.
     pub const fn new() -> Self {
         Self(Vec::new())
     }
@@ -34,7 +33,6 @@ impl Line {
         let _ = self.write_str("\n");
     }
 
-    /// What it holds.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
@@ -119,7 +117,6 @@ pub fn push(text: fmt::Arguments<'_>) {
     });
 }
 
-/// Whether a line waits.
 #[inline]
 pub fn is_waiting() -> bool {
     WAITING.load(Ordering::Relaxed) > 0
@@ -131,7 +128,6 @@ pub fn pop(buffer: &mut [u8]) -> Option<usize> {
     without_interrupts(|| BACKLOG.try_lock()?.pop(buffer))
 }
 
-/// Whether lines are kept from now on.
 pub fn keep(on: bool) {
     ON.store(on, Ordering::Relaxed);
 }

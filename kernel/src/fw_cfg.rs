@@ -18,23 +18,14 @@ const MAX_ENTRIES: u32 = 1024;
 /// Why a file could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FwCfgError {
-    /// No device answers with QEMU's signature.
     #[error("no fw_cfg device")]
     NoDevice,
-    /// The device has no such file.
     #[error("no such fw_cfg file")]
     NoFile,
-    /// The file is longer than the reader allows.
     #[error("the fw_cfg file has {size} bytes, more than {limit}")]
-    TooLong {
-        /// Length of the file in bytes.
-        size: u32,
-        /// What is allowed.
-        limit: usize,
-    },
+    TooLong { size: u32, limit: usize },
 }
 
-/// Starts reading an item from its beginning.
 fn select(key: u16) {
     // SAFETY: the port is QEMU's device, or nothing.
     unsafe { Port::<u16>::new(SELECTOR).write(key) };
@@ -61,11 +52,8 @@ fn read_u32_be() -> u32 {
     u32::from_be_bytes(bytes)
 }
 
-/// Reads the file `name`, if it has at most `limit` bytes.
-///
-/// # Errors
-///
-/// [`FwCfgError`]; [`FwCfgError::NoDevice`] on anything but QEMU.
+/// Reads the file `name`, if it has at most `limit` bytes; there is
+/// [`FwCfgError::NoDevice`] on anything but QEMU.
 pub fn read_file(name: &str, limit: usize) -> Result<Vec<u8>, FwCfgError> {
     let mut signature = [0; 4];
     select(KEY_SIGNATURE);

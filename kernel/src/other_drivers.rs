@@ -22,48 +22,29 @@ use crate::virtio_mmio::OpenError;
 const ENTROPY_QUEUE: u32 = 8;
 const BLOCK_QUEUE: u32 = 16;
 
-/// Sector that the block test overwrites.
 const SECTOR: usize = 3;
 
-/// Why a self-test failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SelfTestError {
-    /// There is no device of the kind.
     #[error("there is no {0:?} device")]
     NoDevice(DeviceType),
-    /// The legacy device dictates another queue than the driver has.
     #[error("the device dictates a queue of {device}, the driver's has {driver}")]
-    QueueSize {
-        /// What the device dictates.
-        device: u32,
-        /// What the driver has.
-        driver: u32,
-    },
-    /// The transport refused.
+    QueueSize { device: u32, driver: u32 },
     #[error(transparent)]
     Transport(#[from] OpenError),
-    /// The driver failed.
     #[error(transparent)]
     Driver(#[from] virtio_drivers::Error),
-    /// A transport of that crate refused.
     #[error(transparent)]
     OtherTransport(#[from] OtherError),
-    /// Our network driver failed.
     #[error(transparent)]
     Net(#[from] NetError),
-    /// Nothing came back in time.
     #[error("nothing came back in time")]
     NoAnswer,
-    /// The data came back wrong.
     #[error("{0}")]
     WrongData(&'static str),
 }
 
 /// Runs the self-test if it is one of these; prints one line with its result.
-///
-/// # Errors
-///
-/// [`SelfTestError`].
 pub fn run(config: &Config) -> Result<(), SelfTestError> {
     match config.selftest {
         SelfTest::Entropy => entropy(config.transport),

@@ -32,12 +32,10 @@ const INTERRUPT: u8 = 0x3c;
 const NO_VENDOR: u16 = 0xffff;
 const MULTIFUNCTION: u8 = 0x80;
 
-/// PCI vendor id of virtio devices.
 const VENDOR_VIRTIO: u16 = 0x1af4;
 /// First device id without a legacy interface; the type of device is added to
 /// it (virtio specification 1.2, section 4.1.2.1).
 const DEVICE_MODERN: u16 = 0x1040;
-/// Device ids that virtio devices have.
 const DEVICES_VIRTIO: RangeInclusive<u16> = 0x1000..=0x107f;
 
 /// Access to the machine's PCI buses.
@@ -48,15 +46,11 @@ pub fn root() -> PciRoot<PciAccess> {
 /// A function of a device, as the scan found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Function {
-    /// Bus, device and function.
     pub location: DeviceFunction,
-    /// Vendor id.
     pub vendor: u16,
-    /// Device id.
     pub device: u16,
     /// Subsystem id; for a transitional virtio device, the type of device.
     pub subsystem: u16,
-    /// Class and subclass.
     pub class: (u8, u8),
     /// Revision; 0 for a transitional virtio device.
     pub revision: u8,
@@ -164,7 +158,6 @@ fn scan_device(bus: u8, device: u8, functions: &mut Vec<Function>, buses: &mut V
 /// transport takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VirtioFunction {
-    /// The function.
     pub function: Function,
     /// Its BARs, those that firmware assigned and the kernel can reach.
     pub bars: [Option<BarInfo>; 6],

@@ -29,9 +29,7 @@ pub type KernelTransport = AnyTransport<KernelHal, PciAccess>;
 /// A device in one of the places where they are found.
 #[derive(Clone, Debug)]
 pub enum Device {
-    /// A PCI function.
     Pci(VirtioFunction),
-    /// Registers in memory.
     Mmio(MmioDevice, Version),
 }
 
@@ -40,7 +38,6 @@ pub enum Device {
 pub enum Interface {
     /// The legacy interface of virtio-pci, registers from this port on.
     Legacy(u16),
-    /// The modern interface of virtio-pci.
     Modern(Structures),
     /// virtio-mmio, registers at this address.
     Mmio(u64, Version),
@@ -49,13 +46,10 @@ pub enum Interface {
 /// Why a transport of `virtio-drivers` itself does not take a device.
 #[derive(Debug, thiserror::Error)]
 pub enum OtherError {
-    /// Its registers cannot be mapped.
     #[error(transparent)]
     Unmappable(#[from] MapError),
-    /// It refuses.
     #[error("{0}")]
     Refused(String),
-    /// The device is on no PCI bus.
     #[cfg(feature = "peer")]
     #[error("the device is not on PCI")]
     NoPci,
@@ -106,10 +100,6 @@ impl Device {
     }
 
     /// Takes the device by one of its interfaces.
-    ///
-    /// # Errors
-    ///
-    /// [`OpenError`].
     pub fn open(&self, interface: Interface) -> Result<KernelTransport, OpenError> {
         // SAFETY: the kernel runs at privilege 0, and the ports are those of this
         // device's BARs, which nobody else uses.
@@ -131,10 +121,6 @@ impl Device {
 
     /// Takes the device by a transport of `virtio-drivers` itself, which speaks no
     /// legacy virtio-pci.
-    ///
-    /// # Errors
-    ///
-    /// [`OtherError`].
     pub fn open_other(&self) -> Result<SomeTransport<'static>, OtherError> {
         match self {
             Self::Pci(found) => {
@@ -209,7 +195,6 @@ impl Interface {
         wanted == Wanted::Auto || wanted == self.transport()
     }
 
-    /// What it is.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Legacy(_) => "legacy PCI",
@@ -219,7 +204,6 @@ impl Interface {
         }
     }
 
-    /// Where the registers are.
     pub fn place(&self) -> String {
         match self {
             Self::Legacy(port) => format!("ports from {port:#x} on (BAR 0)"),

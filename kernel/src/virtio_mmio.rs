@@ -14,7 +14,6 @@ use crate::arch::interrupts::{self, Line};
 use crate::config::virtio_mmio_devices;
 use crate::memory::{KernelHal, MapError, map_mmio};
 
-/// Most devices that are kept.
 const MAX_DEVICES: usize = acpi::MAX_VIRTIO_MMIO;
 
 /// A place with virtio-mmio registers; whether a device is there is not known.
@@ -38,18 +37,12 @@ impl fmt::Display for MmioDevice {
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub enum OpenError {
-    /// They cannot be mapped.
     Unmappable(#[from] MapError),
-    /// They are not what they should be.
     Transport(#[from] TransportError),
 }
 
 impl MmioDevice {
     /// Takes the device that is there, if one is.
-    ///
-    /// # Errors
-    ///
-    /// [`OpenError`].
     pub fn open(&self) -> Result<MmioTransport<KernelHal>, OpenError> {
         map_mmio(self.address, self.size as u64)?;
         // SAFETY: the machine's description says that these are registers of

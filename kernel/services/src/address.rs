@@ -22,10 +22,8 @@ pub(crate) const DHCP_TIMEOUT: Duration = Duration::from_secs(4);
 const DISCOVER_EAGERLY: Duration = Duration::from_secs(2);
 const DISCOVER_PATIENTLY: Duration = Duration::from_secs(10);
 
-/// Where the IPv4 address came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
-    /// There is none yet.
     None,
     Static,
     Dhcp,
@@ -67,7 +65,6 @@ pub(crate) struct Ipv4 {
     dhcp: Option<Dhcp>,
     /// For what is worth a line of the log.
     level: log::Level,
-    /// The address is to be announced.
     announces: bool,
 }
 
@@ -94,7 +91,6 @@ impl Ipv4 {
         }
     }
 
-    /// What there is to take over.
     pub(crate) fn state(&self) -> Ipv4State {
         self.state
     }
@@ -301,7 +297,6 @@ impl Ipv4 {
         self.state = Ipv4State::NONE;
     }
 
-    /// When [`Self::poll`] is due.
     pub(crate) fn poll_at(&mut self, now: Instant, interface: &mut Interface) -> Option<Instant> {
         let due = self.announces.then_some(now);
         let dhcp = self.dhcp.as_ref().map(|dhcp| {
@@ -311,7 +306,6 @@ impl Ipv4 {
         earlier(due, dhcp.flatten())
     }
 
-    /// The report on the IP configuration.
     pub(crate) fn report(&self, interface: &Interface) -> status::Network {
         let mut report = status::Network {
             ipv4_source: self.state.source.word().to_string(),

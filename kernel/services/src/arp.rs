@@ -18,7 +18,6 @@ const REPLY: u8 = 2;
 /// RFC 5227, 1.1: DEFEND_INTERVAL.
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A message of ARP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arp {
     is_request: bool,

@@ -10,7 +10,6 @@ const CHARGEN_PAYLOAD: usize = 512;
 
 /// A service that has at most one answer to a datagram, and has it at once.
 pub(crate) trait DatagramService {
-    /// Where it listens.
     const PORT: u16;
 
     /// Bytes of its answer; `None` if it has none.
@@ -39,7 +38,6 @@ impl DatagramService for Echo {
     }
 }
 
-/// Says nothing.
 pub(crate) struct Discard;
 
 impl DatagramService for Discard {

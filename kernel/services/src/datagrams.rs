@@ -12,7 +12,6 @@ use crate::packet::{Datagram, Packet};
 use crate::udp::{MAX_DATAGRAM, Sockets};
 use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT};
 
-/// The UDP services.
 pub(crate) struct Datagrams {
     echo: Sockets<Echo>,
     discard: Sockets<Discard>,

@@ -17,7 +17,6 @@ const PAD: u8 = 0;
 /// Bytes of the fixed part with the magic cookie (RFC 2131, 2 and 3).
 const OPTIONS: usize = 240;
 
-/// See the module.
 #[derive(Default)]
 pub(crate) struct Filter {
     /// Until then a NAK is not believed.
@@ -87,7 +86,6 @@ fn keep_first_router(mut options: &mut [u8]) {
     }
 }
 
-/// Whether an address can be a host's.
 pub(crate) fn is_host(address: Ipv4Address) -> bool {
     let [first, ..] = address.octets();
     // RFC 1122, 3.2.1.3; RFC 6890: 240.0.0.0/4 is reserved.

@@ -15,7 +15,6 @@ use crate::stand_in::Rare;
 /// RFC 4861, 7.1: packets of another link have less.
 const HOP_LIMIT: u8 = 255;
 
-/// A neighbour solicitation or advertisement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message {
     pub(crate) source: Ipv6Address,
@@ -23,7 +22,6 @@ pub(crate) struct Message {
     pub(crate) kind: Kind,
     /// Of whom it speaks, in its option; else the frame's sender.
     pub(crate) mac: [u8; 6],
-    /// The frame's sender.
     pub(crate) from: [u8; 6],
 }
 

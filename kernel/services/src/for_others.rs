@@ -13,7 +13,6 @@ const MAX_LENGTH: usize = 1514;
 /// packet as large as segmentation offloads make it.
 const MAX_STRAY_LENGTH: usize = 14 + 65_535;
 
-/// The frames that a stack keeps for others.
 #[derive(Default)]
 pub(crate) struct ForOthers {
     on: bool,
@@ -22,7 +21,6 @@ pub(crate) struct ForOthers {
 }
 
 impl ForOthers {
-    /// Begins to keep frames.
     pub(crate) fn start(&mut self) {
         self.on = true;
     }
@@ -35,7 +33,6 @@ impl ForOthers {
         }
     }
 
-    /// Takes what was kept for all.
     pub(crate) fn take(&mut self) -> impl Iterator<Item = Box<[u8]>> + use<> {
         core::mem::take(&mut self.frames).into_iter()
     }
@@ -60,7 +57,6 @@ impl ForOthers {
         }
     }
 
-    /// Takes the segments that were kept.
     pub(crate) fn take_strays(&mut self) -> impl Iterator<Item = Box<[u8]>> + use<> {
         core::mem::take(&mut self.strays).into_iter()
     }

@@ -20,7 +20,6 @@ use crate::pool::earlier;
 use crate::slaac::Slaac;
 use crate::stand_in::{Described, Nowhere, OneFrame, Rare};
 
-/// See the module.
 pub(crate) struct Host {
     /// At the level of Ethernet: it has the addresses, and the DHCP client's socket.
     pub(crate) interface: Box<Interface>,
@@ -93,7 +92,6 @@ impl Host {
         moved
     }
 
-    /// When [`Self::poll`] is due.
     pub(crate) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
         let reports = self.listener.poll_at().filter(|_| self.ipv6.speaks());
         let addresses = earlier(

@@ -27,7 +27,6 @@ pub(crate) struct Ends {
     pub(crate) to: u16,
 }
 
-/// Source and destination.
 pub(crate) enum Addresses {
     V4([u8; 8]),
     V6([u8; 32]),

@@ -38,7 +38,6 @@ const HEAP: usize = 16 << 20;
 /// Memory that the table of neighbours may take, in bytes.
 const NEIGHBOR_MEMORY: usize = 1 << 20;
 
-/// What became of a frame.
 pub(crate) enum Outcome {
     /// It is answered, or was for nobody.
     Done,
@@ -61,7 +60,6 @@ pub(crate) struct Ingress {
     pub(crate) impossible_sources: u64,
     pub(crate) datagrams: Datagrams,
     pub(crate) tcp: Pool,
-    /// Packets that cannot be answered yet.
     pub(crate) waiting: Waiting,
     /// What other stacks with this address must hear.
     pub(crate) for_others: ForOthers,

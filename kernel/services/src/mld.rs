@@ -94,12 +94,10 @@ impl Listener {
         self.due = self.due.min(at);
     }
 
-    /// When [`Self::poll`] is due.
     pub(crate) fn poll_at(&self) -> Option<Instant> {
         (self.left > 0).then_some(self.due)
     }
 
-    /// Sends what is due.
     pub(crate) fn poll(&mut self, now: Instant, interface: &Interface, device: &mut Rare<'_>) {
         if self.left == 0 || now < self.due {
             return;

@@ -17,9 +17,7 @@ use crate::checksum::ETHERNET;
 use crate::discovery::{Kind, Message};
 use crate::packet::{Address, Packet};
 
-/// Places of one bucket.
 const WAYS: usize = 4;
-/// Buckets at first.
 const FIRST_BUCKETS: usize = 64;
 /// What one host is known for without being heard, as in smoltcp. Then it is
 /// asked for when it is needed, while its old address is still used (Linux
@@ -32,11 +30,9 @@ pub(crate) const QUESTIONS: u8 = 3;
 /// Hosts to be asked for that are kept between two turns.
 const MAX_QUESTIONS: usize = 16;
 
-/// A host on the link.
 #[derive(Clone, Copy)]
 struct Neighbor {
     address: Address,
-    /// Of a frame to it.
     header: [u8; ETHERNET],
     /// Questions since it was heard last.
     asked: u8,
@@ -64,7 +60,6 @@ struct Network {
     broadcast: Option<Address>,
 }
 
-/// See the module.
 pub(crate) struct Neighbors {
     mac: [u8; 6],
     places: Vec<Neighbor>,
@@ -94,7 +89,6 @@ impl Neighbors {
         }
     }
 
-    /// This host's hardware address.
     pub(crate) fn mac(&self) -> [u8; 6] {
         self.mac
     }
@@ -150,7 +144,6 @@ impl Neighbors {
         self.gateways = gateways.map(|route| route.map(|route| route.via_router.into()));
     }
 
-    /// Whether an address is one of this host's.
     #[inline]
     pub(crate) fn is_ours(&self, address: Address) -> bool {
         self.networks.iter().any(|network| network.ours == address)
@@ -265,18 +258,15 @@ impl Neighbors {
         }
     }
 
-    /// Who is to be asked for.
     pub(crate) fn next_question(&mut self) -> Option<Address> {
         self.questions.pop()
     }
 
-    /// Whether anybody is to be asked for.
     #[inline]
     pub(crate) fn has_questions(&self) -> bool {
         !self.questions.is_empty()
     }
 
-    /// Whether a host on the link is known.
     pub(crate) fn knows(&self, neighbor: Address) -> bool {
         self.find(neighbor).is_some()
     }

@@ -120,7 +120,6 @@ impl<D: Device> Device for Narrow<'_, D> {
     }
 }
 
-/// The token of [`Narrow`].
 pub(crate) struct Cutter<'a, D> {
     device: &'a mut D,
     mtu: usize,

@@ -43,7 +43,6 @@ const LEAST_RATE: u64 = 500;
 const GRACE: Duration = Duration::from_millis(500);
 /// How far ahead a fast client can be: so long it may pause.
 const PAID_AHEAD: Duration = Duration::from_secs(2);
-/// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long an aborted connection waits to send its RST.
 const RESET_TIMEOUT: Duration = Duration::from_millis(100);
@@ -116,7 +115,6 @@ impl Alone {
     }
 }
 
-/// What a connection counts as.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Half open, and in [`Pool::opening`].
@@ -140,7 +138,6 @@ impl Connection {
     }
 }
 
-/// See the module.
 pub(crate) struct Pool {
     connections: Vec<Option<Connection>>,
     unused: Vec<usize>,
@@ -168,7 +165,6 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// For a heap with so many bytes left.
     pub(crate) fn new(heap: usize, seed: u64) -> Self {
         let mut this = Self {
             connections: vec![],
@@ -408,7 +404,6 @@ impl Pool {
         Ok(())
     }
 
-    /// Takes a connection out of use.
     fn release(&mut self, index: usize) {
         let Some(mut connection) = self.connections[index].take() else {
             return;
@@ -596,7 +591,6 @@ impl Pool {
         served
     }
 
-    /// When [`Self::serve`] is due.
     pub(crate) fn poll_at(&self, now: Instant) -> Option<Instant> {
         // What was not served waits for room in the device.
         let waiting = (!self.ready.is_empty()).then_some(now + DEVICE_RETRY);
@@ -604,11 +598,9 @@ impl Pool {
     }
 }
 
-/// There is no room for a further connection.
 struct Full;
 
 enum Served {
-    /// Nothing was sent.
     Idle,
     Sent,
     /// The device has no room for what there is to send.

@@ -50,7 +50,6 @@ struct Fragment<'f> {
     key: Key,
     /// The header of the packet that it is of, once that is complete.
     header: &'f [u8],
-    /// What the payload is.
     protocol: u8,
     /// Where in the whole payload this part is.
     offset: usize,

@@ -49,7 +49,6 @@ const DUPLICATE_WAIT: Duration = Duration::from_secs(1);
 /// RFC 8200, 5: no link has less.
 const LEAST_MTU: u32 = 1280;
 
-/// An address of ours.
 struct Address {
     cidr: Ipv6Cidr,
     /// Never, of the link-local one.
@@ -60,7 +59,6 @@ struct Address {
 /// How far duplicate address detection is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Check {
-    /// To be asked for.
     Due,
     /// Asked for; an answer may come until then.
     Asked(Instant),
@@ -86,7 +84,6 @@ struct Until<T> {
     end: Instant,
 }
 
-/// See the module.
 pub(crate) struct Slaac {
     mac: EthernetAddress,
     /// This stack speaks for the host; if not, another one does.
@@ -137,7 +134,6 @@ impl Slaac {
         self.level = log::Level::Debug;
     }
 
-    /// Whether this stack speaks for the host.
     pub(crate) fn speaks(&self) -> bool {
         self.speaks
     }
@@ -245,7 +241,6 @@ impl Slaac {
         true
     }
 
-    /// When [`Self::poll`] is due.
     pub(crate) fn poll_at(&self) -> Option<Instant> {
         let solicits = self.solicitations_left > 0 && self.link_local().is_some();
         let solicit = solicits.then_some(self.solicit_at);

@@ -21,7 +21,6 @@ impl<'f, T: TxToken> OneFrame<'f, T> {
         }
     }
 
-    /// Without a frame.
     pub(crate) fn answer(answer: T) -> Self {
         Self {
             frame: None,
@@ -55,7 +54,6 @@ impl<'f, T: TxToken> Device for OneFrame<'f, T> {
     }
 }
 
-/// The frame of [`OneFrame`].
 pub(crate) struct Frame<'f>(&'f [u8]);
 
 impl RxToken for Frame<'_> {
@@ -95,10 +93,8 @@ impl RxToken for Nothing {
 
 /// Where frames go of which there are few.
 pub(crate) trait Outlet {
-    /// Whether there is room for one.
     fn has_room(&mut self) -> bool;
 
-    /// Sends one, if there is room.
     fn send(&mut self, frame: &[u8]);
 }
 
@@ -115,7 +111,6 @@ impl<T: TxToken> Outlet for Option<T> {
     }
 }
 
-/// A device as an [`Outlet`].
 pub(crate) struct Through<'d, D>(pub(crate) &'d mut D, pub(crate) Instant);
 
 impl<D: Device> Outlet for Through<'_, D> {

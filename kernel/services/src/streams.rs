@@ -34,7 +34,6 @@ pub(crate) fn chargen(socket: &mut tcp::Socket<'static>, pattern: &mut Pattern) 
     }
 }
 
-/// Throws away what has been received.
 pub(crate) fn discard(socket: &mut tcp::Socket<'_>) {
     while socket.can_recv() {
         if socket.recv(|data| (data.len(), ())).is_err() {

@@ -11,7 +11,6 @@ use crate::http::{self, Report};
 use crate::streams::{chargen, discard, echo};
 use crate::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT, HTTP_PORT};
 
-/// Who listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
     Echo,
@@ -20,7 +19,6 @@ pub(crate) enum Service {
     Http,
 }
 
-/// What a connection of a service gets.
 pub(crate) struct Limits {
     pub(crate) port: u16,
     /// Bytes of a receive buffer, at most. From 64 KiB on smoltcp 0.14 scales
@@ -37,7 +35,6 @@ pub(crate) struct Limits {
 impl Service {
     pub(crate) const ALL: [Self; 4] = [Self::Echo, Self::Discard, Self::Chargen, Self::Http];
 
-    /// Who listens at a port.
     pub(crate) fn at(port: u16) -> Option<Self> {
         Self::ALL
             .into_iter()
@@ -59,7 +56,6 @@ impl Service {
         }
     }
 
-    /// The state of a new connection.
     pub(crate) fn conversation(self) -> Conversation {
         match self {
             Self::Echo => Conversation::Echo,
@@ -70,7 +66,6 @@ impl Service {
     }
 }
 
-/// What a service knows of one connection.
 pub(crate) enum Conversation {
     Echo,
     Discard,

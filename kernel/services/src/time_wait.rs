@@ -19,7 +19,6 @@ const TIME_WAIT: Duration = Duration::from_secs(10);
 /// Of the packets that are sent (smoltcp's default).
 const HOP_LIMIT: u8 = 64;
 
-/// See the module.
 pub(crate) struct TimeWait {
     ends: HashSet<Ends, FixedState>,
     /// The oldest first.
@@ -64,7 +63,6 @@ impl TimeWait {
         }
     }
 
-    /// Ends those whose time has come.
     pub(crate) fn expire(&mut self, now: Instant) {
         while let Some(&(until, ends)) = self.until.front()
             && until <= now

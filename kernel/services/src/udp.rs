@@ -37,7 +37,6 @@ fn reopen(socket: &mut udp::Socket<'_>, port: u16) {
     debug_assert_eq!(bound, Ok(()));
 }
 
-/// A socket alone in its set.
 pub(crate) type Alone = (SocketSet<'static>, SocketHandle);
 
 /// A socket that is open at `port`, alone in its set.
@@ -53,7 +52,6 @@ pub(crate) fn alone(
     (set, handle)
 }
 
-/// A service and its sockets.
 pub(crate) struct Sockets<S> {
     pub(crate) service: S,
     receive: Alone,

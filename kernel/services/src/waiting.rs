@@ -20,7 +20,6 @@ const MAX_FRAMES: usize = 64;
 /// Neighbours that are asked for at a time.
 const MAX_NEIGHBORS: usize = 16;
 
-/// The packets that wait.
 pub(crate) struct Waiting {
     frames: Vec<Held>,
     asked: Vec<Asked>,

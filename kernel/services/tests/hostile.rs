@@ -130,12 +130,6 @@ fn fix(frame: &mut [u8]) {
     }
 }
 
-/// The guest takes what has been injected; what it sends is thrown away.
-fn swallow(world: &mut World) {
-    world.turn_guest();
-    world.guest.outbox.borrow_mut().clear();
-}
-
 #[test]
 fn random_frames() {
     let mut world = World::new();
@@ -155,8 +149,7 @@ fn random_frames() {
             }
             fix(&mut frame);
         }
-        world.inject(frame);
-        swallow(&mut world);
+        world.answers_to(frame);
     }
     world.assert_echo();
 }
@@ -171,8 +164,7 @@ fn every_truncation() {
             let mut padded = frame[..length].to_vec();
             padded.resize(frame.len(), 0);
             fix(&mut padded);
-            world.inject(padded);
-            swallow(&mut world);
+            world.answers_to(padded);
         }
     }
     world.run(2000);
@@ -206,13 +198,13 @@ fn well_formed_frames_with_bytes_changed() {
             }
             world.inject(frame);
             if n % 3 == 0 {
-                swallow(&mut world);
+                world.sent();
             }
             if n % 100 == 0 {
                 world.now += smoltcp::time::Duration::from_millis(random.u64(..3000));
             }
         }
-        swallow(&mut world);
+        world.sent();
         // An ARP among them may have told the guest that the host is elsewhere:
         // ARP is like that, until the host asks for something.
         world.inject(arp_request());
@@ -223,11 +215,9 @@ fn well_formed_frames_with_bytes_changed() {
 
 /// The last TCP segment that the guest sent to `port`: its sequence number after
 /// it, and what it acknowledges.
-fn tcp_answer(world: &World, port: u16) -> Option<(u32, u32)> {
-    let frames = world.guest.outbox.borrow();
-    let frame = frames
-        .iter()
-        .rfind(|f| f[12..14] == [8, 0] && f[23] == 6 && f[36..38] == port.to_be_bytes())?;
+fn tcp_answer(frames: &[Vec<u8>], port: u16) -> Option<(u32, u32)> {
+    let mut tcp = frames.iter().filter(|f| f[12..14] == [8, 0] && f[23] == 6);
+    let frame = tcp.rfind(|f| f[36..38] == port.to_be_bytes())?;
     let number = |at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
     let flags = frame[47];
     let length =
@@ -288,13 +278,11 @@ fn tcp_segments_out_of_order() {
             }
             let text = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
             let length = pick(&mut random, &[0, 0, 1, 5, text.len()]);
-            world.inject(frame(|f| builder.write(f, &text[..length])));
-            world.turn_guest();
-            if let Some((theirs, ours)) = tcp_answer(&world, port) {
+            let answers = world.answers_to(frame(|f| builder.write(f, &text[..length])));
+            if let Some((theirs, ours)) = tcp_answer(&answers, port) {
                 acknowledged = theirs;
                 sequence = ours;
             }
-            world.guest.outbox.borrow_mut().clear();
             if random.usize(..4) == 0 {
                 let pause = pick(&mut random, &[1, 10, 200, 1000, 3000]);
                 world.now += smoltcp::time::Duration::from_millis(pause);
@@ -326,14 +314,13 @@ fn more_than_the_window() {
             };
             frame(|f| builder.write(f, data))
         };
-        world.inject(segment(0, None, &[]));
-        world.turn_guest();
-        let (theirs, ours) = tcp_answer(&world, 1000).unwrap();
+        let answers = world.answers_to(segment(0, None, &[]));
+        let (theirs, ours) = tcp_answer(&answers, 1000).unwrap();
         assert_eq!(ours, 1);
         for n in 0..100u32 {
             world.inject(segment(1 + 1400 * n, Some(theirs), &[b'a'; 1400]));
         }
-        swallow(&mut world);
+        world.sent();
         world.assert_echo();
     }
 }
@@ -350,8 +337,7 @@ fn fragments_without_end() {
         frame[18] = n;
         frame[20] = 0x20;
         fix_ipv4(&mut frame);
-        world.inject(frame);
-        swallow(&mut world);
+        world.answers_to(frame);
     }
     world.assert_echo();
     world.run(3100);

@@ -39,7 +39,12 @@ struct Sent {
     datagrams: Vec<[u8; 4]>,
 }
 
-fn sent(port: &Port) -> Sent {
+fn sent(world: &mut World) -> Sent {
+    world.turn_guest();
+    sent_by(&world.guest)
+}
+
+fn sent_by(port: &Port) -> Sent {
     let mut sent = Sent::default();
     for frame in port.outbox.borrow_mut().drain(..) {
         if frame[12..14] == [8, 6] {
@@ -68,8 +73,7 @@ fn sent(port: &Port) -> Sent {
 /// end would say is up to the test.
 fn quiet() -> World {
     let mut world = World::new();
-    world.turn_guest();
-    sent(&world.guest);
+    sent(&mut world);
     world
 }
 
@@ -81,22 +85,19 @@ fn a_stranger_is_answered_when_its_address_is_known() {
         world.inject(ping(sender, sequence));
         world.inject(datagram(sender));
     }
-    world.turn_guest();
     let asked = Sent {
         asked: vec![sender],
         ..Sent::default()
     };
-    assert_eq!(sent(&world.guest), asked);
+    assert_eq!(sent(&mut world), asked);
     world.inject(arp(REPLY, sender));
-    world.turn_guest();
-    let answered = sent(&world.guest);
+    let answered = sent(&mut world);
     assert_eq!(answered.asked, [[0; 4]; 0]);
     assert_eq!(answered.replies, [(sender, 0), (sender, 1), (sender, 2)]);
     assert_eq!(answered.datagrams, [sender; 3]);
     // Once.
     world.now += Duration::from_secs(5);
-    world.turn_guest();
-    assert_eq!(sent(&world.guest).replies, []);
+    assert_eq!(sent(&mut world).replies, []);
 }
 
 #[test]
@@ -106,17 +107,15 @@ fn many_strangers_at_once_are_each_asked_for_and_answered() {
     for sender in &senders {
         world.inject(ping(*sender, 5));
     }
-    world.turn_guest();
-    let mut asked = sent(&world.guest).asked;
+    let mut asked = sent(&mut world).asked;
     asked.sort_unstable();
     asked.dedup();
     assert_eq!(asked, senders);
     for sender in &senders {
         world.inject(arp(REPLY, *sender));
     }
-    world.turn_guest();
     let replies: Vec<_> = senders.iter().map(|sender| (*sender, 5)).collect();
-    assert_eq!(sent(&world.guest).replies, replies);
+    assert_eq!(sent(&mut world).replies, replies);
 }
 
 #[test]
@@ -125,11 +124,9 @@ fn a_stranger_behind_the_router_is_answered_through_it() {
     let (sender, router) = ([198, 51, 100, 7], HOST4);
     // smoltcp asks for a neighbour: not for the router within the next second.
     world.inject(ping([10, 0, 2, 77], 0));
-    world.turn_guest();
-    sent(&world.guest);
+    sent(&mut world);
     world.inject(ping(sender, 1));
-    world.turn_guest();
-    assert_eq!(sent(&world.guest).asked, [router]);
+    assert_eq!(sent(&mut world).asked, [router]);
     world.inject(arp(REPLY, router));
     world.turn_guest();
     let frame = world.guest.outbox.borrow_mut().pop_front().unwrap();
@@ -144,8 +141,7 @@ fn ipv6_strangers_are_answered_too() {
     let mac = [2, 0, 0, 0, 0, 0x77];
     // One before, so that smoltcp does not ask.
     world.inject(ping([10, 0, 2, 77], 0));
-    world.turn_guest();
-    sent(&world.guest);
+    sent(&mut world);
     world.inject(common::ping(mac, sender, GUEST6, 2, b"a ping"));
     world.turn_guest();
     let question = world.guest.outbox.borrow_mut().pop_front().unwrap();
@@ -176,11 +172,10 @@ fn what_comes_before_the_mail_about_its_sender_is_answered_after_it() {
     let mail: Vec<_> = world.stack.take_shared().collect();
     assert_eq!(mail.len(), 1);
     // The second one does not know of it yet.
-    for frame in [ping(sender, 1), datagram(sender), ping(sender, 2)] {
-        port.inbox.borrow_mut().push_back(frame);
-    }
+    let frames = [ping(sender, 1), datagram(sender), ping(sender, 2)];
+    port.inbox.borrow_mut().extend(frames);
     while stack.poll(world.now, &mut port) {}
-    let before = sent(&port);
+    let before = sent_by(&port);
     assert_eq!((before.replies, before.datagrams), (vec![], vec![]));
     // Nobody answers its own question: the mail alone must do.
     for frame in &mail {
@@ -188,7 +183,7 @@ fn what_comes_before_the_mail_about_its_sender_is_answered_after_it() {
     }
     assert!(stack.poll_at().is_some_and(|at| at <= world.now));
     while stack.poll(world.now, &mut port) {}
-    let after = sent(&port);
+    let after = sent_by(&port);
     assert_eq!(after.replies, [(sender, 1), (sender, 2)]);
     assert_eq!(after.datagrams, [sender]);
     // All have heard it: it is not passed on again.
@@ -202,16 +197,14 @@ fn who_never_answers_is_asked_for_three_times_and_forgotten() {
     world.inject(ping(sender, 1));
     let mut asked = 0;
     for _ in 0..6000 {
-        world.turn_guest();
-        let sent = sent(&world.guest);
+        let sent = sent(&mut world);
         assert_eq!(sent.replies, []);
         asked += sent.asked.len();
         world.now += Duration::from_millis(1);
     }
     assert_eq!(asked, 3);
     world.inject(arp(REQUEST, sender));
-    world.turn_guest();
-    assert_eq!(sent(&world.guest).replies, []);
+    assert_eq!(sent(&mut world).replies, []);
 }
 
 #[test]
@@ -223,8 +216,7 @@ fn forged_senders_are_bounded_and_disturb_nobody() {
     for n in 0..2000u16 {
         world.inject(ping([10, 0, 2, 100 + (n % 100) as u8], n));
         world.inject(ping(known, n));
-        world.turn_guest();
-        let sent = sent(&world.guest);
+        let sent = sent(&mut world);
         assert_eq!(sent.replies, [(known, n)]);
         asked += sent.asked.len();
     }
@@ -245,8 +237,7 @@ fn what_is_due_no_answer_is_not_kept() {
         world.inject(arp(REPLY, stranger));
         world.turn_guest();
         world.now += Duration::from_secs(1);
-        world.turn_guest();
-        assert_eq!(sent(&world.guest), Sent::default(), "{frame:x?}");
+        assert_eq!(sent(&mut world), Sent::default(), "{frame:x?}");
         // The stranger is forgotten again.
         world.now += Duration::from_secs(61);
         world.turn_guest();

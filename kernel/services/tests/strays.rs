@@ -29,9 +29,8 @@ fn a_connection_survives_that_its_segments_come_to_another_stack() {
     world.stack.share_frames();
     let socket = world.connect((GUEST, 7));
     let (mut port, mut other) = second(&world);
-    for frame in segments(&mut world, socket, b"where are you?") {
-        port.inbox.borrow_mut().push_back(frame);
-    }
+    let frames = segments(&mut world, socket, b"where are you?");
+    port.inbox.borrow_mut().extend(frames);
     while other.poll(world.now, &mut port) {}
     // It is not its own to answer.
     assert!(port.outbox.borrow().is_empty());
@@ -57,9 +56,8 @@ fn what_no_stack_has_is_reset_by_the_last_one() {
     for frame in world.stack.take_shared() {
         last.receive_shared(world.now, &frame);
     }
-    for frame in segments(&mut world, socket, b"who are you?") {
-        port.inbox.borrow_mut().push_back(frame);
-    }
+    let frames = segments(&mut world, socket, b"who are you?");
+    port.inbox.borrow_mut().extend(frames);
     while first.poll(world.now, &mut port) {}
     for frame in first.take_strays() {
         assert!(!last.receive_stray(world.now, &frame, true, &mut last_port));
@@ -105,9 +103,8 @@ fn others_than_segments_to_this_host_are_no_strays() {
     while other.poll(world.now, &mut port) {}
     assert_eq!(other.take_strays().count(), 0);
     // No more than there is room for.
-    for _ in 0..100 {
-        port.inbox.borrow_mut().push_back(segment.clone());
-    }
+    let frames = std::iter::repeat_n(segment, 100);
+    port.inbox.borrow_mut().extend(frames);
     while other.poll(world.now, &mut port) {}
     assert_eq!(other.take_strays().count(), 16);
 }

@@ -43,20 +43,15 @@ pub enum Trigger {
 /// Which level of an interrupt line is the active one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Polarity {
-    /// The high one.
     High,
-    /// The low one.
     Low,
 }
 
 /// An input of an I/O APIC, and how it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Input {
-    /// Which one.
     pub gsi: Gsi,
-    /// Whether a level of it counts, or a change.
     pub trigger: Trigger,
-    /// Which level.
     pub polarity: Polarity,
 }
 
@@ -67,10 +62,8 @@ impl fmt::Display for Input {
     }
 }
 
-/// An I/O APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoApic {
-    /// Physical address of its registers.
     pub address: u64,
     /// Global system interrupt of its input 0.
     pub first_gsi: u32,
@@ -82,7 +75,6 @@ pub struct IoApic {
 pub struct SourceOverride {
     /// ISA line, 0 to 15.
     pub irq: u8,
-    /// The global system interrupt that it raises.
     pub gsi: u32,
     /// Its polarity; `None` when it is as the bus has it.
     pub polarity: Option<Polarity>,
@@ -91,7 +83,6 @@ pub struct SourceOverride {
 /// The power management timer: a counter at 3.579545 MHz.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PmTimer {
-    /// I/O port of the 32-bit register.
     pub port: u16,
     /// Whether all 32 bits count, not only 24.
     pub is_32_bit: bool,
@@ -108,7 +99,6 @@ pub struct Ecam {
 }
 
 impl Ecam {
-    /// The buses that are in it.
     pub fn buses(&self) -> RangeInclusive<u8> {
         self.first_bus..=self.last_bus
     }
@@ -124,7 +114,6 @@ pub struct VirtioMmio {
     pub address: u64,
     /// Length of its registers in bytes.
     pub size: u64,
-    /// What it raises.
     pub input: Input,
 }
 
@@ -149,23 +138,17 @@ pub struct Register {
 /// What the tables say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
-    /// Physical address of the local APIC's registers.
     pub local_apic_address: Option<u64>,
-    /// I/O APICs.
     pub io_apics: Vec<IoApic, 4>,
     /// Nothing told of an I/O APIC; that one is there is a guess.
     pub io_apic_is_assumed: bool,
-    /// Interrupt source overrides.
     pub overrides: Vec<SourceOverride, 16>,
-    /// The power management timer, where there is one.
     pub pm_timer: Option<PmTimer>,
     /// APIC ids of the CPUs that can be used.
     pub cpus: Vec<u32, MAX_CPUS>,
     /// CPUs for which there was no room in `cpus`.
     pub cpus_left_out: usize,
-    /// PCI's configuration space in memory, where there is one.
     pub ecam: Option<Ecam>,
-    /// Whether there is an IOMMU.
     pub has_iommu: bool,
     /// The register that resets the machine, and what is to be written there.
     pub reset: Option<(Register, u8)>,
@@ -185,7 +168,6 @@ pub fn tables() -> Option<&'static Tables> {
     TABLES.get()
 }
 
-/// Whether a table with this signature is at `address`.
 fn has_signature(address: u64, signature: &[u8; 4]) -> bool {
     firmware_bytes(address, HEADER).is_some_and(|header| header.starts_with(signature))
 }

@@ -16,7 +16,6 @@ const APIC_BASE_ENABLED: u64 = 1 << 11;
 const APIC_BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Where the registers are after reset.
 const DEFAULT_ADDRESS: u64 = 0xfee0_0000;
-/// Length of the registers in bytes.
 const REGISTERS_SIZE: u64 = 4096;
 /// The x2APIC's register at xAPIC offset `16 * n` is MSR `0x800 + n`.
 const X2APIC_MSR: u32 = 0x800;
@@ -25,7 +24,6 @@ const X2APIC_MSR: u32 = 0x800;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Register {
-    /// The APIC's identity.
     Id = 0x020,
     /// Interrupts of this priority and below wait.
     TaskPriority = 0x080,
@@ -43,13 +41,10 @@ pub enum Register {
     LvtLint0 = 0x350,
     /// Pin LINT1: the machine's non-maskable interrupts.
     LvtLint1 = 0x360,
-    /// Error interrupt.
     LvtError = 0x370,
     /// The timer's start value; writing it starts the timer.
     TimerInitialCount = 0x380,
-    /// The timer's value.
     TimerCurrentCount = 0x390,
-    /// The timer's divider.
     TimerDivide = 0x3e0,
 }
 
@@ -70,7 +65,6 @@ fn x2apic(register: Register) -> Msr {
     Msr::new(X2APIC_MSR + (register as u32 >> 4))
 }
 
-/// Reads a register.
 pub fn read(register: Register) -> u32 {
     let base = REGISTERS.load(Ordering::Relaxed);
     if base.is_null() {
@@ -82,7 +76,6 @@ pub fn read(register: Register) -> u32 {
     }
 }
 
-/// Writes a register.
 #[inline]
 pub fn write(register: Register, value: u32) {
     let base = REGISTERS.load(Ordering::Relaxed);

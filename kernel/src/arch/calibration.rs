@@ -18,7 +18,6 @@ use crate::memory::paging::virtual_to_physical;
 
 /// Frequencies of a TSC that are believed, in Hz.
 const PLAUSIBLE: RangeInclusive<u64> = 1_000_000..=100_000_000_000;
-/// Taken when nothing at all tells the time.
 const ASSUMED_HZ: u64 = 1_000_000_000;
 
 /// What told the frequency of the TSC.
@@ -58,7 +57,6 @@ impl fmt::Display for Source {
 /// How fast the TSC counts, and how that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frequency {
-    /// Cycles a second.
     pub hz: u64,
     /// What told it.
     pub source: Source,

@@ -15,7 +15,6 @@ pub fn leaf(base: u32, leaf: u32) -> Option<CpuidResult> {
     (maximum >= leaf && leaf >= base).then(|| __cpuid(leaf))
 }
 
-/// Whether the CPU says that it runs under a hypervisor.
 fn has_hypervisor() -> bool {
     __cpuid(1).ecx & 1 << 31 != 0
 }
@@ -55,19 +54,16 @@ pub fn has_no_execute() -> bool {
     leaf(EXTENDED, 0x8000_0001).is_some_and(|leaf| leaf.edx & 1 << 20 != 0)
 }
 
-/// The highest physical address that the CPU has.
 pub fn max_physical_address() -> u64 {
     let bits = leaf(EXTENDED, 0x8000_0008).map_or(36, |leaf| leaf.eax & 0xff);
     // Page tables hold 52 bits.
     (1 << bits.clamp(32, 52)) - 1
 }
 
-/// Whether there are 1 GiB pages.
 pub fn has_1gib_pages() -> bool {
     leaf(EXTENDED, 0x8000_0001).is_some_and(|leaf| leaf.edx & 1 << 26 != 0)
 }
 
-/// Whether the local APIC has the x2APIC interface.
 pub fn has_x2apic() -> bool {
     __cpuid(1).ecx & 1 << 21 != 0
 }

@@ -38,7 +38,6 @@ pub fn exit(exit: Exit) -> ! {
     power::off(exit as u8)
 }
 
-/// Stops this CPU for good.
 pub fn stop() -> ! {
     interrupt_flag::disable();
     loop {
@@ -54,7 +53,6 @@ pub fn is_near() -> bool {
 /// The slot of the CPU that tells of the end.
 static TELLER: AtomicU32 = AtomicU32::new(NOBODY);
 const NOBODY: u32 = u32::MAX;
-/// Number of CPUs that have stopped for it.
 static STOPPED: AtomicUsize = AtomicUsize::new(0);
 
 /// To be called first by whoever has last words. On the first CPU it stops the

@@ -95,7 +95,6 @@ pub extern "C" fn exception(frame: &Frame) {
     report(frame)
 }
 
-/// Prints everything about an exception and ends the guest.
 fn report(frame: &Frame) -> ! {
     static REPORTING: AtomicBool = AtomicBool::new(false);
     // Where another CPU reports, this is its NMI, and does not return.
@@ -154,7 +153,6 @@ fn report(frame: &Frame) -> ! {
     exit(Exit::Failure)
 }
 
-/// Says what the fault means in words.
 fn explain_fault(frame: &Frame, address: u64) {
     if let Some(stack) = layout::guarded_stack(address) {
         emergency(format_args!(

@@ -115,7 +115,6 @@ pub enum Line {
     /// To a line of the 8259 controllers, 1 to 15. Whether a level of it counts
     /// or a change was set by the firmware.
     Isa(u8),
-    /// To an I/O APIC.
     IoApic(Input),
 }
 
@@ -136,10 +135,6 @@ impl fmt::Display for Line {
 }
 
 /// Lets `line` raise `vector` on this CPU.
-///
-/// # Errors
-///
-/// [`NoInput`] when no I/O APIC has that input.
 pub fn route(line: Line, vector: &Vector) -> Result<(), NoInput> {
     match line {
         Line::Isa(line) => {
@@ -153,7 +148,6 @@ pub fn route(line: Line, vector: &Vector) -> Result<(), NoInput> {
     }
 }
 
-/// Stops `line` from raising interrupts.
 pub fn mask(line: Line) {
     match line {
         Line::Isa(line) => {

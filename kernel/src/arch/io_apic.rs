@@ -9,7 +9,6 @@ use spin::Mutex;
 use super::acpi::{Gsi, Input, Polarity, Tables, Trigger};
 use crate::memory::map_mmio;
 
-/// No I/O APIC has an input of this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no I/O APIC has an input {}", .0.0)]
 pub struct NoInput(pub Gsi);

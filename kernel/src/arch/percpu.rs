@@ -29,7 +29,6 @@ pub(super) struct Timer {
 }
 
 impl Timer {
-    /// Not set.
     const fn new() -> Self {
         Self {
             ticks_per_cycle: AtomicU64::new(0),
@@ -100,7 +99,6 @@ impl PerCpu {
         self.slot
     }
 
-    /// Its APIC id, as interrupt messages address it.
     pub fn apic_id(&self) -> u32 {
         self.apic_id.load(Ordering::Relaxed)
     }

@@ -9,11 +9,9 @@ use x86_64::instructions::port::Port;
 
 use super::vectors::{FIRST_DEVICE, FIRST_OF_8259};
 
-/// Number of lines.
 pub const LINES: u8 = FIRST_DEVICE - FIRST_OF_8259;
 /// The line of the first controller that the second one is behind.
 const CASCADE: u8 = 2;
-/// Lines of a controller.
 const LINES_EACH: u8 = 8;
 
 /// Command and data port of each controller.
@@ -70,7 +68,6 @@ pub fn is_there() -> bool {
     IS_THERE.load(Ordering::Relaxed)
 }
 
-/// The vector of a line.
 pub fn vector(line: u8) -> u8 {
     FIRST_OF_8259 + line
 }

@@ -48,9 +48,7 @@ pub fn measure(
     best.map(|(_, hz)| hz)
 }
 
-/// What one measurement gave.
 enum Window {
-    /// Cycles a second.
     Hz(u64),
     /// The counter went back, or the host took so long that this cannot be told
     /// from it.

@@ -38,13 +38,10 @@ enum StartError {
     /// Its APIC id needs more than 8 bits, which interrupt messages have.
     #[error("its APIC id has more than 8 bits")]
     ApicId,
-    /// No memory for its stacks.
     #[error("no stack for it: {0}")]
     Memory(MapError),
-    /// It did not begin.
     #[error("no sign of life within {} ms", PATIENCE_US / 1000)]
     Silent,
-    /// It began, and did not become ready.
     #[error("not ready within {} ms", PATIENCE_US / 1000)]
     Stuck,
 }

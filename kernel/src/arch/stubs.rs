@@ -21,7 +21,6 @@ unsafe extern "C" {
     static vector_stubs: u8;
 }
 
-/// The address of the stub of `vector`.
 pub fn address(vector: u8) -> *const u8 {
     (&raw const vector_stubs).wrapping_add(usize::from(vector) * STUB_SIZE)
 }

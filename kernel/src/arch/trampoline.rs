@@ -21,7 +21,6 @@ use super::percpu::PerCpu;
 use crate::entry::{MemoryMap, RegionKind};
 use crate::memory::layout::{MEMORY_BASE, PAGE};
 
-/// Pages taken.
 const PAGES: u64 = 5;
 /// Firmware keeps its variables and the real mode's vectors below; the page's
 /// number must also fit a start-up message, so it ends below 640 KiB.
@@ -163,7 +162,6 @@ unsafe extern "C" {
 /// The first function of a CPU, on its own stack.
 pub type Begin = extern "C" fn(&'static PerCpu) -> !;
 
-/// The trampoline in its place.
 pub struct Trampoline {
     /// Physical address of its first page.
     base: u64,

@@ -4,7 +4,6 @@
 /// exceptions' vectors first of all, because a line that goes away at the wrong
 /// moment is reported even when masked.
 pub const FIRST_OF_8259: u8 = 0x20;
-/// First of the vectors for devices.
 pub const FIRST_DEVICE: u8 = 0x30;
 /// The local APIC's timer; vectors for devices end below.
 pub const TIMER: u8 = 0xf0;

@@ -50,12 +50,10 @@ pub enum RegionKind {
     Reserved,
 }
 
-/// A region of the physical address space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Region {
     /// Physical addresses, in bytes.
     pub range: Range<u64>,
-    /// What it may be used for.
     pub kind: RegionKind,
 }
 
@@ -67,7 +65,6 @@ pub struct MemoryMap {
 }
 
 impl MemoryMap {
-    /// An empty map.
     pub const fn new() -> Self {
         Self {
             regions: Vec::new(),
@@ -93,7 +90,6 @@ impl MemoryMap {
         }
     }
 
-    /// The regions in the loader's order.
     pub fn regions(&self) -> &[Region] {
         &self.regions
     }
@@ -103,7 +99,6 @@ impl MemoryMap {
         self.dropped
     }
 
-    /// Bytes of free memory in the map.
     pub fn usable_bytes(&self) -> u64 {
         self.regions
             .iter()
@@ -116,9 +111,7 @@ impl MemoryMap {
 /// What every loader tells, in one form.
 #[derive(Debug)]
 pub struct Platform {
-    /// Who started the kernel.
     pub protocol: Protocol,
-    /// Physical memory.
     pub memory_map: MemoryMap,
     /// The command line; `None` from a loader that has none, in which case the
     /// configuration comes from QEMU's fw_cfg device (`crate::config`).

@@ -65,7 +65,6 @@ impl FreeMemory {
         }
     }
 
-    /// Every piece that is left.
     pub fn pieces(&self) -> &[Range<u64>] {
         &self.pieces
     }

@@ -131,7 +131,6 @@ impl HeapStats {
     }
 }
 
-/// What the heap has been used for until now.
 pub fn stats() -> HeapStats {
     HeapStats {
         allocations: HEAP.allocations.load(Ordering::Relaxed),

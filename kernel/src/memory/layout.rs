@@ -35,7 +35,6 @@ pub const PAGE: u64 = 4096;
 /// of addresses for each; what is not a stack is never mapped.
 const STACKS_BASE: u64 = 0xffff_c000_0000_0000;
 const STACKS_STRIDE: u64 = 256 << 10;
-/// Most CPUs that are used.
 pub const MAX_CPUS: usize = 64;
 
 unsafe extern "C" {
@@ -74,7 +73,6 @@ pub fn data() -> Range<u64> {
     symbol!(__data_start)..symbol!(__image_end)
 }
 
-/// The whole image.
 pub fn image() -> Range<u64> {
     symbol!(__image_start)..symbol!(__image_end)
 }
@@ -91,10 +89,8 @@ pub enum Stack {
 }
 
 impl Stack {
-    /// Every stack.
     pub const ALL: [Self; 3] = [Self::Main, Self::DoubleFault, Self::Nmi];
 
-    /// Its name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Main => "main stack",

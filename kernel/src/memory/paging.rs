@@ -47,28 +47,19 @@ pub enum MapError {
     /// one more window than there are.
     #[error("{1} bytes of device registers at {0:#x} are out of reach")]
     OutOfRange(PhysAddr, u64),
-    /// The range is larger than any device's registers.
     #[error("{1} bytes of device registers at {0:#x} are more than any device has")]
     TooLarge(PhysAddr, u64),
-    /// Memory is there, not a device.
     #[error("device registers at {0:#x} are where the memory is")]
     IsMemory(PhysAddr),
-    /// The loader did not map this page of the kernel's image.
     #[error("the loader left out the kernel's page at {0:#x}")]
     NotLoaded(VirtAddr),
-    /// No memory for page tables.
     #[error("no memory for page tables")]
     NoFrames,
-    /// The page is mapped already, to something else.
     #[error("{0:#x} is mapped already")]
     Conflict(VirtAddr),
 }
 
 /// Builds the kernel's page tables in `free` memory.
-///
-/// # Errors
-///
-/// [`MapError::NoFrames`] when `free` has too little memory.
 ///
 /// # Safety
 ///
@@ -360,7 +351,6 @@ pub unsafe fn enter(root: PhysFrame, next: extern "C" fn() -> !) -> ! {
     }
 }
 
-/// Serialises changes of the page tables.
 static LOCK: Mutex<()> = Mutex::new(());
 
 /// The numbers of the windows in use: physical addresses divided by their length.
@@ -388,10 +378,6 @@ fn mmio_base(address: u64, end: u64) -> Option<u64> {
 
 /// Maps `size` bytes of device registers at physical address `address`,
 /// uncached. Registers that are mapped already are found where they are.
-///
-/// # Errors
-///
-/// [`MapError`], for instance when the registers overlap memory.
 #[inline(never)]
 pub fn map_mmio(address: u64, size: u64) -> Result<NonNull<u8>, MapError> {
     let start = PhysAddr::new_truncate(address);
@@ -432,12 +418,8 @@ pub fn map_mmio(address: u64, size: u64) -> Result<NonNull<u8>, MapError> {
         .ok_or(MapError::OutOfRange(start, size))
 }
 
-/// Maps memory at `range`, whole pages where nothing is mapped: a stack.
-///
-/// # Errors
-///
-/// [`MapError::NoFrames`], [`MapError::Conflict`]. What was mapped until then
-/// stays.
+/// Maps memory at `range`, whole pages where nothing is mapped: a stack. What was
+/// mapped until an error stays.
 pub fn map_stack(range: Range<u64>) -> Result<(), MapError> {
     let _lock = LOCK.lock();
     let offset = VirtAddr::new_truncate(MEMORY_BASE);

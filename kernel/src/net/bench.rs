@@ -36,7 +36,6 @@ const BURSTS: [u16; 2] = [1, 32];
 /// Batches that are measured of each of those, so that one that the host
 /// disturbed can be told from the others.
 const KICK_BATCHES: usize = 10;
-/// Rounds a batch.
 const BATCH_ROUNDS: u32 = 100;
 /// Rounds before that, for caches and QEMU's translator.
 const WARM_UP: u16 = 10;
@@ -51,23 +50,16 @@ const PATIENCE_US: u64 = 5_000_000;
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// The device failed.
     #[error(transparent)]
     Net(#[from] NetError),
-    /// The device did not use the frames in time.
     #[error("the device kept {outstanding} frames for more than {PATIENCE_US} us")]
-    Stuck {
-        /// Frames that it still had.
-        outstanding: u16,
-    },
+    Stuck { outstanding: u16 },
     /// Nobody is at the far end that answers, or it answered too few.
     #[error("the gateway does not answer")]
     NoAnswer,
-    /// The transport of `virtio-drivers`.
     #[cfg(feature = "peer")]
     #[error(transparent)]
     Transport(#[from] crate::virtio::OtherError),
-    /// The driver of `virtio-drivers`.
     #[cfg(feature = "peer")]
     #[error("virtio-drivers: {0}")]
     Peer(#[from] virtio_drivers::Error),
@@ -76,10 +68,6 @@ pub enum BenchError {
 /// Sends frames in three ways and prints one line, `kickpath: bench {json}`: those
 /// that lie ready, in batches and one by one, and those that are copied in, in
 /// batches.
-///
-/// # Errors
-///
-/// [`BenchError`], when the device fails or stalls.
 pub fn transmit(nic: &mut Nic) -> Result<(), BenchError> {
     warm_up(nic, DEPTH)?;
     let frame = unanswered(nic.info().mac);
@@ -143,10 +131,6 @@ fn copy(buffer: &mut [u8], frame: &Frame) {
 
 /// Sends datagrams from a socket, the network stack included, and prints one
 /// line, `kickpath: bench {json}`.
-///
-/// # Errors
-///
-/// As [`transmit`].
 pub fn datagrams(nic: &mut Nic) -> Result<(), BenchError> {
     let mac = nic.info().mac;
     let now = Instant::from_micros(i64::try_from(time::now()).unwrap_or(i64::MAX));
@@ -182,10 +166,6 @@ fn sums(packets: u64, before: &Stats, after: &Stats, cycles: u64, allocations: u
 
 /// Measures the kick itself, after one frame and after a burst of 32, and
 /// prints one line, `kickpath: bench {json}`.
-///
-/// # Errors
-///
-/// As [`transmit`].
 pub fn kick(nic: &mut Nic) -> Result<(), BenchError> {
     let reading = reading();
     let mut report = String::new();
@@ -249,20 +229,16 @@ fn warm_up(nic: &mut Nic, burst: u16) -> Result<(), BenchError> {
 
 /// Cycles of the parts of a round.
 struct Round {
-    /// Adding the frames.
     add: u64,
     /// Publishing them, the decision, and the doorbell if it was rung.
     kick: u64,
-    /// Whether it was.
     kicked: bool,
     /// Until the device had used all of them.
     wait: u64,
-    /// Taking the buffers back.
     reclaim: u64,
 }
 
 impl Round {
-    /// All but the wait.
     fn driver(&self) -> u64 {
         self.add + self.kick + self.reclaim
     }

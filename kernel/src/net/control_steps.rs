@@ -21,15 +21,12 @@ pub struct ControlSteps {
     guest_offloads: Steps,
     /// The receive mode, but for the network stack's groups.
     receive: RxMode,
-    /// VLANs that were asked for last.
     vlans_now: Vec<u16>,
-    /// Number of the step to be taken next.
     next: usize,
     is_due: bool,
 }
 
 impl ControlSteps {
-    /// What `config` wants.
     pub fn new(config: &Config) -> Self {
         let [a, b, c, d] = FIRST_GROUP;
         let group = |number: u16| {
@@ -53,12 +50,10 @@ impl ControlSteps {
         }
     }
 
-    /// Whether there are steps at all.
     pub fn has_steps(&self) -> bool {
         self.next > 0 || self.is_due
     }
 
-    /// Whether a step is to be taken now.
     pub fn is_due(&self) -> bool {
         self.is_due
     }

@@ -154,13 +154,11 @@ impl Cores {
         }
     }
 
-    /// Whether the first core has mail.
     #[inline]
     pub fn has_mail(&self) -> bool {
         self.team.cores.first().is_some_and(Core::has_mail)
     }
 
-    /// The next mail of the first core.
     pub fn next_mail(&self) -> Option<Mail> {
         self.team.cores.first()?.next_mail()
     }

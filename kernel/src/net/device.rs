@@ -18,13 +18,11 @@ use crate::virtio::KernelTransport;
 /// Whichever transport the device was taken by.
 pub type NicTransport = KernelTransport;
 
-/// The network device of this kernel.
 pub type Nic = VirtioNet<KernelHal, NicTransport>;
 
 /// Length of both addresses at the beginning of a frame, behind which the tag
 /// is, in bytes.
 pub const ADDRESSES: usize = 12;
-/// Length of a tag in bytes.
 const TAG: usize = 4;
 /// Tag protocol identifier of a VLAN tag.
 const TPID: [u8; 2] = [0x81, 0x00];
@@ -46,7 +44,6 @@ fn is_of(frame: &[u8], id: u16) -> bool {
     }
 }
 
-/// See the module.
 pub struct NetDevice<'n> {
     /// Checksums are left to the network stack.
     phy: Phy<'n, KernelHal>,

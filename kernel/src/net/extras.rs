@@ -31,9 +31,7 @@ struct Reopenings {
     before: Option<(usize, u64)>,
 }
 
-/// See the module.
 pub struct Extras {
-    /// Sends the log.
     pub netconsole: Option<Sender>,
     /// The self-test that is still to be made.
     selftest: SelfTest,
@@ -41,7 +39,6 @@ pub struct Extras {
 }
 
 impl Extras {
-    /// What `config` wants.
     pub fn new(config: &Config, netconsole: Option<Sender>) -> Self {
         Self {
             netconsole,
@@ -54,12 +51,10 @@ impl Extras {
         }
     }
 
-    /// Whether it wants anything.
     pub fn is_needed(&self) -> bool {
         self.netconsole.is_some() || self.selftest != SelfTest::Off || self.reopenings.left > 0
     }
 
-    /// Sends the log.
     pub fn send_log<D: Device>(&mut self, stack: &mut Stack, device: &mut D) {
         if let Some(netconsole) = &mut self.netconsole
             && backlog::is_waiting()
@@ -80,7 +75,6 @@ impl Extras {
         }
     }
 
-    /// Commits a fault while the network is in use.
     #[cold]
     fn selftest(&mut self, host: &mut Host) {
         let test = core::mem::replace(&mut self.selftest, SelfTest::Off);

@@ -30,10 +30,8 @@ use crate::{backlog, stages};
 /// microseconds.
 const LOG_INTERVAL_US: u64 = 20_000;
 
-/// See the module.
 struct First {
     host: Host,
-    /// The VLAN of this host.
     vlan: Option<NonZeroU16>,
     steps: ControlSteps,
     /// The device waits for an announcement.

@@ -27,7 +27,6 @@ const REOPEN_INTERVAL_US: u64 = 1_000_000;
 /// configuration has changed, in microseconds. Each time costs exits.
 const CONFIG_INTERVAL_US: u64 = 100_000;
 
-/// See the module.
 pub struct Host {
     /// The device; never dropped.
     pub nic: &'static mut Nic,
@@ -78,10 +77,6 @@ impl Host {
     /// Opens the device, again if it is open. Several queue pairs need an
     /// interrupt each, or none at all: on the rungs in between one pair is
     /// used.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`virtio_net::net::VirtioNet::open`].
     pub fn open(&mut self) -> Result<(), NetError> {
         self.recall();
         self.nic.open(&mut self.controller, self.top)?;
@@ -188,7 +183,6 @@ impl Host {
         Changes::empty()
     }
 
-    /// Whether the device is there.
     #[cold]
     pub fn look_for_device(&mut self) {
         match self.presence.look() {
@@ -209,7 +203,6 @@ impl Host {
         }
     }
 
-    /// Stops the device.
     fn close(&mut self) {
         self.out_since.get_or_insert_with(time::now);
         self.recall();

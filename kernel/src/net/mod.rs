@@ -35,13 +35,10 @@ use select::{Found, SelectError};
 /// Why there is no network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// No device was taken.
     #[error(transparent)]
     Select(#[from] SelectError),
-    /// The measurement failed.
     #[error(transparent)]
     Bench(#[from] bench::BenchError),
-    /// There is no peer to measure.
     #[error("bench=peer: this kernel is built without the feature `peer`")]
     NoPeer,
 }

@@ -20,7 +20,6 @@ use crate::memory::KernelHal;
 /// Lines that are sent in one turn at most.
 const BATCH: usize = 16;
 
-/// Sends the log.
 pub struct Sender {
     netconsole: Netconsole,
     template: Option<Template>,
@@ -75,7 +74,6 @@ impl Sender {
         (sender, unsafe { &mut *nic.as_ptr() })
     }
 
-    /// Sends what waits.
     pub fn send<D: Device>(&mut self, now: Instant, stack: &mut Stack, device: &mut D) {
         let mut left = BATCH;
         // What sending logs is not sent, or it might never end.

@@ -27,7 +27,6 @@ enum State {
     Coming,
 }
 
-/// The device's place.
 pub struct Presence {
     slot: Option<(Slot, Saved)>,
     state: State,

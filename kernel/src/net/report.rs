@@ -46,13 +46,10 @@ pub fn rung_word(rung: Rung) -> &'static str {
 
 /// What does not change after the device was found.
 pub struct Fixed {
-    /// How the kernel came up.
     pub boot: Boot,
     /// Vendor and device id, such as `1af4:1000`.
     pub device_id: String,
-    /// The transport that was taken.
     pub transport: config::Transport,
-    /// Where its registers are.
     pub place: String,
     /// Other transports that the device offers.
     pub alternatives: Vec<String>,

@@ -20,11 +20,8 @@ use crate::virtio_mmio::OpenError;
 
 /// The device that was taken.
 pub struct Found {
-    /// The driver, probed.
     pub nic: Nic,
-    /// The device.
     pub device: Device,
-    /// The interface that was taken.
     pub interface: Interface,
     /// The other interfaces that the device offers.
     pub others: Vec<Interface>,
@@ -125,13 +122,10 @@ impl Found {
 /// Why no device was taken.
 #[derive(Debug, thiserror::Error)]
 pub enum SelectError {
-    /// No virtio network device was found.
     #[error("there is no virtio network device")]
     Absent,
-    /// Every one that was found is unusable; each was reported.
     #[error("no virtio network device is usable")]
     Unusable,
-    /// No device offers the transport that was asked for.
     #[error("no virtio network device offers transport={0}")]
     Unoffered(config::Transport),
 }

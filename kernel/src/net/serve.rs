@@ -48,7 +48,6 @@ pub trait Part {
     /// Whether the device has something for the core.
     fn has_work(&self) -> bool;
 
-    /// Frames that were received.
     fn received(&self) -> u64;
 
     /// How the core hears of the device; `None` while that is stopped.

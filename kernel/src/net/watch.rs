@@ -5,7 +5,6 @@ use virtio_net::net::watchdog::LOOK_US;
 
 use super::report::Pair;
 
-/// The next look.
 #[derive(Default)]
 pub struct Watch {
     /// When it is due, in microseconds since boot.

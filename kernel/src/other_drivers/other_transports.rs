@@ -24,10 +24,6 @@ const QUESTIONS: u32 = 1000;
 const PATIENCE_US: u64 = 5_000_000;
 
 /// Runs the self-test; prints one line with its result.
-///
-/// # Errors
-///
-/// [`SelfTestError`].
 pub fn run(config: &Config) -> Result<(), SelfTestError> {
     let kind = DeviceType::Network;
     let devices = virtio::find(kind, config.transport);

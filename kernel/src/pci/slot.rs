@@ -41,10 +41,8 @@ pub struct Slot {
     capability: u8,
 }
 
-/// What a slot says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotState {
-    /// A device is in it.
     pub is_present: bool,
     /// One came or went since the last look.
     pub has_changed: bool,
@@ -83,7 +81,6 @@ impl Slot {
         PciAccess.write_word(self.port, at, control & 0xffff | EVENTS);
     }
 
-    /// Looks at it.
     pub fn look(&self) -> SlotState {
         let word = self.read(CONTROL_STATUS);
         if word & EVENTS != 0 {

@@ -65,7 +65,6 @@ impl Report {
     }
 }
 
-/// Where a connection is.
 #[derive(Default)]
 pub(crate) struct Connection {
     state: State,
@@ -143,7 +142,6 @@ impl Connection {
         matches!(self.state, State::Reporting(_))
     }
 
-    /// When [`Self::serve`] is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.deadline
     }

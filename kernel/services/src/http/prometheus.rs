@@ -3,11 +3,9 @@
 use alloc::string::String;
 use core::fmt::{self, Display, Write};
 
-/// A text under way.
 pub(super) struct Text(String);
 
 impl Text {
-    /// With room for so many bytes.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         Self(String::with_capacity(capacity))
     }

@@ -7,12 +7,13 @@ use super::status_code::StatusCode;
 /// More fields than any client has reason to send.
 const MAX_FIELDS: usize = 64;
 
-/// What a buffer holds.
 pub(super) enum Parsed<'a> {
-    /// The beginning of a request.
     Partial,
     /// A request, in the first `length` bytes.
-    Complete { length: usize, request: Request<'a> },
+    Complete {
+        length: usize,
+        request: Request<'a>,
+    },
     /// Something to be answered with this status before the connection closes.
     Refused(StatusCode),
 }

@@ -64,7 +64,6 @@ pub(super) struct Response {
     keep_alive: bool,
 }
 
-/// What a request is answered with.
 pub(super) enum Answer {
     Response(Response),
     Unreported(Unreported),
@@ -77,7 +76,6 @@ pub(super) struct Unreported {
     keep_alive: bool,
 }
 
-/// Answers a request.
 pub(super) fn answer(request: &Request<'_>) -> Answer {
     let head_only = request.method == "HEAD";
     let keep_alive = request.keep_alive;

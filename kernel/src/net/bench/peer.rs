@@ -24,7 +24,6 @@ use crate::virtio::{self, Device, OtherError};
 
 /// Descriptors of each queue, which that driver takes from its caller: QEMU's own number.
 const QUEUE: usize = 256;
-/// Length of a receive buffer in bytes.
 const BUFFER: usize = 2048;
 /// Bytes before a frame: the header of an offload, of which nothing is asked for.
 const HEADER: usize = 12;
@@ -33,10 +32,6 @@ type Nic = VirtIONetRaw<KernelHal, PciTransport, QUEUE>;
 type Buffer = [u8; BUFFER];
 
 /// Sends and receives, and prints one line, `kickpath: bench {json}`.
-///
-/// # Errors
-///
-/// [`BenchError`], when the device or that driver fails, or nobody answers.
 pub fn peer(config: &Config) -> Result<(), BenchError> {
     // Each on a device that is opened anew: that driver's decision to kick is wrong once
     // 65,536 buffers have been added to a queue, and it would wait for ever.
@@ -69,7 +64,6 @@ fn measure(
     ))
 }
 
-/// A device that is driven by that driver.
 struct Peer {
     nic: Nic,
     /// What it costs to read the time stamp counter, in its cycles.

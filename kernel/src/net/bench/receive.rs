@@ -15,10 +15,6 @@ use crate::net::gateway::{FRAME_LENGTH, Frame, Gateway};
 
 /// Receives answers of 60 bytes, in batches, one by one and in place, and prints one line,
 /// `kickpath: bench {json}`.
-///
-/// # Errors
-///
-/// [`BenchError`], when the device fails, or nobody answers.
 pub fn receive(nic: &mut Nic, config: &Config) -> Result<(), BenchError> {
     let gateway = Gateway::of(config, nic.info().mac);
     let batch = measure_taken(nic, &gateway, |nic| {
@@ -84,7 +80,6 @@ fn round(
     Ok(end - start)
 }
 
-/// Sends a frame so many times.
 fn send(nic: &mut Nic, frame: &Frame, times: u16) -> Result<(), BenchError> {
     let (_, tx) = nic.queues()?;
     tx.reclaim();
@@ -98,7 +93,6 @@ fn send(nic: &mut Nic, frame: &Frame, times: u16) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Waits until so many frames have come.
 fn wait(nic: &mut Nic, frames: u16) -> Result<(), BenchError> {
     let is_there = || {
         nic.snapshots().any(|queue| {

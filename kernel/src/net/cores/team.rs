@@ -32,7 +32,6 @@ const MAIL: usize = FRAMES + MAX_CPUS + 16;
 pub enum Mail {
     /// A frame that concerns every core.
     Frame(Box<[u8]>),
-    /// To be looked up.
     Stray(Stray),
     /// The IPv4 address of all; from another core to the first one, that it has it.
     Ipv4(Ipv4State),
@@ -47,7 +46,6 @@ pub struct Stray {
     others: usize,
 }
 
-/// What a core works with.
 pub struct Assignment {
     pub pair: TakenPair<KernelHal>,
     pub info: DeviceInfo,
@@ -64,7 +62,6 @@ pub struct CoreReport {
     pub device: Stats,
     /// What its pairs have counted since boot.
     pub pair: Stats,
-    /// Its queues.
     pub queues: heapless::Vec<QueueSnapshot, 3>,
 }
 
