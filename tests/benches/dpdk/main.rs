@@ -11,11 +11,11 @@
 //!
 //!     cargo bench -p kickpath-tests --bench dpdk -- [--only CASE] [--pairs N] [--frames N] [--json]
 //!
-//! The drivers have the second CPU, so that this tells where the cycles of both go:
+//! This tells where the cycles of both go:
 //!
-//!     perf record -e cpu-clock -F 5000 -C 1 -- cargo bench -p kickpath-tests --bench dpdk -- \
-//!         --only 'send, bursts of 32, split' --pairs 3
-//!     perf report --sort comm,symbol
+//!     perf record -e cpu-clock -F 8000 -- cargo bench -p kickpath-tests --bench dpdk -- \
+//!         --only 'receive, bursts of 1, split' --pairs 2 --frames 3000000
+//!     perf report --sort comm,dso,symbol
 
 #[cfg(target_arch = "x86_64")]
 mod back_end;
