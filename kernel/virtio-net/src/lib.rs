@@ -4,7 +4,7 @@
 //!
 //! In the order of a packet's way out: [`net::VirtioNet`] ->
 //! [`net::tx::TxSlot::start_xmit`] -> [`queue::PositionalRing::add`] ->
-//! [`queue::Virtqueue::kick`] -> [`doorbell::Doorbell::ring`], and how it all
+//! [`queue::Virtqueue::kick`] -> [`doorbell::Notify::ring`], and how it all
 //! was set up: [`vectors`]. Items name the Linux function that they
 //! answer to, also as search aliases.
 #![cfg_attr(not(test), no_std)]
