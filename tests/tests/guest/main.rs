@@ -58,6 +58,7 @@ mod super_frames;
 mod trace;
 mod transmit_queue;
 mod transports;
+mod untraced;
 mod vmm;
 mod watchdog;
 
@@ -116,6 +117,7 @@ fn main() -> ExitCode {
     disks::add(&mut suite);
     endings::add(&mut suite);
     transports::add(&mut suite);
+    untraced::add(&mut suite);
     idle::add(&mut suite);
     boot::add_clocks(&mut suite);
     devices::add(&mut suite);
