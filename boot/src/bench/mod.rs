@@ -105,6 +105,7 @@ struct GuestLine {
     tx: Sums,
     tx_each: Sums,
     tx_copied: Sums,
+    tx_offloaded: Sums,
 }
 
 /// The guest's line about frames received.
@@ -148,6 +149,8 @@ pub struct DriverTx {
     pub per_packet: PerPacket,
     /// Per packet of those, one by one.
     pub each: PerPacket,
+    /// The same, and the device fills in a checksum if it has agreed to.
+    pub offloaded: PerPacket,
     /// Per packet of 60 bytes that are copied in, in batches.
     pub copied: PerPacket,
     /// Per packet of 60 bytes received, checked and copied out, in batches.
@@ -160,10 +163,14 @@ pub struct DriverTx {
 
 impl DriverTx {
     /// What is done with a frame, and what that costs.
-    fn ways(&self) -> [(&'static str, PerPacket); 6] {
+    fn ways(&self) -> [(&'static str, PerPacket); 7] {
         [
             ("sent", self.per_packet),
             ("sent, one by one", self.each),
+            (
+                "sent with a checksum to fill in, one by one",
+                self.offloaded,
+            ),
             ("copied in and sent", self.copied),
             ("received and copied out", self.received),
             ("received, one by one", self.received_each),
@@ -460,6 +467,7 @@ fn driver_lines(sent: &str, received: &str) -> Result<DriverTx, String> {
         tx,
         tx_each,
         tx_copied,
+        tx_offloaded,
     } = parse_line(sent)?;
     let RxLine {
         rx,
@@ -470,6 +478,7 @@ fn driver_lines(sent: &str, received: &str) -> Result<DriverTx, String> {
         (tx, sent),
         (tx_each, sent),
         (tx_copied, sent),
+        (tx_offloaded, sent),
         (rx, received),
         (rx_each, received),
         (rx_in_place, received),
@@ -482,6 +491,7 @@ fn driver_lines(sent: &str, received: &str) -> Result<DriverTx, String> {
         sums: tx,
         per_packet: tx.per_packet(),
         each: tx_each.per_packet(),
+        offloaded: tx_offloaded.per_packet(),
         copied: tx_copied.per_packet(),
         received: rx.per_packet(),
         received_each: rx_each.per_packet(),
@@ -607,13 +617,15 @@ mod tests {
         let sums = "{\"packets\":6400,\"instructions\":243200,\"kicks\":100,\
                     \"register_accesses\":100,\"heap_allocations\":0,\"new\":1}";
         let line = format!(
-            "[ 0.12] INFO kickpath: bench {{\"tx\":{sums},\"tx_each\":{sums},\"tx_copied\":{sums}}}"
+            "[ 0.12] INFO kickpath: bench {{\"tx\":{sums},\"tx_each\":{sums},\"tx_copied\":{sums},\
+             \"tx_offloaded\":{sums}}}"
         );
         let rx =
             format!("kickpath: bench {{\"rx\":{sums},\"rx_each\":{sums},\"rx_in_place\":{sums}}}");
         let DriverTx {
             per_packet,
             each,
+            offloaded,
             copied,
             received,
             received_each,
@@ -622,8 +634,9 @@ mod tests {
         } = driver_lines(&line, &rx).unwrap();
         assert_eq!(per_packet.instructions, 38.0);
         assert_eq!(per_packet.kicks, 100.0 / 6400.0);
-        let ways = [each, copied, received, received_each, received_in_place];
+        let ways = [each, offloaded, copied, received, received_each];
         assert_eq!(ways, [per_packet; 5]);
+        assert_eq!(received_in_place, per_packet);
         for bad in [
             "",
             "kickpath: bench ",

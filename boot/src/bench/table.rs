@@ -95,6 +95,7 @@ pub(super) fn driver<W: Write>(story: &mut Story<W>, result: &DriverTx) -> io::R
     rows(story, &DRIVER_LIMITS, &result.per_packet)?;
     for (name, way) in [
         ("one by one", &result.each),
+        ("with a checksum", &result.offloaded),
         ("60 bytes copied in", &result.copied),
         ("60 bytes received", &result.received),
         ("received one by one", &result.received_each),
@@ -404,6 +405,7 @@ mod tests {
             sums,
             per_packet,
             each: per_packet,
+            offloaded: per_packet,
             copied: per_packet,
             received: per_packet,
             received_each: per_packet,
