@@ -109,6 +109,7 @@ fn a_translation_has_the_sections_blocks_pictures_links_and_figures_of_its_docum
     for [name, translation] in [
         ["README.md", "README.zh.md"],
         ["docs/kick-path.md", "docs/kick-path.zh.md"],
+        ["docs/lab.md", "docs/lab.zh.md"],
     ] {
         let text = |name| std::fs::read_to_string(workspace().join(name)).unwrap();
         let (document, translated) = (text(name), text(translation));
