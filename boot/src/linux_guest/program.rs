@@ -3,7 +3,11 @@
 //! needs no library and no compiler of its own: its machine code lies in this
 //! program, and becomes an executable by a header before it.
 
-use crate::wire::{CHARGEN_PORT, DISCARD_PORT, ECHO_PORT};
+use crate::wire::{CHARGEN_PERIOD, CHARGEN_PORT, DISCARD_PORT, ECHO_PORT, chargen};
+
+/// Bytes that are read or written at a time: as often as it fits into 64 KiB, the text of
+/// RFC 864.
+const PIECE: usize = 9 * CHARGEN_PERIOD;
 
 /// What the program does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +16,7 @@ pub enum Service {
     Echo,
     /// Reads what comes by TCP.
     Discard,
-    /// Writes by TCP without end.
+    /// Writes the text of RFC 864 by TCP without end.
     Chargen,
 }
 
@@ -68,6 +72,9 @@ pub fn program(service: Service, port: u16) -> Vec<u8> {
     code.truncate(code.len() - 6);
     code.extend(port.to_be_bytes());
     code.extend([kind.to_le_bytes(), call.to_le_bytes()].concat());
+    if service == Service::Chargen {
+        code.extend((0..PIECE).map(chargen));
+    }
     let length = HEADERS + code.len() as u64;
     // ELF of 64 bits, little-endian.
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
@@ -154,11 +161,10 @@ std::arch::global_asm!(
     "mov edi, ebx",
     "mov esi, 64",
     "syscall",
-    // 64 KiB of the letter k
-    "mov rdi, rsp",
-    "mov ecx, 65536",
-    "mov al, 0x6b",
-    "rep stosb",
+    // What is written lies behind the code.
+    "lea r14, [rip + 9f]",
+    "cmp r13d, 44",
+    "cmovne r14, rsp",
     // r12d = accept(ebx, 0, 0)
     "5:",
     "mov eax, 43",
@@ -169,12 +175,12 @@ std::arch::global_asm!(
     "test eax, eax",
     "js 5b",
     "mov r12d, eax",
-    // recvfrom or sendto(r12d, rsp, 65536, MSG_NOSIGNAL, 0, 0), until it is no number of bytes
+    // recvfrom or sendto(r12d, r14, PIECE, MSG_NOSIGNAL, 0, 0), until it is no number of bytes
     "2:",
     "mov eax, r13d",
     "mov edi, r12d",
-    "mov rsi, rsp",
-    "mov edx, 65536",
+    "mov rsi, r14",
+    "mov edx, {piece}",
     "mov r10d, 0x4000",
     "xor r8d, r8d",
     "xor r9d, r9d",
@@ -193,8 +199,10 @@ std::arch::global_asm!(
     ".short 0",
     "8:",
     ".short 0",
+    "9:",
     "kickpath_service_end:",
     ".popsection",
+    piece = const PIECE,
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -287,7 +295,7 @@ mod tests {
             let mut stream = until(|| TcpStream::connect(("127.0.0.1", port)));
             let mut read = vec![0; 200_000];
             stream.read_exact(&mut read).unwrap();
-            assert!(read.iter().all(|byte| *byte == b'k'));
+            assert!(read.into_iter().eq((0..200_000).map(chargen)));
         }
     }
 }

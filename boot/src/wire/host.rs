@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -172,7 +173,7 @@ fn connect(to: SocketAddr, bound: Duration, deadline: Instant) -> Result<TcpStre
 
 /// A byte of the character generator's text (RFC 864): lines of 72 of the 95 printable
 /// characters, each beginning one further on.
-fn chargen(position: usize) -> u8 {
+pub(crate) fn chargen(position: usize) -> u8 {
     let (line, column) = (position / 74, position % 74);
     match column {
         72 => b'\r',
@@ -180,6 +181,29 @@ fn chargen(position: usize) -> u8 {
         // Below 127.
         _ => b' ' + ((line + column) % 95) as u8,
     }
+}
+
+/// Bytes after which the text begins anew.
+pub(crate) const CHARGEN_PERIOD: usize = 95 * 74;
+
+/// Where the first byte is that is not the text's. `read` begins at this position.
+fn differs(position: usize, read: &[u8]) -> Option<usize> {
+    static TEXT: LazyLock<Vec<u8>> = LazyLock::new(|| (0..CHARGEN_PERIOD).map(chargen).collect());
+    let (mut at, mut rest) = (position, read);
+    while !rest.is_empty() {
+        let text = &TEXT[at % CHARGEN_PERIOD..];
+        let length = text.len().min(rest.len());
+        let (piece, behind) = rest.split_at(length);
+        // A whole piece at a time: this is as fast as memory is.
+        if piece != &text[..length] {
+            return (at..)
+                .zip(piece)
+                .find(|(at, byte)| chargen(*at) != **byte)
+                .map(|(at, _)| at);
+        }
+        (at, rest) = (at + length, behind);
+    }
+    None
 }
 
 impl HostSockets {
@@ -203,9 +227,8 @@ impl HostSockets {
                     let what = what.clone();
                     return Err(WireError::Closed { what, after });
                 }
-                let text = (after..).map(chargen).zip(&buffer[..more]);
-                if let Some((at, _)) = text.enumerate().find(|(_, (text, got))| text != *got) {
-                    let difference = format!("byte {} is not of RFC 864's text", after + at);
+                if let Some(at) = differs(after, &buffer[..more]) {
+                    let difference = format!("byte {at} is not of RFC 864's text");
                     let what = what.clone();
                     return Err(WireError::Content { what, difference });
                 }

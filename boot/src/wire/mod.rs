@@ -28,6 +28,7 @@ pub use capture::Capture;
 pub use dgram::{Dgram, WireCounters};
 pub use far_end::{Echo, FarEnd, PingReport, WireError};
 pub use host::{BURST, Bursts, HostSockets};
+pub(crate) use host::{CHARGEN_PERIOD, chargen};
 pub use peer::Peer;
 pub use plan::{Plan, PlanError};
 pub use record::{FrameLog, LoggedFrame, Recorder};

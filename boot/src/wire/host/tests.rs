@@ -128,3 +128,25 @@ fn what_this_end_cannot_do_is_said() {
     let error = nowhere.udp_echo(GUEST, 1, BOUND).unwrap_err();
     assert!(matches!(error, WireError::System { .. }), "{error}");
 }
+
+#[test]
+fn the_first_byte_that_is_not_the_texts_is_named() {
+    let text: Vec<u8> = (0..3 * CHARGEN_PERIOD).map(chargen).collect();
+    for position in [0, 1, 73, CHARGEN_PERIOD - 1, CHARGEN_PERIOD, 20_000] {
+        let read: Vec<u8> = text
+            .iter()
+            .cycle()
+            .skip(position)
+            .take(15_000)
+            .copied()
+            .collect();
+        assert_eq!(differs(position, &read), None);
+        for at in [0, 1, 7_029, 7_030, 14_999] {
+            let mut wrong = read.clone();
+            wrong[at] ^= 1;
+            assert_eq!(differs(position, &wrong), Some(position + at));
+        }
+        assert_eq!(differs(position + 1, &read), Some(position + 1));
+    }
+    assert_eq!(differs(5, &[]), None);
+}
