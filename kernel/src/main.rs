@@ -12,6 +12,7 @@ mod entry;
 mod fw_cfg;
 mod memory;
 mod net;
+#[cfg(feature = "peer")]
 mod other_drivers;
 mod pci;
 mod selftest;
@@ -83,7 +84,16 @@ extern "C" fn run() -> ! {
         selftest::run(config.selftest);
     }
 
-    if let Err(error) = other_drivers::run(&config) {
+    #[cfg(not(feature = "peer"))]
+    let other = match config.selftest {
+        SelfTest::Entropy | SelfTest::Block | SelfTest::Adapter => {
+            Err("this kernel is built without the feature `peer`")
+        }
+        _ => Ok(()),
+    };
+    #[cfg(feature = "peer")]
+    let other = other_drivers::run(&config);
+    if let Err(error) = other {
         log::error!("kickpath: selftest {}: {error}", config.selftest);
         arch::exit(Exit::Failure);
     }

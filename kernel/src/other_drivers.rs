@@ -15,7 +15,8 @@ use virtio_drivers::transport::{DeviceType, Transport as _};
 use virtio_net::net::NetError;
 
 use crate::memory::KernelHal;
-use crate::virtio::{self, Interface, KernelTransport, OtherError};
+use crate::virtio::other::OtherError;
+use crate::virtio::{self, Interface, KernelTransport};
 use crate::virtio_mmio::OpenError;
 
 /// Sizes of those drivers' queues.

@@ -1,16 +1,16 @@
 //! The machine's virtio devices of a kind, on whatever bus, and the interfaces
 //! by which each can be driven.
 
+#[cfg(feature = "peer")]
+pub mod other;
+
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
 use kickpath_abi::config::Transport as Wanted;
-use virtio_drivers::transport::mmio::MmioTransport;
-use virtio_drivers::transport::pci::PciTransport;
-use virtio_drivers::transport::pci::bus::{BarInfo, Command};
-use virtio_drivers::transport::{DeviceType, SomeTransport, Transport as _};
+use virtio_drivers::transport::{DeviceType, Transport as _};
 use virtio_net::transport::any::AnyTransport;
 use virtio_net::transport::legacy_pci::LegacyPciTransport;
 use virtio_net::transport::mmio::Version;
@@ -19,7 +19,7 @@ use virtio_net::transport::structures::{Location, Structures};
 use virtio_net::transport::{Ports, TransportError, X86Ports};
 
 use crate::arch::interrupts::Line;
-use crate::memory::{KernelHal, MapError, map_mmio};
+use crate::memory::KernelHal;
 use crate::pci::{self, PciAccess, VirtioFunction};
 use crate::virtio_mmio::{self, MmioDevice, OpenError};
 
@@ -41,18 +41,6 @@ pub enum Interface {
     Modern(Structures),
     /// virtio-mmio, registers at this address.
     Mmio(u64, Version),
-}
-
-/// Why a transport of `virtio-drivers` itself does not take a device.
-#[derive(Debug, thiserror::Error)]
-pub enum OtherError {
-    #[error(transparent)]
-    Unmappable(#[from] MapError),
-    #[error("{0}")]
-    Refused(String),
-    #[cfg(feature = "peer")]
-    #[error("the device is not on PCI")]
-    NoPci,
 }
 
 /// The devices of a kind: PCI's, or where there is none (or none is `wanted`)
@@ -117,37 +105,6 @@ impl Device {
                 AnyTransport::LegacyPci(transport?)
             }
         })
-    }
-
-    /// Takes the device by a transport of `virtio-drivers` itself, which speaks no
-    /// legacy virtio-pci.
-    pub fn open_other(&self) -> Result<SomeTransport<'static>, OtherError> {
-        match self {
-            Self::Pci(found) => {
-                let location = found.function.location;
-                // That transport does not ask whether its registers can be mapped.
-                for bar in found.bars.iter().flatten() {
-                    if let BarInfo::Memory { address, size, .. } = *bar {
-                        map_mmio(address, size)?;
-                    }
-                }
-                let mut root = pci::root();
-                let (_, command) = root.get_status_command(location);
-                let wanted = Command::MEMORY_SPACE | Command::BUS_MASTER;
-                root.set_command(location, command | wanted);
-                let transport = PciTransport::new::<KernelHal, _>(&mut root, location);
-                let transport = transport.map_err(|error| OtherError::Refused(error.to_string()));
-                Ok(transport?.into())
-            }
-            Self::Mmio(place, _) => {
-                let registers = map_mmio(place.address, place.size as u64)?;
-                // SAFETY: these are virtio-mmio registers, as `find` has seen, mapped
-                // for good; the device that it opened to see that is closed.
-                let transport = unsafe { MmioTransport::new(registers.cast(), place.size) };
-                let transport = transport.map_err(|error| OtherError::Refused(error.to_string()));
-                Ok(transport?.into())
-            }
-        }
     }
 
     /// Vendor and device id, such as `1af4:1000`; virtio-mmio has none, only a

@@ -14,7 +14,7 @@ use kickpath_abi::status::Status;
 use serde_json::json;
 
 use crate::Way;
-use crate::setup::{qemu_is_at_least, setup};
+use crate::setup::{kernel_with_peer, qemu_is_at_least, setup};
 
 /// The line that the guest prints when it serves.
 pub const UP: &str = "kickpath: up";
@@ -39,6 +39,7 @@ pub struct Spec {
     dhcp_server: bool,
     router: bool,
     bound: Duration,
+    peer: bool,
     edits: Vec<Edit>,
 }
 
@@ -53,6 +54,7 @@ impl Spec {
             dhcp_server: true,
             router: true,
             bound: Duration::from_secs(60),
+            peer: false,
             edits: Vec::new(),
         }
     }
@@ -107,6 +109,12 @@ impl Spec {
         self
     }
 
+    /// Takes the kernel that has `virtio-drivers`' own drivers as well.
+    pub fn with_peer(mut self) -> Self {
+        self.peer = true;
+        self
+    }
+
     /// Changes the network device.
     pub fn nic(self, edit: impl FnOnce(&mut Nic) + Send + 'static) -> Self {
         self.edit(|machine| {
@@ -135,8 +143,11 @@ impl Spec {
     /// The machine on this cable.
     fn machine(self, net: kickpath::qemu::Net, plan: &Plan) -> Result<Machine> {
         let setup = setup()?;
-        let kernel = Boot::Kernel(setup.kernel.clone());
-        let mut machine = Machine::new(&setup.qemu, self.kind, self.accel, kernel);
+        let kernel = match self.peer {
+            true => kernel_with_peer()?.0,
+            false => setup.kernel.clone(),
+        };
+        let mut machine = Machine::new(&setup.qemu, self.kind, self.accel, Boot::Kernel(kernel));
         let mut nic = Nic::new(net);
         plan.configure(&mut machine.config);
         self.way.apply(&mut machine, &mut nic);

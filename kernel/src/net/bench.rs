@@ -60,7 +60,7 @@ pub enum BenchError {
     NoAnswer,
     #[cfg(feature = "peer")]
     #[error(transparent)]
-    Transport(#[from] crate::virtio::OtherError),
+    Transport(#[from] crate::virtio::other::OtherError),
     #[cfg(feature = "peer")]
     #[error("virtio-drivers: {0}")]
     Peer(#[from] virtio_drivers::Error),

@@ -20,20 +20,20 @@ const SECTORS: usize = 64;
 const INVERTED: usize = 3;
 
 pub fn add(suite: &mut Suite) {
-    let entropy = Spec::pc()
+    let entropy = pc()
         .config(|config| config.selftest = SelfTest::Entropy)
         .extra(&["-device", "virtio-rng-pci,disable-modern=on"]);
     suite.launch("other_drivers::entropy", entropy, |lab| {
         works_or_is_refused(lab, "selftest entropy: ").map(drop)
     });
-    let modern = Spec::new(Kind::Q35)
+    let modern = with_peer(Kind::Q35)
         .config(|config| config.selftest = SelfTest::Entropy)
         .extra(&["-device", "virtio-rng-pci,disable-legacy=on"]);
     suite.launch("other_drivers::entropy_modern", modern, |lab| {
         expect_success(lab, &["modern PCI", "selftest entropy: "])
     });
     for (name, version, legacy) in [("v1", "version 1", true), ("v2", "version 2", false)] {
-        let mmio = Spec::new(Kind::Microvm)
+        let mmio = with_peer(Kind::Microvm)
             .config(|config| config.selftest = SelfTest::Entropy)
             .nic(move |nic| nic.mmio_legacy = legacy)
             .extra(&["-device", "virtio-rng-device"]);
@@ -45,25 +45,25 @@ pub fn add(suite: &mut Suite) {
     block(
         suite,
         "block",
-        Spec::pc(),
+        pc(),
         "virtio-blk-pci,disable-modern=on,queue-size=16",
     );
-    let modern = Spec::pc().config(|config| config.transport = Transport::Modern);
+    let modern = pc().config(|config| config.transport = Transport::Modern);
     block(suite, "block_modern", modern, "virtio-blk-pci");
-    let mmio = Spec::new(Kind::Microvm);
+    let mmio = with_peer(Kind::Microvm);
     block(suite, "block_mmio", mmio, "virtio-blk-device");
     // The other way round: our driver, their transports.
     for (name, spec, expected) in [
-        ("pc", Spec::pc(), "1000 answers by PciTransport"),
-        ("q35", Spec::new(Kind::Q35), "1000 answers by PciTransport"),
+        ("pc", pc(), "1000 answers by PciTransport"),
+        ("q35", with_peer(Kind::Q35), "1000 answers by PciTransport"),
         (
             "mmio_v1",
-            Spec::new(Kind::Microvm).nic(|nic| nic.mmio_legacy = true),
+            with_peer(Kind::Microvm).nic(|nic| nic.mmio_legacy = true),
             "1000 answers by MmioTransport",
         ),
         (
             "mmio_v2",
-            Spec::new(Kind::Microvm),
+            with_peer(Kind::Microvm),
             "1000 answers by MmioTransport",
         ),
     ] {
@@ -71,11 +71,25 @@ pub fn add(suite: &mut Suite) {
         let name = format!("other_drivers::their_transport_on_{name}");
         suite.launch(&name, spec, move |lab| expect_success(lab, &[expected]));
     }
+    suite.launch(
+        "other_drivers::are_in_no_other_kernel",
+        Spec::pc().config(|config| config.selftest = SelfTest::Adapter),
+        |lab| expect_failure(lab, &["built without the feature `peer`"]),
+    );
     for (name, selftest) in [("entropy", SelfTest::Entropy), ("block", SelfTest::Block)] {
-        let spec = Spec::pc().config(move |config| config.selftest = selftest);
+        let spec = pc().config(move |config| config.selftest = selftest);
         let name = format!("other_drivers::{name}_without_its_device_fails");
         suite.launch(&name, spec, |lab| expect_failure(lab, &["there is no"]));
     }
+}
+
+/// A machine whose kernel has those drivers.
+fn with_peer(kind: Kind) -> Spec {
+    Spec::new(kind).with_peer()
+}
+
+fn pc() -> Spec {
+    with_peer(Kind::Pc)
 }
 
 /// The driver inverts a sector of a disk that is this device.

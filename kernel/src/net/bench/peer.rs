@@ -20,7 +20,8 @@ use super::{ASK_EVERY, BURST, BenchError, DEPTH, PATIENCE_US, ROUNDS, WARM_UP, r
 use crate::arch::time;
 use crate::memory::{KernelHal, heap};
 use crate::net::gateway::{Frame, Gateway, unanswered};
-use crate::virtio::{self, Device, OtherError};
+use crate::virtio::other::OtherError;
+use crate::virtio::{self, Device};
 
 /// Descriptors of each queue, which that driver takes from its caller: QEMU's own number.
 const QUEUE: usize = 256;
