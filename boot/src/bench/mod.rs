@@ -167,10 +167,7 @@ impl DriverTx {
         [
             ("sent", self.per_packet),
             ("sent, one by one", self.each),
-            (
-                "sent with a checksum to fill in, one by one",
-                self.offloaded,
-            ),
+            ("sent, checksum asked for", self.offloaded),
             ("copied in and sent", self.copied),
             ("received and copied out", self.received),
             ("received, one by one", self.received_each),
