@@ -34,7 +34,10 @@ const BYTES: usize = 32;
 /// does not come, for the guest stands still.
 const SENT: Duration = Duration::from_millis(200);
 
-/// Kicks of other queues that may come before that of the transmit queue.
+/// Headers of Ethernet, IPv4 and UDP before the content, in bytes.
+const HEADERS: usize = 14 + 20 + 8;
+
+/// Kicks of other queues and for other frames that may come before that of the answer.
 const OTHER_KICKS: usize = 16;
 
 /// Seconds that a debugger may take for all commands.
@@ -178,16 +181,19 @@ pub fn stop(
             debugger.command(&format!("z{breakpoint}"))?;
             let queue = debugger.register(RDI)? as u16;
             if queue % 2 == 1 {
-                return Ok(queue);
+                let ring = Ring::of(&guest, queue, &status)?;
+                // The guest reports its multicast groups as well, when it likes.
+                if ring.has_answer(&guest)? {
+                    return Ok(ring);
+                }
             }
             debugger.step()?;
             debugger.command(&format!("Z{breakpoint}"))?;
             debugger.go()?;
         }
-        Err(anyhow::anyhow!("no kick was of a transmit queue"))
+        Err(anyhow::anyhow!("no kick was for the answer"))
     })();
-    let ring = stopped.and_then(|queue| Ring::of(&guest, queue, &status));
-    let ring = ring.map_err(|error| failed(format!("cannot stop it at its kick: {error:#}")))?;
+    let ring = stopped.map_err(|error| failed(format!("cannot stop it at its kick: {error:#}")))?;
     let connect = format!(
         "gdb -q {} -ex 'target remote {}'",
         quote(executable.as_os_str()),
@@ -254,6 +260,24 @@ impl Ring {
             avail_event: event,
             head,
         })
+    }
+}
+
+impl Ring {
+    /// Whether the newest frame is as long as the answer to the datagram. Of one whose header
+    /// has a descriptor of its own it is not known.
+    fn has_answer(&self, guest: &Guest) -> anyhow::Result<bool> {
+        let newest = u64::from(self.head.unwrap_or(self.next & 0x7fff));
+        let bytes = memory::read_physical(guest, self.descriptors + 16 * newest + 8, 4)?;
+        let length = bytes
+            .iter()
+            .rev()
+            .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        // `struct virtio_net_hdr` with and without `num_buffers`.
+        let headers = [10, 12];
+        Ok(headers
+            .iter()
+            .any(|header| [*header, header + HEADERS + BYTES].contains(&length)))
     }
 }
 
