@@ -47,16 +47,17 @@ fn against_linux() -> Result<()> {
             ensure!(range.contains(&counted), "{guest}, {what}: {counted}");
         }
     }
-    // One request at a time is one kick and one interrupt at least, of any driver: a second
-    // interrupt tells that the answer was sent.
+    // One request at a time is one kick and one interrupt, of any driver, or none where the
+    // other side still looks when it comes: that hangs on the host. A second interrupt tells
+    // that the answer was sent.
     for guest in ["kickpath", "linux"] {
         let kicks = cost(&echo(1), guest, "kicks")?;
-        ensure!(
-            (0.9..1.6).contains(&kicks),
-            "{guest}: {kicks} kicks an echo"
-        );
+        ensure!(0.0 < kicks && kicks < 1.6, "{guest}: {kicks} kicks an echo");
         let interrupts = cost(&echo(1), guest, "interrupts")?;
-        ensure!((0.8..2.2).contains(&interrupts), "{guest}: {interrupts}");
+        ensure!(
+            0.0 < interrupts && interrupts < 2.2,
+            "{guest}: {interrupts} interrupts an echo"
+        );
     }
     // A time is no verdict; that there is one is.
     let ways = report["times"]["ways"].as_array().context("times")?;
