@@ -122,7 +122,7 @@ fn serve_command(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 
 fn bench_command(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let settings = args.vmm.settings(&args.machine);
-    let on_kvm = bench::on_kvm::is_asked_for(&settings);
+    let on_kvm = settings.asks_for_kvm();
     let mut ticker = Ticker::new();
     let mut sink = |progress: Progress<'_>| ticker.show(progress);
     if args.guest == GuestArg::Linux {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Report, on_kvm, table};
+use super::{Report, table};
 use crate::session::{Layout, SessionError, Settings};
 use crate::terminal::Story;
 
@@ -138,7 +138,7 @@ pub struct Compared {
 
 /// The machine that is asked for, as a [`Baseline`] names it.
 pub fn machine(settings: &Settings) -> String {
-    let on = match on_kvm::is_asked_for(settings) {
+    let on = match settings.asks_for_kvm() {
         true => format!("{} on KVM, ", settings.vmm),
         false => String::new(),
     };

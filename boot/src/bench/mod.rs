@@ -287,7 +287,7 @@ pub fn prepare(
     dry_run: bool,
     sink: &mut Sink<'_>,
 ) -> Result<Prepared, SessionError> {
-    let counts_instructions = !on_kvm::is_asked_for(settings);
+    let counts_instructions = !settings.asks_for_kvm();
     match counts_instructions {
         true => check(settings)?,
         false => on_kvm::check(settings)?,

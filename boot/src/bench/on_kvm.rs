@@ -12,10 +12,8 @@ use super::baseline::{Comparison, Count, Counted};
 use super::load::{Loaded, Measured, SIZE};
 use super::table::{self, number};
 use super::tap::What;
-use crate::accel::AccelChoice;
 use crate::command::{Progress, Sink};
 use crate::install::IPROUTE2;
-use crate::qemu::Vmm;
 use crate::session::{Mismatch, NetChoice, SessionError, Settings, require};
 use crate::terminal::Story;
 use crate::trace::kvm::HostTrace;
@@ -87,11 +85,6 @@ pub struct Report {
     /// Beside another run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Comparison>,
-}
-
-/// Whether KVM is to run the guest.
-pub fn is_asked_for(settings: &Settings) -> bool {
-    settings.vmm != Vmm::Qemu || settings.accel == AccelChoice::Kvm
 }
 
 /// Whether the VMM can do what was asked for.

@@ -105,3 +105,10 @@ pub struct Settings {
     /// Whether anything may be installed.
     pub policy: Policy,
 }
+
+impl Settings {
+    /// Whether KVM is asked for by name, or by a VMM that has nothing else.
+    pub fn asks_for_kvm(&self) -> bool {
+        self.vmm != Vmm::Qemu || self.accel == AccelChoice::Kvm
+    }
+}
