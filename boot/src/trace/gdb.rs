@@ -172,10 +172,11 @@ pub fn stop(
         let mut debugger = Debugger::attach(&guest, &socket)?;
         let breakpoint = format!("1,{:x},1", kick.address);
         debugger.command(&format!("Z{breakpoint}"))?;
-        debugger.go()?;
-        // Its answer does not come.
-        let _ = far.udp_echo(up.ip(), BYTES, SENT);
         for _ in 0..OTHER_KICKS {
+            debugger.go()?;
+            // Its answer does not come. Another is sent each time: the one before may have
+            // gone out by the kick of another frame.
+            let _ = far.udp_echo(up.ip(), BYTES, SENT);
             debugger.stopped()?;
             // The breakpoint would stop it before this very instruction again.
             debugger.command(&format!("z{breakpoint}"))?;
@@ -189,7 +190,6 @@ pub fn stop(
             }
             debugger.step()?;
             debugger.command(&format!("Z{breakpoint}"))?;
-            debugger.go()?;
         }
         Err(anyhow::anyhow!("no kick was for the answer"))
     })();
@@ -261,23 +261,28 @@ impl Ring {
             head,
         })
     }
-}
 
-impl Ring {
-    /// Whether the newest frame is as long as the answer to the datagram. Of one whose header
-    /// has a descriptor of its own it is not known.
+    /// Whether a frame waits for the device that is as long as the answer to the datagram. Of
+    /// one whose header has a descriptor of its own it is not known.
     fn has_answer(&self, guest: &Guest) -> anyhow::Result<bool> {
         let newest = u64::from(self.head.unwrap_or(self.next & 0x7fff));
-        let bytes = memory::read_physical(guest, self.descriptors + 16 * newest + 8, 4)?;
-        let length = bytes
-            .iter()
-            .rev()
-            .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        let place = self.descriptors + 16 * newest + 8;
+        let bytes = memory::read_physical(guest, place, 8)?;
+        let [a, b, c, d, _, _, low, high] = *bytes.as_slice() else {
+            return Ok(false);
+        };
+        // A device that was still awake has taken it before the kick.
+        let waits = if self.packed {
+            let flags = u16::from_le_bytes([low, high]);
+            // Specification 2.8.1: of one that was used, AVAIL and USED are the same.
+            flags >> 7 & 1 != flags >> 15
+        } else {
+            self.driver_words[1] == self.next.wrapping_add(1)
+        };
+        let length = u32::from_le_bytes([a, b, c, d]) as usize;
         // `struct virtio_net_hdr` with and without `num_buffers`.
-        let headers = [10, 12];
-        Ok(headers
-            .iter()
-            .any(|header| [*header, header + HEADERS + BYTES].contains(&length)))
+        let is_long = |header| [header, header + HEADERS + BYTES].contains(&length);
+        Ok(waits && [10, 12].into_iter().any(is_long))
     }
 }
 

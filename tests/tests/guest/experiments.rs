@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kickpath::lab::{self, EXPERIMENTS, Experiment, Kernel, Options, Outcome, Report};
 use kickpath_tests::program::command;
 use kickpath_tests::{Suite, setup};
+
+use crate::compiled;
 
 pub fn add(suite: &mut Suite) {
     suite.test("experiments::the_fixes_put_it_right", fixes);
@@ -136,34 +137,7 @@ fn no_other_guest() -> Result<()> {
 
 /// The compiler's intermediate code of the driver.
 fn intermediate(tree: &Path, features: &str) -> Result<String> {
-    let file = tree.join("driver.mir");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args([
-            "rustc",
-            "--locked",
-            "--package",
-            "kickpath-virtio-net",
-            "--lib",
-        ])
-        .args(["--features", features, "--target-dir"])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/driver"))
-        .arg("--")
-        .arg(format!("--emit=mir={}", file.display()))
-        // Else the numbers of constants would depend on what was compiled before.
-        .env("CARGO_INCREMENTAL", "0")
-        .current_dir(tree)
-        .output()?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "cargo: {}\n{errors}",
-        output.status
-    );
-    let code = fs::read_to_string(&file)?;
-    // The next one must not be taken for it.
-    fs::remove_file(file)?;
-    Ok(code)
+    compiled::driver(tree, features, "mir", &[], &[])
 }
 
 /// Takes what has the feature out of every source below a directory. The lines stay, empty,

@@ -12,6 +12,7 @@ mod bench;
 mod boot;
 mod bzimage;
 mod checksums;
+mod compiled;
 mod connections;
 mod control;
 mod devices;

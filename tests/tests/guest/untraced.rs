@@ -3,11 +3,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Result, ensure};
 use kickpath::lab;
 use kickpath_tests::Suite;
+
+use crate::compiled;
 
 /// Every call of the data path, so that the compiler makes code of it.
 const DATA_PATH: &str = r#"
@@ -133,40 +134,13 @@ fn take_out(directory: &Path) -> Result<usize> {
 
 /// The machine code of the driver's functions, without the names that are counted by.
 fn functions(tree: &Path, features: &str) -> Result<Vec<String>> {
-    let file = tree.join("driver.s");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args([
-            "rustc",
-            "--locked",
-            "--package",
-            "kickpath-virtio-net",
-            "--lib",
-        ])
-        .args(["--features", features, "--target-dir"])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/driver"))
-        .args(["--config", "profile.dev.opt-level=3"])
-        .args(["--config", "profile.dev.debug=false"])
-        .args(["--config", "profile.dev.debug-assertions=false"])
-        .args([
-            "--",
-            "-Cpanic=abort",
-            "-Ccodegen-units=1",
-            "--cap-lints=allow",
-        ])
-        .arg(format!("--emit=asm={}", file.display()))
-        .env("CARGO_INCREMENTAL", "0")
-        .current_dir(tree)
-        .output()?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "cargo: {}\n{errors}",
-        output.status
-    );
-    let text = fs::read_to_string(&file)?;
-    // The next one must not be taken for it.
-    fs::remove_file(&file)?;
+    let config = [
+        "profile.dev.opt-level=3",
+        "profile.dev.debug=false",
+        "profile.dev.debug-assertions=false",
+    ];
+    let flags = ["-Cpanic=abort", "-Ccodegen-units=1", "--cap-lints=allow"];
+    let text = compiled::driver(tree, features, "asm", &config, &flags)?;
     let mut functions = Vec::new();
     let mut function: Option<String> = None;
     for line in text.lines() {
