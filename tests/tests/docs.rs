@@ -50,7 +50,8 @@ fn every_row_names_code_that_exists() {
 /// What a document and its translation must have in common, section by section, in this order.
 fn skeleton(text: &str) -> Vec<Vec<String>> {
     let mut sections = vec![Vec::new()];
-    let (mut block, mut linked) = (Vec::new(), BTreeSet::new());
+    let (mut block, mut told) = (Vec::new(), BTreeSet::new());
+    let (mut paragraphs, mut items) = (String::new(), 0);
     for line in text.lines().chain([""]) {
         if let Some(code) = line.strip_prefix("    ") {
             // A remark behind a line is in the reader's language.
@@ -70,26 +71,48 @@ fn skeleton(text: &str) -> Vec<Vec<String>> {
             ));
         }
         if line.starts_with('#') {
-            section.extend(std::mem::take(&mut linked));
+            told.extend(told_of(&std::mem::take(&mut paragraphs)));
+            section.extend(std::mem::take(&mut told));
+            section.push(format!("{} items", std::mem::take(&mut items)));
             let level = line.chars().take_while(|c| *c == '#').count();
             sections.push(vec![format!("a heading of level {level}")]);
             continue;
         }
         for link in line.split("](").skip(1) {
             let target = link.split_once(')').map_or(link, |(target, _)| target);
-            linked.insert(format!("a link or picture: {target}").replace(".zh.md", ".md"));
+            told.insert(format!("a link or picture: {target}").replace(".zh.md", ".md"));
         }
         if let Some(name) = line.strip_prefix("<!-- recorded: ") {
             section.push(name.replace(" in Chinese", ""));
         }
         if line.starts_with('|') {
-            let mut told: Vec<&str> = figures(line).chain(code(line)).collect();
-            told.sort_unstable();
-            section.push(format!("a row with {}", told.join(" and ")));
+            let mut cells: Vec<&str> = figures(line).chain(code(line)).collect();
+            cells.sort_unstable();
+            section.push(format!("a row with {}", cells.join(" and ")));
+        } else {
+            items += u32::from(is_item(line));
+            paragraphs += line;
+            paragraphs.push(' ');
         }
     }
-    sections.last_mut().expect("the same").extend(linked);
+    told.extend(told_of(&paragraphs));
+    let last = sections.last_mut().expect("the same");
+    last.extend(told);
+    last.push(format!("{items} items"));
     sections
+}
+
+/// What paragraphs of two languages have in common.
+fn told_of(paragraphs: &str) -> BTreeSet<String> {
+    let code = code(paragraphs).map(|code| format!("the code {code}"));
+    let figures = figures(paragraphs).map(|figure| format!("the figure {figure}"));
+    code.chain(figures).collect()
+}
+
+/// Whether a line begins an item of a list.
+fn is_item(line: &str) -> bool {
+    let rest = line.trim_start_matches(|c: char| c.is_ascii_digit());
+    line.starts_with("- ") || rest.len() < line.len() && rest.starts_with(". ")
 }
 
 /// The figures in a line, such as `1,000` and `0.05`.
@@ -104,13 +127,17 @@ fn code(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
 
+/// Documents and their translations.
+const TRANSLATED: [[&str; 2]; 4] = [
+    ["README.md", "README.zh.md"],
+    ["docs/kick-path.md", "docs/kick-path.zh.md"],
+    ["docs/lab.md", "docs/lab.zh.md"],
+    ["docs/performance.md", "docs/performance.zh.md"],
+];
+
 #[test]
-fn a_translation_has_the_sections_blocks_pictures_links_and_figures_of_its_document() {
-    for [name, translation] in [
-        ["README.md", "README.zh.md"],
-        ["docs/kick-path.md", "docs/kick-path.zh.md"],
-        ["docs/lab.md", "docs/lab.zh.md"],
-    ] {
+fn a_translation_has_the_sections_blocks_pictures_links_code_and_figures_of_its_document() {
+    for [name, translation] in TRANSLATED {
         let text = |name| std::fs::read_to_string(workspace().join(name)).unwrap();
         let (document, translated) = (text(name), text(translation));
         assert!(document.contains(&format!(
@@ -138,16 +165,56 @@ fn a_translation_has_the_sections_blocks_pictures_links_and_figures_of_its_docum
     }
 }
 
+/// A translation leads to translations, at places that are there; to an English document only
+/// where it says so, or where there is no other.
+#[test]
+fn a_translation_leads_to_translations() {
+    let mut followed = 0;
+    for [_, translation] in TRANSLATED {
+        let text = std::fs::read_to_string(workspace().join(translation)).unwrap();
+        let directory = Path::new(translation).parent().unwrap();
+        for (before, after) in text.match_indices("](").map(|(at, _)| text.split_at(at)) {
+            let target = after[2..].split(')').next().unwrap();
+            let (file, place) = target.split_once('#').unwrap_or((target, ""));
+            if !file.ends_with(".md") && !file.is_empty() {
+                continue;
+            }
+            let path = match file {
+                "" => workspace().join(translation),
+                file => workspace().join(directory).join(file),
+            };
+            let led = std::fs::read_to_string(&path);
+            let led = led.unwrap_or_else(|error| panic!("{translation} leads to {file}: {error}"));
+            let other = path.to_string_lossy().replace(".md", ".zh.md");
+            let is_other = before.ends_with("[English") || file.ends_with(".zh.md");
+            assert!(
+                is_other || file.is_empty() || !Path::new(&other).exists(),
+                "{translation} leads to {file}, which has a translation"
+            );
+            let anchor = format!("<a id=\"{place}\"></a>");
+            assert!(
+                place.is_empty() || !file.ends_with(".zh.md") || led.contains(&anchor),
+                "{translation} leads to {target}, which has no {anchor}"
+            );
+            followed += 1;
+        }
+    }
+    assert!(followed > 12, "{followed} links were followed");
+}
+
 #[test]
 fn a_skeleton_tells_of_what_differs() {
-    let text =
-        "# A\n\nWords, [a link](x.md).\n\n    cargo run  # a remark\n\n| 1,000 of 20 | `--x` |\n";
-    let same =
-        "# 甲\n\n[链接](x.zh.md)。\n\n    cargo run  # 注释\n\n| 20 个中的 1,000 个 | `--x` |\n";
+    let text = "# A\n\nWords of 30 `b`, [a link](x.md).\n- one\n\n    cargo run  # a remark\n\n\
+                | 1,000 of 20 | `--x` |\n";
+    let same = "# 甲\n\n30 个 `b`，[链接](x.zh.md)。\n- 一\n\n    cargo run  # 注释\n\n\
+                | 20 个中的 1,000 个 | `--x` |\n";
     assert_eq!(skeleton(text), skeleton(same));
     for (was, is) in [
         ("# 甲", "甲"),
         ("x.zh.md", "y.md"),
+        ("30", "31"),
+        ("`b`", "`c`"),
+        ("- 一", "一"),
         ("cargo run", "cargo test"),
         ("1,000", "1,001"),
         ("--x", "--y"),
