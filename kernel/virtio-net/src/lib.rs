@@ -35,6 +35,7 @@ mod model;
 pub mod moderation;
 pub mod net;
 mod patience;
+mod prefetch;
 pub mod queue;
 #[cfg(feature = "smoltcp")]
 pub mod smoltcp;

@@ -5,6 +5,7 @@ use core::ops::Range;
 use virtio_drivers::Hal;
 
 use super::{PositionalRing, UsedSlot};
+use crate::prefetch::{AHEAD, prefetch};
 use crate::queue::error::QueueError;
 use crate::queue::memory::Memory;
 use crate::queue::packed::Position;
@@ -55,6 +56,8 @@ impl<H: Hal> PositionalRing<H> {
                 if used.used_word() != position.used_word(slot) {
                     return None;
                 }
+                // To write, as in `quick_run`, while its buffer is copied.
+                prefetch::<true, _>(used);
                 used.read_length()
             }
         };
@@ -140,6 +143,10 @@ impl<H: Hal> PositionalRing<H> {
                 memory.descriptors(entries),
                 &mut take,
                 |slot, used| {
+                    // To write: it is read now, and written when its buffer is given back.
+                    if lengths.is_some() {
+                        prefetch::<true, _>(core::ptr::from_ref(used).wrapping_add(AHEAD));
+                    }
                     if used.used_word() == position.used_word(slot as u32) {
                         right(&|| used.read_length())
                     } else {
