@@ -105,12 +105,16 @@ impl Part for First {
         let changes = self.host.look_after_device();
         self.announce |= changes.contains(Changes::ANNOUNCE);
         if changes.contains(Changes::LINK) && self.is_link_up() {
+            if let Some(pair) = self.pair() {
+                pair.notify_again();
+            }
             stack.link_came_up(now());
         }
         if stack.take_addresses_changed() {
             self.filter(stack);
         }
-        if self.announce {
+        // The device may ask while the link is down, when no frame can go out.
+        if self.announce && self.is_link_up() {
             self.announce(stack);
         }
         true

@@ -35,6 +35,11 @@ impl Patience {
 }
 
 impl Wait {
+    /// How often [`Self::is_over`] was asked.
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks
+    }
+
     /// Whether it is over; if not, this is a moment to breathe.
     pub(crate) fn is_over(&mut self) -> bool {
         core::hint::spin_loop();

@@ -185,7 +185,7 @@ fn vlan(lab: &mut Lab, filters: bool) -> Result<()> {
     })
 }
 
-const ANNOUNCED: &str = "announced to the network";
+pub const ANNOUNCED: &str = "announced to the network";
 
 /// What QEMU lets through to the guest.
 pub fn rx_filter(lab: &Lab) -> Result<Value> {
@@ -261,7 +261,7 @@ fn filter(lab: &mut Lab) -> Result<()> {
     lab.check_services()
 }
 
-fn announce_self(lab: &Lab) -> Result<()> {
+pub fn announce_self(lab: &Lab) -> Result<()> {
     lab.peer.capture(256);
     let arguments = json!({ "initial": 20, "max": 100, "rounds": 3, "step": 20 });
     lab.guest.qmp("announce-self", arguments)?;

@@ -9,7 +9,7 @@ use kickpath::wire::peer::Connection;
 use kickpath_tests::{Lab, Spec, Suite};
 use serde_json::json;
 
-use crate::netconsole;
+use crate::{control, netconsole};
 
 const DOWN: &str = "the link is down";
 const UP: &str = "the link is up";
@@ -26,6 +26,11 @@ pub fn add(suite: &mut Suite) {
     suite.guest("link::nothing_is_sent_while_it_is_down", spec, |lab| {
         nothing_is_sent(lab)
     });
+    for (layout, packed) in [("split", "off"), ("packed", "on")] {
+        let name = format!("link::an_announcement_waits_for_it_{layout}");
+        let spec = Spec::pc().property("packed", packed);
+        suite.guest(&name, spec, announcement_waits);
+    }
     let spec = Spec::pc().config(|config| config.features_off = "status".into());
     suite.guest("link::a_guest_that_cannot_be_told_goes_on", spec, |lab| {
         set_link(lab, false)?;
@@ -71,6 +76,29 @@ fn nothing_is_sent(lab: &mut Lab) -> Result<()> {
         ensure!(lab.peer.counters().from_guest >= before + 2);
         lab.check_services()?;
     }
+    Ok(())
+}
+
+/// The device asks for an announcement while no frame can go out. QEMU would break over a frame
+/// that it drops from a packed ring.
+fn announcement_waits(lab: &mut Lab) -> Result<()> {
+    lab.wait_until_quiet(Duration::from_millis(200))?;
+    set_link(lab, false)?;
+    let from = lab.guest.wait_for_line(0, DOWN, lab.soon())?.number;
+    control::announce_self(lab)?;
+    // Several of QEMU's intervals.
+    std::thread::sleep(Duration::from_millis(300));
+    set_link(lab, true)?;
+    lab.guest.wait_for_line(from, UP, lab.soon())?;
+    lab.guest
+        .wait_for_line(from, control::ANNOUNCED, lab.soon())?;
+    let lines = lab.guest.console_since(from);
+    let place = |text| lines.iter().position(|line| line.text.contains(text));
+    ensure!(place(UP) < place(control::ANNOUNCED), "{lines:?}");
+    lab.check_services()?;
+    let report = lab.status()?;
+    ensure!(report.outages.recovered == 0, "{:?}", report.outages);
+    ensure!(report.counters.kicks_lost == 0, "{:?}", report.counters);
     Ok(())
 }
 

@@ -297,7 +297,7 @@ fn soak(options: &[&str]) -> Result<()> {
     let arguments = ["soak", "--minutes", "1", "--json", "--html", html];
     let text = run(&[&arguments, options].concat())?;
     let report: serde_json::Value = serde_json::from_str(&text)?;
-    ensure!(report["ok"] == true, "{report}");
+    ensure!(report["ok"] == true, "{}\n{report}", report["deviations"]);
     let work = report["work"].as_array().context("no work")?;
     ensure!(work.len() == 10, "{report}");
     // Packed rings are not made to lie, and a slow machine does not come to the third round.

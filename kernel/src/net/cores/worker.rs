@@ -120,7 +120,11 @@ impl Part for Worker {
         if self.is_recalled() {
             return false;
         }
-        self.link_up = self.team.link_up.get();
+        let link_up = self.team.link_up.get();
+        if link_up && !self.link_up {
+            self.assignment.pair.notify_again();
+        }
+        self.link_up = link_up;
         self.broken = self.assignment.pair.begin_poll().err();
         self.broken.is_none()
     }

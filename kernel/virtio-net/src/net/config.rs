@@ -37,6 +37,18 @@ pub(super) const DEFAULT_MTU: u16 = 1500;
 /// Smallest MTU that IPv4 allows, in bytes (Linux `ETH_MIN_MTU`).
 const MIN_MTU: u16 = 68;
 
+/// See [`VirtioNet::check_status`].
+pub(super) fn check_status(transport: &impl ConfigOps) -> Result<(), NetError> {
+    let status = transport.get_status();
+    if is_gone(status) {
+        return Err(TransportError::Gone.into());
+    }
+    match status.contains(DeviceStatus::DEVICE_NEEDS_RESET) {
+        true => Err(NetError::NeedsReset),
+        false => Ok(()),
+    }
+}
+
 /// Queue pairs that a device has at most (specification 5.1.5).
 const MAX_QUEUE_PAIRS: u16 = 0x8000;
 
@@ -90,14 +102,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     /// [`NetError::NeedsReset`]; [`NetError::Transport`] with
     /// [`TransportError::Gone`].
     pub fn check_status(&self) -> Result<(), NetError> {
-        let status = self.transport.get_status();
-        if is_gone(status) {
-            return Err(TransportError::Gone.into());
-        }
-        match status.contains(DeviceStatus::DEVICE_NEEDS_RESET) {
-            true => Err(NetError::NeedsReset),
-            false => Ok(()),
-        }
+        check_status(&self.transport)
     }
 
     fn read_mac(&mut self) -> Result<[u8; 6], NetError> {

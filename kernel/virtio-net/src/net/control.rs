@@ -27,6 +27,9 @@ pub(super) const CHAIN: u16 = 4;
 /// microseconds.
 pub(super) const PATIENCE: u64 = 5_000_000;
 
+/// Looks for an answer between two at the device's status.
+const STATUS_LOOKS: u64 = 1024;
+
 /// Where the parts of a command lie in the queue's memory, in bytes.
 mod area {
     pub const HEADER: usize = 0;
@@ -229,12 +232,14 @@ impl<H: Hal, N: Notify> ControlQueue<H, N> {
         }))
     }
 
-    /// Sends a command and waits for its answer (Linux `virtnet_send_command`).
+    /// Sends a command and waits for its answer, as long as the device is not broken
+    /// (Linux `virtnet_send_command`).
     #[doc(alias = "virtnet_send_command")]
     pub(super) fn execute(
         &mut self,
         command: &Command<'_>,
         patience: Patience,
+        is_broken: impl Fn() -> bool,
     ) -> Result<(), ControlError> {
         let name = command.name();
         if self.given_up {
@@ -244,7 +249,7 @@ impl<H: Hal, N: Notify> ControlQueue<H, N> {
             .write(command)
             .ok_or(ControlError::TooLong { command: name })?;
         self.send(lengths)
-            .and_then(|()| self.wait(name, patience))
+            .and_then(|()| self.wait(name, patience, is_broken))
             .inspect_err(|_| self.given_up = true)?;
         // SAFETY: the answer lies within the memory, which this queue owns.
         match unsafe { self.pointer(area::ANSWER).read_volatile() } {
@@ -298,8 +303,13 @@ impl<H: Hal, N: Notify> ControlQueue<H, N> {
         Ok(())
     }
 
-    /// Waits for the answer, not for ever.
-    fn wait(&mut self, command: &'static str, patience: Patience) -> Result<(), ControlError> {
+    /// Waits for the answer, not for ever, nor for a device that broke.
+    fn wait(
+        &mut self,
+        command: &'static str,
+        patience: Patience,
+        is_broken: impl Fn() -> bool,
+    ) -> Result<(), ControlError> {
         let mut wait = patience.start();
         while self
             .queue
@@ -308,7 +318,8 @@ impl<H: Hal, N: Notify> ControlQueue<H, N> {
             .map_err(ControlError::Queue)?
             .is_none()
         {
-            if wait.is_over() {
+            // The device's status is asked for now and then: it costs an exit.
+            if wait.is_over() || (wait.looks().is_multiple_of(STATUS_LOOKS) && is_broken()) {
                 return Err(ControlError::NoAnswer { command });
             }
         }

@@ -236,9 +236,10 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
     pub fn command(&mut self, command: &Command<'_>) -> Result<(), NetError> {
         let feature = command.feature();
         let open = self.open.as_mut().ok_or(NetError::NotOpen)?;
+        let is_broken = || config::check_status(&self.transport).is_err();
         match &mut open.control {
             Some(control) if self.info.negotiated.contains(feature) => control
-                .execute(command, self.patience)
+                .execute(command, self.patience, is_broken)
                 .map_err(NetError::Control),
             _ => Err(NetError::Control(ControlError::NotNegotiated {
                 command: command.name(),

@@ -93,9 +93,7 @@ impl<H: Hal, N: Notify> QueuePair<H, N> {
             Verdict::Prod => {
                 let queue = tx.queue.ring().queue();
                 log::warn!("queue {queue}: {outstanding} frames do not move; notified again");
-                if !tx.kick() {
-                    tx.queue.notify();
-                }
+                tx.notify_again();
             }
             Verdict::Stuck(looks) => {
                 let reason = BrokenReason::Stuck { outstanding, looks };
@@ -110,6 +108,14 @@ impl<H: Hal, N: Notify> QueuePair<H, N> {
                     .break_down(BrokenReason::NoInterrupt { looks }),
             );
         }
+    }
+
+    /// Tells the device of what is to be sent, even if it wants no notification. To be
+    /// called when the link comes up: QEMU 7.2 drops what a packed ring holds while
+    /// it is down, and leaves notifications off (its `virtqueue_packed_drop_all`).
+    #[cold]
+    pub fn notify_again(&mut self) {
+        self.tx.notify_again();
     }
 
     /// Frames received since the queue was made.

@@ -480,6 +480,14 @@ impl<H: Hal, N: Notify> TxQueue<H, N> {
         self.queue.kick()
     }
 
+    /// Kicks, and notifies the device even if it wants no notification.
+    #[cold]
+    pub(super) fn notify_again(&mut self) {
+        if !self.kick() {
+            self.queue.notify();
+        }
+    }
+
     /// Drops it after a reset of queue number `queue` of the device that gave this
     /// lease. Its memory goes, if it is that queue.
     pub(super) fn was_reset(mut self: Box<Self>, queue: u16, lease: &Lease) {

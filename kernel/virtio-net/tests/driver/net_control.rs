@@ -11,6 +11,7 @@ use virtio_net::vectors::Rung;
 use crate::support::control::{
     Behaviour, MULTICAST, OTHER_MULTICAST, Received, UNICAST, filter, received,
 };
+use crate::support::device::status;
 use crate::support::memory::pages_in_use;
 use crate::support::net::{CONTROL_SIZE, Machine, Net, feature, high, pattern, receive_all, send};
 
@@ -240,6 +241,25 @@ fn a_device_that_never_answers_is_given_up_once() {
         drop(net);
         machine.assert_nothing_left();
     }
+}
+
+/// A device that breaks over a command is not waited for.
+#[test]
+fn a_device_that_asks_for_a_reset_needs_not_answer() {
+    let mut machine = Machine::new(feature::IMPLEMENTED, 16);
+    let mut net = machine.open();
+    machine.device().control.behaviour = Behaviour::Silent;
+    machine.device().status |= status::NEEDS_RESET;
+    net.set_clock(micros);
+    let start = MICROS.get();
+    assert_eq!(
+        net.vlan_add(7),
+        Err(NetError::Control(ControlError::NoAnswer {
+            command: "VLAN_ADD"
+        }))
+    );
+    let waited = MICROS.get() - start;
+    assert!(waited < 200_000, "{waited} us");
 }
 
 /// A device that lies on the control queue loses that queue, and nothing else.

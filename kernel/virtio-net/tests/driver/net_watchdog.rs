@@ -37,6 +37,24 @@ fn with_frame(machine: &mut Machine) -> Net {
     net
 }
 
+/// QEMU leaves notifications off when it has dropped what a packed ring held.
+#[test]
+fn a_device_is_told_when_the_link_comes_up_though_it_asks_for_no_notification() {
+    for offered in [feature::ALL, feature::ALL & !feature::EVENT_IDX] {
+        let mut machine = Machine::new(offered, 16);
+        let mut net = with_frame(&mut machine);
+        machine.device().stay_awake(TX);
+        let before = kicks(&machine);
+        assert!(send(&mut net, &pattern(2, 100)));
+        net.kick();
+        assert_eq!(kicks(&machine), before);
+        net.pairs().next().unwrap().notify_again();
+        assert_eq!(kicks(&machine), before + 1);
+        assert_eq!(machine.run_transmit().len(), 2);
+        machine.assert_no_violation();
+    }
+}
+
 #[test]
 fn a_device_that_did_not_hear_is_told_again() {
     for offered in [feature::ALL, feature::ALL & !feature::EVENT_IDX] {
