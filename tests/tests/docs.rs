@@ -128,11 +128,12 @@ fn code(line: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Documents and their translations.
-const TRANSLATED: [[&str; 2]; 4] = [
+const TRANSLATED: [[&str; 2]; 5] = [
     ["README.md", "README.zh.md"],
     ["docs/kick-path.md", "docs/kick-path.zh.md"],
     ["docs/lab.md", "docs/lab.zh.md"],
     ["docs/performance.md", "docs/performance.zh.md"],
+    ["docs/robustness.md", "docs/robustness.zh.md"],
 ];
 
 #[test]

@@ -10,6 +10,7 @@ mod image;
 mod picture;
 mod record;
 mod text;
+mod translation;
 mod vmms;
 
 use std::collections::BTreeMap;

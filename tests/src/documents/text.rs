@@ -9,7 +9,7 @@ use kickpath::terminal::{Story, wrap};
 use kickpath::trace::timeline::{Delta, Layer, Phase, Step};
 use kickpath::trace::{Timeline, glossary, text};
 
-use super::{Runs, document, vmms};
+use super::{Runs, document, translation, vmms};
 
 /// The documents with blocks, or made as a whole.
 const WITH_BLOCKS: [&str; 5] = [
@@ -23,6 +23,8 @@ const GLOSSARIES: [(&str, Lang); 2] = [
     ("docs/glossary.md", Lang::En),
     ("docs/glossary.zh.md", Lang::Zh),
 ];
+/// Documents with tables that are made, and their Chinese editions.
+pub const TRANSLATED: [(&str, &str); 1] = [("docs/robustness.md", "docs/robustness.zh.md")];
 
 /// Columns of what a document shows of a run.
 const COLUMNS: usize = 96;
@@ -38,6 +40,14 @@ pub fn documents(runs: &Runs) -> Result<Vec<(&'static str, String)>> {
     for name in WITH_BLOCKS {
         let text = fill(&document(name)?, runs).with_context(|| name.to_owned())?;
         made.push((name, text));
+    }
+    for (name, chinese) in TRANSLATED {
+        let english = match made.iter().find(|(made, _)| *made == name) {
+            Some((_, text)) => text.clone(),
+            None => document(name)?,
+        };
+        let text = translation::fill(&document(chinese)?, &english);
+        made.push((chinese, text.with_context(|| chinese.to_owned())?));
     }
     Ok(made)
 }
