@@ -38,6 +38,11 @@ const LEGACY_HEADER: u32 = size_of::<Header>() as u32;
 /// And else, but with `VIRTIO_NET_F_HASH_REPORT`.
 const MERGEABLE_HEADER: u32 = size_of::<MergeableHeader>() as u32;
 
+/// Receive buffers that go back together while frames are polled for: their descriptors,
+/// four lines, are the driver's alone until then. Of a small ring each goes back at once,
+/// because a frame of 64 KiB may need them all.
+const TOGETHER: u16 = 16;
+
 /// Asks for the two lines of a header and a small frame, without waiting for the length.
 #[inline(always)]
 fn fetch(start: NonNull<u8>) {
@@ -303,6 +308,8 @@ impl<H: Hal, N: Notify> RxQueue<H, N> {
     #[must_use = "the caller must poll again, if so"]
     #[inline]
     pub fn enable_interrupts_after(&mut self, frames: u16) -> bool {
+        self.queue.ring_mut().refill();
+        self.publish();
         self.error.is_some() || self.queue.enable_interrupts_after(frames)
     }
 
@@ -591,13 +598,21 @@ impl<H: Hal, N: Notify> RxQueue<H, N> {
     }
 
     /// Gives the free buffers back to the device (specification 5.1.6.3; Linux
-    /// `try_fill_recv`), and tells it of them, if it wants to know.
+    /// `try_fill_recv`) once there are [`TOGETHER`], and tells it of them, if it wants to know.
     /// It does when it had none: then it may have frames for this queue waiting
     /// where they came in, and QEMU (7.2, `virtio_net_receive_rcu`) tries those
     /// again only when told of the queue there. So it is told of all.
     #[inline]
     pub fn kick(&mut self) {
-        self.queue.ring_mut().refill();
+        let ring = self.queue.ring_mut();
+        if ring.free() >= TOGETHER || ring.slots() < 4 * TOGETHER {
+            ring.refill();
+        }
+        self.publish();
+    }
+
+    #[inline]
+    fn publish(&mut self) {
         if self.queue.kick() {
             self.kick_others();
         }
