@@ -13,12 +13,12 @@ use virtio_net::net::{Features, Options, VirtioNet};
 use virtio_net::vectors::{NoInterrupts, Rung};
 
 use super::front_end::{SharedHal, VhostUser};
-use super::{Case, Direction};
+use super::{Case, Direction, SAMPLE};
 
 /// How long a measurement may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Cycles of a burst that are told apart from more.
+/// Cycles of a sample that are told apart from more.
 const LONGEST: usize = 1 << 16;
 
 static FRAME: [u8; 60] = {
@@ -68,7 +68,8 @@ fn measure_here(socket: &Path, case: Case, frames: u64) -> Result<f64> {
         Direction::Receive => receive,
     };
     let mut counted = 0;
-    let mut bursts = vec![0_u64; LONGEST];
+    let (mut frames_of_sample, mut cycles_of_sample) = (0, 0);
+    let mut samples = vec![0_u64; LONGEST];
     let deadline = Instant::now() + PATIENCE;
     while counted < frames {
         net.poll()?;
@@ -76,8 +77,13 @@ fn measure_here(socket: &Path, case: Case, frames: u64) -> Result<f64> {
         let count = burst(&mut net, case.burst)?;
         let took = cycles() - start;
         if count == case.burst {
-            bursts[LONGEST.min(took as usize + 1) - 1] += 1;
             counted += u64::from(count);
+            frames_of_sample += count;
+            cycles_of_sample += took;
+            if frames_of_sample == SAMPLE {
+                samples[LONGEST.min(cycles_of_sample as usize + 1) - 1] += 1;
+                (frames_of_sample, cycles_of_sample) = (0, 0);
+            }
         } else {
             for _ in 0..2000 {
                 std::hint::spin_loop();
@@ -88,7 +94,7 @@ fn measure_here(socket: &Path, case: Case, frames: u64) -> Result<f64> {
             );
         }
     }
-    Ok(median(&bursts) / f64::from(case.burst))
+    Ok(median(&samples) / f64::from(SAMPLE))
 }
 
 /// The time stamp counter, when all that was done before has reached the memory:

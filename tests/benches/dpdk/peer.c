@@ -1,6 +1,6 @@
 /* The other side of the comparison: DPDK's own guest driver, virtio-user, measured as ours is.
  * Usage: peer [EAL options] -- tx|rx BURST FRAMES
- * Prints the median of the cycles of the time stamp counter that a full burst took: the scheduler strikes few bursts. */
+ * Prints the median of the cycles of the time stamp counter that 32 frames took, in full bursts: the scheduler strikes few. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,14 +11,14 @@
 #include <rte_ethdev.h>
 #include <rte_mbuf.h>
 
-enum { FRAME = 60, LARGEST_BURST = 64, LONGEST = 1 << 16, PATIENCE_SECONDS = 20 };
+enum { FRAME = 60, SAMPLE = 32, LONGEST = 1 << 16, PATIENCE_SECONDS = 20 };
 
 static const uint8_t frame[FRAME] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x88, 0xb5};
 
-/* How many full bursts took so many cycles. */
-static uint64_t bursts[LONGEST];
+/* How many samples took so many cycles. */
+static uint64_t samples[LONGEST];
 
-static struct rte_mbuf *made[LARGEST_BURST];
+static struct rte_mbuf *made[SAMPLE];
 
 /* One burst of frames out: made, written, queued. Returns how many went. */
 static unsigned transmit(struct rte_mempool *pool, unsigned burst)
@@ -52,8 +52,8 @@ int main(int argc, char **argv)
 	int sends = strcmp(argv[used + 1], "tx") == 0;
 	unsigned burst = atoi(argv[used + 2]);
 	uint64_t wanted = strtoull(argv[used + 3], NULL, 10);
-	if (burst < 1 || burst > LARGEST_BURST)
-		rte_exit(EXIT_FAILURE, "a burst has 1 to %d frames\n", LARGEST_BURST);
+	if (burst < 1 || SAMPLE % burst != 0)
+		rte_exit(EXIT_FAILURE, "bursts of 1, 2, 4, 8, 16 or %d frames\n", SAMPLE);
 
 	struct rte_mempool *pool = rte_pktmbuf_pool_create("frames", 4095, 256, 0, RTE_MBUF_DEFAULT_BUF_SIZE, SOCKET_ID_ANY);
 	struct rte_eth_conf configuration = {0};
@@ -64,23 +64,27 @@ int main(int argc, char **argv)
 
 	/* Precise: when all that was done has reached the memory, else who looks at nothing of a frame seems not to wait for it.
 	 * A burst that was cut short found the ring full or empty: its cycles are the back end's, and do not count. */
-	uint64_t frames = 0, end = rte_rdtsc() + PATIENCE_SECONDS * rte_get_tsc_hz();
+	uint64_t frames = 0, cycles = 0, end = rte_rdtsc() + PATIENCE_SECONDS * rte_get_tsc_hz();
 	while (frames < wanted && rte_rdtsc() < end) {
 		uint64_t start = rte_rdtsc_precise();
 		unsigned count = sends ? transmit(pool, burst) : receive(burst);
 		uint64_t took = rte_rdtsc_precise() - start;
 		if (count == burst) {
-			bursts[RTE_MIN(took, LONGEST - 1u)]++;
 			frames += count;
+			cycles += took;
+			if (frames % SAMPLE == 0) {
+				samples[RTE_MIN(cycles, LONGEST - 1u)]++;
+				cycles = 0;
+			}
 		}
 		if (count < burst)
 			for (int i = 0; i < 2000; i++)
 				rte_pause();
 	}
 	uint64_t below = 0, median = 0;
-	while ((below += bursts[median]) * 2 < frames / burst)
+	while ((below += samples[median]) * 2 < frames / SAMPLE)
 		median++;
-	printf("measured %" PRIu64 " cycles a burst\n", median);
+	printf("measured %" PRIu64 " cycles a sample\n", median);
 	rte_eth_dev_stop(0);
 	return frames < wanted;
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use kickpath::install::{Check, Requirement};
 use kickpath_tests::setup;
 
-use super::{Case, Direction};
+use super::{Case, Direction, SAMPLE};
 
 /// What DPDK's driver is compiled with.
 const LIBDPDK: Requirement = Requirement {
@@ -78,7 +78,7 @@ pub fn measure(program: &Path, socket: &Path, case: Case, frames: u64) -> Result
     let text = String::from_utf8_lossy(&output.stdout);
     let measured = text.lines().find_map(|line| {
         let cycles = line.strip_prefix("measured ")?.split(' ').next()?;
-        Some(cycles.parse::<f64>().ok()? / f64::from(case.burst))
+        Some(cycles.parse::<f64>().ok()? / f64::from(SAMPLE))
     });
     ensure!(
         output.status.success(),
