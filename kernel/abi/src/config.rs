@@ -24,7 +24,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::steps::Steps;
-use address::{Mac, Macs};
+use address::Mac;
 
 /// Name of the fw_cfg file that holds the configuration when there is no
 /// command line (`-fw_cfg name=opt/kickpath/config,string=...`).
@@ -189,7 +189,7 @@ keys! {
     "rx-mode" rx_mode: "lists of promisc, allmulti, alluni, nomulti, nouni, nobcast",
         Steps::parse::<RxMode>, text;
     "unicast" unicast: "unicast addresses xx:xx:xx:xx:xx:xx,...", parse_unicast,
-        |all| text(&Macs(all));
+        |all: &Vec<_>| all.iter().map(|mac| text(&Mac(*mac))).collect::<Vec<_>>().join(",");
     "groups" groups: "0 to 65535", word, text;
     "vlans" vlans: "lists of 0 to 4095", Steps::parse::<VlanId>, text;
     "guest-offloads" guest_offloads: "lists of guest_csum, guest_tso4, guest_tso6",

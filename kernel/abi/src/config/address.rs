@@ -50,20 +50,6 @@ impl fmt::Display for Mac {
     }
 }
 
-/// Shows hardware addresses with commas between.
-pub(super) struct Macs<'a>(pub(super) &'a [[u8; 6]]);
-
-impl fmt::Display for Macs<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
-        for mac in self.0 {
-            write!(f, "{separator}{}", Mac(*mac))?;
-            separator = ",";
-        }
-        Ok(())
-    }
-}
-
 /// Reads six bytes in hexadecimal with colons between.
 pub fn parse_mac(value: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
