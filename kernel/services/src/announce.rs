@@ -18,8 +18,8 @@ use crate::stand_in::Rare;
 
 pub(crate) const ALL_NODES: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_SYSTEMS: Ipv4Address = Ipv4Address::new(224, 0, 0, 1);
-/// RFC 4861, 4.4: the hop limit that shows that a packet is from this link.
-const HOP_LIMIT: u8 = 255;
+/// RFC 4861, 4.1 to 4.4: the hop limit that shows that a packet is from this link.
+pub(crate) const HOP_LIMIT: u8 = 255;
 /// Bytes in a frame before a message of ICMPv6.
 const HEADERS_V6: usize = 14 + 40;
 

@@ -8,12 +8,9 @@ use smoltcp::wire::{
     EthernetAddress, Icmpv6Packet, Icmpv6Repr, Ipv6Address, NdiscNeighborFlags, NdiscRepr,
 };
 
-use crate::announce::{self, ALL_NODES};
+use crate::announce::{self, ALL_NODES, HOP_LIMIT};
 use crate::packet::Packet;
 use crate::stand_in::Rare;
-
-/// RFC 4861, 7.1: packets of another link have less.
-const HOP_LIMIT: u8 = 255;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message {

@@ -15,7 +15,7 @@ use crate::link::Outgoing;
 use crate::packet::{Datagram, Packet, UDP_HEADER};
 
 /// Of the packets that are sent (smoltcp's default).
-const HOP_LIMIT: u8 = 64;
+pub(crate) const HOP_LIMIT: u8 = 64;
 
 /// The ends of a datagram that is sent: addresses as they are in the packet,
 /// IPv4's in the first 8 bytes.

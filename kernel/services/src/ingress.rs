@@ -29,7 +29,6 @@ use crate::packet::{Content, Datagram, Packet, Parsed};
 use crate::path_mtu::TooBig;
 use crate::pool::Pool;
 use crate::reassembly::Reassembly;
-use crate::segment::Segment;
 use crate::stand_in::{Described, OneFrame, Rare};
 use crate::waiting::Waiting;
 
@@ -259,18 +258,17 @@ impl Ingress {
         let now = outgoing.now;
         let interface = &mut *self.interface;
         let mut device = OneFrame::new(bytes, Token { token, outgoing });
-        if let Some(segment) = Segment::of(packet) {
+        if let Content::Tcp(segment) = &packet.content {
             self.tcp
-                .take_in(now, interface, &mut device, &segment, bytes);
-        } else {
-            if let Some(message) = TooBig::parse(packet) {
-                self.tcp.narrow(now, &message);
-            }
-            interface.poll_ingress_single(now, &mut device, &mut SocketSet::new(vec![]));
-            // An echo's answer may go out in fragments.
-            return Outcome::Fragments;
+                .take_in(now, interface, &mut device, packet, segment);
+            return Outcome::Others;
         }
-        Outcome::Others
+        if let Some(message) = TooBig::parse(packet) {
+            self.tcp.narrow(now, &message);
+        }
+        interface.poll_ingress_single(now, &mut device, &mut SocketSet::new(vec![]));
+        // An echo's answer may go out in fragments.
+        Outcome::Fragments
     }
 
     /// Takes in a fragment, and the packet that it completes.
@@ -294,12 +292,12 @@ impl Ingress {
     /// Whether a packet is a TCP segment to this host of a connection that is
     /// not here.
     pub(crate) fn is_stray(&self, packet: &Packet<'_>) -> bool {
-        let Some(segment) = Segment::of(packet) else {
+        let Content::Tcp(segment) = &packet.content else {
             return false;
         };
         !segment.opens
             && self.outgoing.neighbors.is_ours(packet.destination)
-            && !self.tcp.knows(&segment.ends)
+            && !self.tcp.knows(&packet.ends(segment))
     }
 
     /// The addresses and routes of the link have changed: all others must know.

@@ -86,7 +86,6 @@ mod packet;
 mod path_mtu;
 mod pool;
 mod reassembly;
-mod segment;
 mod slaac;
 mod stack;
 mod stand_in;

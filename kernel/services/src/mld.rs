@@ -11,10 +11,9 @@ use smoltcp::wire::{HardwareAddress, IpCidr, Ipv6Address};
 
 use crate::announce;
 use crate::checksum::{ETHERNET, IPV6_HEADER, Sum};
-use crate::packet::Packet;
+use crate::packet::{ICMPV6, Packet};
 use crate::stand_in::Rare;
 
-const ICMPV6: u8 = 58;
 const REPORT_V1: u8 = 131;
 const REPORT: u8 = 143;
 /// RFC 3810, 5.2.14.

@@ -8,7 +8,7 @@ use smoltcp::wire::IpAddress;
 use crate::checksum::{ETHERNET, IPV4_HEADER, IPV6_HEADER, Sum, TCP, UDP};
 
 const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
+pub(crate) const ICMPV6: u8 = 58;
 pub(crate) const HOP_BY_HOP: u8 = 0;
 const FRAGMENT: u8 = 44;
 pub(crate) const UDP_HEADER: usize = 8;
@@ -96,14 +96,7 @@ pub(crate) struct Packet<'f> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content<'f> {
     Udp(Datagram<'f>),
-    Tcp {
-        from: u16,
-        to: u16,
-        /// What it acknowledges, if anything.
-        acknowledged: Option<u32>,
-        /// SYN, and neither ACK nor RST nor FIN.
-        opens: bool,
-    },
+    Tcp(Segment),
     Fragment,
     /// A neighbour solicitation or advertisement (RFC 4861, 4.3 and 4.4).
     Neighbor(&'f [u8]),
@@ -121,6 +114,39 @@ pub(crate) struct Datagram<'f> {
     pub(crate) from: u16,
     pub(crate) to: u16,
     pub(crate) payload: &'f [u8],
+}
+
+/// The part of a TCP segment that tells whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// Ours, then the other's.
+    pub(crate) ports: [u16; 2],
+    /// What it acknowledges, if anything.
+    pub(crate) acknowledged: Option<u32>,
+    /// SYN, and neither ACK nor RST nor FIN.
+    pub(crate) opens: bool,
+}
+
+/// The two ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Ends {
+    /// Ours.
+    pub(crate) local: Address,
+    pub(crate) remote: Address,
+    /// Ours, then the other's.
+    pub(crate) ports: [u16; 2],
+}
+
+impl Packet<'_> {
+    /// Whose a segment in it is.
+    #[inline]
+    pub(crate) fn ends(&self, segment: &Segment) -> Ends {
+        Ends {
+            local: self.destination,
+            remote: self.source,
+            ports: segment.ports,
+        }
+    }
 }
 
 impl<'f> Parsed<'f> {
@@ -267,13 +293,12 @@ fn parse_content<'f, const N: usize>(
             if !is_right(payload) {
                 return Some(None);
             }
-            Content::Tcp {
-                from: u16::from_be_bytes([header[0], header[1]]),
-                to: u16::from_be_bytes([header[2], header[3]]),
+            Content::Tcp(Segment {
+                ports: [[header[2], header[3]], [header[0], header[1]]].map(u16::from_be_bytes),
                 acknowledged: (header[13] & 0x10 != 0)
                     .then(|| u32::from_be_bytes([header[8], header[9], header[10], header[11]])),
                 opens: header[13] & 0x17 == 2,
-            }
+            })
         }
         ICMP if is_ipv4 && !Sum::of(payload).is_right() => return Some(None),
         ICMP if is_ipv4 => Content::Icmp(payload),

@@ -10,8 +10,7 @@ use smoltcp::phy::{Device, DeviceCapabilities, PacketMeta, TxToken};
 use smoltcp::time::Instant;
 
 use crate::checksum::{IPV4_HEADER, IPV6_HEADER, TCP};
-use crate::packet::{Address, Content, Packet};
-use crate::segment::Ends;
+use crate::packet::{Address, Content, Ends, Packet};
 
 /// No path is taken to be narrower. IPv4: Linux `ip_rt_min_pmtu`; a forged
 /// message must not make us send crumbs. IPv6: RFC 8200, 5.

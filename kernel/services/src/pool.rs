@@ -28,10 +28,10 @@ use smoltcp::phy::{Device, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 
+use crate::checksum::ETHERNET;
 use crate::http::Report;
-use crate::packet::Address;
+use crate::packet::{Address, Ends, Packet, Segment};
 use crate::path_mtu::{self, Narrow, TooBig};
-use crate::segment::{Ends, Segment};
 use crate::stand_in::OneFrame;
 use crate::tcp::{Conversation, Service};
 use crate::time_wait::TimeWait;
@@ -48,8 +48,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const RESET_TIMEOUT: Duration = Duration::from_millis(100);
 /// When to look again for one that gives way.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// When to try again if segments wait for the device.
-const DEVICE_RETRY: Duration = Duration::from_millis(1);
+/// When to try again if frames wait for the device and it has not called.
+pub(crate) const DEVICE_RETRY: Duration = Duration::from_millis(1);
 /// Segments that one connection sends in one turn.
 const BURST: usize = 64;
 
@@ -219,12 +219,13 @@ impl Pool {
         now: Instant,
         interface: &mut Interface,
         device: &mut OneFrame<'_, T>,
+        packet: &Packet<'_>,
         segment: &Segment,
-        packet: &[u8],
     ) {
-        let mut known = self.by_ends.get(&segment.ends).copied();
+        let ends = packet.ends(segment);
+        let mut known = self.by_ends.get(&ends).copied();
         if segment.opens {
-            known = match self.connection_for(now, interface, known, segment) {
+            known = match self.connection_for(now, interface, known, ends) {
                 Ok(index) => index,
                 Err(Full) => return,
             };
@@ -232,9 +233,10 @@ impl Pool {
         let connection = known.and_then(|index| self.connections.get_mut(index)?.as_mut());
         let (Some(index), Some(connection)) = (known, connection) else {
             // RFC 9293, 3.10.7.1: reset; nothing that was for others than us.
-            if self.time_wait.contains(&segment.ends) {
+            if self.time_wait.contains(&ends) {
+                let packet = packet.frame.get(ETHERNET..).unwrap_or_default();
                 self.time_wait.answer(packet, device, now);
-            } else if interface.has_ip_addr(segment.ends.local.ip()) {
+            } else if interface.has_ip_addr(ends.local.ip()) {
                 interface.poll_ingress_single(now, device, &mut SocketSet::new(vec![]));
             }
             return;
@@ -280,26 +282,24 @@ impl Pool {
         now: Instant,
         interface: &Interface,
         known: Option<usize>,
-        segment: &Segment,
+        ends: Ends,
     ) -> Result<Option<usize>, Full> {
         if let Some(index) = known {
             let connection = self.connections[index].as_ref();
-            let is_over = connection.is_none_or(|connection| {
-                matches!(
-                    connection.socket().state(),
-                    tcp::State::TimeWait | tcp::State::Closed
-                )
-            });
-            if !is_over {
+            let state = connection.map(|connection| connection.socket().state());
+            if !matches!(
+                state,
+                None | Some(tcp::State::TimeWait | tcp::State::Closed)
+            ) {
                 return Ok(known);
             }
             self.release(index);
         }
         // RFC 9293, 3.6.1: a new connection may end TIME-WAIT.
-        self.time_wait.remove(&segment.ends);
-        match Service::at(segment.ends.ports[0]) {
-            Some(service) if interface.has_ip_addr(segment.ends.local.ip()) => {
-                self.open(now, service, segment.ends).map(Some)
+        self.time_wait.remove(&ends);
+        match Service::at(ends.ports[0]) {
+            Some(service) if interface.has_ip_addr(ends.local.ip()) => {
+                self.open(now, service, ends).map(Some)
             }
             _ => Ok(None),
         }

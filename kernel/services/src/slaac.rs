@@ -40,8 +40,6 @@ const TWO_HOURS: Duration = Duration::from_secs(2 * 60 * 60);
 
 const LINK_LOCAL_PREFIX: Ipv6Address = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
 const ALL_ROUTERS: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
-/// RFC 4861, 4.1: the hop limit that shows that a packet is from this link.
-const HOP_LIMIT: u8 = 255;
 
 /// RFC 4862, 5.1: DupAddrDetectTransmits is 1, and so long is its answer waited
 /// for (RFC 4861, 10: RETRANS_TIMER).
@@ -77,13 +75,6 @@ impl Address {
     }
 }
 
-/// Something that ends.
-#[derive(Clone, Copy)]
-struct Until<T> {
-    value: T,
-    end: Instant,
-}
-
 pub(crate) struct Slaac {
     mac: EthernetAddress,
     /// This stack speaks for the host; if not, another one does.
@@ -96,7 +87,8 @@ pub(crate) struct Slaac {
     link_mtu: u32,
     /// The link-local one first.
     addresses: Vec<Address>,
-    routers: Vec<Until<Ipv6Address>>,
+    /// Each with its end.
+    routers: Vec<(Ipv6Address, Instant)>,
     /// The link's MTU in bytes, as a router says it.
     mtu: Option<usize>,
 }
@@ -190,7 +182,7 @@ impl Slaac {
         let before = (self.addresses.len(), self.routers.len());
         self.addresses
             .retain(|address| address.end.is_none_or(|end| end > now));
-        self.routers.retain(|router| router.end > now);
+        self.routers.retain(|(_, end)| *end > now);
         let changed = before != (self.addresses.len(), self.routers.len());
         if changed {
             self.apply(interface);
@@ -245,21 +237,15 @@ impl Slaac {
         let solicits = self.solicitations_left > 0 && self.link_local().is_some();
         let solicit = solicits.then_some(self.solicit_at);
         let ends = self.addresses.iter().filter_map(|address| address.end);
-        let checks = self
-            .addresses
-            .iter()
-            .filter_map(|address| match address.check {
-                Check::Due => Some(Instant::ZERO),
-                Check::Asked(until) => Some(until),
-                _ => None,
-            });
-        let routers = self.routers.iter().map(|router| router.end);
-        solicit
-            .into_iter()
-            .chain(ends)
-            .chain(checks)
-            .chain(routers)
-            .min()
+        let checks = self.addresses.iter().map(|address| address.check);
+        let checks = checks.filter_map(|check| match check {
+            Check::Due => Some(Instant::ZERO),
+            Check::Asked(until) => Some(until),
+            _ => None,
+        });
+        let routers = self.routers.iter().map(|(_, end)| *end);
+        let times = solicit.into_iter().chain(ends).chain(checks);
+        times.chain(routers).min()
     }
 
     /// Takes a router advertisement in. Returns whether an address or the route
@@ -281,7 +267,7 @@ impl Slaac {
     fn read(&mut self, now: Instant, packet: &Packet<'_>, message: &[u8]) -> Option<bool> {
         let router = packet.source.ipv6();
         let icmp = Icmpv6Packet::new_checked(message).ok()?;
-        if packet.hop_limit != HOP_LIMIT
+        if packet.hop_limit != announce::HOP_LIMIT
             || !Ipv6Cidr::new(LINK_LOCAL_PREFIX, 64).contains_addr(&router)
             || icmp.msg_code() != 0
         {
@@ -329,18 +315,18 @@ impl Slaac {
     /// RFC 4861, 6.3.4.
     fn set_router(&mut self, router: Ipv6Address, now: Instant, lifetime: Duration) -> bool {
         let end = now + lifetime;
-        let known = self.routers.iter().position(|known| known.value == router);
+        let known = self.routers.iter().position(|known| known.0 == router);
         match known {
             Some(index) if lifetime == Duration::ZERO => {
                 self.routers.remove(index);
                 true
             }
             Some(index) => {
-                self.routers[index].end = end;
+                self.routers[index].1 = end;
                 false
             }
             None if lifetime > Duration::ZERO && self.routers.len() < MAX_ROUTERS => {
-                self.routers.push(Until { value: router, end });
+                self.routers.push((router, end));
                 true
             }
             None => false,
@@ -372,11 +358,8 @@ impl Slaac {
             false => Ipv6Cidr::new(address.address(), 128),
         };
         let end = now + valid;
-        if let Some(known) = self
-            .addresses
-            .iter_mut()
-            .find(|known| known.cidr.address() == address.address())
-        {
+        let mut ours = self.addresses.iter_mut();
+        if let Some(known) = ours.find(|known| known.cidr.address() == address.address()) {
             known.end = known.end.map(|before| {
                 if valid > TWO_HOURS || end > before {
                     end
@@ -410,8 +393,8 @@ impl Slaac {
         });
         interface.routes_mut().update(|routes| {
             routes.retain(|route| !route.is_ipv6_gateway());
-            if let Some(router) = self.routers.first() {
-                let pushed = routes.push(Route::new_ipv6_gateway(router.value));
+            if let Some((router, _)) = self.routers.first() {
+                let pushed = routes.push(Route::new_ipv6_gateway(*router));
                 debug_assert!(pushed.is_ok());
             }
         });

@@ -17,14 +17,12 @@ use crate::ingress::{Ingress, Outcome};
 use crate::link::{Link, NetworkDevice};
 use crate::netconsole::{self, Netconsole};
 use crate::packet::Parsed;
-use crate::pool::earlier;
+use crate::pool::{DEVICE_RETRY, earlier};
 use crate::stand_in::{Nowhere, Rare, Through};
 
 /// Frames that one turn receives at most, so that a flood does not keep the
 /// answers from going out.
 const INGRESS_BATCH: usize = 64;
-/// When to try again if frames wait for the device and it has not called.
-const DEVICE_RETRY: Duration = Duration::from_millis(1);
 /// When to try again if lines of the log wait for room or for ARP.
 const LOG_RETRY: Duration = Duration::from_millis(20);
 /// The guest's network. See the crate for an example.

@@ -12,12 +12,11 @@ use smoltcp::phy::{ChecksumCapabilities, Device, TxToken};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, IpRepr, Ipv4Packet, Ipv6Packet, TcpControl, TcpPacket, TcpRepr};
 
-use crate::segment::Ends;
+use crate::in_place::HOP_LIMIT;
+use crate::packet::Ends;
 
 /// As in smoltcp; twice the longest that a segment lives in networks of today.
 const TIME_WAIT: Duration = Duration::from_secs(10);
-/// Of the packets that are sent (smoltcp's default).
-const HOP_LIMIT: u8 = 64;
 
 pub(crate) struct TimeWait {
     ends: HashSet<Ends, FixedState>,

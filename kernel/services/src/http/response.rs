@@ -1,7 +1,7 @@
 //! Writing a response.
 
+use alloc::borrow::Cow;
 use alloc::string::String;
-use alloc::vec::Vec;
 
 use kickpath_abi::status::Status;
 use smoltcp::socket::tcp;
@@ -40,25 +40,11 @@ fn decimal(mut number: usize) -> [u8; 10] {
     digits
 }
 
-enum Content {
-    Constant(&'static [u8]),
-    Made(Vec<u8>),
-}
-
-impl Content {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Constant(bytes) => bytes,
-            Self::Made(bytes) => bytes,
-        }
-    }
-}
-
 /// A response on its way out.
 pub(super) struct Response {
     head: String,
     /// Empty in the response to HEAD.
-    content: Content,
+    content: Cow<'static, [u8]>,
     /// Bytes of head and content that the socket has taken.
     sent: usize,
     keep_alive: bool,
@@ -86,7 +72,7 @@ pub(super) fn answer(request: &Request<'_>) -> Answer {
         Response::error(StatusCode::METHOD_NOT_ALLOWED, false, keep_alive)
     } else if request.path == "/" {
         let kind = "text/html; charset=utf-8";
-        let content = Content::Constant(PAGE.as_bytes());
+        let content = PAGE.as_bytes().into();
         Response::new(StatusCode::OK, kind, content, head_only, keep_alive)
     } else {
         return Answer::Unreported(Unreported {
@@ -112,14 +98,8 @@ impl Unreported {
                 }
             }
         };
-        let content = Content::Made(content);
-        Response::new(
-            StatusCode::OK,
-            kind,
-            content,
-            self.head_only,
-            self.keep_alive,
-        )
+        let (head_only, keep_alive) = (self.head_only, self.keep_alive);
+        Response::new(StatusCode::OK, kind, content.into(), head_only, keep_alive)
     }
 }
 
@@ -127,14 +107,14 @@ impl Response {
     fn new(
         status: StatusCode,
         kind: &str,
-        content: Content,
+        content: Cow<'static, [u8]>,
         head_only: bool,
         keep_alive: bool,
     ) -> Self {
-        let length = decimal(content.bytes().len());
+        let length = decimal(content.len());
         let lines: [&str; 10] = [
             "HTTP/1.1 ",
-            status.line(),
+            status.0,
             SAME,
             kind,
             "\r\nContent-Length: ",
@@ -152,11 +132,7 @@ impl Response {
         lines.into_iter().for_each(|line| head.push_str(line));
         Self {
             head,
-            content: if head_only {
-                Content::Constant(b"")
-            } else {
-                content
-            },
+            content: if head_only { Cow::default() } else { content },
             sent: 0,
             keep_alive,
         }
@@ -164,9 +140,9 @@ impl Response {
 
     /// A response that says no more than its status.
     pub(super) fn error(status: StatusCode, head_only: bool, keep_alive: bool) -> Self {
-        let text = [status.line().as_bytes(), b"\n"].concat();
+        let text = [status.0.as_bytes(), b"\n"].concat();
         let kind = "text/plain; charset=utf-8";
-        Self::new(status, kind, Content::Made(text), head_only, keep_alive)
+        Self::new(status, kind, text.into(), head_only, keep_alive)
     }
 
     /// Gives the socket what it takes; returns whether it has taken all.
@@ -175,16 +151,15 @@ impl Response {
             let head = self.head.as_bytes();
             let rest = match head.get(self.sent..) {
                 Some(rest) if !rest.is_empty() => rest,
-                _ => &self.content.bytes()[self.sent - head.len()..],
+                _ => &self.content[self.sent - head.len()..],
             };
             if rest.is_empty() {
                 return true;
             }
             match socket.send_slice(rest) {
-                Ok(0) => return false,
-                Ok(taken) => self.sent += taken,
                 // Nobody listens any more; the pool takes the connection back.
-                Err(_) => return false,
+                Ok(0) | Err(_) => return false,
+                Ok(taken) => self.sent += taken,
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Status codes (RFC 9110, 15).
 
-/// A status code and its reason phrase.
+/// A status code and its reason phrase, as in a status line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct StatusCode(&'static str);
+pub(super) struct StatusCode(pub(super) &'static str);
 
 impl StatusCode {
     pub(super) const OK: Self = Self("200 OK");
@@ -13,9 +13,4 @@ impl StatusCode {
     pub(super) const FIELDS_TOO_LARGE: Self = Self("431 Request Header Fields Too Large");
     pub(super) const INTERNAL_ERROR: Self = Self("500 Internal Server Error");
     pub(super) const VERSION_NOT_SUPPORTED: Self = Self("505 HTTP Version Not Supported");
-
-    /// As it is in a status line.
-    pub(super) fn line(self) -> &'static str {
-        self.0
-    }
 }
