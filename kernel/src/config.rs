@@ -2,7 +2,7 @@
 //! the defaults.
 
 use alloc::string::{String, ToString};
-use core::fmt;
+use alloc::vec::Vec;
 
 use kickpath_abi::config::{Config, ConfigError, FW_CFG_FILE};
 use log::LevelFilter;
@@ -16,54 +16,30 @@ const MAX_FILE: usize = 4096;
 /// as Linux's `virtio_mmio.device=SIZE@ADDRESS:IRQ`.
 const VIRTIO_MMIO: &str = "virtio_mmio.device=";
 
-/// Where the configuration came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The command line.
-    CommandLine,
-    /// The fw_cfg file.
-    FwCfg,
-    /// Nowhere.
-    Defaults,
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::CommandLine => "command line",
-            Self::FwCfg => "fw_cfg",
-            Self::Defaults => "defaults",
-        })
-    }
-}
-
 /// Reads the configuration and sets the log level. What is not understood is
-/// reported, and its default used.
-pub fn load(platform: &Platform) -> (Config, Source) {
+/// reported, and its default used. Returns also where it came from.
+pub fn load(platform: &Platform) -> (Config, &'static str) {
     let words = words(platform.command_line.unwrap_or_default());
     let (text, source) = if !words.is_empty() {
-        (words, Source::CommandLine)
+        (words, "command line")
     } else {
         match fw_cfg::read_file(FW_CFG_FILE, MAX_FILE) {
-            Ok(bytes) => (String::from_utf8_lossy(&bytes).to_string(), Source::FwCfg),
-            Err(FwCfgError::NoDevice | FwCfgError::NoFile) => (String::new(), Source::Defaults),
+            Ok(bytes) => (String::from_utf8_lossy(&bytes).to_string(), "fw_cfg"),
+            Err(FwCfgError::NoDevice | FwCfgError::NoFile) => (String::new(), "defaults"),
             Err(error) => {
                 log::warn!("configuration {FW_CFG_FILE} ignored: {error}");
-                (String::new(), Source::Defaults)
+                (String::new(), "defaults")
             }
         }
     };
-    let mut foreign = String::new();
+    let mut foreign = Vec::new();
     let config = Config::parse(&text, |error| match error {
-        ConfigError::UnknownKey(word) => {
-            foreign.push(' ');
-            foreign.push_str(word);
-        }
+        ConfigError::UnknownKey(word) => foreign.push(word),
         ConfigError::BadValue { .. } => log::warn!("{error}; the default is used"),
     });
     if !foreign.is_empty() {
         // Firecracker adds Linux's words, for instance.
-        log::warn!("unknown configuration keys in:{foreign}");
+        log::warn!("unknown configuration keys in: {}", foreign.join(" "));
     }
     // The words are those of that crate.
     log::set_max_level(config.log.word().parse().unwrap_or(LevelFilter::Info));
@@ -72,14 +48,11 @@ pub fn load(platform: &Platform) -> (Config, Source) {
 
 /// The command line without what is not ours.
 fn words(command_line: &str) -> String {
-    let mut words = String::new();
-    for word in command_line.split_ascii_whitespace() {
-        if !word.starts_with(VIRTIO_MMIO) {
-            words.push_str(word);
-            words.push(' ');
-        }
-    }
-    words
+    let words = command_line.split_ascii_whitespace();
+    let ours: Vec<_> = words
+        .filter(|word| !word.starts_with(VIRTIO_MMIO))
+        .collect();
+    ours.join(" ")
 }
 
 /// What the command line says about virtio-mmio devices, one

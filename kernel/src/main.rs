@@ -20,11 +20,11 @@ mod stages;
 mod virtio;
 mod virtio_mmio;
 
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use core::panic::PanicInfo;
 
 use arch::Exit;
-use arch::time::{self, Frequency, Source};
+use arch::time::{self, Frequency};
 use entry::Platform;
 use kickpath_abi::config::{Config, SelfTest, SelfTestAt};
 use kickpath_abi::status::Boot;
@@ -38,10 +38,7 @@ static PLATFORM: Once<Platform> = Once::new();
 ///
 /// Before [`start`].
 fn platform() -> &'static Platform {
-    match PLATFORM.get() {
-        Some(platform) => platform,
-        None => panic!("the platform is not known yet"),
-    }
+    PLATFORM.get().expect("the platform is not known yet")
 }
 
 /// Every entry point ends here, on the loader's page tables.
@@ -70,7 +67,6 @@ extern "C" fn run() -> ! {
         stages::ended("other CPUs");
     }
 
-    pci::init(&tables);
     memory::set_iommu(tables.has_iommu);
     tables.keep();
     arch::init_power();
@@ -119,13 +115,15 @@ fn boot(platform: &Platform, config: &Config) -> Boot {
         configuration: config.to_string(),
         stages: stages::report(),
         tsc_hz: frequency.map_or(0, |frequency| frequency.hz),
-        tsc_source: frequency.map_or_else(String::new, |frequency| frequency.source.to_string()),
+        tsc_source: frequency
+            .map_or("", |it| it.source.unwrap_or("assumed"))
+            .to_string(),
         memory_bytes: platform.memory_map.usable_bytes(),
     }
 }
 
 /// The first lines of the log.
-fn report(platform: &Platform, config: &Config, source: config::Source) {
+fn report(platform: &Platform, config: &Config, source: &str) {
     let heap = memory::heap::stats();
     log::info!(
         "Kickpath {} by {}, hypervisor '{}'",
@@ -144,15 +142,11 @@ fn report(platform: &Platform, config: &Config, source: config::Source) {
             platform.memory_map.dropped()
         );
     }
-    match time::frequency() {
-        Some(Frequency {
-            hz,
-            source: Source::Assumed,
-        }) => {
-            log::warn!("no clock tells the TSC's frequency: {hz} Hz is a guess");
+    if let Some(Frequency { hz, source }) = time::frequency() {
+        match source {
+            Some(source) => log::info!("TSC: {} kHz ({source})", hz / 1000),
+            None => log::warn!("no clock tells the TSC's frequency: {hz} Hz is a guess"),
         }
-        Some(Frequency { hz, source }) => log::info!("TSC: {} kHz ({source})", hz / 1000),
-        None => {}
     }
     log::info!("timer: local APIC, {}", arch::timer_mode());
     if platform.command_line_cut {

@@ -17,7 +17,7 @@ use virtio_net::transport::structures::{self, Structures};
 use virtio_net::transport::{PortAccess, TransportError};
 
 use crate::arch::interrupts::{self, Line};
-pub use access::{PciAccess, init};
+pub use access::PciAccess;
 
 /// Register offsets in the configuration header.
 const VENDOR_DEVICE: u8 = 0x00;

@@ -95,9 +95,8 @@ impl Device {
         Ok(match (self, interface) {
             (Self::Mmio(place, _), _) => AnyTransport::Mmio(place.open()?),
             (Self::Pci(VirtioFunction { function, .. }), Interface::Modern(_)) => {
-                let transport =
-                    ModernPciTransport::new(&PciAccess, ports.access(), function.location);
-                let transport = transport?;
+                let (location, ports) = (function.location, ports.access());
+                let transport = ModernPciTransport::new(&PciAccess, ports, location)?;
                 AnyTransport::ModernPci(transport.with_access_platform())
             }
             (Self::Pci(VirtioFunction { function, .. }), _) => {

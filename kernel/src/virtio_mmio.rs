@@ -9,12 +9,10 @@ use spin::Once;
 use virtio_net::transport::TransportError;
 use virtio_net::transport::mmio::MmioTransport;
 
-use crate::arch::acpi::{self, Gsi, Input, Polarity, Trigger};
+use crate::arch::acpi::{self, Gsi, Input, MAX_VIRTIO_MMIO, Polarity, Trigger};
 use crate::arch::interrupts::{self, Line};
 use crate::config::virtio_mmio_devices;
 use crate::memory::{KernelHal, MapError, map_mmio};
-
-const MAX_DEVICES: usize = acpi::MAX_VIRTIO_MMIO;
 
 /// A place with virtio-mmio registers; whether a device is there is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +51,10 @@ impl MmioDevice {
     }
 }
 
-static DEVICES: Once<Vec<MmioDevice, MAX_DEVICES>> = Once::new();
+static DEVICES: Once<Vec<MmioDevice, MAX_VIRTIO_MMIO>> = Once::new();
 
 /// Finds the devices. What is not understood is reported.
-fn find() -> Vec<MmioDevice, MAX_DEVICES> {
+fn find() -> Vec<MmioDevice, MAX_VIRTIO_MMIO> {
     let mut devices = Vec::new();
     for word in virtio_mmio_devices(crate::platform()) {
         match word.parse::<DeviceWord>() {
@@ -70,7 +68,6 @@ fn find() -> Vec<MmioDevice, MAX_DEVICES> {
                 };
                 add(&mut devices, word.address, word.size, input);
             }
-
             Err(error) => log::warn!("virtio_mmio.device={word} ignored: {error}"),
         }
     }
@@ -84,7 +81,7 @@ fn find() -> Vec<MmioDevice, MAX_DEVICES> {
     devices
 }
 
-fn add(devices: &mut Vec<MmioDevice, MAX_DEVICES>, address: u64, size: usize, input: Input) {
+fn add(devices: &mut Vec<MmioDevice, MAX_VIRTIO_MMIO>, address: u64, size: usize, input: Input) {
     let device = MmioDevice {
         address,
         size,

@@ -117,22 +117,13 @@ pub struct VirtioMmio {
     pub input: Input,
 }
 
-/// Where a register is (ACPI's "generic address", specification 6.5, section 5.2.3.2).
+/// Where a register of 8 bits or more is (ACPI's "generic address", specification 6.5,
+/// section 5.2.3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Space {
-    /// Memory.
-    Memory,
-    /// Ports.
-    Ports,
-}
-
-/// A register of 8 bits or more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Register {
-    /// Where.
-    pub space: Space,
-    /// Physical address, or port.
-    pub address: u64,
+pub enum Register {
+    /// At this physical address.
+    Memory(u64),
+    Port(u16),
 }
 
 /// What the tables say.
@@ -283,25 +274,17 @@ fn read_madt_entry(kind: u8, entry: &[u8], tables: &mut Tables) -> Option<()> {
     match kind {
         // Local APIC, and local x2APIC for ids above 254. Bit 0 of the flags:
         // the CPU is enabled; others may be plugged in some day.
-        0 => {
-            let id = u32::from(*entry.get(3)?);
-            add_cpu(id, u32_at(entry, 4)?, tables);
-            Some(())
-        }
-        9 => {
-            add_cpu(u32_at(entry, 4)?, u32_at(entry, 8)?, tables);
-            Some(())
-        }
-        1 => tables
-            .io_apics
-            .push(IoApic {
+        0 => add_cpu((*entry.get(3)?).into(), u32_at(entry, 4)?, tables),
+        9 => add_cpu(u32_at(entry, 4)?, u32_at(entry, 8)?, tables),
+        1 => {
+            let io_apic = IoApic {
                 address: u64::from(u32_at(entry, 4)?),
                 first_gsi: u32_at(entry, 8)?,
-            })
-            .ok(),
-        2 => tables
-            .overrides
-            .push(SourceOverride {
+            };
+            tables.io_apics.push(io_apic).ok()?;
+        }
+        2 => {
+            let source = SourceOverride {
                 irq: *entry.get(3)?,
                 gsi: u32_at(entry, 4)?,
                 polarity: match u16_at(entry, 8)? & 3 {
@@ -309,14 +292,13 @@ fn read_madt_entry(kind: u8, entry: &[u8], tables: &mut Tables) -> Option<()> {
                     3 => Some(Polarity::Low),
                     _ => None,
                 },
-            })
-            .ok(),
-        5 => {
-            tables.local_apic_address = Some(u64_at(entry, 4)?);
-            Some(())
+            };
+            tables.overrides.push(source).ok()?;
         }
-        _ => Some(()),
+        5 => tables.local_apic_address = Some(u64_at(entry, 4)?),
+        _ => {}
     }
+    Some(())
 }
 
 /// Adds a CPU if bit 0 of its flags says that it can be used.
@@ -330,13 +312,12 @@ pub(super) fn add_cpu(apic_id: u32, flags: u32, tables: &mut Tables) {
 /// A register of the FADT; `None` when it is not there, or in neither memory nor
 /// ports.
 fn register(fadt: &[u8], offset: usize) -> Option<Register> {
-    let space = match fadt.get(offset)? {
-        0 => Space::Memory,
-        1 => Space::Ports,
-        _ => return None,
-    };
     let address = u64_at(fadt, offset + 4).filter(|&address| address != 0)?;
-    Some(Register { space, address })
+    match fadt.get(offset)? {
+        0 => Some(Register::Memory(address)),
+        1 => u16::try_from(address).ok().map(Register::Port),
+        _ => None,
+    }
 }
 
 /// FADT: section 5.2.9. Since ACPI 2.0 registers have a 64-bit form, which goes
@@ -346,13 +327,11 @@ fn read_fadt(fadt: &[u8], tables: &mut Tables) {
     const HAS_RESET: u32 = 1 << 10;
     const IS_HARDWARE_REDUCED: u32 = 1 << 20;
     let flags = u32_at(fadt, 112).unwrap_or_default();
-    let port = |long, short| {
-        let long = register(fadt, long).filter(|register| register.space == Space::Ports);
-        let port = match long {
-            Some(long) => long.address,
-            None => u32_at(fadt, short)?.into(),
-        };
-        u16::try_from(port).ok().filter(|&port| port != 0)
+    let port = |long, short| match register(fadt, long) {
+        Some(Register::Port(port)) => Some(port),
+        _ => u16::try_from(u32_at(fadt, short)?)
+            .ok()
+            .filter(|&port| port != 0),
     };
     let is_reduced = flags & IS_HARDWARE_REDUCED != 0;
     tables.pm_timer = port(208, 76).map(|port| PmTimer {

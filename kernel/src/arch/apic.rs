@@ -52,6 +52,8 @@ pub enum Register {
 pub const LVT_MASKED: u32 = 1 << 16;
 /// Delivery mode of LINT0: the vector comes from outside.
 const LVT_EXTINT: u32 = 0b111 << 8;
+/// Delivery mode of LINT1.
+const LVT_NMI: u32 = 0b100 << 8;
 const SPURIOUS_ENABLE: u32 = 1 << 8;
 
 /// The registers of the xAPIC; null when it is an x2APIC.
@@ -95,38 +97,23 @@ pub fn end_of_interrupt() {
     write(Register::EndOfInterrupt, 0);
 }
 
-/// Delivery mode and level of the messages that start a CPU, and of others
-/// (Intel SDM volume 3, section 11.6.1).
-const COMMAND_ASSERT: u32 = 1 << 14;
-const COMMAND_NMI: u32 = 0b100 << 8;
-const COMMAND_INIT: u32 = 0b101 << 8;
-const COMMAND_STARTUP: u32 = 0b110 << 8;
+/// Delivery mode and level of messages to other CPUs (Intel SDM volume 3, section
+/// 11.6.1). A vector is added to this one.
+pub const COMMAND_INTERRUPT: u32 = 1 << 14;
+/// Interrupts a CPU even if it has interrupts disabled.
+pub const COMMAND_NMI: u32 = COMMAND_INTERRUPT | LVT_NMI;
+/// Has a CPU wait for [`COMMAND_STARTUP`].
+pub const COMMAND_INIT: u32 = COMMAND_INTERRUPT | 0b101 << 8;
+/// Has a CPU that waits begin, in 16-bit mode, in the page of memory whose number is
+/// added.
+pub const COMMAND_STARTUP: u32 = COMMAND_INTERRUPT | 0b110 << 8;
 /// xAPIC: the last message has not left yet.
 const COMMAND_PENDING: u32 = 1 << 12;
 /// Reads of that bit before a message is given up as sent.
 const MAX_PENDING_READS: u32 = 100_000;
 
-/// Has the CPU with this APIC id wait for [`send_startup`].
-pub fn send_init(apic_id: u32) {
-    send(apic_id, COMMAND_ASSERT | COMMAND_INIT);
-}
-
-/// Has a CPU that waits begin in page `page` of memory, in 16-bit mode.
-pub fn send_startup(apic_id: u32, page: u8) {
-    send(apic_id, COMMAND_ASSERT | COMMAND_STARTUP | u32::from(page));
-}
-
-/// Interrupts a CPU even if it has interrupts disabled.
-pub fn send_nmi(apic_id: u32) {
-    send(apic_id, COMMAND_ASSERT | COMMAND_NMI);
-}
-
-/// Raises interrupt `vector` at a CPU.
-pub fn send_interrupt(apic_id: u32, vector: u8) {
-    send(apic_id, COMMAND_ASSERT | u32::from(vector));
-}
-
-fn send(apic_id: u32, command: u32) {
+/// Sends one of those messages to the CPU with this APIC id.
+pub fn send(apic_id: u32, command: u32) {
     if REGISTERS.load(Ordering::Relaxed).is_null() {
         let message = u64::from(apic_id) << 32 | u64::from(command);
         // SAFETY: an x2APIC has this register; the message is to a CPU that
@@ -185,7 +172,7 @@ pub fn init(address: Option<u64>) {
     percpu::this().set_apic_id(id);
     mask_all();
     // As Linux has it: the CPU that booted takes them.
-    write(Register::LvtLint1, COMMAND_NMI);
+    write(Register::LvtLint1, LVT_NMI);
 }
 
 /// Lets this CPU take interrupts of the 8259 controllers, which give it the

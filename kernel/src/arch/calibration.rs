@@ -2,7 +2,6 @@
 //! measured. Every wait here has a bound, so that a clock that is missing or
 //! stands still costs time but does not hang.
 
-use core::fmt;
 use core::ops::RangeInclusive;
 use core::ptr;
 
@@ -18,66 +17,37 @@ use crate::memory::paging::virtual_to_physical;
 
 /// Frequencies of a TSC that are believed, in Hz.
 const PLAUSIBLE: RangeInclusive<u64> = 1_000_000..=100_000_000_000;
+/// Taken when nothing at all tells the time.
 const ASSUMED_HZ: u64 = 1_000_000_000;
-
-/// What told the frequency of the TSC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// CPUID leaf 0x4000_0010 of the hypervisor.
-    HypervisorLeaf,
-    /// CPUID leaf 0x15 (and 0x16) of the CPU.
-    CpuLeaf,
-    /// The paravirtual clock of KVM.
-    KvmClock,
-    /// Measured against ACPI's power management timer.
-    PmTimer,
-    /// Measured against the 8254 interval timer.
-    Pit,
-    /// Measured against the local APIC's timer, which QEMU and KVM run at
-    /// 1 GHz.
-    ApicTimer,
-    /// Nothing: a guess.
-    Assumed,
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::HypervisorLeaf => "hypervisor leaf",
-            Self::CpuLeaf => "CPU leaf",
-            Self::KvmClock => "KVM clock",
-            Self::PmTimer => "PM timer",
-            Self::Pit => "PIT",
-            Self::ApicTimer => "APIC timer",
-            Self::Assumed => "assumed",
-        })
-    }
-}
 
 /// How fast the TSC counts, and how that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frequency {
     pub hz: u64,
-    /// What told it.
-    pub source: Source,
+    /// What told it; `None` where nothing did and this is a guess.
+    pub source: Option<&'static str>,
 }
 
-/// Finds the frequency of the TSC.
+/// Finds the frequency of the TSC: asks one after the other who may know, and measures
+/// where nobody does.
 pub fn tsc_frequency(pm_timer: Option<PmTimer>) -> Frequency {
-    let told = hypervisor_leaf()
-        .map(|hz| (hz, Source::HypervisorLeaf))
-        .or_else(|| cpu_leaf().map(|hz| (hz, Source::CpuLeaf)))
-        .or_else(|| kvm_clock().map(|hz| (hz, Source::KvmClock)))
-        .or_else(|| {
-            pm_timer
-                .and_then(against_pm_timer)
-                .map(|hz| (hz, Source::PmTimer))
-        })
-        .or_else(|| against_pit().map(|hz| (hz, Source::Pit)))
-        .or_else(|| against_apic_timer().map(|hz| (hz, Source::ApicTimer)));
+    let against_pm_timer = || pm_timer.and_then(against_pm_timer);
+    let ways: [(&str, &dyn Fn() -> Option<u64>); 6] = [
+        ("hypervisor leaf", &hypervisor_leaf),
+        ("CPU leaf", &cpu_leaf),
+        ("KVM clock", &kvm_clock),
+        ("PM timer", &against_pm_timer),
+        ("PIT", &against_pit),
+        ("APIC timer", &against_apic_timer),
+    ];
+    let mut ways = ways.into_iter();
+    let told = ways.find_map(|(name, way)| Some((way()?, name)));
+    let (hz, source) = told.unzip();
     silence_pit();
-    let (hz, source) = told.unwrap_or((ASSUMED_HZ, Source::Assumed));
-    Frequency { hz, source }
+    Frequency {
+        hz: hz.unwrap_or(ASSUMED_HZ),
+        source,
+    }
 }
 
 fn plausible(hz: u64) -> Option<u64> {
@@ -109,7 +79,7 @@ fn cpu_leaf() -> Option<u64> {
 /// What KVM writes when its clock is enabled (Linux
 /// `Documentation/virt/kvm/x86/msr.rst`).
 #[repr(C, align(64))]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct KvmClock {
     version: u32,
     _pad0: u32,
@@ -133,16 +103,7 @@ fn kvm_clock() -> Option<u64> {
     if features.eax & FEATURE_CLOCKSOURCE2 == 0 {
         return None;
     }
-    let mut clock = KvmClock {
-        version: 0,
-        _pad0: 0,
-        tsc_timestamp: 0,
-        system_time: 0,
-        tsc_to_system_mul: 0,
-        tsc_shift: 0,
-        flags: 0,
-        _pad: [0; 2],
-    };
+    let mut clock = KvmClock::default();
     let clock = &raw mut clock;
     let address = virtual_to_physical(VirtAddr::from_ptr(clock))?;
     let mut msr = Msr::new(MSR_KVM_SYSTEM_TIME_NEW);
@@ -231,7 +192,7 @@ fn silence_pit() {
     pit_write(MODE_0, 1);
 }
 
-/// The local APIC's timer; only emulated ones have a known frequency.
+/// The local APIC's timer; only emulated ones have a known frequency, QEMU's and KVM's.
 fn against_apic_timer() -> Option<u64> {
     const HZ: u64 = 1_000_000_000;
     const DIVIDE_BY_1: u32 = 0b1011;

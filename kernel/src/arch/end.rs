@@ -61,10 +61,10 @@ static STOPPED: AtomicUsize = AtomicUsize::new(0);
 pub fn begin_last_words() {
     interrupt_flag::disable();
     let me = percpu::this();
-    let claim = TELLER.compare_exchange(NOBODY, me.slot(), Ordering::AcqRel, Ordering::Acquire);
+    let claim = TELLER.compare_exchange(NOBODY, me.slot, Ordering::AcqRel, Ordering::Acquire);
     match claim {
         Ok(_) => stop_others(me),
-        Err(teller) if teller == me.slot() => (),
+        Err(teller) if teller == me.slot => (),
         Err(_) => {
             STOPPED.fetch_add(1, Ordering::AcqRel);
             stop()
@@ -76,8 +76,8 @@ pub fn begin_last_words() {
 /// interrupt: it may wait with interrupts disabled for a lock that it will
 /// never get.
 fn stop_others(me: &PerCpu) {
-    let others = || percpu::all().iter().filter(|cpu| cpu.slot() != me.slot());
-    others().for_each(|cpu| apic::send_nmi(cpu.apic_id()));
+    let others = || percpu::all().iter().filter(|cpu| cpu.slot != me.slot);
+    others().for_each(|cpu| apic::send(cpu.apic_id(), apic::COMMAND_NMI));
     let start = cycles();
     while STOPPED.load(Ordering::Acquire) < others().count()
         && cycles().wrapping_sub(start) < PATIENCE

@@ -1,6 +1,7 @@
 //! Exceptions: all of them are defects (or self-tests) in this kernel, so each
 //! is reported in full and ends the guest.
 
+use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use x86_64::registers::control::{Cr2, Cr3};
@@ -11,24 +12,10 @@ use crate::console::emergency;
 use crate::memory::layout;
 
 /// What the stub and the CPU push, the last first.
-#[derive(Debug)]
 #[repr(C)]
 pub struct Frame {
-    r15: u64,
-    r14: u64,
-    r13: u64,
-    r12: u64,
-    r11: u64,
-    r10: u64,
-    r9: u64,
-    r8: u64,
-    rbp: u64,
-    rdi: u64,
-    rsi: u64,
-    rdx: u64,
-    rcx: u64,
-    rbx: u64,
-    rax: u64,
+    /// Those of [`REGISTERS`].
+    registers: [u64; 15],
     vector: u64,
     error_code: u64,
     rip: u64,
@@ -36,6 +23,28 @@ pub struct Frame {
     rflags: u64,
     rsp: u64,
     ss: u64,
+}
+
+/// The registers that the stub pushes, in the order in which a frame has them.
+const REGISTERS: [&str; 15] = [
+    "r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rbp", "rdi", "rsi", "rdx", "rcx", "rbx",
+    "rax",
+];
+
+/// Every register, those of [`REGISTERS`] in lines of four.
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pushed = REGISTERS.into_iter().zip(self.registers).rev();
+        // The stack pointer, which the CPU pushes, comes after the frame pointer.
+        let (before, after) = (pushed.clone().take(7), pushed.skip(7));
+        let registers = before.chain([("rsp", self.rsp)]).chain(after);
+        for (number, (name, value)) in registers.enumerate() {
+            let end = if number % 4 == 3 { "\n" } else { "" };
+            write!(f, "  {name:3} {value:016x}{end}")?;
+        }
+        write!(f, "  rip {:016x}  rflags {:08x}", self.rip, self.rflags)?;
+        write!(f, "  cs {:04x}  ss {:04x}", self.cs, self.ss)
+    }
 }
 
 /// Mnemonic and name of each exception (Intel SDM volume 3, table 6-1).
@@ -115,40 +124,9 @@ fn report(frame: &Frame) -> ! {
     if matches!(frame.vector, PAGE_FAULT | DOUBLE_FAULT) {
         explain_fault(frame, fault_address);
     }
-    let &Frame {
-        r15,
-        r14,
-        r13,
-        r12,
-        r11,
-        r10,
-        r9,
-        r8,
-        rbp,
-        rdi,
-        rsi,
-        rdx,
-        rcx,
-        rbx,
-        rax,
-        ..
-    } = frame;
-    let &Frame {
-        rip,
-        cs,
-        rflags,
-        rsp,
-        ss,
-        ..
-    } = frame;
     let cr3 = Cr3::read().0.start_address().as_u64();
     emergency(format_args!(
-        "  rax {rax:016x}  rbx {rbx:016x}  rcx {rcx:016x}  rdx {rdx:016x}\n  \
-           rsi {rsi:016x}  rdi {rdi:016x}  rbp {rbp:016x}  rsp {rsp:016x}\n  \
-           r8  {r8:016x}  r9  {r9:016x}  r10 {r10:016x}  r11 {r11:016x}\n  \
-           r12 {r12:016x}  r13 {r13:016x}  r14 {r14:016x}  r15 {r15:016x}\n  \
-           rip {rip:016x}  rflags {rflags:08x}  cs {cs:04x}  ss {ss:04x}\n  \
-           cr2 {fault_address:016x}  cr3 {cr3:016x}",
+        "{frame}\n  cr2 {fault_address:016x}  cr3 {cr3:016x}"
     ));
     exit(Exit::Failure)
 }

@@ -2,7 +2,7 @@
 //! or a line (INTx) is made to raise one. Every CPU has the same handlers.
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use kickpath_trace::{Event, NO_QUEUE, tracepoint_if};
 use spin::Mutex;
@@ -20,8 +20,6 @@ pub struct Vector(u8);
 /// The handler of every vector, a `fn()` each.
 static HANDLERS: [AtomicPtr<()>; 256] =
     [const { AtomicPtr::new(unexpected as fn() as *mut ()) }; 256];
-/// Whether nothing tells of I/O APICs: one at the usual place is a guess then.
-static IO_APIC_IS_GUESS: AtomicBool = AtomicBool::new(false);
 /// Serialises the search for a free vector.
 static ALLOCATION: Mutex<()> = Mutex::new(());
 
@@ -91,8 +89,9 @@ pub fn pci_line(register: u8) -> Option<Line> {
 /// Where an input of an I/O APIC comes in: at a 8259 controller where the
 /// machine tells of no I/O APIC and has those, whose numbers are the same then.
 pub fn io_apic_line(input: Input) -> Line {
+    let is_guess = acpi::tables().is_some_and(|tables| tables.io_apic_is_assumed);
     let isa = u8::try_from(input.gsi.0).ok();
-    match isa.filter(|line| *line < pic::LINES && IO_APIC_IS_GUESS.load(Ordering::Relaxed)) {
+    match isa.filter(|line| *line < pic::LINES && is_guess) {
         Some(line) if pic::is_there() => Line::Isa(line),
         _ => Line::IoApic(input),
     }
@@ -106,7 +105,8 @@ fn destination(cpu: &PerCpu) -> u8 {
 
 /// Ends the wait of a CPU in `super::idle_until`, or its next one.
 pub fn wake(cpu: &PerCpu) {
-    apic::send_interrupt(cpu.apic_id(), vectors::WAKE);
+    let command = apic::COMMAND_INTERRUPT | u32::from(vectors::WAKE);
+    apic::send(cpu.apic_id(), command);
 }
 
 /// Where a device's interrupt line leads.
@@ -168,7 +168,6 @@ pub fn init(tables: &acpi::Tables) {
         // Each of its lines is masked until a device wants it.
         apic::accept_pic();
     }
-    IO_APIC_IS_GUESS.store(tables.io_apic_is_assumed, Ordering::Relaxed);
     set_handler(vectors::TIMER, timer::expired);
     // Its work is done by coming.
     set_handler(vectors::WAKE, unexpected);

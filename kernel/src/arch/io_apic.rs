@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 use heapless::Vec;
 use spin::Mutex;
 
-use super::acpi::{Gsi, Input, Polarity, Tables, Trigger};
+use super::acpi::{self, Gsi, Input, Polarity, Tables, Trigger};
 use crate::memory::map_mmio;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,32 +66,9 @@ impl IoApic {
 }
 
 static IO_APICS: Mutex<Vec<IoApic, 4>> = Mutex::new(Vec::new());
-/// What ACPI says about the 16 ISA lines that PCI's pins are connected to.
-static ISA_LINES: Mutex<[IsaLine; 16]> = Mutex::new([IsaLine::UNKNOWN; 16]);
-
-#[derive(Clone, Copy)]
-struct IsaLine {
-    gsi: Option<u32>,
-    polarity: Option<Polarity>,
-}
-
-impl IsaLine {
-    const UNKNOWN: Self = Self {
-        gsi: None,
-        polarity: None,
-    };
-}
 
 /// Finds the I/O APICs and masks every input.
 pub fn init(tables: &Tables) {
-    for source in &tables.overrides {
-        if let Some(line) = ISA_LINES.lock().get_mut(usize::from(source.irq)) {
-            *line = IsaLine {
-                gsi: Some(source.gsi),
-                polarity: source.polarity,
-            };
-        }
-    }
     for description in &tables.io_apics {
         let registers = match map_mmio(description.address, REGISTERS_SIZE) {
             Ok(registers) => registers,
@@ -123,13 +100,14 @@ pub fn init(tables: &Tables) {
 /// What a line of the 8259 controllers, 0 to 15, is to the I/O APICs when a PCI
 /// pin is connected to it: a level, low unless ACPI says otherwise.
 pub fn isa_line(line: u8) -> Input {
-    let lines = ISA_LINES.lock();
-    let isa = lines.get(usize::from(line)).copied();
-    let isa = isa.unwrap_or(IsaLine::UNKNOWN);
+    let tables = acpi::tables();
+    let source = tables.and_then(|tables| tables.overrides.iter().rfind(|it| it.irq == line));
     Input {
-        gsi: Gsi(isa.gsi.unwrap_or(u32::from(line))),
+        gsi: Gsi(source.map_or(line.into(), |source| source.gsi)),
         trigger: Trigger::Level,
-        polarity: isa.polarity.unwrap_or(Polarity::Low),
+        polarity: source
+            .and_then(|source| source.polarity)
+            .unwrap_or(Polarity::Low),
     }
 }
 

@@ -56,7 +56,7 @@ pub struct PerCpu {
     apic_id: AtomicU32,
     number: AtomicU32,
     /// Which stacks it has: see `memory::layout`.
-    slot: u32,
+    pub(super) slot: u32,
     /// Its alarm clock; written by this CPU alone.
     pub(super) timer: Timer,
     /// What it is to do next.
@@ -92,11 +92,6 @@ impl PerCpu {
     #[inline]
     pub fn number(&self) -> usize {
         self.number.load(Ordering::Relaxed) as usize
-    }
-
-    /// Which stacks it has.
-    pub(super) fn slot(&self) -> u32 {
-        self.slot
     }
 
     pub fn apic_id(&self) -> u32 {

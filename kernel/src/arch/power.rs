@@ -9,7 +9,7 @@ use x86_64::instructions::port::Port;
 use x86_64::instructions::tables::lidt;
 use x86_64::structures::DescriptorTablePointer;
 
-use super::acpi::{self, Register, Space};
+use super::acpi::{self, Register};
 use crate::memory::map_mmio;
 
 /// The port of QEMU's `isa-debug-exit` device.
@@ -31,8 +31,7 @@ pub fn init() {
     let Some(tables) = acpi::tables() else { return };
     let reset = tables.reset.map(|(register, _)| register);
     for (register, place) in [(tables.sleep_control, &SLEEP_CONTROL), (reset, &RESET)] {
-        let in_memory = register.filter(|register| register.space == Space::Memory);
-        if let Some(Register { address, .. }) = in_memory {
+        if let Some(Register::Memory(address)) = register {
             match map_mmio(address, 1) {
                 Ok(mapped) => place.store(mapped.as_ptr(), Ordering::Relaxed),
                 Err(error) => log::warn!("ACPI: a register for the end of the machine: {error}"),
@@ -47,10 +46,9 @@ fn write_port(port: u16, value: u8) {
 }
 
 fn write_register(register: Register, mapped: &AtomicPtr<u8>, value: u8) {
-    match (register.space, u16::try_from(register.address)) {
-        (Space::Ports, Ok(port)) => write_port(port, value),
-        (Space::Ports, Err(_)) => {}
-        (Space::Memory, _) => {
+    match register {
+        Register::Port(port) => write_port(port, value),
+        Register::Memory(_) => {
             let mapped = mapped.load(Ordering::Relaxed);
             if !mapped.is_null() {
                 // SAFETY: `init` mapped this register, which no memory is behind.

@@ -50,12 +50,8 @@ enum StartError {
 /// there are now. What does not come up is reported and left out.
 pub fn start_others(tables: &Tables) -> usize {
     let boot = percpu::this();
-    let others: Vec<u32> = tables
-        .cpus
-        .iter()
-        .copied()
-        .filter(|&id| id != boot.apic_id())
-        .collect();
+    let mut others = tables.cpus.clone();
+    others.retain(|&id| id != boot.apic_id());
     if tables.cpus_left_out != 0 {
         log::warn!("{} CPUs too many are not used", tables.cpus_left_out);
     }
@@ -76,7 +72,7 @@ pub fn start_others(tables: &Tables) -> usize {
     };
     for (id, cpu) in &prepared {
         if cpu.is_ok() {
-            apic::send_init(*id);
+            apic::send(*id, apic::COMMAND_INIT);
         }
     }
     time::wait(AFTER_INIT_US, || false);
@@ -111,36 +107,35 @@ fn start(trampoline: &Trampoline, cpu: &'static PerCpu) -> Result<(), StartError
     trampoline.expect(cpu);
     let awake = || cpu.state.load(Ordering::Acquire) != STATE_ASLEEP;
     for _ in 0..2 {
-        apic::send_startup(cpu.apic_id(), trampoline.vector());
+        apic::send(cpu.apic_id(), apic::COMMAND_STARTUP | trampoline.page());
         if time::wait(AFTER_STARTUP_US, awake) {
             break;
         }
     }
     if !time::wait(PATIENCE_US, awake) {
         // From here the trampoline turns it away, should it come after all.
-        if give_up(cpu, STATE_ASLEEP) {
+        if go_on(cpu, STATE_ASLEEP, STATE_GIVEN_UP) {
             return Err(StartError::Silent);
         }
     }
     let ready = || cpu.state.load(Ordering::Acquire) == STATE_READY;
-    if !time::wait(PATIENCE_US, ready) && give_up(cpu, STATE_STARTED) {
+    if !time::wait(PATIENCE_US, ready) && go_on(cpu, STATE_STARTED, STATE_GIVEN_UP) {
         return Err(StartError::Stuck);
     }
     Ok(())
 }
 
-/// Marks a CPU as given up if it still is where it was; returns whether it was.
-fn give_up(cpu: &PerCpu, at: u32) -> bool {
+/// Moves a CPU on if it still is where it was; returns whether it was.
+fn go_on(cpu: &PerCpu, from: u32, to: u32) -> bool {
     let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
-    cpu.state
-        .compare_exchange(at, STATE_GIVEN_UP, success, failure)
-        .is_ok()
+    let state = &cpu.state;
+    state.compare_exchange(from, to, success, failure).is_ok()
 }
 
 /// The first function of a CPU that has left the trampoline, on its own stack.
 extern "C" fn begin(cpu: &'static PerCpu) -> ! {
     percpu::install(cpu);
-    descriptors::init_other(cpu.slot());
+    descriptors::init_other(cpu.slot);
     // SAFETY: the trampoline has set what 64-bit mode needs; what is added is
     // what the CPU that booted, of the same kind, runs with.
     unsafe {
@@ -151,13 +146,7 @@ extern "C" fn begin(cpu: &'static PerCpu) -> ! {
     }
     apic::init_other();
     timer::init();
-    let ready = cpu.state.compare_exchange(
-        STATE_STARTED,
-        STATE_READY,
-        Ordering::AcqRel,
-        Ordering::Acquire,
-    );
-    if ready.is_err() {
+    if !go_on(cpu, STATE_STARTED, STATE_READY) {
         end::stop();
     }
     loop {

@@ -6,7 +6,7 @@ use spin::Once;
 
 use super::acpi::PmTimer;
 use super::calibration;
-pub use super::calibration::{Frequency, Source};
+pub use super::calibration::Frequency;
 pub use super::cpu::cycles;
 
 /// TSC at the kernel's first instruction.

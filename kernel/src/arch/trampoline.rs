@@ -18,7 +18,7 @@ use x86_64::structures::paging::{PageTable, PageTableFlags};
 use x86_64::{PhysAddr, VirtAddr};
 
 use super::percpu::PerCpu;
-use crate::entry::{MemoryMap, RegionKind};
+use crate::entry::{MemoryMap, Region, RegionKind};
 use crate::memory::layout::{MEMORY_BASE, PAGE};
 
 const PAGES: u64 = 5;
@@ -192,10 +192,9 @@ impl Trampoline {
         Some(this)
     }
 
-    /// The vector of a start-up message: the page's number.
-    pub fn vector(&self) -> u8 {
-        // `END` keeps it below 0xa0.
-        (self.base / PAGE) as u8
+    /// The page's number; `END` keeps it below 0xa0.
+    pub fn page(&self) -> u32 {
+        (self.base / PAGE) as u32
     }
 
     /// Names the CPU that is to come through. Only its own APIC id gets past.
@@ -271,18 +270,8 @@ impl Trampoline {
 
 /// Whether all of `range` is usable memory and nothing else.
 fn is_free(map: &MemoryMap, range: core::ops::Range<u64>) -> bool {
-    let covers = |region: &crate::entry::Region| {
-        region.range.start <= range.start && range.end <= region.range.end
-    };
-    let touches = |region: &crate::entry::Region| {
-        region.range.start < range.end && range.start < region.range.end
-    };
-    let usable = RegionKind::Usable;
-    map.regions()
-        .iter()
-        .any(|region| region.kind == usable && covers(region))
-        && !map
-            .regions()
-            .iter()
-            .any(|region| region.kind != usable && touches(region))
+    let covers =
+        |region: &Region| region.range.start <= range.start && range.end <= region.range.end;
+    let touching = || map.touching(range.clone());
+    touching().all(|region| region.kind == RegionKind::Usable) && touching().any(covers)
 }

@@ -94,6 +94,13 @@ impl MemoryMap {
         &self.regions
     }
 
+    /// Those that have an address of `range`.
+    pub fn touching(&self, range: Range<u64>) -> impl Iterator<Item = &Region> {
+        self.regions
+            .iter()
+            .filter(move |region| region.range.start < range.end && range.start < region.range.end)
+    }
+
     /// How many regions did not fit and are unknown to the kernel.
     pub fn dropped(&self) -> usize {
         self.dropped

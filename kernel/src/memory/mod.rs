@@ -73,10 +73,7 @@ pub fn take_over(platform: &'static Platform, next: extern "C" fn() -> !) -> ! {
             platform.physical_memory_offset,
         )
     };
-    let root = match root {
-        Ok(root) => root,
-        Err(error) => panic!("cannot build page tables: {error}"),
-    };
+    let root = root.unwrap_or_else(|error| panic!("cannot build page tables: {error}"));
     MAPPED_LOW.store(paging::mapped_low(&platform.memory_map), Ordering::Relaxed);
     *FREE.lock() = Some(free);
     // SAFETY: the tables are complete, and nothing on the stack is needed.

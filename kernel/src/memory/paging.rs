@@ -351,6 +351,7 @@ pub unsafe fn enter(root: PhysFrame, next: extern "C" fn() -> !) -> ! {
     }
 }
 
+/// Serialises changes of the page tables.
 static LOCK: Mutex<()> = Mutex::new(());
 
 /// The numbers of the windows in use: physical addresses divided by their length.
@@ -389,11 +390,7 @@ pub fn map_mmio(address: u64, size: u64) -> Result<NonNull<u8>, MapError> {
         return Err(MapError::TooLarge(start, size));
     }
     let memory = &crate::platform().memory_map;
-    let is_memory = memory
-        .regions()
-        .iter()
-        .any(|region| is_memory(region) && region.range.start < end && address < region.range.end);
-    if is_memory {
+    if memory.touching(address..end).any(is_memory) {
         return Err(MapError::IsMemory(start));
     }
 

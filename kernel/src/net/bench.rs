@@ -12,16 +12,16 @@ mod receive;
 
 use alloc::format;
 use alloc::string::String;
-use core::fmt::Write;
+use alloc::vec::Vec;
 
 use kickpath_abi::config;
 use kickpath_services::Blast;
-use smoltcp::time::Instant;
 use virtio_net::net::offload::Offload;
 use virtio_net::net::{NetError, QueueRole, Stats};
 
 use super::device::{NetDevice, Nic};
 use super::gateway::{FRAME_LENGTH, Frame, unanswered};
+use super::idle;
 use crate::arch::time;
 use crate::memory::heap;
 #[cfg(feature = "peer")]
@@ -136,8 +136,8 @@ fn copy(buffer: &mut [u8], frame: &Frame) {
 /// line, `kickpath: bench {json}`.
 pub fn datagrams(nic: &mut Nic) -> Result<(), BenchError> {
     let mac = nic.info().mac;
-    let now = Instant::from_micros(i64::try_from(time::now()).unwrap_or(i64::MAX));
-    let mut report = String::new();
+    let now = idle::now();
+    let mut report = Vec::new();
     for payload in [&[0x42; 64][..], &[0x42; 1400]] {
         let mut blast = Blast::new(mac, &mut NetDevice::first(nic, None), now);
         let sums = measure_sent(nic, |nic| {
@@ -148,12 +148,14 @@ pub fn datagrams(nic: &mut Nic) -> Result<(), BenchError> {
             }
             Ok(())
         })?;
-        let separator = if report.is_empty() { "" } else { "," };
-        // Writing to a `String` does not fail.
-        let _ = write!(report, "{separator}{{\"size\":{},{sums}}}", payload.len(),);
+        report.push(format!("{{\"size\":{},{sums}}}", payload.len()));
     }
-    log::info!("kickpath: bench {{\"{}\":[{report}]}}", config::Bench::Udp);
+    print_list(config::Bench::Udp, &report);
     Ok(())
+}
+
+fn print_list(name: config::Bench, objects: &[String]) {
+    log::info!("kickpath: bench {{\"{name}\":[{}]}}", objects.join(","));
 }
 
 /// What was counted between two readings, as members of a JSON object.
@@ -171,7 +173,7 @@ fn sums(packets: u64, before: &Stats, after: &Stats, cycles: u64, allocations: u
 /// prints one line, `kickpath: bench {json}`.
 pub fn kick(nic: &mut Nic) -> Result<(), BenchError> {
     let reading = reading();
-    let mut report = String::new();
+    let mut report = Vec::new();
     for burst in BURSTS {
         warm_up(nic, burst)?;
         let before = nic.stats();
@@ -188,11 +190,8 @@ pub fn kick(nic: &mut Nic) -> Result<(), BenchError> {
             }
         }
         let after = nic.stats();
-        let separator = if report.is_empty() { "" } else { "," };
-        // Writing to a `String` does not fail.
-        let _ = write!(
-            report,
-            "{separator}{{\"burst\":{burst},\"packets\":{},\
+        report.push(format!(
+            "{{\"burst\":{burst},\"packets\":{},\
              \"kicks\":{},\"kicks_suppressed\":{},\"register_accesses\":{},\
              \"kick_cycles\":{kicks},\"driver_cycles\":{driver},\
              \"batch_rounds\":{BATCH_ROUNDS},\"journey_cycles\":{journeys:?}}}",
@@ -200,9 +199,9 @@ pub fn kick(nic: &mut Nic) -> Result<(), BenchError> {
             after.kicks - before.kicks,
             after.kicks_suppressed - before.kicks_suppressed,
             after.register_accesses - before.register_accesses,
-        );
+        ));
     }
-    log::info!("kickpath: bench {{\"{}\":[{report}]}}", config::Bench::Kick);
+    print_list(config::Bench::Kick, &report);
     Ok(())
 }
 

@@ -14,11 +14,8 @@ const FIRST_GROUP: [u8; 4] = [0x01, 0x00, 0x5e, 0x7f];
 
 /// What the configuration wants of the device, beside what the network stack
 /// does.
-#[derive(Default)]
 pub struct ControlSteps {
-    rx_mode: Steps,
-    vlans: Steps,
-    guest_offloads: Steps,
+    config: Config,
     /// The receive mode, but for the network stack's groups.
     receive: RxMode,
     vlans_now: Vec<u16>,
@@ -33,20 +30,17 @@ impl ControlSteps {
             let [high, low] = number.to_be_bytes();
             [a, b, c, d, high, low]
         };
-        let (rx_mode, vlans) = (config.rx_mode.clone(), config.vlans.clone());
-        let guest_offloads = config.guest_offloads.clone();
-        let is_due = !(rx_mode.is_empty() && vlans.is_empty() && guest_offloads.is_empty());
+        let steps = [&config.rx_mode, &config.vlans, &config.guest_offloads];
         Self {
-            rx_mode,
-            vlans,
-            guest_offloads,
+            config: config.clone(),
             receive: RxMode {
                 flags: RxFlags::empty(),
                 unicast: config.unicast.clone(),
                 multicast: (0..config.groups).map(group).collect(),
             },
-            is_due,
-            ..Self::default()
+            vlans_now: Vec::new(),
+            next: 0,
+            is_due: !steps.into_iter().all(Steps::is_empty),
         }
     }
 
@@ -80,14 +74,14 @@ impl ControlSteps {
         let number = self.next;
         self.is_due = false;
         self.next += 1;
-        if let Some(vlans) = self.vlans.step::<VlanId>(number) {
+        if let Some(vlans) = self.config.vlans.step::<VlanId>(number) {
             let vlans: Vec<u16> = vlans.into_iter().map(|VlanId(id)| id).collect();
             match self.change_vlans(nic, &vlans) {
                 Ok(()) => log::info!("VLANs beside the host's own: {vlans:?}"),
                 Err(error) => log::error!("VLANs: {error}"),
             }
         }
-        if let Some(offloads) = self.guest_offloads.step::<GuestOffload>(number) {
+        if let Some(offloads) = self.config.guest_offloads.step::<GuestOffload>(number) {
             let names = offloads.into_iter().map(GuestOffload::word);
             let offloads: Features = names.filter_map(Features::by_name).collect();
             match nic.set_guest_offloads(offloads) {
@@ -95,7 +89,7 @@ impl ControlSteps {
                 Err(error) => log::error!("receive offloads: {error}"),
             }
         }
-        let modes = self.rx_mode.step(number)?;
+        let modes = self.config.rx_mode.step(number)?;
         self.receive.flags = modes.into_iter().map(flag).collect();
         Some(self.receive.flags)
     }

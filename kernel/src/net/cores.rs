@@ -30,7 +30,6 @@ use core::sync::atomic::Ordering;
 use kickpath_abi::config::{Config, UdpWay};
 use kickpath_abi::status::Status;
 use kickpath_services::{Ipv4State, Stack};
-use smoltcp::phy::Device;
 use virtio_net::net::Stats;
 
 use super::device::Nic;
@@ -38,7 +37,7 @@ use super::interrupts;
 use super::report::{NicRest, Pair};
 use crate::arch::{self, percpu, smp, time};
 use crate::memory::heap;
-use team::{Assignment, Core, Stray, Team};
+use team::{Assignment, Core, Team};
 
 /// Heap that a core with its pair takes, in bytes: sockets, rings and frame
 /// buffers.
@@ -67,7 +66,7 @@ pub fn wanted_pairs(config: &Config) -> u16 {
 
 /// The other cores, as the first one sees them.
 pub struct Cores {
-    team: &'static Team,
+    pub team: &'static Team,
     /// The IPv4 address that they were told.
     ipv4: Option<Ipv4State>,
     /// How many of them have not said yet that they know it.
@@ -161,18 +160,6 @@ impl Cores {
 
     pub fn next_mail(&self) -> Option<Mail> {
         self.team.cores.first()?.next_mail()
-    }
-
-    /// Has the first core look for the connection of a segment that came to
-    /// another one.
-    pub fn look_up<D: Device>(&self, stray: Stray, stack: &mut Stack, device: &mut D) {
-        self.team.look_up(0, stray, stack, device);
-    }
-
-    /// The same for those that came to the first core.
-    #[inline]
-    pub fn look_up_strays<D: Device>(&self, stack: &mut Stack, device: &mut D) {
-        self.team.look_up_strays(0, stack, device);
     }
 
     /// Tells the others what the first core's stack has learnt.

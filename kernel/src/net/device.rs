@@ -15,10 +15,7 @@ use virtio_net::smoltcp::{Phy, RxToken, TxToken};
 use crate::memory::KernelHal;
 use crate::virtio::KernelTransport;
 
-/// Whichever transport the device was taken by.
-pub type NicTransport = KernelTransport;
-
-pub type Nic = VirtioNet<KernelHal, NicTransport>;
+pub type Nic = VirtioNet<KernelHal, KernelTransport>;
 
 /// Length of both addresses at the beginning of a frame, behind which the tag
 /// is, in bytes.

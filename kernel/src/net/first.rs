@@ -250,7 +250,8 @@ impl First {
             }
         }
         if let Some(cores) = &self.host.cores {
-            cores.look_up_strays(stack, &mut NetDevice::first(self.host.nic, self.vlan));
+            let mut device = NetDevice::first(self.host.nic, self.vlan);
+            cores.team.look_up_strays(0, stack, &mut device);
         }
     }
 
@@ -262,7 +263,7 @@ impl First {
                 Mail::Stray(stray) => {
                     let mut device = NetDevice::first(self.host.nic, self.vlan);
                     if let Some(cores) = &self.host.cores {
-                        cores.look_up(stray, stack, &mut device);
+                        cores.team.look_up(0, stray, stack, &mut device);
                     }
                 }
                 Mail::Broken(error) => self.host.reopen(&error.into()),

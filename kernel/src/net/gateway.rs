@@ -9,9 +9,17 @@ use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
     EthernetRepr, Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, Ipv4Repr,
 };
+use virtio_net::interrupt::StateRef;
+use virtio_net::net::{NetError, VirtioNet};
+use virtio_net::transport::ConfigOps;
+
+use crate::arch::time;
+use crate::memory::KernelHal;
 
 /// Length of each frame in bytes: the smallest that Ethernet has.
 pub const FRAME_LENGTH: usize = 60;
+/// How long one answer may take, in microseconds.
+const PATIENCE_US: u64 = 5_000_000;
 /// The gateway of QEMU's own network.
 const DEFAULT: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// EtherType for local experiments (IEEE 802).
@@ -73,6 +81,32 @@ impl Gateway {
             } if source_protocol_addr == self.address => Some(source_hardware_addr),
             _ => None,
         }
+    }
+
+    /// Asks, and waits for the answer, so that the gateway knows us too; `None` if there
+    /// is none in time.
+    pub fn ask<T: ConfigOps, S: StateRef>(
+        &self,
+        net: &mut VirtioNet<KernelHal, T, S>,
+    ) -> Result<Option<EthernetAddress>, NetError> {
+        let question = self.question();
+        let (_, tx) = net.queues()?;
+        tx.reclaim();
+        if let Some(mut slot) = tx.reserve() {
+            slot.frame_mut(question.len()).copy_from_slice(&question);
+            slot.start_xmit(question.len());
+        }
+        let limit = time::now() + PATIENCE_US;
+        while time::now() <= limit {
+            net.kick();
+            net.poll()?;
+            let (rx, _) = net.queues()?;
+            let answer = rx.receive().and_then(|frame| self.answer(&frame));
+            if answer.is_some() {
+                return Ok(answer);
+            }
+        }
+        Ok(None)
     }
 
     /// An echo request (ICMP) to the gateway at this hardware address.

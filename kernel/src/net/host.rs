@@ -16,7 +16,7 @@ use super::cores::Cores;
 use super::device::Nic;
 use super::interrupts::Controller;
 use super::presence::{Change, Presence};
-use super::report::{self, Fixed};
+use super::report;
 use crate::arch::time;
 
 /// A device that broke is opened again at most this often, in microseconds:
@@ -33,7 +33,7 @@ pub struct Host {
     controller: Controller,
     top: Rung,
     /// What the report says that does not change.
-    pub fixed: Fixed,
+    pub fixed: Status,
     /// The other CPUs with queue pairs of their own, if there are any.
     pub cores: Option<Cores>,
     /// Whether the device is in its place.
@@ -56,7 +56,7 @@ impl Host {
         nic: Nic,
         controller: Controller,
         top: Rung,
-        fixed: Fixed,
+        fixed: Status,
         presence: Presence,
     ) -> Self {
         Self {

@@ -19,24 +19,12 @@ pub static STATE: InterruptState = InterruptState::new();
 /// last. Set before the line is routed.
 static INTX_ISR: spin::Mutex<Option<IsrRegister>> = spin::Mutex::new(None);
 
-fn config_changed() {
-    STATE.vp_config_changed();
-}
-
-fn queue_used() {
-    STATE.vring_interrupt();
-}
-
 /// What the handlers of the other cores' pairs tell.
 static OTHERS: [InterruptState; MAX_CPUS] = [const { InterruptState::new() }; MAX_CPUS];
 
 /// What the handlers on another CPU than the first tell.
 pub fn of_other(cpu: &PerCpu) -> &'static InterruptState {
     OTHERS.get(cpu.number()).unwrap_or(&STATE)
-}
-
-fn queue_of_other_used() {
-    of_other(percpu::this()).vring_interrupt();
 }
 
 /// The CPU that works with a queue: each has one pair (specification 5.1.2).
@@ -46,30 +34,20 @@ fn cpu_of_queue(queue: u16) -> &'static PerCpu {
     percpu::all().get(pair).unwrap_or(&percpu::this())
 }
 
-fn any_queue_used() {
-    STATE.vp_vring_interrupt();
-}
+/// Looks at the status on a line where a change counts: nothing tells there of what the
+/// device adds while it is read, so it is read until it is empty, but not for ever.
+const LOOKS_BY_EDGE: u32 = 8;
 
-fn intx() {
+fn intx(looks: u32) {
     // Free: it is set by this CPU, with interrupts disabled.
-    if let Some(isr) = INTX_ISR.try_lock().and_then(|isr| *isr) {
+    let Some(isr) = INTX_ISR.try_lock().and_then(|isr| *isr) else {
+        return;
+    };
+    for _ in 0..looks {
+        let before = STATE.not_ours();
         STATE.vp_interrupt(isr);
-    }
-}
-
-/// Most looks at the status for one edge.
-const MAX_LOOKS: u32 = 8;
-
-/// On a line where a change counts, nothing tells of what the device adds to its
-/// status while that is read: it is read until it is empty.
-fn intx_by_edge() {
-    if let Some(isr) = INTX_ISR.try_lock().and_then(|isr| *isr) {
-        for _ in 0..MAX_LOOKS {
-            let before = STATE.not_ours();
-            STATE.vp_interrupt(isr);
-            if STATE.not_ours() != before {
-                break;
-            }
+        if STATE.not_ours() != before {
+            break;
         }
     }
 }
@@ -97,11 +75,13 @@ impl Controller {
 
 impl InterruptController for Controller {
     fn attach_msi(&mut self, purpose: VectorUse) -> Result<MsiMessage, InterruptUnavailable> {
-        let handler = match purpose {
-            VectorUse::Config => config_changed,
-            VectorUse::Queue(queue) if cpu_of_queue(queue).number() != 0 => queue_of_other_used,
-            VectorUse::Queue(_) => queue_used,
-            VectorUse::AllQueues => any_queue_used,
+        let handler: fn() = match purpose {
+            VectorUse::Config => || STATE.vp_config_changed(),
+            VectorUse::Queue(queue) if cpu_of_queue(queue).number() != 0 => {
+                || of_other(percpu::this()).vring_interrupt()
+            }
+            VectorUse::Queue(_) => || STATE.vring_interrupt(),
+            VectorUse::AllQueues => || STATE.vp_vring_interrupt(),
         };
         let cpu = match purpose {
             VectorUse::Queue(queue) => cpu_of_queue(queue),
@@ -121,7 +101,10 @@ impl InterruptController for Controller {
         self.line = self.line.or_else(|| self.device.line());
         let line = self.line.ok_or(InterruptUnavailable::NoRoute)?;
         *INTX_ISR.lock() = Some(isr);
-        let handler = if line.is_edge() { intx_by_edge } else { intx };
+        let handler: fn() = match line.is_edge() {
+            true => || intx(LOOKS_BY_EDGE),
+            false => || intx(1),
+        };
         let vector = interrupts::allocate_vector(handler).ok_or(InterruptUnavailable::NoVector)?;
         if let Err(error) = interrupts::route(line, &vector) {
             log::warn!("{error}");

@@ -7,15 +7,15 @@ use alloc::vec::Vec;
 use core::fmt::Write as _;
 
 use kickpath_abi::config;
-use kickpath_abi::status::{self, Attempt, Boot, Counters, Cpu, Device, Interrupts, Queue, Status};
+use kickpath_abi::status::{self, Attempt, Counters, Cpu, Device, Interrupts, Queue, Status};
 use virtio_net::net::rss::Rss;
 use virtio_net::net::{Duplex, Features, QueuePair, QueueRole, QueueSnapshot, Rest, Stats};
 use virtio_net::transport::BusName;
 use virtio_net::vectors::Rung;
 
-use super::device::NicTransport;
 use crate::arch::{self, time};
 use crate::memory::{KernelHal, heap};
+use crate::virtio::KernelTransport;
 
 fn duplex_word(duplex: Duplex) -> &'static str {
     match duplex {
@@ -44,41 +44,23 @@ pub fn rung_word(rung: Rung) -> &'static str {
     .word()
 }
 
-/// What does not change after the device was found.
-pub struct Fixed {
-    pub boot: Boot,
-    /// Vendor and device id, such as `1af4:1000`.
-    pub device_id: String,
-    pub transport: config::Transport,
-    pub place: String,
-    /// Other transports that the device offers.
-    pub alternatives: Vec<String>,
-    /// What a kick would be by each of those.
-    pub alternative_kicks: Vec<String>,
-}
-
 /// A queue pair of this kernel's device.
 pub type Pair = QueuePair<KernelHal>;
 /// The device without its first pair.
-pub type NicRest<'d> = Rest<'d, KernelHal, NicTransport>;
+pub type NicRest<'d> = Rest<'d, KernelHal, KernelTransport>;
 
-/// The report as of now, without the network stack's part.
-pub fn status(fixed: &Fixed, first: Option<&Pair>, nic: &NicRest<'_>) -> Status {
+/// The report as of now, without the network stack's part; `fixed` has what did not
+/// change since the device was found.
+pub fn status(fixed: &Status, first: Option<&Pair>, nic: &NicRest<'_>) -> Status {
     let mut transmit = nic
         .snapshots(first)
         .filter(|queue| queue.role == QueueRole::Transmit);
     let info = nic.info();
     let [a, b, c, d, e, f] = info.mac;
+    let fixed = fixed.clone();
     Status {
-        version: env!("CARGO_PKG_VERSION").to_string(),
-        boot: fixed.boot.clone(),
         device: Device {
             location: BusName(nic.transport()).to_string(),
-            id: fixed.device_id.clone(),
-            transport: fixed.transport.to_string(),
-            transport_alternatives: fixed.alternatives.clone(),
-            transport_place: fixed.place.clone(),
-            alternative_kicks: fixed.alternative_kicks.clone(),
             doorbell: transmit
                 .next()
                 .map_or_else(String::new, |queue| queue.doorbell.to_string()),
@@ -89,6 +71,7 @@ pub fn status(fixed: &Fixed, first: Option<&Pair>, nic: &NicRest<'_>) -> Status 
             duplex: info.duplex.map_or("", duplex_word).to_string(),
             features_offered: names(info.offered),
             features_negotiated: names(info.negotiated),
+            ..fixed.device
         },
         interrupts: Interrupts {
             rung: nic.rung().map_or("", rung_word).to_string(),
@@ -108,13 +91,10 @@ pub fn status(fixed: &Fixed, first: Option<&Pair>, nic: &NicRest<'_>) -> Status 
             .snapshots(first)
             .map(|snapshot| queue(&snapshot))
             .collect(),
-        network: Default::default(),
         counters: counters(&nic.stats(first)),
-        outages: Default::default(),
-        pairs: Vec::new(),
         rss: nic.rss().map(rss),
         cpu: cpu(),
-        cpus: Vec::new(),
+        ..fixed
     }
 }
 

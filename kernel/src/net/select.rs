@@ -5,17 +5,16 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use kickpath_abi::config::{self, Config};
-use kickpath_abi::status::Boot;
+use kickpath_abi::status::{self, Boot, Status};
 use virtio_drivers::transport::DeviceType;
 use virtio_net::net::{NetError, Options, VirtioNet};
 use virtio_net::transport::BusName;
 
-use super::device::{Nic, NicTransport};
+use super::device::Nic;
 use super::interrupts;
-use super::report::Fixed;
 use crate::arch::time;
 use crate::stages;
-use crate::virtio::{self, Device, Interface};
+use crate::virtio::{self, Device, Interface, KernelTransport};
 use crate::virtio_mmio::OpenError;
 
 /// The device that was taken.
@@ -82,21 +81,22 @@ fn take(device: &Device, interface: Interface, options: Options) -> Result<Nic, 
 
 impl Found {
     /// What the report says of it that does not change.
-    pub fn fixed(&self, boot: Boot) -> Fixed {
-        let others = &self.others;
-        Fixed {
+    pub fn fixed(&self, boot: Boot) -> Status {
+        let others = || self.others.iter();
+        let kick = |other: &Interface| format!("{}: {}", other.transport(), other.kick());
+        let device = status::Device {
+            id: self.device.id(),
+            transport: self.interface.transport().to_string(),
+            transport_alternatives: others().map(|it| it.transport().to_string()).collect(),
+            transport_place: self.interface.place(),
+            alternative_kicks: others().map(kick).collect(),
+            ..Default::default()
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_string(),
             boot,
-            device_id: self.device.id(),
-            transport: self.interface.transport(),
-            place: self.interface.place(),
-            alternatives: others
-                .iter()
-                .map(|other| other.transport().to_string())
-                .collect(),
-            alternative_kicks: others
-                .iter()
-                .map(|other| format!("{}: {}", other.transport(), other.kick()))
-                .collect(),
+            device,
+            ..Default::default()
         }
     }
 
@@ -104,7 +104,7 @@ impl Found {
         let info = self.nic.info();
         log::info!(
             "{}: virtio-net by {}, {}",
-            BusName::<NicTransport>(self.nic.transport()),
+            BusName::<KernelTransport>(self.nic.transport()),
             self.interface.name(),
             self.interface.place(),
         );

@@ -28,8 +28,8 @@ pub trait Part {
     /// What the handlers of its interrupts tell.
     fn interrupts(&self) -> &'static InterruptState;
 
-    /// Looks, now and then, whether the device is still there.
-    fn look_for_device(&mut self);
+    /// Looks, now and then, whether the device is still there; one core does.
+    fn look_for_device(&mut self) {}
 
     /// Whether the link is up, as far as the core knew at [`Self::begin`].
     fn is_link_up(&self) -> bool;
@@ -55,7 +55,9 @@ pub trait Part {
 
     /// When the core has something to do beside the stack's work, in microseconds
     /// since boot, at the latest; `u64::MAX` for never.
-    fn deadline(&self) -> u64;
+    fn deadline(&self) -> u64 {
+        u64::MAX
+    }
 
     /// Tells what the core has counted, before it sleeps.
     fn publish(&self);

@@ -9,7 +9,7 @@ use spin::Once;
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
 use x86_64::instructions::port::Port;
 
-use crate::arch::acpi::{Ecam, Tables};
+use crate::arch::acpi::{self, Ecam};
 use crate::memory::map_mmio;
 
 const CONFIG_ADDRESS: u16 = 0xcf8;
@@ -17,27 +17,27 @@ const CONFIG_DATA: u16 = 0xcfc;
 const CONFIG_ENABLE: u32 = 1 << 31;
 
 /// Offset of the command and status register.
-const COMMAND: u8 = 4;
+pub(super) const COMMAND: u8 = 4;
 /// Where capabilities begin: behind the header that all functions have.
 const CAPABILITIES: u8 = 0x40;
 
 /// Bytes of ECAM a bus: 32 devices of 8 functions of 4 KiB.
 const ECAM_BUS: u64 = 1 << 20;
 
-/// What ACPI tells of the ECAM.
-static ECAM: Once<Ecam> = Once::new();
 /// Where the ECAM of each bus is mapped; null while it is accessed by ports.
 static BUSES: [AtomicPtr<u8>; 256] = [const { AtomicPtr::new(core::ptr::null_mut()) }; 256];
 
-/// Takes note of the ECAM, where the machine has one.
-pub fn init(tables: &Tables) {
-    let ecam = tables.ecam.or_else(|| {
+/// The ECAM, where the machine has one.
+fn ecam() -> Option<Ecam> {
+    static ECAM: Once<Option<Ecam>> = Once::new();
+    *ECAM.call_once(|| {
+        let tables = acpi::tables()?;
         // Ports do as well, so the DSDT is read through only where there are none.
-        (!has_ports()).then(|| tables.host_bridge_ecam()).flatten()
-    });
-    if let Some(ecam) = ecam {
-        ECAM.call_once(|| ecam);
-    }
+        match tables.ecam {
+            None if !has_ports() => tables.host_bridge_ecam(),
+            ecam => ecam,
+        }
+    })
 }
 
 /// Whether the port of the address keeps one.
@@ -53,7 +53,7 @@ fn has_ports() -> bool {
 /// Accesses a bus by ECAM from now on, if it is part of that. What cannot be
 /// right is reported, and ports are used.
 pub(super) fn use_ecam(bus: u8) {
-    let Some(ecam) = ECAM.get().filter(|ecam| ecam.buses().contains(&bus)) else {
+    let Some(ecam) = ecam().filter(|ecam| ecam.buses().contains(&bus)) else {
         return;
     };
     let address = ecam.base + u64::from(bus) * ECAM_BUS;

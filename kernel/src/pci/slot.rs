@@ -7,7 +7,8 @@ use core::fmt;
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
 use virtio_net::transport::structures::capabilities;
 
-use super::{Function, PciAccess, root};
+use super::access::COMMAND;
+use super::{BARS, Function, PciAccess, root};
 
 /// PCI capability id of PCI Express.
 const EXPRESS: u8 = 0x10;
@@ -30,9 +31,6 @@ const BUTTON: u32 = 1 << 16;
 const CHANGED: u32 = 1 << 19;
 const EVENTS: u32 = 0x1f << 16;
 const PRESENT: u32 = 1 << 22;
-
-const COMMAND: u8 = 0x04;
-const FIRST_BAR: u8 = 0x10;
 
 /// A port with a slot of which the power can be controlled.
 #[derive(Clone, Copy, Debug)]
@@ -123,15 +121,11 @@ pub struct Saved {
 impl Saved {
     /// That of the function at `place`.
     pub fn of(place: DeviceFunction) -> Self {
-        let mut bars = [0; 6];
-        for (bar, at) in bars.iter_mut().zip((FIRST_BAR..).step_by(4)) {
-            *bar = PciAccess.read_word(place, at);
-        }
         Self {
             place,
             id: PciAccess.read_word(place, 0),
             command: PciAccess.read_word(place, COMMAND),
-            bars,
+            bars: BARS.map(|at| PciAccess.read_word(place, at)),
         }
     }
 
@@ -141,8 +135,8 @@ impl Saved {
             return false;
         }
         let mut access = PciAccess;
-        for (bar, at) in self.bars.iter().zip((FIRST_BAR..).step_by(4)) {
-            access.write_word(self.place, at, *bar);
+        for (bar, at) in self.bars.into_iter().zip(BARS) {
+            access.write_word(self.place, at, bar);
         }
         access.write_word(self.place, COMMAND, self.command);
         true

@@ -8,7 +8,7 @@ use kickpath_abi::config::{Bench, Config};
 use smoltcp::wire::EthernetAddress;
 use virtio_net::net::{NetError, QueueRole};
 
-use super::{ASK_EVERY, BURST, BenchError, PATIENCE_US, measure};
+use super::{ASK_EVERY, BURST, BenchError, PATIENCE_US, copy, measure};
 use crate::arch::time;
 use crate::net::device::Nic;
 use crate::net::gateway::{FRAME_LENGTH, Frame, Gateway};
@@ -70,7 +70,7 @@ fn round(
     request: &Frame,
     take: impl Fn(&mut Nic) -> Result<(), NetError>,
 ) -> Result<u64, BenchError> {
-    send(nic, request, BURST)?;
+    send(nic, request)?;
     wait(nic, BURST)?;
     let start = time::cycles();
     take(nic)?;
@@ -80,13 +80,11 @@ fn round(
     Ok(end - start)
 }
 
-fn send(nic: &mut Nic, frame: &Frame, times: u16) -> Result<(), BenchError> {
+fn send(nic: &mut Nic, frame: &Frame) -> Result<(), BenchError> {
     let (_, tx) = nic.queues()?;
     tx.reclaim();
-    tx.start_xmit_batch(times, |_, buffer| {
-        if let Some(place) = buffer.first_chunk_mut() {
-            *place = *frame;
-        }
+    tx.start_xmit_batch(BURST, |_, buffer| {
+        copy(buffer, frame);
         FRAME_LENGTH
     });
     tx.kick();
@@ -115,20 +113,8 @@ fn drain(nic: &mut Nic) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Asks for the gateway, who then knows us too.
 fn find(nic: &mut Nic, gateway: &Gateway) -> Result<EthernetAddress, BenchError> {
-    send(nic, &gateway.question(), 1)?;
-    let limit = time::now() + PATIENCE_US;
-    while time::now() <= limit {
-        let (rx, _) = nic.queues()?;
-        if let Some(frame) = rx.receive()
-            && let Some(answer) = gateway.answer(&frame)
-        {
-            drain(nic)?;
-            return Ok(answer);
-        }
-        nic.kick();
-        nic.poll()?;
-    }
-    Err(BenchError::NoAnswer)
+    let answer = gateway.ask(nic)?.ok_or(BenchError::NoAnswer)?;
+    drain(nic)?;
+    Ok(answer)
 }

@@ -144,9 +144,6 @@ impl Part for Worker {
         interrupts::of_other(self.core.cpu)
     }
 
-    /// The first core does.
-    fn look_for_device(&mut self) {}
-
     #[inline]
     fn is_link_up(&self) -> bool {
         self.link_up
@@ -192,11 +189,6 @@ impl Part for Worker {
     #[inline]
     fn rung(&self) -> Option<Rung> {
         Some(self.assignment.rung)
-    }
-
-    #[inline]
-    fn deadline(&self) -> u64 {
-        u64::MAX
     }
 
     fn publish(&self) {
