@@ -24,9 +24,10 @@ const GLOSSARIES: [(&str, Lang); 2] = [
     ("docs/glossary.zh.md", Lang::Zh),
 ];
 /// Documents with tables that are made, and their Chinese editions.
-pub const TRANSLATED: [(&str, &str); 2] = [
+pub const TRANSLATED: [(&str, &str); 3] = [
     ("docs/robustness.md", "docs/robustness.zh.md"),
     ("docs/vmm.md", "docs/vmm.zh.md"),
+    ("docs/features.md", "docs/features.zh.md"),
 ];
 
 /// Columns of what a document shows of a run.
