@@ -15,10 +15,18 @@ use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-/// The version of the interface. What is used of it is the same in all of them.
+/// The version of the interface. What is used of it is the same in all of them, but
+/// for [`translated`], which gets the plugin's number before version 7, and a word of
+/// its own behind the block since.
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
-pub static qemu_plugin_version: c_int = if cfg!(feature = "version-1") { 1 } else { 2 };
+pub static qemu_plugin_version: c_int = if cfg!(feature = "version-1") {
+    1
+} else if cfg!(feature = "version-7") {
+    7
+} else {
+    2
+};
 
 /// `QEMU_PLUGIN_CB_NO_REGS`: the callback reads no registers.
 const NO_REGISTERS: c_int = 0;
@@ -26,9 +34,16 @@ const PROT_READ_WRITE: c_int = 3;
 const MAP_SHARED: c_int = 1;
 
 unsafe extern "C" {
+    #[cfg(not(feature = "version-7"))]
     fn qemu_plugin_register_vcpu_tb_trans_cb(
         id: u64,
         callback: unsafe extern "C" fn(u64, *mut c_void),
+    );
+    #[cfg(feature = "version-7")]
+    fn qemu_plugin_register_vcpu_tb_trans_cb(
+        id: u64,
+        callback: unsafe extern "C" fn(*mut c_void, *mut c_void),
+        data: *mut c_void,
     );
     fn qemu_plugin_tb_n_insns(block: *const c_void) -> usize;
     fn qemu_plugin_tb_vaddr(block: *const c_void) -> u64;
@@ -76,8 +91,13 @@ pub unsafe extern "C" fn qemu_plugin_install(
         return 1;
     };
     let _ = COUNTS.set(counts);
-    // SAFETY: it is this plugin's number.
-    unsafe { qemu_plugin_register_vcpu_tb_trans_cb(id, translated) };
+    // SAFETY: it is this plugin's number, and the callback is the one of its version.
+    unsafe {
+        #[cfg(not(feature = "version-7"))]
+        qemu_plugin_register_vcpu_tb_trans_cb(id, translated_by_number);
+        #[cfg(feature = "version-7")]
+        qemu_plugin_register_vcpu_tb_trans_cb(id, translated, null_mut());
+    }
     0
 }
 
@@ -103,8 +123,15 @@ fn map(name: &str) -> Option<&'static [AtomicU64]> {
     Some(unsafe { slice::from_raw_parts(place.cast(), length / size_of::<AtomicU64>()) })
 }
 
+/// [`translated`], as it was called before version 7.
+#[cfg(not(feature = "version-7"))]
+unsafe extern "C" fn translated_by_number(_id: u64, block: *mut c_void) {
+    // SAFETY: as for this function.
+    unsafe { translated(block, null_mut()) };
+}
+
 /// A block was translated: its runs are counted from now on.
-unsafe extern "C" fn translated(_id: u64, block: *mut c_void) {
+unsafe extern "C" fn translated(block: *mut c_void, _data: *mut c_void) {
     // SAFETY: the block is QEMU's, and valid during this call.
     let (address, length) = unsafe {
         (

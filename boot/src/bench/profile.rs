@@ -97,9 +97,13 @@ impl Profiler {
         let mut build = toolchain.cargo(&workspace.join("boot/profile"));
         build.args(["build", "--release", "--target-dir"]);
         build.arg(&directory);
-        if doctor::qemu_version(qemu).is_some_and(|version| version.major < 9) {
-            build.args(["--features", "version-1"]);
-        }
+        let version = doctor::qemu_version(qemu).map(|version| (version.major, version.minor));
+        let interface = match version {
+            Some((..9, _)) => Some("version-1"),
+            Some((11, 1..) | (12.., _)) => Some("version-7"),
+            _ => None,
+        };
+        build.args(interface.into_iter().flat_map(|name| ["--features", name]));
         command::run(&mut build, None, sink).map_err(failed("build the plugin"))?;
         let counts = NamedTempFile::new()?;
         counts.as_file().set_len(((1 + 3 * BLOCKS) * WORD) as u64)?;

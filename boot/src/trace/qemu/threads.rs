@@ -117,6 +117,11 @@ fn lines(thread: u32, text: &str) -> Vec<Lines> {
     all
 }
 
+/// The event of a line with its values, whichever QEMU wrote it.
+pub fn event(line: &str) -> Option<&str> {
+    stamp(line).map(|(_, event)| event)
+}
+
 /// The time of a line in microseconds since 1970, and the event behind it, whichever QEMU wrote
 /// it: `THREAD@SECONDS.MICROSECONDS:EVENT` up to 10.0, `YYYY-MM-DDTHH:MM:SS.MICROSECONDSZ EVENT`
 /// since 10.1, where a fraction of 0 is left out.
