@@ -82,7 +82,8 @@ fn nothing_is_sent(lab: &mut Lab) -> Result<()> {
 /// The device asks for an announcement while no frame can go out. QEMU would break over a frame
 /// that it drops from a packed ring.
 fn announcement_waits(lab: &mut Lab) -> Result<()> {
-    lab.wait_until_quiet(Duration::from_millis(200))?;
+    // All that the guest sends of itself when it comes up has gone by then.
+    lab.wait_until_quiet(Duration::from_millis(1500))?;
     set_link(lab, false)?;
     let from = lab.guest.wait_for_line(0, DOWN, lab.soon())?.number;
     control::announce_self(lab)?;
