@@ -22,8 +22,9 @@ pub(crate) const DHCP_TIMEOUT: Duration = Duration::from_secs(4);
 const DISCOVER_EAGERLY: Duration = Duration::from_secs(2);
 const DISCOVER_PATIENTLY: Duration = Duration::from_secs(10);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Source {
+    #[default]
     None,
     Static,
     Dhcp,
@@ -44,24 +45,16 @@ impl Source {
 
 /// The IPv4 address of a [`crate::Stack`], with its gateway and where it comes
 /// from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ipv4State {
     source: Source,
     address: Option<Ipv4Cidr>,
     gateway: Option<Ipv4Address>,
 }
 
-impl Ipv4State {
-    const NONE: Self = Self {
-        source: Source::None,
-        address: None,
-        gateway: None,
-    };
-}
-
 /// The state behind the interface's IPv4 address.
 pub(crate) struct Ipv4 {
-    state: Ipv4State,
+    pub(crate) state: Ipv4State,
     dhcp: Option<Dhcp>,
     /// For what is worth a line of the log.
     level: log::Level,
@@ -84,15 +77,11 @@ impl Ipv4 {
     /// Without an address, until [`Self::take_over`].
     pub(crate) fn following() -> Self {
         Self {
-            state: Ipv4State::NONE,
+            state: Ipv4State::default(),
             dhcp: None,
             level: log::Level::Debug,
             announces: false,
         }
-    }
-
-    pub(crate) fn state(&self) -> Ipv4State {
-        self.state
     }
 
     /// Does as another one of the same device. Returns whether the address
@@ -294,7 +283,7 @@ impl Ipv4 {
             addresses.retain(|address| matches!(address, IpCidr::Ipv6(_)));
         });
         interface.routes_mut().remove_default_ipv4_route();
-        self.state = Ipv4State::NONE;
+        self.state = Ipv4State::default();
     }
 
     pub(crate) fn poll_at(&mut self, now: Instant, interface: &mut Interface) -> Option<Instant> {

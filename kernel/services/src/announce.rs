@@ -55,20 +55,19 @@ pub(crate) fn announce(now: Instant, interface: &Interface, device: &mut Rare<'_
 /// a member of: all systems (RFC 1112, 4), all nodes and, for each IPv6
 /// address, its solicited-node group (RFC 4291, 2.8). Some may come twice.
 pub(crate) fn multicast_groups(interface: &Interface) -> impl Iterator<Item = [u8; 6]> {
-    let addresses = interface.ip_addrs();
-    let has_ipv4 = addresses.iter().any(|a| matches!(a, IpCidr::Ipv4(_)));
-    let solicited = addresses.iter().filter_map(|address| match address {
-        IpCidr::Ipv6(address) => {
-            let group = solicited_node(address.address());
-            Some(ethernet_of_ipv6(group))
-        }
+    let has_ipv4 = interface.ipv4_addr().is_some();
+    let all_systems = has_ipv4.then(|| ethernet_of_ipv4(ALL_SYSTEMS));
+    let solicited = ipv6_addresses(interface).map(solicited_node);
+    let groups = [ALL_NODES].into_iter().chain(solicited);
+    all_systems.into_iter().chain(groups.map(ethernet_of_ipv6))
+}
+
+pub(crate) fn ipv6_addresses(interface: &Interface) -> impl Iterator<Item = Ipv6Address> {
+    let addresses = interface.ip_addrs().iter();
+    addresses.filter_map(|address| match address {
+        IpCidr::Ipv6(address) => Some(address.address()),
         IpCidr::Ipv4(_) => None,
-    });
-    has_ipv4
-        .then(|| ethernet_of_ipv4(ALL_SYSTEMS))
-        .into_iter()
-        .chain(core::iter::once(ethernet_of_ipv6(ALL_NODES)))
-        .chain(solicited)
+    })
 }
 
 /// The hardware address of a multicast group or of everybody.

@@ -72,20 +72,12 @@ fn send(
     [to, from]: [[u8; 6]; 2],
     operation: u8,
     sender: [u8; 4],
-    target_mac: [u8; 6],
+    target_hw: [u8; 6],
     target: [u8; 4],
 ) {
     let head = [0, operation];
     let parts: [&[u8]; 9] = [
-        &to,
-        &from,
-        &ETHERTYPE,
-        &KIND,
-        &head,
-        &from,
-        &sender,
-        &target_mac,
-        &target,
+        &to, &from, &ETHERTYPE, &KIND, &head, &from, &sender, &target_hw, &target,
     ];
     token.0.send(&parts.concat());
 }

@@ -13,10 +13,12 @@ pub(crate) trait DatagramService {
     const PORT: u16;
 
     /// Bytes of its answer; `None` if it has none.
-    fn length(&self, request: &[u8]) -> Option<usize>;
+    fn length(&self, _request: &[u8]) -> Option<usize> {
+        None
+    }
 
     /// Writes the answer, of just that length.
-    fn answer(&mut self, request: &[u8], answer: &mut [u8]);
+    fn answer(&mut self, _request: &[u8], _answer: &mut [u8]) {}
 }
 
 /// Says what it is told.
@@ -42,12 +44,6 @@ pub(crate) struct Discard;
 
 impl DatagramService for Discard {
     const PORT: u16 = DISCARD_PORT;
-
-    fn length(&self, _request: &[u8]) -> Option<usize> {
-        None
-    }
-
-    fn answer(&mut self, _request: &[u8], _answer: &mut [u8]) {}
 }
 
 /// Says what comes next in an endless text.

@@ -15,16 +15,13 @@ const MAX_STRAY_LENGTH: usize = 14 + 65_535;
 
 #[derive(Default)]
 pub(crate) struct ForOthers {
-    on: bool,
+    /// There are other stacks.
+    pub(crate) on: bool,
     frames: Vec<Box<[u8]>>,
     strays: Vec<Box<[u8]>>,
 }
 
 impl ForOthers {
-    pub(crate) fn start(&mut self) {
-        self.on = true;
-    }
-
     /// Keeps a frame that concerns all.
     #[cold]
     pub(crate) fn keep(&mut self, frame: &[u8]) {
@@ -35,12 +32,6 @@ impl ForOthers {
 
     pub(crate) fn take(&mut self) -> impl Iterator<Item = Box<[u8]>> + use<> {
         core::mem::take(&mut self.frames).into_iter()
-    }
-
-    /// Whether there are other stacks.
-    #[inline]
-    pub(crate) fn is_on(&self) -> bool {
-        self.on
     }
 
     /// Keeps a segment of a connection that this stack does not have. Without

@@ -26,7 +26,7 @@ pub(crate) struct Host {
     pub(crate) ipv4: Ipv4,
     pub(crate) ipv6: Slaac,
     conflicts: Conflicts,
-    listener: Listener,
+    pub(crate) listener: Listener,
 }
 
 /// What came of a message about the link.
@@ -71,11 +71,6 @@ impl Host {
         }
     }
 
-    /// Addresses have changed, and with them the groups.
-    pub(crate) fn moved(&mut self, now: Instant) {
-        self.listener.announce(now);
-    }
-
     /// The link is up again, and may be another one.
     pub(crate) fn link_came_up(&mut self, now: Instant) {
         self.ipv4.link_came_up(now);
@@ -86,14 +81,14 @@ impl Host {
     pub(crate) fn poll(&mut self, now: Instant, device: &mut Rare<'_>) -> bool {
         let interface = &mut *self.interface;
         let moved = self.ipv4.poll(now, interface, device) | self.ipv6.poll(now, interface, device);
-        if self.ipv6.speaks() {
+        if self.ipv6.speaks {
             self.listener.poll(now, interface, device);
         }
         moved
     }
 
     pub(crate) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
-        let reports = self.listener.poll_at().filter(|_| self.ipv6.speaks());
+        let reports = self.listener.poll_at().filter(|_| self.ipv6.speaks);
         let addresses = earlier(
             self.ipv4.poll_at(now, &mut self.interface),
             self.ipv6.poll_at(),
@@ -113,7 +108,7 @@ impl Host {
         let Some(arp) = Arp::parse(frame) else {
             return;
         };
-        let mac = neighbors.mac();
+        let mac = neighbors.mac;
         if arp.mac == mac {
             // Our own, which somebody has sent back.
             return;
@@ -177,7 +172,7 @@ impl Host {
         neighbors: &mut Neighbors,
         token: Rare<'_>,
     ) -> Effect {
-        let mac = neighbors.mac();
+        let mac = neighbors.mac;
         if message.from == mac {
             // Our own, which somebody has sent back.
             return Effect::None;

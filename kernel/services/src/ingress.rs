@@ -183,7 +183,7 @@ impl Ingress {
                 Err(token) => self.receive_other(packet, token),
             };
         }
-        if self.for_others.is_on() && self.is_stray(packet) {
+        if self.for_others.on && self.is_stray(packet) {
             self.for_others.keep_stray(packet.frame);
             return Outcome::Others;
         }
@@ -227,7 +227,7 @@ impl Ingress {
         if effect == Effect::Moved {
             self.set_addresses();
         }
-        self.tcp.set_mtu_v6(self.host.ipv6.mtu());
+        self.tcp.mtu_v6 = self.host.ipv6.mtu;
         effect != Effect::None
     }
 
@@ -235,7 +235,7 @@ impl Ingress {
     /// any way leads to him.
     #[cold]
     fn wait(&mut self, packet: &Packet<'_>) {
-        if self.for_others.is_on() && self.is_stray(packet) {
+        if self.for_others.on && self.is_stray(packet) {
             self.for_others.keep_stray(packet.frame);
             return;
         }
@@ -324,7 +324,7 @@ impl Ingress {
             }
         });
         self.outgoing.neighbors.set_routes(link);
-        self.host.moved(self.outgoing.now);
+        self.host.listener.announce(self.outgoing.now);
         self.host_at = Some(self.outgoing.now);
         self.addresses_changed = true;
     }

@@ -159,7 +159,7 @@ impl Outgoing {
             if let Some(next_hop) = self.neighbors.next_hop(destination) {
                 self.neighbors.question(next_hop);
             }
-            self.neighbors.mac()
+            self.neighbors.mac
         });
         self.neighbors.header(mac, destination)
     }

@@ -7,9 +7,9 @@ use alloc::vec::Vec;
 use smoltcp::iface::Interface;
 use smoltcp::phy::Device;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{HardwareAddress, IpCidr, Ipv6Address};
+use smoltcp::wire::{HardwareAddress, Ipv6Address};
 
-use crate::announce;
+use crate::announce::{self, ipv6_addresses};
 use crate::checksum::{ETHERNET, IPV6_HEADER, Sum};
 use crate::packet::{ICMPV6, Packet};
 use crate::stand_in::Rare;
@@ -102,7 +102,7 @@ impl Listener {
             return;
         }
         let mut groups: Vec<Ipv6Address> = Vec::new();
-        for group in addresses(interface).map(announce::solicited_node) {
+        for group in ipv6_addresses(interface).map(announce::solicited_node) {
             if !groups.contains(&group) {
                 groups.push(group);
             }
@@ -133,14 +133,6 @@ impl Listener {
     }
 }
 
-fn addresses(interface: &Interface) -> impl Iterator<Item = Ipv6Address> {
-    let addresses = interface.ip_addrs().iter();
-    addresses.filter_map(|address| match address {
-        IpCidr::Ipv6(address) => Some(address.address()),
-        IpCidr::Ipv4(_) => None,
-    })
-}
-
 /// Sends an ICMPv6 message from the link-local address, which comes first.
 /// Returns whether there was room.
 fn send(
@@ -152,7 +144,7 @@ fn send(
 ) -> bool {
     let (HardwareAddress::Ethernet(mac), Some(source), Some(to)) = (
         interface.hardware_addr(),
-        addresses(interface).next(),
+        ipv6_addresses(interface).next(),
         announce::ethernet_of_group(group.into()),
     ) else {
         return true;

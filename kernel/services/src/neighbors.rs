@@ -7,6 +7,7 @@
 //! Of a full bucket the host goes that was not heard for longest.
 
 use alloc::vec::Vec;
+use core::net::IpAddr;
 
 use smoltcp::iface::Interface;
 use smoltcp::time::{Duration, Instant};
@@ -61,7 +62,7 @@ struct Network {
 }
 
 pub(crate) struct Neighbors {
-    mac: [u8; 6],
+    pub(crate) mac: [u8; 6],
     places: Vec<Neighbor>,
     max_buckets: usize,
     /// Makes it hard to guess who shares a bucket.
@@ -87,10 +88,6 @@ impl Neighbors {
             latest: (Address(0), 0),
             questions: Vec::new(),
         }
-    }
-
-    pub(crate) fn mac(&self) -> [u8; 6] {
-        self.mac
     }
 
     /// Whether the hardware address that a frame is sent to is ours or a group.
@@ -119,18 +116,14 @@ impl Neighbors {
     pub(crate) fn set_routes(&mut self, interface: &Interface) {
         self.latest = (Address(0), 0);
         let network = |cidr: &IpCidr| {
-            let (bytes, bits) = match cidr {
-                IpCidr::Ipv4(cidr) => (Address::v4(cidr.address().octets()), 96),
-                IpCidr::Ipv6(cidr) => (Address::v6(cidr.address().octets()), 0),
+            let (bits, broadcast) = match cidr {
+                IpCidr::Ipv4(cidr) => (96, cidr.broadcast().map(Address::from)),
+                IpCidr::Ipv6(_) => (0, None),
             };
             let prefix = u32::from(cidr.prefix_len()) + bits;
             let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
-            let broadcast = match cidr {
-                IpCidr::Ipv4(cidr) => cidr.broadcast().map(|all| Address::v4(all.octets())),
-                IpCidr::Ipv6(_) => None,
-            };
             Network {
-                ours: bytes,
+                ours: cidr.address().into(),
                 mask: mask.to_be(),
                 broadcast,
             }
@@ -154,12 +147,8 @@ impl Neighbors {
     #[cold]
     pub(crate) fn is_impossible(&self, source: Address) -> bool {
         let ip = source.ip();
-        let is_loopback = match ip {
-            IpAddress::Ipv4(address) => address.is_loopback(),
-            IpAddress::Ipv6(address) => address.is_loopback(),
-        };
         let is_broadcast = |network: &Network| Some(source) == network.broadcast;
-        is_loopback
+        IpAddr::from(ip).is_loopback()
             || !ip.is_unicast()
             || self.is_ours(source)
             || self.networks.iter().any(is_broadcast)

@@ -148,7 +148,7 @@ pub(crate) struct Pool {
     opening: BTreeSet<(Instant, usize)>,
     time_wait: TimeWait,
     /// Connections that are not [`Phase::Ending`], in all and of each service.
-    count: usize,
+    pub(crate) count: usize,
     counts: [usize; Service::ALL.len()],
     capacity: usize,
     /// Bytes that buffers may take beyond the smallest ones, and what they take.
@@ -158,8 +158,8 @@ pub(crate) struct Pool {
     /// Nobody gives way before.
     look_again_at: Instant,
     scratch: Box<[u8]>,
-    /// What routers say is the link's MTU for IPv6, if it is not the device's.
-    mtu_v6: Option<usize>,
+    /// What routers say is the link's MTU for IPv6 in bytes, if it is not the device's.
+    pub(crate) mtu_v6: Option<usize>,
     /// The MTU of paths to hosts, and until when it is believed.
     paths: HashMap<Address, (usize, Instant), FixedState>,
 }
@@ -194,17 +194,7 @@ impl Pool {
     pub(crate) fn set_heap(&mut self, heap: usize) {
         self.capacity = (heap / 2 / COST).clamp(8, 16 * 1024);
         self.memory = heap / 4;
-        self.time_wait.set_most(4 * self.capacity);
-    }
-
-    /// Sets the link's MTU for IPv6 in bytes, as routers say it.
-    pub(crate) fn set_mtu_v6(&mut self, mtu: Option<usize>) {
-        self.mtu_v6 = mtu;
-    }
-
-    /// Connections, half-open ones included.
-    pub(crate) fn count(&self) -> usize {
-        self.count
+        self.time_wait.most = 4 * self.capacity;
     }
 
     /// Whether there is a connection with these ends.
@@ -235,7 +225,7 @@ impl Pool {
             // RFC 9293, 3.10.7.1: reset; nothing that was for others than us.
             if self.time_wait.contains(&ends) {
                 let packet = packet.frame.get(ETHERNET..).unwrap_or_default();
-                self.time_wait.answer(packet, device, now);
+                self.time_wait.answer(packet, &ends, device, now);
             } else if interface.has_ip_addr(ends.local.ip()) {
                 interface.poll_ingress_single(now, device, &mut SocketSet::new(vec![]));
             }
@@ -560,7 +550,8 @@ impl Pool {
             }
             _ => {}
         }
-        let mut due = earlier(due, connection.conversation.deadline());
+        let http = connection.conversation.http();
+        let mut due = earlier(due, http.and_then(|http| http.deadline));
         if connection.phase == Phase::Ending {
             due = earlier(due, Some(connection.active + RESET_TIMEOUT));
         }
@@ -575,7 +566,8 @@ impl Pool {
             }
             due = Some(now + DEVICE_RETRY);
         }
-        connection.is_ready = connection.conversation.waits_for_report();
+        let http = connection.conversation.http();
+        connection.is_ready = http.is_some_and(|http| http.waits_for_report());
         if connection.is_ready {
             self.ready.push_back(index);
         }

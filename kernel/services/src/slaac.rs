@@ -78,7 +78,7 @@ impl Address {
 pub(crate) struct Slaac {
     mac: EthernetAddress,
     /// This stack speaks for the host; if not, another one does.
-    speaks: bool,
+    pub(crate) speaks: bool,
     /// For what is worth a line of the log.
     level: log::Level,
     solicitations_left: u8,
@@ -90,7 +90,7 @@ pub(crate) struct Slaac {
     /// Each with its end.
     routers: Vec<(Ipv6Address, Instant)>,
     /// The link's MTU in bytes, as a router says it.
-    mtu: Option<usize>,
+    pub(crate) mtu: Option<usize>,
 }
 
 impl Slaac {
@@ -124,10 +124,6 @@ impl Slaac {
         self.speaks = false;
         self.solicitations_left = 0;
         self.level = log::Level::Debug;
-    }
-
-    pub(crate) fn speaks(&self) -> bool {
-        self.speaks
     }
 
     /// The link is up again, and may be another one: everything is asked for again
@@ -201,11 +197,6 @@ impl Slaac {
         let mut addresses = self.addresses.iter();
         let known = addresses.find(|known| known.cidr.address() == address);
         known.is_some_and(|known| matches!(known.check, Check::Due | Check::Asked(_)))
-    }
-
-    /// What routers say is the link's MTU, in bytes.
-    pub(crate) fn mtu(&self) -> Option<usize> {
-        self.mtu
     }
 
     /// Somebody else has or wants an address of ours. Returns whether it is given

@@ -94,7 +94,7 @@ impl Stack {
 
     /// Has this stack keep the frames that concern every stack of the device.
     pub fn share_frames(&mut self) {
-        self.ingress.for_others.start();
+        self.ingress.for_others.on = true;
     }
 
     /// The frames that came since the last call and that every other stack of
@@ -160,7 +160,7 @@ impl Stack {
     /// The IPv4 address and where it comes from, for
     /// [`Self::follow_ipv4`].
     pub fn ipv4(&self) -> Ipv4State {
-        self.ingress.host.ipv4.state()
+        self.ingress.host.ipv4.state
     }
 
     /// Takes the IPv4 address of another stack of the device.
@@ -225,7 +225,7 @@ impl Stack {
     /// [`Self::set_status`] before the next [`Self::poll`].
     #[inline]
     pub fn wants_status(&self) -> bool {
-        self.report.is_wanted()
+        self.report.is_wanted
     }
 
     /// The report as of now, for those who ask in the next turn; what it says of
@@ -293,7 +293,7 @@ impl Stack {
         let host = &self.ingress.host;
         status::Network {
             impossible_sources: self.ingress.impossible_sources,
-            tcp_connections: self.ingress.tcp.count() as u64,
+            tcp_connections: self.ingress.tcp.count as u64,
             ..host.ipv4.report(&host.interface)
         }
     }
@@ -361,7 +361,7 @@ impl Stack {
             .tcp
             .serve(now, interface, &mut link, &mut self.report);
         self.report.forget();
-        busy |= self.report.is_wanted();
+        busy |= self.report.is_wanted;
         let retry = now + DEVICE_RETRY;
         // What was due already waits for room in the device.
         let others =

@@ -98,18 +98,10 @@ impl Conversation {
         }
     }
 
-    /// Whether the connection must be served once the report is there.
-    pub(crate) fn waits_for_report(&self) -> bool {
+    /// The connection that must be served now and then although no segment has come.
+    pub(crate) fn http(&self) -> Option<&http::Connection> {
         match self {
-            Self::Http(connection) => connection.waits_for_report(),
-            _ => false,
-        }
-    }
-
-    /// When the connection must be served although no segment has come.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        match self {
-            Self::Http(connection) => connection.deadline(),
+            Self::Http(connection) => Some(connection),
             _ => None,
         }
     }

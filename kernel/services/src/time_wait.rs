@@ -10,7 +10,9 @@ use foldhash::fast::FixedState;
 use hashbrown::HashSet;
 use smoltcp::phy::{ChecksumCapabilities, Device, TxToken};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{IpProtocol, IpRepr, Ipv4Packet, Ipv6Packet, TcpControl, TcpPacket, TcpRepr};
+use smoltcp::wire::{
+    IpAddress, IpProtocol, IpRepr, Ipv4Packet, Ipv6Packet, TcpControl, TcpPacket, TcpRepr,
+};
 
 use crate::in_place::HOP_LIMIT;
 use crate::packet::Ends;
@@ -22,7 +24,8 @@ pub(crate) struct TimeWait {
     ends: HashSet<Ends, FixedState>,
     /// The oldest first.
     until: VecDeque<(Instant, Ends)>,
-    most: usize,
+    /// How many there may be; the oldest gives way.
+    pub(crate) most: usize,
 }
 
 impl TimeWait {
@@ -32,11 +35,6 @@ impl TimeWait {
             until: VecDeque::new(),
             most: 0,
         }
-    }
-
-    /// How many there may be; the oldest gives way.
-    pub(crate) fn set_most(&mut self, most: usize) {
-        self.most = most;
     }
 
     #[inline]
@@ -74,29 +72,25 @@ impl TimeWait {
     /// Acknowledges a FIN that came again in an IP packet of a connection that is
     /// here. Nothing else is answered (RFC 1337).
     #[cold]
-    pub(crate) fn answer<D: Device>(&self, packet: &[u8], device: &mut D, now: Instant) {
+    pub(crate) fn answer<D: Device>(
+        &self,
+        packet: &[u8],
+        ends: &Ends,
+        device: &mut D,
+        now: Instant,
+    ) {
         let ignored = ChecksumCapabilities::ignored();
+        let (source, destination) = (ends.local.ip(), ends.remote.ip());
         let read = || {
-            let (header, payload) = match packet.first()? >> 4 {
-                4 => {
-                    let ip = Ipv4Packet::new_checked(packet).ok()?;
-                    let ends = (ip.dst_addr().into(), ip.src_addr().into());
-                    (ends, ip.payload())
-                }
-                _ => {
-                    let ip = Ipv6Packet::new_checked(packet).ok()?;
-                    let ends = (ip.dst_addr().into(), ip.src_addr().into());
-                    (ends, ip.payload())
-                }
+            let payload = match source {
+                IpAddress::Ipv4(_) => Ipv4Packet::new_checked(packet).ok()?.payload(),
+                IpAddress::Ipv6(_) => Ipv6Packet::new_checked(packet).ok()?.payload(),
             };
             let tcp = TcpPacket::new_checked(payload).ok()?;
             let acknowledges = tcp.ack() && tcp.fin() && !tcp.rst() && !tcp.syn();
-            acknowledges.then_some((header, tcp))
+            acknowledges.then_some(tcp)
         };
-        let Some(((source, destination), fin)) = read() else {
-            return;
-        };
-        let Some(token) = device.transmit(now) else {
+        let (Some(fin), Some(token)) = (read(), device.transmit(now)) else {
             return;
         };
         let tcp = TcpRepr {

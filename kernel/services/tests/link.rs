@@ -235,10 +235,6 @@ fn reports(frames: &[Vec<u8>]) -> [Vec<Ipv6Address>; 2] {
     found
 }
 
-fn none() -> [Vec<Ipv6Address>; 2] {
-    Default::default()
-}
-
 /// A message of ICMPv6 from a router to all nodes.
 fn from_router(hop_limit: u8, kind: u8, head: [u8; 4], rest: &[u8]) -> Vec<u8> {
     let router = Ipv6Address::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -264,7 +260,8 @@ fn groups_are_reported_unasked_and_to_queriers_of_both_versions() {
     let mut world = World::new();
     let (group, _) = solicited_node();
     assert_eq!(reports(&pass(&mut world, 5000)), [vec![], vec![group; 2]]);
-    assert_eq!(reports(&pass(&mut world, 20_000)), none());
+    let none: [Vec<Ipv6Address>; 2] = Default::default();
+    assert_eq!(reports(&pass(&mut world, 20_000)), none);
     world.inject(query(true));
     assert_eq!(reports(&pass(&mut world, 1100)), [vec![], vec![group]]);
     world.inject(query(false));
@@ -279,7 +276,7 @@ fn groups_are_reported_unasked_and_to_queriers_of_both_versions() {
     let mut far = query(true);
     far[21] = 2;
     world.inject(far);
-    assert_eq!(reports(&pass(&mut world, 1100)), none());
+    assert_eq!(reports(&pass(&mut world, 1100)), none);
 }
 
 #[test]

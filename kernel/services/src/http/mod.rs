@@ -18,7 +18,6 @@ use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 
 use crate::streams::discard;
-use request::Parsed;
 use response::{Answer, Response, Unreported};
 use status_code::StatusCode;
 
@@ -35,24 +34,19 @@ const LINGER: Duration = Duration::from_secs(5);
 /// The report, which is handed down when somebody has asked for it.
 #[derive(Default)]
 pub(crate) struct Report {
-    wanted: bool,
+    pub(crate) is_wanted: bool,
     status: Option<Status>,
 }
 
 impl Report {
     /// The report; who gets none is to ask again in the next turn.
     fn get(&mut self) -> Option<&Status> {
-        self.wanted |= self.status.is_none();
+        self.is_wanted |= self.status.is_none();
         self.status.as_ref()
     }
 
-    #[inline]
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.wanted
-    }
-
     pub(crate) fn set(&mut self, status: Status) {
-        self.wanted = false;
+        self.is_wanted = false;
         self.status = Some(status);
     }
 
@@ -74,7 +68,7 @@ pub(crate) struct Connection {
     leftover: bool,
     /// Until when the request must be complete, or must have begun, or the
     /// client must have closed its half.
-    deadline: Option<Instant>,
+    pub(crate) deadline: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -112,7 +106,7 @@ impl Connection {
                     if !response.send(socket) {
                         return;
                     }
-                    if response.closes() {
+                    if !response.keep_alive {
                         socket.close();
                         self.state = State::Closing;
                         self.deadline = None;
@@ -140,10 +134,6 @@ impl Connection {
 
     pub(crate) fn waits_for_report(&self) -> bool {
         matches!(self.state, State::Reporting(_))
-    }
-
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.deadline
     }
 
     /// Reads on; returns the next state once it is known.
@@ -174,7 +164,7 @@ impl Connection {
         let full = self.input.len() == MAX_REQUEST;
         if ends_line || (news && !begun) || leftover || full {
             match request::parse(&self.input) {
-                Parsed::Complete { length, request } => {
+                Ok(Some((length, request))) => {
                     let answer = response::answer(&request);
                     self.input.drain(..length);
                     self.leftover = !self.input.is_empty();
@@ -184,11 +174,9 @@ impl Connection {
                         Answer::Unreported(unreported) => State::Reporting(unreported),
                     });
                 }
-                Parsed::Refused(status) => return Some(self.refuse(status)),
-                Parsed::Partial if full => {
-                    return Some(self.refuse(StatusCode::FIELDS_TOO_LARGE));
-                }
-                Parsed::Partial => {}
+                Err(status) => return Some(self.refuse(status)),
+                Ok(None) if full => return Some(self.refuse(StatusCode::FIELDS_TOO_LARGE)),
+                Ok(None) => {}
             }
         }
         if !socket.may_recv() || (now >= deadline && self.input.is_empty()) {

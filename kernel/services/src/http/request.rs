@@ -7,17 +7,6 @@ use super::status_code::StatusCode;
 /// More fields than any client has reason to send.
 const MAX_FIELDS: usize = 64;
 
-pub(super) enum Parsed<'a> {
-    Partial,
-    /// A request, in the first `length` bytes.
-    Complete {
-        length: usize,
-        request: Request<'a>,
-    },
-    /// Something to be answered with this status before the connection closes.
-    Refused(StatusCode),
-}
-
 /// What matters in a request here.
 pub(super) struct Request<'a> {
     pub(super) method: &'a str,
@@ -27,31 +16,29 @@ pub(super) struct Request<'a> {
     pub(super) keep_alive: bool,
 }
 
-pub(super) fn parse(buffer: &[u8]) -> Parsed<'_> {
+/// Reads a request, and how many bytes it has; `None` while there is more to come.
+/// An error is to be answered with before the connection closes.
+pub(super) fn parse(buffer: &[u8]) -> Result<Option<(usize, Request<'_>)>, StatusCode> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
     let length = match parsed.parse_with_uninit_headers(buffer, &mut fields) {
         Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) => return Parsed::Partial,
-        Err(httparse::Error::TooManyHeaders) => {
-            return Parsed::Refused(StatusCode::FIELDS_TOO_LARGE);
-        }
-        Err(httparse::Error::Version) => return Parsed::Refused(StatusCode::VERSION_NOT_SUPPORTED),
-        Err(_) => return Parsed::Refused(StatusCode::BAD_REQUEST),
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(StatusCode::FIELDS_TOO_LARGE),
+        Err(httparse::Error::Version) => return Err(StatusCode::VERSION_NOT_SUPPORTED),
+        Err(_) => return Err(StatusCode::BAD_REQUEST),
     };
     // All three are there once parsing is complete.
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version)
     else {
-        return Parsed::Refused(StatusCode::BAD_REQUEST);
+        return Err(StatusCode::BAD_REQUEST);
     };
     // RFC 9112, 3.2: exactly one Host field, from HTTP/1.1 on.
     let hosts = named(parsed.headers, "host").count();
     if hosts > 1 || (hosts == 0 && minor >= 1) {
-        return Parsed::Refused(StatusCode::BAD_REQUEST);
+        return Err(StatusCode::BAD_REQUEST);
     }
-    let Some(path) = path(target) else {
-        return Parsed::Refused(StatusCode::BAD_REQUEST);
-    };
+    let path = path(target).ok_or(StatusCode::BAD_REQUEST)?;
     // RFC 9112, 9.3: HTTP/1.0 closes unless asked not to.
     let keep_alive = if has_option(parsed.headers, "close") {
         false
@@ -60,14 +47,12 @@ pub(super) fn parse(buffer: &[u8]) -> Parsed<'_> {
     };
     let has_content = named(parsed.headers, "transfer-encoding").next().is_some()
         || named(parsed.headers, "content-length").any(|value| value.trim_ascii() != b"0");
-    Parsed::Complete {
-        length,
-        request: Request {
-            method,
-            path,
-            keep_alive: keep_alive && !has_content,
-        },
-    }
+    let request = Request {
+        method,
+        path,
+        keep_alive: keep_alive && !has_content,
+    };
+    Ok(Some((length, request)))
 }
 
 /// The values of the fields with this name.
@@ -112,14 +97,9 @@ mod tests {
     use super::*;
 
     fn complete(text: &str) -> Request<'_> {
-        match parse(text.as_bytes()) {
-            Parsed::Complete { length, request } => {
-                assert_eq!(length, text.len());
-                request
-            }
-            Parsed::Partial => panic!("partial: {text:?}"),
-            Parsed::Refused(status) => panic!("{status:?}: {text:?}"),
-        }
+        let (length, request) = parse(text.as_bytes()).unwrap().unwrap();
+        assert_eq!(length, text.len());
+        request
     }
 
     #[test]

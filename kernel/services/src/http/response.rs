@@ -47,7 +47,7 @@ pub(super) struct Response {
     content: Cow<'static, [u8]>,
     /// Bytes of head and content that the socket has taken.
     sent: usize,
-    keep_alive: bool,
+    pub(super) keep_alive: bool,
 }
 
 pub(super) enum Answer {
@@ -162,9 +162,5 @@ impl Response {
                 Ok(taken) => self.sent += taken,
             }
         }
-    }
-
-    pub(super) fn closes(&self) -> bool {
-        !self.keep_alive
     }
 }
