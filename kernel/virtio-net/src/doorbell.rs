@@ -209,11 +209,7 @@ impl Notify for Doorbell {
 ///
 /// `port` must be the QUEUE_NOTIFY register of a device that the driver owns.
 #[cfg(target_arch = "x86_64")]
-#[cfg_attr(
-    feature = "trace",
-    inline(never),
-    unsafe(export_name = "vp_notify_port")
-)]
+#[cfg_attr(feature = "trace", inline(never), unsafe(no_mangle))]
 unsafe extern "C" fn vp_notify_port(queue: u16, port: u16) {
     #[cfg(feature = "faults")]
     let queue = crate::faults::number_to_write(queue);
@@ -236,11 +232,7 @@ unsafe extern "C" fn vp_notify_port(queue: u16, port: u16) {
 ///
 /// `register` must be the mapped notification register of a device that the
 /// driver owns.
-#[cfg_attr(
-    feature = "trace",
-    inline(never),
-    unsafe(export_name = "vp_notify_mmio")
-)]
+#[cfg_attr(feature = "trace", inline(never), unsafe(no_mangle))]
 unsafe extern "C" fn vp_notify_mmio(queue: u16, register: NonNull<u16>) {
     // SAFETY: the caller's promise.
     unsafe { mmio::write(register, queue.to_le()) };
@@ -253,7 +245,7 @@ unsafe extern "C" fn vp_notify_mmio(queue: u16, register: NonNull<u16>) {
 ///
 /// `register` must be the mapped QueueNotify register of a device that the
 /// driver owns.
-#[cfg_attr(feature = "trace", inline(never), unsafe(export_name = "vm_notify"))]
+#[cfg_attr(feature = "trace", inline(never), unsafe(no_mangle))]
 unsafe extern "C" fn vm_notify(queue: u16, register: NonNull<u32>) {
     // SAFETY: the caller's promise.
     unsafe { mmio::write(register, u32::from(queue).to_le()) };
@@ -266,11 +258,8 @@ unsafe extern "C" fn vm_notify(queue: u16, register: NonNull<u32>) {
 ///
 /// `register` must be the mapped notification register of a device that the
 /// driver owns, of 32 bits and aligned for them.
-#[cfg_attr(
-    feature = "trace",
-    inline(never),
-    unsafe(export_name = "vp_notify_with_data")
-)]
+#[cfg_attr(feature = "trace", inline(never))]
+#[cfg_attr(feature = "trace", unsafe(export_name = "vp_notify_with_data"))]
 #[doc(alias = "vm_notify_with_data")]
 unsafe extern "C" fn notify_with_data(data: u32, register: NonNull<u32>) {
     // SAFETY: the caller's promise.
@@ -284,11 +273,8 @@ unsafe extern "C" fn notify_with_data(data: u32, register: NonNull<u32>) {
 /// `port` must be that of a notification register of a device that the driver
 /// owns.
 #[cfg(target_arch = "x86_64")]
-#[cfg_attr(
-    feature = "trace",
-    inline(never),
-    unsafe(export_name = "vp_notify_port_with_data")
-)]
+#[cfg_attr(feature = "trace", inline(never))]
+#[cfg_attr(feature = "trace", unsafe(export_name = "vp_notify_port_with_data"))]
 unsafe extern "C" fn notify_port_with_data(data: u32, port: u16) {
     // SAFETY: the caller's promise. Not `nomem`: the ring's stores stay before
     // it.

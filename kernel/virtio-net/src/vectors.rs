@@ -214,17 +214,14 @@ pub(crate) fn find_vqs<H: Hal, T: ConfigOps, I: InterruptController>(
     attempts.clear();
     let mut last = Err(InterruptUnavailable::Unsupported.into());
     for rung in Rung::LADDER.into_iter().filter(|rung| *rung >= top) {
-        tracepoint!(Event::FindVqsTry, NO_QUEUE, rung as u64);
+        let number = rung as u64;
+        tracepoint!(Event::FindVqsTry, NO_QUEUE, number);
         last = try_find_vqs(transport, controller, rung, &mut negotiate);
-        tracepoint!(
-            Event::FindVqsResult,
-            NO_QUEUE,
-            rung as u64,
-            u64::from(last.is_ok())
-        );
+        let is_taken = last.is_ok();
+        tracepoint!(Event::FindVqsResult, NO_QUEUE, number, u64::from(is_taken));
         let result = last.as_ref().map(|_| ()).map_err(|error| *error);
         attempts.push(Attempt { rung, result });
-        if last.is_ok() {
+        if is_taken {
             break;
         }
     }
@@ -343,12 +340,8 @@ pub(crate) fn setup_queue<R: QueueRing, T: ConfigOps>(
     let queue: Box<Virtqueue<R, T::Notify>> = setup_queue_untraced(transport, index, shape)?;
     let ring = queue.ring();
     let [descriptors, ..] = ring.areas();
-    tracepoint!(
-        Event::SetupQueue,
-        index,
-        u64::from(ring.size()),
-        descriptors
-    );
+    let size = u64::from(ring.size());
+    tracepoint!(Event::SetupQueue, index, size, descriptors);
     let [kind, target] = queue.doorbell().trace_arguments();
     tracepoint!(Event::AttachDoorbell, index, kind, target);
     Ok(queue)

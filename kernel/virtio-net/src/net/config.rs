@@ -146,12 +146,9 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
             Some(open) => open.mtu,
             None => self.info.max_mtu,
         };
-        if !(MIN_MTU..=most).contains(&mtu) {
-            return Err(NetError::InvalidMtu {
-                mtu,
-                least: MIN_MTU,
-                most,
-            });
+        let least = MIN_MTU;
+        if !(least..=most).contains(&mtu) {
+            return Err(NetError::InvalidMtu { mtu, least, most });
         }
         self.info.mtu = mtu;
         Ok(())

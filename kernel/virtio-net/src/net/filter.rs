@@ -59,14 +59,12 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
         match self.command(&tables) {
             Err(NetError::Control(error @ ControlError::Refused { .. })) => {
                 log::warn!("{error}; receiving all that are of their kind");
-                flags.set(
-                    RxFlags::ALL_MULTICAST,
-                    flags.contains(RxFlags::ALL_MULTICAST) || !multicast.is_empty(),
-                );
-                flags.set(
-                    RxFlags::ALL_UNICAST,
-                    flags.contains(RxFlags::ALL_UNICAST) || !unicast.is_empty(),
-                );
+                if !multicast.is_empty() {
+                    flags |= RxFlags::ALL_MULTICAST;
+                }
+                if !unicast.is_empty() {
+                    flags |= RxFlags::ALL_UNICAST;
+                }
             }
             result => result?,
         }

@@ -20,14 +20,7 @@ const COUNT: u16 = 8;
 /// One of them that is nobody else's, and that the device does not have. It goes back
 /// by [`TxQueue::start_xmit_large`](super::tx::TxQueue::start_xmit_large).
 #[cfg(feature = "smoltcp")]
-pub(crate) struct LargeBuffer(u16);
-
-#[cfg(feature = "smoltcp")]
-impl LargeBuffer {
-    pub(super) fn number(&self) -> u16 {
-        self.0
-    }
-}
+pub(crate) struct LargeBuffer(pub(super) u16);
 
 /// See the module.
 pub(super) struct LargeBuffers<H: Hal> {

@@ -10,10 +10,10 @@ use virtio_drivers::transport::{DeviceStatus, DeviceType};
 
 use super::config::DEFAULT_MTU;
 use super::control::{self, ControlQueue};
+use super::flow;
 use super::info::DeviceInfo;
 use super::lease::Lease;
 use super::pair::QueuePair;
-use super::rss;
 use super::rx::RxQueue;
 use super::rx_mode::Filter;
 use super::stats::Stats;
@@ -23,7 +23,7 @@ use super::{Features, NetError, Open, Options, VirtioNet};
 use crate::interrupt::StateRef;
 use crate::patience::Patience;
 use crate::queue::{EventMode, MAX_SIZE, PositionalRing, RingLayout, RingShape, Virtqueue};
-use crate::transport::{ConfigOps, TransportError, check_access_platform, is_gone};
+use crate::transport::{ConfigOps, LIVE, TransportError, check_access_platform, is_gone};
 use crate::vectors::{self, InterruptController, Rung, Vqs, WantedQueue, WantedQueues};
 
 impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
@@ -68,7 +68,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
                 micros: control::PATIENCE,
                 clock: None,
             },
-            hash_key: rss::KEY,
+            hash_key: flow::DEFAULT_KEY,
             checks_hashes: false,
         };
         net.negotiate()?;
@@ -148,14 +148,8 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
             },
             &mut self.attempts,
         );
-        let vqs = match vqs {
-            Ok(vqs) => vqs,
-            Err(error) => {
-                // What the network stack has been told still counts.
-                self.info.negotiated = agreed;
-                return Err(error.into());
-            }
-        };
+        // What the network stack has been told still counts.
+        let vqs = vqs.inspect_err(|_| self.info.negotiated = agreed)?;
         let changed = (agreed ^ self.info.negotiated) & Features::OFFLOADS;
         let attached = if changed.is_empty() {
             self.attach(vqs, pairs)
@@ -167,12 +161,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
         match attached {
             Ok(open) => {
                 self.open = Some(open);
-                self.transport.set_status(
-                    DeviceStatus::ACKNOWLEDGE
-                        | DeviceStatus::DRIVER
-                        | DeviceStatus::FEATURES_OK
-                        | DeviceStatus::DRIVER_OK,
-                );
+                self.transport.set_status(LIVE);
                 self.activate(pairs);
                 Ok(())
             }
@@ -191,12 +180,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
         vqs: Vqs<H, T::Notify>,
         pairs: u16,
     ) -> Result<Box<Open<H, T::Notify>>, NetError> {
-        let Vqs {
-            data,
-            control,
-            rung,
-        } = vqs;
-        let mut queues = data.into_iter();
+        let mut queues = vqs.data.into_iter();
         // On an error they are gone by the end of this function, before
         // the caller resets the device. That finds nothing in them: the buffers
         // are published when it is live, and before DRIVER_OK it may use none
@@ -206,14 +190,15 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
             mtu: self.info.mtu,
             pairs: Vec::with_capacity(pairs.into()),
             control: None,
-            rung,
+            rung: vqs.rung,
             lease: Lease::default(),
         });
         for _ in 0..pairs {
             let pair = self.attach_pair(&mut queues, &open.lease)?;
             open.pairs.push(Some(pair));
         }
-        open.control = control.map(|queue| ControlQueue::new(*queue)).transpose()?;
+        let control = vqs.control.map(|queue| ControlQueue::new(*queue));
+        open.control = control.transpose()?;
         open.lease.begin();
         Ok(open)
     }

@@ -17,7 +17,7 @@ use crate::doorbell::{Doorbell, Notify};
 use crate::interrupt::StateRef;
 use crate::patience::Patience;
 use crate::queue::{Buffer, CommandRing, DmaRegion, EventMode, QueueRing, RingShape, Virtqueue};
-use crate::transport::ConfigOps;
+use crate::transport::{ConfigOps, LIVE};
 use crate::vectors;
 
 /// Index of transmitq1 (specification 5.1.2).
@@ -102,14 +102,11 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
         reserve: Netpoll<H>,
     ) -> Result<LastWords<H, T::Notify>, NetError> {
         core::mem::forget(self.open.take());
-        let Netpoll {
-            ring,
-            memory,
-            features,
-        } = reserve;
+        let features = reserve.features;
         // Not even on an error: giving memory back may take a lock that the
         // interrupted code holds.
-        let (ring, memory) = (ManuallyDrop::new(ring), ManuallyDrop::new(memory));
+        let ring = ManuallyDrop::new(reserve.ring);
+        let memory = ManuallyDrop::new(reserve.memory);
         let transport = &mut self.transport;
         transport.reset()?;
         transport.set_status(DeviceStatus::ACKNOWLEDGE);
@@ -117,12 +114,7 @@ impl<H: Hal, T: ConfigOps, S: StateRef> VirtioNet<H, T, S> {
         transport.finalize_features(features.bits() as u64)?;
         let doorbell = transport.setup_queue(TRANSMIT_QUEUE, vectors::addresses(&*ring))?;
         transport.enable_queue(TRANSMIT_QUEUE)?;
-        transport.set_status(
-            DeviceStatus::ACKNOWLEDGE
-                | DeviceStatus::DRIVER
-                | DeviceStatus::FEATURES_OK
-                | DeviceStatus::DRIVER_OK,
-        );
+        transport.set_status(LIVE);
         Ok(LastWords {
             queue: ManuallyDrop::new(Virtqueue::new(ManuallyDrop::into_inner(ring), doorbell)),
             memory,

@@ -7,7 +7,7 @@
 //! one does, which it cannot with automatic receive steering (see
 //! [`super::flow`]).
 
-use super::flow::{DEFAULT_KEY, Flow, KEY_LENGTH, Protocol};
+use super::flow::{Flow, KEY_LENGTH, Protocol};
 
 /// Most entries of the table that this driver makes use of; every device with
 /// RSS has as many (specification 5.1.4.1).
@@ -245,6 +245,3 @@ impl Rss {
         self.pair_of(self.hash(&sent.reversed()))
     }
 }
-
-/// The key that devices are given if no other was asked for.
-pub(super) const KEY: [u8; KEY_LENGTH] = DEFAULT_KEY;

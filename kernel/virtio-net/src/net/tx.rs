@@ -404,12 +404,8 @@ impl<H: Hal, N: Notify> TxQueue<H, N> {
     }
 
     fn trace_xmit(&self, address: PhysAddr, length: u32) {
-        tracepoint!(
-            Event::StartXmit,
-            self.queue.ring().queue(),
-            u64::from(length),
-            address
-        );
+        let queue = self.queue.ring().queue();
+        tracepoint!(Event::StartXmit, queue, u64::from(length), address);
     }
 
     /// Adds the frame of `length` bytes in the large buffer of this number, in
@@ -605,7 +601,7 @@ impl<'q, H: Hal, N: Notify> TxSlot<'q, H, N> {
         let end = at + part.len();
         if let (Some(from), Some(large)) = (from.get(part), large) {
             // SAFETY: it was taken, and not sent.
-            let to = unsafe { large.buffers.frame_mut(buffer.number(), end) };
+            let to = unsafe { large.buffers.frame_mut(buffer.0, end) };
             if let Some(to) = to.get_mut(at..end) {
                 to.copy_from_slice(from);
             }
@@ -620,7 +616,7 @@ impl<H: Hal, N: Notify> TxQueue<H, N> {
     pub(crate) fn large_frame(&mut self, buffer: &mut LargeBuffer, length: usize) -> &mut [u8] {
         match &mut self.large {
             // SAFETY: it was taken, and not sent.
-            Some(large) => unsafe { large.buffers.frame_mut(buffer.number(), length) },
+            Some(large) => unsafe { large.buffers.frame_mut(buffer.0, length) },
             None => &mut [],
         }
     }
@@ -633,7 +629,7 @@ impl<H: Hal, N: Notify> TxQueue<H, N> {
         length: usize,
         offload: Option<Offload>,
     ) {
-        let number = buffer.number();
+        let number = buffer.0;
         match self.queue.ring().next_slot() {
             // SAFETY: it was taken, and is given away here.
             Some(slot) => unsafe { self.add_large(slot, number, length, offload) },

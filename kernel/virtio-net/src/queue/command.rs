@@ -86,12 +86,8 @@ impl<H: Hal> CommandRing<H> {
                 Some(_) => count,
                 None => self.first.after(count, self.size).index,
             };
-            tracepoint!(
-                Event::Descriptor,
-                queue,
-                u64::from(number) | u64::from(buffer.length) << 32,
-                buffer.trace_address()
-            );
+            let a = u64::from(number) | u64::from(buffer.length) << 32;
+            tracepoint!(Event::Descriptor, queue, a, buffer.trace_address());
         }
         if let Some(table) = table {
             let table = self.write_table(table, buffers);
@@ -110,12 +106,8 @@ impl<H: Hal> CommandRing<H> {
             }
             Memory::Packed(_) => self.next.before(1, self.size).index,
         };
-        tracepoint!(
-            Event::Add,
-            queue,
-            u64::from(head) | u64::from(entry) << 16 | u64::from(last.length) << 32,
-            last.trace_address()
-        );
+        let a = u64::from(head) | u64::from(entry) << 16 | u64::from(last.length) << 32;
+        tracepoint!(Event::Add, queue, a, last.trace_address());
         self.added = self.added.wrapping_add(1);
         Ok(())
     }
@@ -224,12 +216,8 @@ impl<H: Hal> CommandRing<H> {
             let id = id as u16;
             return Err(self.break_down(BrokenReason::IdNotOutstanding { id }));
         }
-        tracepoint!(
-            Event::PopUsed,
-            self.queue,
-            u64::from(head) | u64::from(entry) << 16 | u64::from(length) << 32,
-            u64::from(next)
-        );
+        let a = u64::from(head) | u64::from(entry) << 16 | u64::from(length) << 32;
+        tracepoint!(Event::PopUsed, self.queue, a, u64::from(next));
         let writable = self.writable;
         // Devices have always been careless about the length of a chain they only
         // read (specification 2.7.8.1 and 2.8.4); nothing depends on that one.

@@ -34,7 +34,7 @@ use core::sync::atomic::Ordering;
 
 use crate::barrier::{self, AtomicU32};
 use crate::trace::tracepoint;
-use virtio_drivers::{BufferDirection, Hal, PhysAddr};
+use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
 use super::error::QueueError;
 use super::event::{EventMode, need_event};
@@ -158,11 +158,9 @@ impl<H: Hal> PackedMemory<H> {
     /// interrupts are asked for.
     pub(super) fn new(queue: u16, size: u16, mode: EventMode) -> Result<Self, QueueError> {
         let layout = Layout::new(size);
-        let region =
-            DmaRegion::new(layout.total, BufferDirection::Both).ok_or(QueueError::NoMemory {
-                queue,
-                pages: layout.total.div_ceil(virtio_drivers::PAGE_SIZE),
-            })?;
+        let pages = layout.total.div_ceil(PAGE_SIZE);
+        let region = DmaRegion::new(layout.total, BufferDirection::Both);
+        let region = region.ok_or(QueueError::NoMemory { queue, pages })?;
         let mut this = Self {
             region,
             layout,
@@ -180,11 +178,7 @@ impl<H: Hal> PackedMemory<H> {
     /// as the device sees them.
     pub(super) fn areas(&self) -> [PhysAddr; 3] {
         let start = self.region.physical();
-        [
-            start,
-            start + self.layout.driver as u64,
-            start + self.layout.device as u64,
-        ]
+        [0, self.layout.driver, self.layout.device].map(|offset| start + offset as PhysAddr)
     }
 
     /// The descriptors in these places, which are in the ring.
@@ -203,14 +197,9 @@ impl<H: Hal> PackedMemory<H> {
     #[inline(always)]
     pub(super) fn descriptor(&self, index: u16) -> &Descriptor {
         debug_assert!(index < self.size);
+        let first = self.region.pointer().cast::<Descriptor>();
         // SAFETY: as in `descriptors`.
-        unsafe {
-            self.region
-                .pointer()
-                .cast::<Descriptor>()
-                .add(index.into())
-                .as_ref()
-        }
+        unsafe { first.add(index.into()).as_ref() }
     }
 
     /// Whether the device has marked the descriptor there as used.

@@ -360,35 +360,23 @@ impl<H: Hal> PositionalRing<H> {
 
     /// As [`Self::trace_add`], for [`Self::add_elsewhere`].
     pub(crate) fn trace_add_elsewhere(&self, address: PhysAddr, length: u32) {
-        let count = self.next.wrapping_sub(1);
+        let (queue, count) = (self.queue, self.next.wrapping_sub(1));
         let head = (count & self.mask) << self.shift;
         let entry = count & u32::from(self.size - 1);
         let (header, frame) = self.pieces(address, length);
         if let Some(header) = header {
-            tracepoint!(
-                Event::Descriptor,
-                self.queue,
-                u64::from(head) | u64::from(header.length) << 32,
-                header.trace_address()
-            );
+            let a = u64::from(head) | u64::from(header.length) << 32;
+            tracepoint!(Event::Descriptor, queue, a, header.trace_address());
         }
-        tracepoint!(
-            Event::Add,
-            self.queue,
-            u64::from(head) | u64::from(entry) << 16 | u64::from(frame.length) << 32,
-            frame.trace_address()
-        );
+        let a = u64::from(head) | u64::from(entry) << 16 | u64::from(frame.length) << 32;
+        tracepoint!(Event::Add, queue, a, frame.trace_address());
     }
 
     /// Records a used entry: the head that it names, its place and its length, and
     /// how far the device is.
     fn trace_pop(&self, head: u16, entry: u64, length: u32, next: u16) {
-        tracepoint!(
-            Event::PopUsed,
-            self.queue,
-            u64::from(head) | entry << 16 | u64::from(length) << 32,
-            u64::from(next)
-        );
+        let a = u64::from(head) | entry << 16 | u64::from(length) << 32;
+        tracepoint!(Event::PopUsed, self.queue, a, u64::from(next));
     }
 
     /// The slots from `count` to `end`, as far as they and their places in the ring go

@@ -19,7 +19,7 @@ use core::sync::atomic::Ordering;
 
 use crate::barrier::{self, AtomicU16, AtomicU32};
 use crate::trace::tracepoint;
-use virtio_drivers::{BufferDirection, Hal, PhysAddr};
+use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
 use super::chain::{Buffer, DESC_F_WRITE};
 use super::error::QueueError;
@@ -117,18 +117,12 @@ impl<H: Hal> SplitMemory<H> {
     /// `size` is a power of two, at most [`MAX_SIZE`].
     pub(super) fn new(queue: u16, size: u16, mode: EventMode) -> Result<Self, QueueError> {
         let layout = Layout::new(size);
-        let memory =
-            DmaRegion::new(layout.total, BufferDirection::Both).ok_or(QueueError::NoMemory {
-                queue,
-                pages: layout.total.div_ceil(virtio_drivers::PAGE_SIZE),
-            })?;
+        let pages = layout.total.div_ceil(PAGE_SIZE);
+        let memory = DmaRegion::new(layout.total, BufferDirection::Both);
+        let memory = memory.ok_or(QueueError::NoMemory { queue, pages })?;
+        let start = memory.pointer();
         // SAFETY: both offsets lie within the layout, whose total was allocated.
-        let (avail, used) = unsafe {
-            (
-                memory.pointer().add(layout.avail),
-                memory.pointer().add(layout.used),
-            )
-        };
+        let (avail, used) = unsafe { (start.add(layout.avail), start.add(layout.used)) };
         let mut this = Self {
             memory,
             layout,
@@ -147,11 +141,7 @@ impl<H: Hal> SplitMemory<H> {
     /// Where descriptor table, available and used ring are, as the device sees them.
     pub(super) fn areas(&self) -> [PhysAddr; 3] {
         let start = self.memory.physical();
-        [
-            start,
-            start + self.layout.avail as u64,
-            start + self.layout.used as u64,
-        ]
+        [0, self.layout.avail, self.layout.used].map(|offset| start + offset as PhysAddr)
     }
 
     /// Where a free-running index is in the available and in the used ring.

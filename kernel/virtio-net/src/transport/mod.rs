@@ -45,6 +45,12 @@ const RING_RESET: u64 = 1 << 40;
 /// `VIRTIO_F_ACCESS_PLATFORM` (specification 6).
 const ACCESS_PLATFORM: u64 = 1 << 33;
 
+/// The status of a device that is live (specification 3.1.1, step 8).
+pub(crate) const LIVE: DeviceStatus = DeviceStatus::ACKNOWLEDGE
+    .union(DeviceStatus::DRIVER)
+    .union(DeviceStatus::FEATURES_OK)
+    .union(DeviceStatus::DRIVER_OK);
+
 /// Methods that only hand on to another transport, to which `$to` leads.
 macro_rules! forward {
     ($to:ident $(fn $name:ident(&self $(, $given:ident: $type:ty)*) $(-> $out:ty)?;)*) => {

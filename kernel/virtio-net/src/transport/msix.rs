@@ -66,13 +66,12 @@ impl<H: Hal> Msix<H> {
         let Some(capability) = found else {
             return Ok(None);
         };
-        control(access, function, capability.offset, 0);
+        let offset = capability.offset;
+        control(access, function, offset, 0);
         // Message control: table size - 1 in bits 0 to 10.
         let entries = (capability.private_header & 0x7ff) + 1;
-        let Some(location) = capability.offset.checked_add(4) else {
-            return Err(MsixUnusable::Truncated {
-                offset: capability.offset,
-            });
+        let Some(location) = offset.checked_add(4) else {
+            return Err(MsixUnusable::Truncated { offset });
         };
         let location = access.read_word(function, location);
         let (bar, offset) = ((location & 7) as u8, location & !7);

@@ -158,8 +158,8 @@ impl Structures {
         bars: &[Option<BarInfo>; 6],
         ports: PortAccess,
     ) -> Result<Self, TransportError> {
-        let (mut common, mut isr, mut device) = (Slot::new(), Slot::new(), Slot::new());
-        let (mut notify, mut notify_ports) = (Slot::new(), Slot::new());
+        let [mut common, mut isr, mut device] = <[Slot; 3]>::default();
+        let [mut notify, mut notify_ports] = <[Slot; 2]>::default();
         for capability in capabilities(root, function) {
             if capability.id != PCI_CAP_ID_VNDR {
                 continue;
@@ -209,20 +209,17 @@ impl Structures {
             isr: isr.take(Structure::Isr)?,
             device: match device.0 {
                 None => None,
-                some => Some(Slot(some).take(Structure::Device)?),
+                Some(_) => Some(device.take(Structure::Device)?),
             },
         })
     }
 }
 
 /// The best candidate for a structure so far.
+#[derive(Default)]
 struct Slot(Option<Candidate>);
 
 impl Slot {
-    const fn new() -> Self {
-        Self(None)
-    }
-
     fn is_good(&self) -> bool {
         matches!(self.0, Some(Candidate { region: Ok(_), .. }))
     }
