@@ -87,14 +87,7 @@ struct Writer<'a> {
     chunk: heapless::Vec<u8, CHUNK>,
 }
 
-impl<'a> Writer<'a> {
-    fn new(uart: &'a mut Uart16550<PioBackend>) -> Self {
-        Self {
-            uart,
-            chunk: heapless::Vec::new(),
-        }
-    }
-
+impl Writer<'_> {
     fn flush(&mut self) {
         let mut rest = self.chunk.as_slice();
         let mut polls = 0;
@@ -149,25 +142,21 @@ impl fmt::Display for Stamp {
 
 /// Writes one line.
 fn write_line(uart: Option<&mut Uart16550<PioBackend>>, line: fmt::Arguments<'_>) {
+    let chunk = heapless::Vec::new();
     // The writers take everything.
     let _ = match uart {
-        Some(uart) => writeln!(Writer::new(uart), "{line}"),
+        Some(uart) => writeln!(Writer { uart, chunk }, "{line}"),
         None => writeln!(DebugPort, "{line}"),
     };
 }
 
-/// What sends last words to elsewhere.
-static LAST_WORDS: Once<SendLastWords> = Once::new();
-
 /// Sends a line, or says why it could not.
-pub type SendLastWords = fn(fmt::Arguments<'_>) -> Result<(), NetError>;
+type SendLastWords = fn(fmt::Arguments<'_>) -> Result<(), NetError>;
 
-/// Has last words sent by `function` as well, after they were printed. It is
+/// What sends last words to elsewhere as well, after they were printed. It is
 /// called at the end of the kernel only, with interrupts off and all other
 /// CPUs stopped.
-pub fn set_last_words(function: SendLastWords) {
-    LAST_WORDS.call_once(|| function);
-}
+pub static LAST_WORDS: Once<SendLastWords> = Once::new();
 
 impl Log for Console {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {

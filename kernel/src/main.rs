@@ -136,10 +136,10 @@ fn report(platform: &Platform, config: &Config, source: &str) {
         platform.memory_map.usable_bytes() >> 10,
         heap.size >> 10,
     );
-    if platform.memory_map.dropped() != 0 {
+    if platform.memory_map.dropped != 0 {
         log::warn!(
             "the memory map is too long: {} regions are not used",
-            platform.memory_map.dropped()
+            platform.memory_map.dropped
         );
     }
     if let Some(Frequency { hz, source }) = time::frequency() {

@@ -253,37 +253,21 @@ fn probe(function: Function, all: &[Function]) -> Option<VirtioFunction> {
     let mut bars = structures::bars(&mut root, function.location);
     assign::assign(&mut root, function.location, &mut bars, || is_placed(all));
     for (index, bar) in bars.iter_mut().enumerate() {
-        if let Some(problem) = bar.as_ref().and_then(unusable) {
-            log::warn!("{function}: BAR {index} {problem}");
-            *bar = None;
+        // Whether memory can be mapped shows when a driver wants some of it.
+        match *bar {
+            Some(BarInfo::IO { address: 0, .. } | BarInfo::Memory { address: 0, .. }) => {
+                log::warn!("{function}: BAR {index} was left unassigned by the firmware");
+            }
+            Some(BarInfo::IO { address, size }) if address.saturating_add(size) > 1 << 16 => {
+                log::warn!("{function}: BAR {index} is at port {address:#x}, which is none");
+            }
+            _ => continue,
         }
+        *bar = None;
     }
     if bars.iter().all(Option::is_none) {
         log::warn!("{function} ignored: it has no usable BAR");
         return None;
     }
     Some(VirtioFunction { function, bars })
-}
-
-/// Why a BAR cannot be used.
-#[derive(Debug, thiserror::Error)]
-enum Unusable {
-    #[error("was left unassigned by the firmware")]
-    Unassigned,
-    #[error("is at port {0:#x}, which is none")]
-    OutOfPorts(u32),
-}
-
-/// Whether memory can be mapped shows when a driver wants some of it.
-fn unusable(bar: &BarInfo) -> Option<Unusable> {
-    match *bar {
-        BarInfo::IO { address: 0, .. } | BarInfo::Memory { address: 0, .. } => {
-            Some(Unusable::Unassigned)
-        }
-        BarInfo::IO { address, size } => address
-            .checked_add(size)
-            .is_none_or(|end| end > 1 << 16)
-            .then_some(Unusable::OutOfPorts(address)),
-        BarInfo::Memory { .. } => None,
-    }
 }

@@ -9,7 +9,7 @@ mod address;
 mod mmio_device;
 mod words;
 
-pub use address::{Ipv4Cidr, Ipv4Config, parse_ipv4, parse_mac};
+pub use address::{Ipv4Cidr, Ipv4Config, Mac, parse_ipv4, parse_mac};
 pub use mmio_device::{DeviceWord, NotADevice};
 pub use words::{
     Bench, GuestOffload, Irq, LogLevel, RxMode, SelfTest, SelfTestAt, Transport, UdpWay,
@@ -24,7 +24,6 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::steps::Steps;
-use address::Mac;
 
 /// Name of the fw_cfg file that holds the configuration when there is no
 /// command line (`-fw_cfg name=opt/kickpath/config,string=...`).

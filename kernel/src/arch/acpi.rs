@@ -84,24 +84,17 @@ pub struct SourceOverride {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PmTimer {
     pub port: u16,
-    /// Whether all 32 bits count, not only 24.
-    pub is_32_bit: bool,
+    /// The bits that count: 24, or all 32.
+    pub mask: u32,
 }
 
 /// PCI's configuration space in memory (PCI Firmware specification 3.2,
 /// section 4.1.2), of PCI segment 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ecam {
     /// Physical address of bus 0, whether or not that is among the buses.
     pub base: u64,
-    first_bus: u8,
-    last_bus: u8,
-}
-
-impl Ecam {
-    pub fn buses(&self) -> RangeInclusive<u8> {
-        self.first_bus..=self.last_bus
-    }
+    pub buses: RangeInclusive<u8>,
 }
 
 /// Most virtio-mmio devices that are kept; microvm has 24 at most.
@@ -336,14 +329,19 @@ fn read_fadt(fadt: &[u8], tables: &mut Tables) {
     let is_reduced = flags & IS_HARDWARE_REDUCED != 0;
     tables.pm_timer = port(208, 76).map(|port| PmTimer {
         port,
-        is_32_bit: flags & TIMER_IS_32_BIT != 0,
+        mask: match flags & TIMER_IS_32_BIT {
+            0 => 0x00ff_ffff,
+            _ => u32::MAX,
+        },
     });
     tables.pm1_control = port(172, 64).filter(|_| !is_reduced);
     tables.sleep_control = register(fadt, 244).filter(|_| is_reduced);
     tables.reset = register(fadt, 116)
         .filter(|_| flags & HAS_RESET != 0)
         .zip(fadt.get(128).copied());
-    tables.dsdt = dsdt(fadt);
+    // By the 64-bit pointer of ACPI 2.0 where that is set.
+    let dsdt = u64_at(fadt, 140).filter(|&address| address != 0);
+    tables.dsdt = dsdt.or(u32_at(fadt, 40).map(u64::from));
 }
 
 /// MCFG: PCI Firmware specification 3.2, table 4-2. Entries of 16 bytes start
@@ -354,23 +352,11 @@ fn read_mcfg(table: &[u8]) -> Option<Ecam> {
         .chunks_exact(16)
         .filter(|entry| u16_at(entry, 8) == Some(0))
         .find_map(|entry| {
-            let (base, first_bus, last_bus) = (u64_at(entry, 0)?, *entry.get(10)?, *entry.get(11)?);
+            let (base, buses) = (u64_at(entry, 0)?, *entry.get(10)?..=*entry.get(11)?);
             // 256 buses of 1 MiB must not wrap.
             let fits = base.checked_add(256 << 20).is_some();
-            (base != 0 && fits && first_bus <= last_bus).then_some(Ecam {
-                base,
-                first_bus,
-                last_bus,
-            })
+            (base != 0 && fits && !buses.is_empty()).then_some(Ecam { base, buses })
         })
-}
-
-/// The DSDT that the FADT leads to: by the 64-bit pointer of ACPI 2.0 where
-/// that is set.
-fn dsdt(fadt: &[u8]) -> Option<u64> {
-    let short = u32_at(fadt, 40).map(u64::from);
-    let long = u64_at(fadt, 140).filter(|&address| address != 0);
-    long.or(short)
 }
 
 impl Tables {
@@ -399,11 +385,8 @@ impl Tables {
             RETURN_64 => u64_at(code, 2)?,
             _ => return None,
         };
-        (base != 0).then_some(Ecam {
-            base,
-            first_bus: 0,
-            last_bus: 0,
-        })
+        let buses = 0..=0;
+        (base != 0).then_some(Ecam { base, buses })
     }
 
     /// The memory that the host bridge passes on to PCI: the first window of 32 and of

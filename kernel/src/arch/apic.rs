@@ -153,7 +153,8 @@ fn enable() -> u64 {
 /// `address` is where ACPI says that its registers are.
 pub fn init(address: Option<u64>) {
     let base = enable();
-    if base & APIC_BASE_X2APIC == 0 {
+    let is_xapic = base & APIC_BASE_X2APIC == 0;
+    if is_xapic {
         let address = match base & APIC_BASE_ADDRESS {
             0 => address.unwrap_or(DEFAULT_ADDRESS),
             address => address,
@@ -164,12 +165,7 @@ pub fn init(address: Option<u64>) {
         }
     }
     let id = read(Register::Id);
-    let id = if base & APIC_BASE_X2APIC == 0 {
-        id >> 24
-    } else {
-        id
-    };
-    percpu::this().set_apic_id(id);
+    percpu::this().set_apic_id(if is_xapic { id >> 24 } else { id });
     mask_all();
     // As Linux has it: the CPU that booted takes them.
     write(Register::LvtLint1, LVT_NMI);

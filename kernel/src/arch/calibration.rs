@@ -138,13 +138,8 @@ fn measure(read: impl FnMut() -> u32, mask: u32, reference_hz: u64) -> Option<u6
 fn against_pm_timer(timer: PmTimer) -> Option<u64> {
     const HZ: u64 = 3_579_545;
     let mut port = PortReadOnly::<u32>::new(timer.port);
-    let mask = if timer.is_32_bit {
-        u32::MAX
-    } else {
-        0x00ff_ffff
-    };
     // SAFETY: ACPI says that the timer is at this port; reading has no effect.
-    measure(|| unsafe { port.read() }, mask, HZ)
+    measure(|| unsafe { port.read() }, timer.mask, HZ)
 }
 
 const PIT_COUNTER_0: u16 = 0x40;
@@ -196,10 +191,7 @@ fn silence_pit() {
 fn against_apic_timer() -> Option<u64> {
     const HZ: u64 = 1_000_000_000;
     const DIVIDE_BY_1: u32 = 0b1011;
-    let emulated = ["KVM", "TCG"]
-        .iter()
-        .any(|name| cpu::hypervisor().starts_with(name));
-    if !emulated {
+    if !matches!(cpu::hypervisor().get(..3), Some("KVM" | "TCG")) {
         return None;
     }
     apic::write(Register::TimerDivide, DIVIDE_BY_1);

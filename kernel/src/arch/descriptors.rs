@@ -91,13 +91,16 @@ fn gates() -> InterruptDescriptorTable {
     let mut gates = InterruptDescriptorTable::new();
     let stub = |vector: u8| VirtAddr::from_ptr(stubs::address(vector));
 
-    /// Sets gates of different types alike.
+    /// Sets gates of different types alike, some with a stack of their own.
     macro_rules! exceptions {
-        ($($field:ident = $vector:literal,)+) => {
+        ($($field:ident = $vector:literal $(on $stack:ident)?,)+) => {
             $(
                 // SAFETY: the stub is written for this vector: it knows whether
-                // the CPU pushes an error code.
-                unsafe { gates.$field.set_handler_addr(stub($vector)) };
+                // the CPU pushes an error code; the task state has a stack in
+                // each of the slots.
+                unsafe {
+                    gates.$field.set_handler_addr(stub($vector))$(.set_stack_index($stack))?;
+                }
             )+
         };
     }
@@ -108,21 +111,8 @@ fn gates() -> InterruptDescriptorTable {
         page_fault = 14, x87_floating_point = 16, alignment_check = 17,
         simd_floating_point = 19, virtualization = 20, cp_protection_exception = 21,
         hv_injection_exception = 28, vmm_communication_exception = 29, security_exception = 30,
-    }
-    // SAFETY: as above; the task state has a stack in each of the slots.
-    unsafe {
-        gates
-            .double_fault
-            .set_handler_addr(stub(8))
-            .set_stack_index(IST_DOUBLE_FAULT);
-        gates
-            .non_maskable_interrupt
-            .set_handler_addr(stub(2))
-            .set_stack_index(IST_NMI);
-        gates
-            .machine_check
-            .set_handler_addr(stub(18))
-            .set_stack_index(IST_NMI);
+        non_maskable_interrupt = 2 on IST_NMI, double_fault = 8 on IST_DOUBLE_FAULT,
+        machine_check = 18 on IST_NMI,
     }
     for vector in stubs::FIRST_INTERRUPT..=u8::MAX {
         // SAFETY: the stub is written for this vector.

@@ -112,11 +112,9 @@ fn start(trampoline: &Trampoline, cpu: &'static PerCpu) -> Result<(), StartError
             break;
         }
     }
-    if !time::wait(PATIENCE_US, awake) {
-        // From here the trampoline turns it away, should it come after all.
-        if go_on(cpu, STATE_ASLEEP, STATE_GIVEN_UP) {
-            return Err(StartError::Silent);
-        }
+    // From here the trampoline turns it away, should it come after all.
+    if !time::wait(PATIENCE_US, awake) && go_on(cpu, STATE_ASLEEP, STATE_GIVEN_UP) {
+        return Err(StartError::Silent);
     }
     let ready = || cpu.state.load(Ordering::Acquire) == STATE_READY;
     if !time::wait(PATIENCE_US, ready) && go_on(cpu, STATE_STARTED, STATE_GIVEN_UP) {

@@ -40,25 +40,20 @@ impl BootMapping {
 }
 
 /// A copy of the command line.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct CommandLine {
     pub(super) text: &'static str,
     pub(super) cut: bool,
 }
 
 impl CommandLine {
-    pub(super) const NONE: Self = Self {
-        text: "",
-        cut: false,
-    };
-
     /// Copies the command line out of memory that the loader may have put
     /// anywhere. It ends at a NUL; it is cut at [`MAX_COMMAND_LINE`], where memory
     /// is not mapped, and at the first byte that is not UTF-8.
     pub(super) fn copy(address: u64) -> Self {
         static COPY: Once<heapless::Vec<u8, MAX_COMMAND_LINE>> = Once::new();
         if address == 0 {
-            return Self::NONE;
+            return Self::default();
         }
         let mut cut = true;
         let copy = COPY.call_once(|| {
@@ -77,14 +72,9 @@ impl CommandLine {
             }
             copy
         });
-        let text = match core::str::from_utf8(copy) {
-            Ok(text) => text,
-            Err(error) => {
-                cut = true;
-                let valid = copy.get(..error.valid_up_to()).unwrap_or_default();
-                core::str::from_utf8(valid).unwrap_or_default()
-            }
-        };
+        // The first chunk ends where the text is not UTF-8 any more.
+        let text = copy.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+        cut |= text.len() < copy.len();
         Self { text, cut }
     }
 }

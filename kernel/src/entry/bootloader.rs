@@ -27,7 +27,7 @@ bootloader_api::entry_point!(start, config = &CONFIG);
 
 fn start(boot_info: &'static mut BootInfo) -> ! {
     time::set_boot_tsc(time::cycles());
-    let mut memory_map = MemoryMap::new();
+    let mut memory_map = MemoryMap::default();
     let mut protocol = Protocol::Bios;
     for region in boot_info.memory_regions.iter() {
         let kind = match region.kind {

@@ -157,7 +157,7 @@ pub(super) extern "C" fn start(tsc: u64, parameters: u32) -> ! {
         let bytes = BootMapping.read(parameters + offset);
         bytes.map_or(0, u64::from_le_bytes)
     };
-    let mut memory_map = MemoryMap::new();
+    let mut memory_map = MemoryMap::default();
     let entries = BootMapping.read(parameters + E820_ENTRIES);
     let [entries] = entries.unwrap_or_default();
     for number in 0..u64::from(entries.min(E820_MAX)) {

@@ -61,17 +61,11 @@ pub struct Region {
 #[derive(Debug, Default)]
 pub struct MemoryMap {
     regions: Vec<Region, MAX_REGIONS>,
-    dropped: usize,
+    /// How many regions did not fit and are unknown to the kernel.
+    pub dropped: usize,
 }
 
 impl MemoryMap {
-    pub const fn new() -> Self {
-        Self {
-            regions: Vec::new(),
-            dropped: 0,
-        }
-    }
-
     /// Adds a region; neighbours of one kind become one. Empty and wrapping
     /// ones are ignored.
     fn push(&mut self, range: Range<u64>, kind: RegionKind) {
@@ -99,11 +93,6 @@ impl MemoryMap {
         self.regions
             .iter()
             .filter(move |region| region.range.start < range.end && range.start < region.range.end)
-    }
-
-    /// How many regions did not fit and are unknown to the kernel.
-    pub fn dropped(&self) -> usize {
-        self.dropped
     }
 
     pub fn usable_bytes(&self) -> u64 {

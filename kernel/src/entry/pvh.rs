@@ -36,9 +36,9 @@ pub(super) extern "C" fn start(tsc: u64, start_info: u32) -> ! {
         .then(|| unsafe { StartInfoReader::from_paddr(start_info, BootMapping) })
         .flatten();
 
-    let mut memory_map = MemoryMap::new();
+    let mut memory_map = MemoryMap::default();
     let mut rsdp = None;
-    let mut command_line = CommandLine::NONE;
+    let mut command_line = CommandLine::default();
     if let Some(reader) = reader {
         for entry in reader.memmap() {
             let kind = match MemmapType::from(entry.ty) {

@@ -53,11 +53,8 @@ pub fn take_over(platform: &'static Platform, next: extern "C" fn() -> !) -> ! {
         Protocol::Bios | Protocol::Uefi => 0..0,
     };
     let mut free = FreeMemory::new(&platform.memory_map, taken);
-    let bytes: u64 = free
-        .pieces()
-        .iter()
-        .map(|piece| piece.end - piece.start)
-        .sum();
+    let sizes = free.pieces().iter().map(|piece| piece.end - piece.start);
+    let bytes: u64 = sizes.sum();
     assert!(
         bytes >= MINIMUM,
         "too little memory: {} KiB are free besides the kernel, it needs {} KiB (QEMU: -m 16M)",
@@ -97,10 +94,8 @@ pub fn init_heap() {
 pub fn firmware_bytes(address: u64, length: usize) -> Option<&'static [u8]> {
     let end = address.checked_add(length as u64)?;
     let map = &crate::platform().memory_map;
-    let free = map.regions().iter().any(|region| {
-        region.kind == RegionKind::Usable
-            && region.range.start.max(frames::FIRST_USED) < end
-            && address < region.range.end
+    let free = map.touching(address..end).any(|region| {
+        region.kind == RegionKind::Usable && region.range.start.max(frames::FIRST_USED) < end
     });
     let mapped = end <= MAPPED_LOW.load(Ordering::Relaxed)
         || map.regions().iter().any(|region| {

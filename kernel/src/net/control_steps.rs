@@ -20,7 +20,8 @@ pub struct ControlSteps {
     receive: RxMode,
     vlans_now: Vec<u16>,
     next: usize,
-    is_due: bool,
+    /// A step is to be taken now.
+    pub is_due: bool,
 }
 
 impl ControlSteps {
@@ -46,10 +47,6 @@ impl ControlSteps {
 
     pub fn has_steps(&self) -> bool {
         self.next > 0 || self.is_due
-    }
-
-    pub fn is_due(&self) -> bool {
-        self.is_due
     }
 
     /// Has the next step taken, if there are any.

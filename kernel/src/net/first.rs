@@ -157,23 +157,8 @@ impl Part for First {
         }
     }
 
-    #[inline]
-    fn kick(&mut self) {
-        self.host.nic.kick();
-    }
-
     fn status(&mut self) -> Status {
         self.host.status()
-    }
-
-    #[inline]
-    fn has_work(&self) -> bool {
-        self.host.nic.has_work()
-    }
-
-    #[inline]
-    fn received(&self) -> u64 {
-        self.host.nic.received()
     }
 
     #[inline]
@@ -286,7 +271,7 @@ impl First {
         };
         extras.send_log(stack, &mut self.device());
         if self.said_up {
-            if self.steps.is_due()
+            if self.steps.is_due
                 && let Some(flags) = self.steps.take_step(self.host.nic)
             {
                 self.filter(stack);

@@ -62,7 +62,7 @@ impl Sender {
             frame: [0; MAX_FRAME],
         });
         EMERGENCY.store(Box::into_raw(emergency), Ordering::Release);
-        console::set_last_words(last_words);
+        console::LAST_WORDS.call_once(|| last_words);
         let netconsole = Netconsole::new(target);
         let sender = Self {
             netconsole,

@@ -6,7 +6,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::Write as _;
 
-use kickpath_abi::config;
+use kickpath_abi::config::{self, Mac};
 use kickpath_abi::status::{self, Attempt, Counters, Cpu, Device, Interrupts, Queue, Status};
 use virtio_net::net::rss::Rss;
 use virtio_net::net::{Duplex, Features, QueuePair, QueueRole, QueueSnapshot, Rest, Stats};
@@ -56,7 +56,6 @@ pub fn status(fixed: &Status, first: Option<&Pair>, nic: &NicRest<'_>) -> Status
         .snapshots(first)
         .filter(|queue| queue.role == QueueRole::Transmit);
     let info = nic.info();
-    let [a, b, c, d, e, f] = info.mac;
     let fixed = fixed.clone();
     Status {
         device: Device {
@@ -64,7 +63,7 @@ pub fn status(fixed: &Status, first: Option<&Pair>, nic: &NicRest<'_>) -> Status
             doorbell: transmit
                 .next()
                 .map_or_else(String::new, |queue| queue.doorbell.to_string()),
-            mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+            mac: Mac(info.mac).to_string(),
             mtu: u32::from(info.mtu),
             link_up: info.link_up,
             speed_mbps: info.speed,

@@ -40,15 +40,26 @@ pub trait Part {
     fn talk(&mut self, time: Instant, stack: &mut Stack);
 
     /// Sends what the stack has written.
-    fn kick(&mut self);
+    #[inline]
+    fn kick(&mut self) {
+        if let Some(pair) = self.pair() {
+            pair.kick();
+        }
+    }
 
     /// The report as of now, without the network stack's part.
     fn status(&mut self) -> Status;
 
     /// Whether the device has something for the core.
-    fn has_work(&self) -> bool;
+    #[inline]
+    fn has_work(&mut self) -> bool {
+        self.pair().is_some_and(|pair| pair.has_work())
+    }
 
-    fn received(&self) -> u64;
+    #[inline]
+    fn received(&mut self) -> u64 {
+        self.pair().map_or(0, |pair| pair.received())
+    }
 
     /// How the core hears of the device; `None` while that is stopped.
     fn rung(&self) -> Option<Rung>;
@@ -122,7 +133,7 @@ fn sleep<P: Part>(
             }
         },
         Some(_) if leave > 0 => deadline = deadline.min(now + HOLD_US),
-        _ => deadline = deadline.min(watch.deadline()),
+        _ => deadline = deadline.min(watch.at),
     }
     part.publish();
     let interrupts = part.interrupts().interrupts();

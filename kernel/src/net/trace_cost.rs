@@ -19,12 +19,12 @@ pub fn measure() {
     let mut bare = 0;
     let mut off = 0;
     for _ in 0..2 {
-        bare = without();
-        off = with();
+        bare = cycles_of(|_| ());
+        off = cycles_of(tracepoint);
     }
     // SAFETY: the other CPUs have no job, and so no tracepoint.
     unsafe { RING.start(time::cycles) };
-    let on = with();
+    let on = cycles_of(tracepoint);
     // SAFETY: as above.
     unsafe { RING.stop() };
     log::info!(
@@ -36,22 +36,18 @@ pub fn measure() {
     );
 }
 
-#[inline(never)]
-fn without() -> u64 {
-    let start = time::cycles();
-    for point in 0..POINTS {
-        black_box(point);
-    }
-    time::cycles() - start
+/// Both arguments are at hand: the loop computes nothing for them.
+#[inline(always)]
+fn tracepoint(point: u64) {
+    tracepoint!(Event::Notify, 1, point, point);
 }
 
 #[inline(never)]
-fn with() -> u64 {
+fn cycles_of(work: impl Fn(u64)) -> u64 {
     let start = time::cycles();
     for point in 0..POINTS {
         black_box(point);
-        // Both arguments are at hand: the loop computes nothing for them.
-        tracepoint!(Event::Notify, 1, point, point);
+        work(point);
     }
     time::cycles() - start
 }

@@ -7,18 +7,13 @@ use super::report::Pair;
 
 #[derive(Default)]
 pub struct Watch {
-    /// When it is due, in microseconds since boot.
-    at: u64,
+    /// When it is due, in microseconds since boot; the core must be awake then.
+    pub at: u64,
     /// Interrupts for the core's pair when it went to the sleep that it comes from.
     asleep_since: Option<u64>,
 }
 
 impl Watch {
-    /// When the core must be awake for the next look.
-    pub fn deadline(&self) -> u64 {
-        self.at
-    }
-
     /// The core has slept until an interrupt of its pair came, or for some other
     /// reason; there were so many `interrupts` before.
     pub fn slept(&mut self, interrupts: u64) {

@@ -28,16 +28,17 @@ const ECAM_BUS: u64 = 1 << 20;
 static BUSES: [AtomicPtr<u8>; 256] = [const { AtomicPtr::new(core::ptr::null_mut()) }; 256];
 
 /// The ECAM, where the machine has one.
-fn ecam() -> Option<Ecam> {
+fn ecam() -> Option<&'static Ecam> {
     static ECAM: Once<Option<Ecam>> = Once::new();
-    *ECAM.call_once(|| {
+    let find = || {
         let tables = acpi::tables()?;
         // Ports do as well, so the DSDT is read through only where there are none.
-        match tables.ecam {
+        match &tables.ecam {
             None if !has_ports() => tables.host_bridge_ecam(),
-            ecam => ecam,
+            ecam => ecam.clone(),
         }
-    })
+    };
+    ECAM.call_once(find).as_ref()
 }
 
 /// Whether the port of the address keeps one.
@@ -53,7 +54,7 @@ fn has_ports() -> bool {
 /// Accesses a bus by ECAM from now on, if it is part of that. What cannot be
 /// right is reported, and ports are used.
 pub(super) fn use_ecam(bus: u8) {
-    let Some(ecam) = ecam().filter(|ecam| ecam.buses().contains(&bus)) else {
+    let Some(ecam) = ecam().filter(|ecam| ecam.buses.contains(&bus)) else {
         return;
     };
     let address = ecam.base + u64::from(bus) * ECAM_BUS;

@@ -41,7 +41,7 @@ impl fmt::Display for Ipv4Config {
 }
 
 /// Shows a hardware address with colons.
-pub(super) struct Mac(pub(super) [u8; 6]);
+pub struct Mac(pub [u8; 6]);
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -249,7 +249,12 @@ impl Team {
         }
         status.queues.sort_by_key(|queue| queue.index);
         status.counters = report::counters(&sum);
-        status.cpus = cpus();
+        let cpus = percpu::all().iter().map(|cpu| CpuLoad {
+            number: cpu.number() as u16,
+            apic_id: cpu.apic_id(),
+            idle_cycles: arch::idle_cycles(cpu),
+        });
+        status.cpus = cpus.collect();
     }
 }
 
@@ -257,16 +262,4 @@ impl Team {
 fn entries_of(rss: Option<&status::Rss>, number: usize) -> usize {
     let table = rss.into_iter().flat_map(|rss| &rss.table);
     table.filter(|pair| usize::from(**pair) == number).count()
-}
-
-/// What each CPU has done.
-fn cpus() -> Vec<CpuLoad> {
-    percpu::all()
-        .iter()
-        .map(|cpu| CpuLoad {
-            number: cpu.number() as u16,
-            apic_id: cpu.apic_id(),
-            idle_cycles: arch::idle_cycles(cpu),
-        })
-        .collect()
 }

@@ -161,11 +161,6 @@ impl Part for Worker {
         team.look_up_strays(number, stack, &mut self.device());
     }
 
-    #[inline]
-    fn kick(&mut self) {
-        self.assignment.pair.kick();
-    }
-
     /// The report of the first core, with what this one knows now.
     #[cold]
     fn status(&mut self) -> Status {
@@ -174,16 +169,6 @@ impl Part for Worker {
         status.cpu = report::cpu();
         self.team.complete(&mut status);
         status
-    }
-
-    #[inline]
-    fn has_work(&self) -> bool {
-        self.assignment.pair.has_work()
-    }
-
-    #[inline]
-    fn received(&self) -> u64 {
-        self.assignment.pair.received()
     }
 
     #[inline]
