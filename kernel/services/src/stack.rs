@@ -25,6 +25,7 @@ use crate::stand_in::{Nowhere, Rare, Through};
 const INGRESS_BATCH: usize = 64;
 /// When to try again if lines of the log wait for room or for ARP.
 const LOG_RETRY: Duration = Duration::from_millis(20);
+
 /// The guest's network. See the crate for an example.
 pub struct Stack {
     ingress: Ingress,

@@ -28,6 +28,7 @@ const STRAYS: usize = FRAMES / 2;
 /// What fits a core's box: frames leave room for what must not be lost. That is
 /// one word of each core, and addresses.
 const MAIL: usize = FRAMES + MAX_CPUS + 16;
+
 /// What one core tells another.
 pub enum Mail {
     /// A frame that concerns every core.
