@@ -72,7 +72,8 @@ pub struct Config {
     /// received frames, and to which pair of queues it steers them.
     pub hash_check: bool,
     /// `queue-size=COUNT`: largest number of descriptors of a receive or
-    /// transmit queue, where the interface leaves a choice, 1 to 32768.
+    /// transmit queue, where the interface leaves a choice, 1 to 32768. Without it, as many as
+    /// the device has and the memory has buffers for.
     pub queue_size: Option<u16>,
     /// `netconsole=ADDRESS:PORT`: send the log there by UDP as well.
     pub netconsole: Option<SocketAddrV4>,

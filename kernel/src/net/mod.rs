@@ -26,6 +26,7 @@ use virtio_net::net::{Features, NetError, Options};
 use virtio_net::vectors::Rung;
 
 use crate::arch::time;
+use crate::memory::heap;
 use crate::stages;
 use host::Host;
 use interrupts::Controller;
@@ -103,15 +104,25 @@ fn open(config: &Config, boot: &Boot, found: Found) -> Result<Host, NetError> {
     {
         log::error!("mtu: {error}");
     }
-    if let Some(size) = config.queue_size {
-        host.nic.set_queue_size(size);
-    }
-    host.nic.set_hash_check(config.hash_check);
+    let mut pairs = 1;
     if config.bench == config::Bench::Off {
-        host.nic.set_queue_pairs(cores::wanted_pairs(config));
+        pairs = cores::wanted_pairs(config);
+        host.nic.set_queue_pairs(pairs);
     }
+    let affordable = || affordable_queue_size(heap::stats().size, pairs);
+    let size = config.queue_size.unwrap_or_else(affordable);
+    host.nic.set_queue_size(size);
+    host.nic.set_hash_check(config.hash_check);
     host.open()?;
     Ok(host)
+}
+
+/// Descriptors of a queue, a power of two, whose buffers of 2 KiB take at most three quarters
+/// of so much memory, in bytes, with so many pairs of queues.
+fn affordable_queue_size(memory: u64, pairs: u16) -> u16 {
+    let each = 2 * 2048 * u64::from(pairs.max(1));
+    let most = (memory / 4 * 3 / each).max(1).ilog2();
+    1 << most.min(15)
 }
 
 fn refused_features(config: &Config) -> Features {

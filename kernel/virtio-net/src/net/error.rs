@@ -116,7 +116,7 @@ pub enum ControlError {
         /// The answer; `VIRTIO_NET_ERR` is 1.
         ack: u8,
     },
-    /// The device did not answer in time. The control queue is given up.
+    /// The device did not answer in time, or broke. The control queue is given up.
     #[error("the device does not answer command {command}; the control queue is given up")]
     NoAnswer {
         /// The command's name in the specification.

@@ -49,7 +49,8 @@ impl<H: Hal, N: Notify> QueuePair<H, N> {
     }
 
     /// Ends a poll before the caller sleeps (Linux `virtqueue_napi_complete`):
-    /// the device gets all free receive buffers, interrupts are asked for again, and the queues looked at once more.
+    /// the device gets all free receive buffers, interrupts are asked for again, and
+    /// the queues looked at once more.
     /// Returns whether the caller must poll again instead.
     #[doc(alias = "virtqueue_napi_complete")]
     #[must_use = "the caller must poll again, if so"]
