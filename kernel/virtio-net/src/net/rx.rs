@@ -598,7 +598,7 @@ impl<H: Hal, N: Notify> RxQueue<H, N> {
     }
 
     /// Gives the free buffers back to the device (specification 5.1.6.3; Linux
-    /// `try_fill_recv`) once there are [`TOGETHER`], and tells it of them, if it wants to know.
+    /// `try_fill_recv`) once there are 16, and tells it of them, if it wants to know.
     /// It does when it had none: then it may have frames for this queue waiting
     /// where they came in, and QEMU (7.2, `virtio_net_receive_rcu`) tries those
     /// again only when told of the queue there. So it is told of all.
