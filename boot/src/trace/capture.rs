@@ -503,6 +503,8 @@ impl Tracer {
         };
         for _ in 0..LOOKS {
             host_trace.clear();
+            // A frame that the VMM has taken before may reach the guest only now.
+            thread::sleep(self.patience());
             // Nothing came between: the guest's timers run on.
             if !begin.quiet || self.look(guest)? == begin {
                 break;
@@ -524,16 +526,20 @@ impl Tracer {
         })
     }
 
+    /// How long nothing must be recorded for a machine to be quiet.
+    fn patience(&self) -> Duration {
+        match self.accel {
+            Accel::Kvm { emulated: true } => Duration::from_millis(300),
+            _ => Duration::from_millis(20),
+        }
+    }
+
     /// Waits until neither the guest nor QEMU records anything, and says where
     /// their records end.
     fn quiet(&self, guest: &Guest) -> Result<Begin, TraceError> {
-        let patience = match self.accel {
-            Accel::Kvm { emulated: true } => Duration::from_millis(300),
-            _ => Duration::from_millis(20),
-        };
         let mut last = self.look(guest)?;
         for _ in 0..LOOKS {
-            thread::sleep(patience);
+            thread::sleep(self.patience());
             let now = self.look(guest)?;
             if now == last {
                 return Ok(now);
