@@ -267,8 +267,12 @@ fn passt_by_qemu() -> Result<()> {
         // As somebody else it could not write the file with its number that QEMU makes.
         netdev["param"] = json!([{ "str": "--runas" }, { "str": "0" }]);
     }
-    let netdev = netdev.to_string();
-    let (guest, plan) = launch(Ipv4Config::Dhcp, netdev, "", |_| {})?;
+    // Once in some dozens of starts QEMU 11.1, having started passt, cannot read its kernel.
+    let launch = || launch(Ipv4Config::Dhcp, netdev.to_string(), "", |_| {});
+    let (guest, plan) = launch().or_else(|error| {
+        ensure!(format!("{error:#}").contains("fread() failed"), error);
+        launch()
+    })?;
     guest.wait_for_console("(dhcp)", BOUND)?;
     guest.wait_for_console(UP, BOUND)?;
     let far = HostSockets::forwarded(services.forwards());
