@@ -25,6 +25,8 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::site::Site;
+
 /// The bound for what takes seconds at most.
 const BOUND: Duration = Duration::from_secs(30);
 
@@ -50,6 +52,24 @@ pub fn add(suite: &mut Suite) {
             suite.test(&name, move || testpmd_returns(packed));
         }
     });
+    suite.needs(lacks_tap().or_else(lacks_vhost_net), |suite| {
+        suite.test("far_ends::vhost_net", vhost_net);
+    });
+}
+
+/// Why Linux cannot do the device's work itself, if so.
+fn lacks_vhost_net() -> Option<String> {
+    let mut options = File::options();
+    let opened = options.read(true).write(true).open("/dev/vhost-net");
+    opened
+        .err()
+        .map(|error| format!("cannot open /dev/vhost-net: {error}"))
+}
+
+/// The host's kernel takes the kick and moves the frames; QEMU sees none of it.
+fn vhost_net() -> Result<()> {
+    let spec = Spec::pc().extra(&["-set", "netdev.net0.vhost=on"]);
+    Site::new(spec)?.run(|site| check(&site.guest, &site.sockets, site.address(), STREAM))
 }
 
 /// A program, which ends with this.
