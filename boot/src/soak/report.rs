@@ -16,8 +16,9 @@ use crate::terminal::{Story, thousands};
 /// to 64 packets until it has heard who sent them (`waiting` of `kernel/services`).
 const KEPT: u64 = 64 * (1514 + 64);
 
-/// Descriptors that are on their way whenever a report is made: it is asked for and sent by them.
-const ON_THEIR_WAY: u16 = 4;
+/// Descriptors that are on their way whenever a report is made: it is asked for and sent by
+/// four, and up to 15 receive buffers wait until there are 16 to give back (`RxQueue::kick`).
+const ON_THEIR_WAY: u16 = 4 + 15;
 
 /// What a soak found, as `--json` prints it.
 #[derive(Debug, Default, Serialize)]
