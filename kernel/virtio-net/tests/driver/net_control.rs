@@ -196,6 +196,19 @@ fn micros() -> u64 {
     now
 }
 
+/// How long a command waits for a device that does not answer, in microseconds.
+fn waited_in_vain(net: &mut Net) -> u64 {
+    net.set_clock(micros);
+    let start = MICROS.get();
+    assert_eq!(
+        net.vlan_add(7),
+        Err(NetError::Control(ControlError::NoAnswer {
+            command: "VLAN_ADD"
+        }))
+    );
+    MICROS.get() - start
+}
+
 /// A device that never answers costs one error, in the time that it is given; what
 /// it might still write is not used again until it was reset.
 #[test]
@@ -206,15 +219,7 @@ fn a_device_that_never_answers_is_given_up_once() {
         let pages = pages_in_use();
         machine.device().control.behaviour = Behaviour::Silent;
         net.set_control_patience(10_000);
-        net.set_clock(micros);
-        let start = MICROS.get();
-        assert_eq!(
-            net.vlan_add(7),
-            Err(NetError::Control(ControlError::NoAnswer {
-                command: "VLAN_ADD"
-            }))
-        );
-        let waited = MICROS.get() - start;
+        let waited = waited_in_vain(&mut net);
         assert!((10_000..12_000).contains(&waited), "{waited} us");
         // Whoever waits once more does so for ever.
         net.set_control_patience(u64::MAX);
@@ -250,15 +255,7 @@ fn a_device_that_asks_for_a_reset_needs_not_answer() {
     let mut net = machine.open();
     machine.device().control.behaviour = Behaviour::Silent;
     machine.device().status |= status::NEEDS_RESET;
-    net.set_clock(micros);
-    let start = MICROS.get();
-    assert_eq!(
-        net.vlan_add(7),
-        Err(NetError::Control(ControlError::NoAnswer {
-            command: "VLAN_ADD"
-        }))
-    );
-    let waited = MICROS.get() - start;
+    let waited = waited_in_vain(&mut net);
     assert!(waited < 200_000, "{waited} us");
 }
 
