@@ -96,7 +96,8 @@ pub struct Ring {
     pub last_length: u32,
 }
 
-/// What a run left behind. Numbers are of the whole run, boot included.
+/// What a run left behind. Numbers are of the whole run, boot included; those that come from
+/// the guest's records, of the last that there was room for.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Evidence {
     /// Datagrams that were sent to the guest's echo service, one sent again not counted.

@@ -37,7 +37,8 @@ pub(super) struct Scene {
     /// The device may be opened again so often before the run ends.
     pub may_reopen: u64,
     /// Once told of a frame to be sent, the device waits for more for [`PAUSE_NS`], and does
-    /// not want to be told meanwhile.
+    /// not want to be told meanwhile. A datagram is sent when the guest has published the
+    /// answer to the one before it, so that it publishes each by itself.
     pub device_pauses: bool,
 }
 
@@ -65,7 +66,7 @@ const BOUND: Duration = Duration::from_secs(180);
 const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// How long a device that pauses waits, in nanoseconds.
-const PAUSE_NS: u32 = 10_000_000;
+const PAUSE_NS: u32 = 200_000_000;
 
 /// Content bytes of a datagram.
 const SIZE: usize = 64;
@@ -80,6 +81,13 @@ pub(super) fn run(
 ) -> Result<Evidence, LabError> {
     let mut prepared = settings(scene, kernel, options).prepare(false, sink)?;
     prepared.machine.config.fault = fault.clone();
+    let tracer = trace::tracer(&mut prepared).map_err(SessionError::from)?;
+    if let Some(trace) = &mut prepared.machine.trace {
+        // The others would fill every file where many datagrams are sent.
+        trace.events.retain(|event| event == "virtio_queue_notify");
+    }
+    let wire = prepared.wire()?;
+    prepared.attach(wire.net());
     if scene.device_pauses
         && let Some(nic) = &mut prepared.machine.nic
     {
@@ -90,13 +98,6 @@ pub(super) fn run(
         let pause = pause.map(|(name, value)| (name.to_owned(), value));
         nic.properties.extend(pause);
     }
-    let tracer = trace::tracer(&mut prepared).map_err(SessionError::from)?;
-    if let Some(trace) = &mut prepared.machine.trace {
-        // The others would fill every file where many datagrams are sent.
-        trace.events.retain(|event| event == "virtio_queue_notify");
-    }
-    let wire = prepared.wire()?;
-    prepared.attach(wire.net());
     let mut guest = prepared.launch()?;
     guest.attach_frames(wire.frame_log());
     let up = guest
@@ -201,9 +202,11 @@ impl Run<'_> {
             }
             while more && self.open.len() < self.window() && self.sent < self.scene.count {
                 std::thread::sleep(self.scene.pause);
+                let published = self.avail_idx();
                 self.wire.send(&self.probe.request(self.sent));
                 self.open.push(self.sent);
                 self.sent += 1;
+                self.wait_for_publish(published);
             }
             self.evidence.asked = self.sent;
             let mut wait = Duration::from_millis(20);
@@ -245,6 +248,21 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// How far the guest has published, where that is waited for.
+    fn avail_idx(&self) -> Option<u16> {
+        let is_waited_for = self.scene.device_pauses;
+        Some(is_waited_for.then(|| look(self.guest))??.avail_idx)
+    }
+
+    /// Waits until the guest has published more than that; for some time, because it may
+    /// have been interrupted, or be gone.
+    fn wait_for_publish(&self, before: Option<u16>) {
+        let start = Instant::now();
+        while before.is_some() && self.avail_idx() == before && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Datagrams that may be under way now.

@@ -70,7 +70,10 @@ fn left_its_mark(report: &Report) -> bool {
         "wrong-queue" => waits && wrong.kicks > 0 && wrong.heard_transmit <= 1 + wrong.reopened,
         "no-barrier" => waits && stalled.avail_event == stalled.last_avail_idx,
         "index-wrap" => waits && stalled.avail_idx < 100 && stalled.avail_event > 65_000,
-        "kick-always" => right.needless == 0 && wrong.kicks > wrong.wanted,
+        "kick-always" => {
+            let is_told_more = wrong.heard_transmit > 2 * right.heard_transmit;
+            right.needless == 0 && wrong.kicks > wrong.wanted && is_told_more
+        }
         "no-second-look" => wrong.interrupts_missed > 1 && right.interrupts_missed < 2,
         "not-recycled" => wrong.taken_back == 0 && !waits && stalled.used_idx == stalled.size,
         "lying-device" => right.prods == 0 && right.answered == right.asked && wrong.prods > 0,
