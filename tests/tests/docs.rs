@@ -128,7 +128,7 @@ fn code(line: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Documents and their translations.
-const TRANSLATED: [[&str; 2]; 7] = [
+const TRANSLATED: [[&str; 2]; 9] = [
     ["README.md", "README.zh.md"],
     ["docs/kick-path.md", "docs/kick-path.zh.md"],
     ["docs/lab.md", "docs/lab.zh.md"],
@@ -136,6 +136,8 @@ const TRANSLATED: [[&str; 2]; 7] = [
     ["docs/robustness.md", "docs/robustness.zh.md"],
     ["docs/vmm.md", "docs/vmm.zh.md"],
     ["docs/features.md", "docs/features.zh.md"],
+    ["docs/unsafe.md", "docs/unsafe.zh.md"],
+    ["SECURITY.md", "SECURITY.zh.md"],
 ];
 
 #[test]

@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         documents::record(tell)?;
     }
     documents::record_vmms(&vmms, tell)?;
-    eprintln!("Making docs/unsafe.md and the table of docs/robustness.md");
+    eprintln!("Making docs/unsafe.md, docs/unsafe.zh.md and the table of docs/robustness.md");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(["test", "--quiet", "--package", "kickpath-fuzz"])
