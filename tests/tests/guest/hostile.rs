@@ -219,17 +219,25 @@ fn full_rate() -> Result<()> {
             to_ipv4,
             to_ipv6: LINK_LOCAL.parse()?,
         };
-        let mut frames = flood(route, flood_length(200_000)?)?;
+        let length = flood_length(200_000)?;
+        let mut frames = flood(route, length)?;
         site.inside(|| {
             let socket = PacketSocket::bind(c"tap0")?;
             // No room is what a flood meets, and a frame too short no frame.
             frames.by_ref().for_each(|frame| drop(socket.send(&frame)));
             Ok(())
         })?;
+        let over = Instant::now();
         // The tap is full of the flood still, and drops what comes.
         site.patiently(|| site.ping(&["-c", "1", "-W", "1", GUEST]))?;
-        check()?;
+        site.sockets.udp_echo(address, 1000, BOUND)?;
+        site.sockets.tcp_echo(address, 64 << 10, BOUND)?;
         let after = site.status()?;
+        eprintln!(
+            "hostile: ping, UDP, TCP and HTTP were answered {} ms after {length} frames at full rate",
+            over.elapsed().as_millis()
+        );
+        check()?;
         let received = after.counters.rx_packets - before.counters.rx_packets;
         ensure!(received >= 10_000, "{received} frames of the flood came");
         for pair in &after.pairs {
