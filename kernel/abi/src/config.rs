@@ -29,75 +29,6 @@ use crate::steps::Steps;
 /// command line (`-fw_cfg name=opt/kickpath/config,string=...`).
 pub const FW_CFG_FILE: &str = "opt/kickpath/config";
 
-/// The whole configuration, one field a key. The doc comment of a field starts
-/// with its key.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Config {
-    /// `log=LEVEL`
-    pub log: LogLevel,
-    /// `ip=dhcp|ADDRESS/PREFIX`
-    pub ipv4: Ipv4Config,
-    /// `gateway=ADDRESS`: the default IPv4 route, with a static address.
-    pub gateway: Option<Ipv4Addr>,
-    /// `transport=auto|legacy|modern|mmio`
-    pub transport: Transport,
-    /// `irq=auto|msix|msix-shared|intx|poll`
-    pub irq: Irq,
-    /// `features=-name,...`: virtio features not to accept, by the
-    /// specification's name in lower case without prefix (`-event_idx`).
-    pub features_off: String,
-    /// `bench=off|tx|rx|udp|kick|trace|peer`
-    pub bench: Bench,
-    /// `selftest=NAME`
-    pub selftest: SelfTest,
-    /// `selftest-at=boot|up`
-    pub selftest_at: SelfTestAt,
-    /// `trace=on|off`: record the tracepoints of the kick path.
-    pub trace: bool,
-    /// `vlan=ID`: the guest is a host of this VLAN, 1 to 4094, and tags what
-    /// it sends.
-    pub vlan: Option<u16>,
-    /// `mac=ADDRESS`: the hardware address that the device is to have.
-    pub mac: Option<[u8; 6]>,
-    /// `mtu=BYTES`: largest IP packet, 68 to 65535; what the device says or
-    /// 1500 if not given.
-    pub mtu: Option<u16>,
-    /// `reopen=COUNT`: so often the device is stopped and opened again while
-    /// it serves.
-    pub reopen: u32,
-    /// `reset-queues=COUNT`: so often the receive and then the transmit queue
-    /// is reset alone while the device serves.
-    pub reset_queues: u32,
-    /// `hash-check=on|off`: verify the hashes that the device reports for
-    /// received frames, and to which pair of queues it steers them.
-    pub hash_check: bool,
-    /// `queue-size=COUNT`: largest number of descriptors of a receive or
-    /// transmit queue, where the interface leaves a choice, 1 to 32768. Without it, as many as
-    /// the device has and the memory has buffers for.
-    pub queue_size: Option<u16>,
-    /// `netconsole=ADDRESS:PORT`: send the log there by UDP as well.
-    pub netconsole: Option<SocketAddrV4>,
-    /// `udp=sockets|in-place`: how datagrams reach the UDP services.
-    pub udp: UdpWay,
-    /// `rx-mode=MODE,.../...`: receive modes, step by step.
-    pub rx_mode: Steps,
-    /// `unicast=ADDRESS,...`: further unicast addresses that the device is to
-    /// let through.
-    pub unicast: Vec<[u8; 6]>,
-    /// `groups=COUNT`: so many further multicast addresses, from
-    /// 01:00:5e:7f:00:00 on (those of 239.255.0.0/16, RFC 2365).
-    pub groups: u16,
-    /// `vlans=ID,.../...`: VLANs, 0 to 4095, that the device is to let through
-    /// beside `vlan`, step by step.
-    pub vlans: Steps,
-    /// `guest-offloads=NAME,.../...`: receive offloads of those negotiated, all
-    /// if not said, step by step.
-    pub guest_offloads: Steps,
-    /// `fault=NUMBER` or `fault=NUMBER,right`: an experiment of `kickpath lab`, with
-    /// what is wrong in it or without.
-    pub fault: String,
-}
-
 /// Why a word of the configuration was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError<'a> {
@@ -130,11 +61,17 @@ impl Config {
     }
 }
 
-/// Generates how the keys are read and written. A row is a key, its field, what its
-/// value can be, and two functions: the one that reads a value, and the one that writes
-/// it.
+/// Generates the configuration, and how it is read and written. A row is a key, its field,
+/// the type, what the value can be, and two functions: the one that reads a value, and the
+/// one that writes it.
 macro_rules! keys {
-    ($($key:literal $field:ident: $expected:literal, $read:expr, $write:expr;)+) => {
+    ($($(#[$meta:meta])* $key:literal $field:ident: $type:ty, $expected:literal,
+        $read:expr, $write:expr;)+) => {
+        /// The whole configuration, one field a key. The doc comment of a field starts
+        /// with its key.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Config { $($(#[$meta])* pub $field: $type,)+ }
+
         impl Config {
             fn set<'a>(&mut self, word: &'a str) -> Result<(), ConfigError<'a>> {
                 let unknown = ConfigError::UnknownKey(word);
@@ -166,35 +103,73 @@ macro_rules! keys {
 }
 
 keys! {
-    "log" log: "off, error, warn, info, debug or trace", word, text;
-    "ip" ipv4: "dhcp or ADDRESS/PREFIX", parse_ipv4, text;
-    "gateway" gateway: "an IPv4 address", some, option;
-    "transport" transport: "auto, legacy, modern or mmio", word, text;
-    "irq" irq: "auto, msix, msix-shared, intx or poll", word, text;
-    "features" features_off: "-NAME,-NAME,...", parse_features, write_features;
-    "bench" bench: "off, tx, rx, udp, kick, trace or peer", word, text;
-    "selftest" selftest: "the name of a self-test", word, text;
-    "selftest-at" selftest_at: "boot or up", word, text;
-    "trace" trace: "on or off", parse_on_off, write_on_off;
-    "vlan" vlan: "1 to 4094", |value| within(value, 1..=4094), option;
-    "mac" mac: "xx:xx:xx:xx:xx:xx", |value| parse_mac(value).map(Some),
+    /// `log=LEVEL`
+    "log" log: LogLevel, "off, error, warn, info, debug or trace", word, text;
+    /// `ip=dhcp|ADDRESS/PREFIX`
+    "ip" ipv4: Ipv4Config, "dhcp or ADDRESS/PREFIX", parse_ipv4, text;
+    /// `gateway=ADDRESS`: the default IPv4 route, with a static address.
+    "gateway" gateway: Option<Ipv4Addr>, "an IPv4 address", some, option;
+    /// `transport=auto|legacy|modern|mmio`
+    "transport" transport: Transport, "auto, legacy, modern or mmio", word, text;
+    /// `irq=auto|msix|msix-shared|intx|poll`
+    "irq" irq: Irq, "auto, msix, msix-shared, intx or poll", word, text;
+    /// `features=-name,...`: virtio features not to accept, by the
+    /// specification's name in lower case without prefix (`-event_idx`).
+    "features" features_off: String, "-NAME,-NAME,...", parse_features, write_features;
+    /// `bench=off|tx|rx|udp|kick|trace|peer`
+    "bench" bench: Bench, "off, tx, rx, udp, kick, trace or peer", word, text;
+    /// `selftest=NAME`
+    "selftest" selftest: SelfTest, "the name of a self-test", word, text;
+    /// `selftest-at=boot|up`
+    "selftest-at" selftest_at: SelfTestAt, "boot or up", word, text;
+    /// `trace=on|off`: record the tracepoints of the kick path.
+    "trace" trace: bool, "on or off", parse_on_off, write_on_off;
+    /// `vlan=ID`: the guest is a host of this VLAN, 1 to 4094, and tags what
+    /// it sends.
+    "vlan" vlan: Option<u16>, "1 to 4094", |value| within(value, 1..=4094), option;
+    /// `mac=ADDRESS`: the hardware address that the device is to have.
+    "mac" mac: Option<[u8; 6]>, "xx:xx:xx:xx:xx:xx", |value| parse_mac(value).map(Some),
         |mac: &Option<_>| option(&mac.map(Mac));
-    "mtu" mtu: "68 to 65535", |value| within(value, 68..=u16::MAX), option;
-    "reopen" reopen: "a number", word, text;
-    "reset-queues" reset_queues: "a number", word, text;
-    "hash-check" hash_check: "on or off", parse_on_off, write_on_off;
-    "queue-size" queue_size: "1 to 32768", |value| within(value, 1..=1 << 15), option;
-    "netconsole" netconsole: "ADDRESS:PORT", some, option;
-    "udp" udp: "sockets or in-place", word, text;
-    "rx-mode" rx_mode: "lists of promisc, allmulti, alluni, nomulti, nouni, nobcast",
+    /// `mtu=BYTES`: largest IP packet, 68 to 65535; what the device says or
+    /// 1500 if not given.
+    "mtu" mtu: Option<u16>, "68 to 65535", |value| within(value, 68..=u16::MAX), option;
+    /// `reopen=COUNT`: so often the device is stopped and opened again while
+    /// it serves.
+    "reopen" reopen: u32, "a number", word, text;
+    /// `reset-queues=COUNT`: so often the receive and then the transmit queue
+    /// is reset alone while the device serves.
+    "reset-queues" reset_queues: u32, "a number", word, text;
+    /// `hash-check=on|off`: verify the hashes that the device reports for
+    /// received frames, and to which pair of queues it steers them.
+    "hash-check" hash_check: bool, "on or off", parse_on_off, write_on_off;
+    /// `queue-size=COUNT`: largest number of descriptors of a receive or
+    /// transmit queue, where the interface leaves a choice, 1 to 32768. Without it, as many as
+    /// the device has and the memory has buffers for.
+    "queue-size" queue_size: Option<u16>, "1 to 32768", |value| within(value, 1..=1 << 15), option;
+    /// `netconsole=ADDRESS:PORT`: send the log there by UDP as well.
+    "netconsole" netconsole: Option<SocketAddrV4>, "ADDRESS:PORT", some, option;
+    /// `udp=sockets|in-place`: how datagrams reach the UDP services.
+    "udp" udp: UdpWay, "sockets or in-place", word, text;
+    /// `rx-mode=MODE,.../...`: receive modes, step by step.
+    "rx-mode" rx_mode: Steps, "lists of promisc, allmulti, alluni, nomulti, nouni, nobcast",
         Steps::parse::<RxMode>, text;
-    "unicast" unicast: "unicast addresses xx:xx:xx:xx:xx:xx,...", parse_unicast,
+    /// `unicast=ADDRESS,...`: further unicast addresses that the device is to
+    /// let through.
+    "unicast" unicast: Vec<[u8; 6]>, "unicast addresses xx:xx:xx:xx:xx:xx,...", parse_unicast,
         |all: &Vec<_>| all.iter().map(|mac| text(&Mac(*mac))).collect::<Vec<_>>().join(",");
-    "groups" groups: "0 to 65535", word, text;
-    "vlans" vlans: "lists of 0 to 4095", Steps::parse::<VlanId>, text;
-    "guest-offloads" guest_offloads: "lists of guest_csum, guest_tso4, guest_tso6",
+    /// `groups=COUNT`: so many further multicast addresses, from
+    /// 01:00:5e:7f:00:00 on (those of 239.255.0.0/16, RFC 2365).
+    "groups" groups: u16, "0 to 65535", word, text;
+    /// `vlans=ID,.../...`: VLANs, 0 to 4095, that the device is to let through
+    /// beside `vlan`, step by step.
+    "vlans" vlans: Steps, "lists of 0 to 4095", Steps::parse::<VlanId>, text;
+    /// `guest-offloads=NAME,.../...`: receive offloads of those negotiated, all
+    /// if not said, step by step.
+    "guest-offloads" guest_offloads: Steps, "lists of guest_csum, guest_tso4, guest_tso6",
         Steps::parse::<GuestOffload>, text;
-    "fault" fault: "an experiment", word, text;
+    /// `fault=NUMBER` or `fault=NUMBER,right`: an experiment of `kickpath lab`, with
+    /// what is wrong in it or without.
+    "fault" fault: String, "an experiment", word, text;
 }
 
 fn word<T: FromStr>(value: &str) -> Option<T> {

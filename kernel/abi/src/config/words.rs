@@ -3,10 +3,12 @@
 use core::fmt;
 use core::str::FromStr;
 
-/// Generates an enumeration whose variants have one word each, with `FromStr`
-/// and `Display` that agree.
+/// Generates enumerations whose variants have one word each, with `FromStr` and
+/// `Display` that agree.
 macro_rules! words {
-    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $word:literal,)+ }) => {
+    ($($(#[$meta:meta])* $name:ident {
+        $($(#[$vmeta:meta])* $variant:ident = $word:literal,)+
+    })+) => {$(
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum $name { $($(#[$vmeta])* $variant,)+ }
@@ -33,7 +35,7 @@ macro_rules! words {
                 f.pad(self.word())
             }
         }
-    };
+    )+};
 }
 
 words! {
@@ -50,9 +52,7 @@ words! {
         /// virtio-mmio (specification 4.2).
         Mmio = "mmio",
     }
-}
 
-words! {
     /// Which rung of the interrupt ladder to take (Linux `vp_find_vqs`).
     #[derive(Default)]
     Irq {
@@ -68,9 +68,7 @@ words! {
         /// No interrupt: the guest polls.
         Poll = "poll",
     }
-}
 
-words! {
     /// How datagrams reach the UDP services (echo, discard, chargen).
     #[derive(Default)]
     UdpWay {
@@ -81,9 +79,7 @@ words! {
         /// fragments, nothing of the way through the network stack to be seen.
         InPlace = "in-place",
     }
-}
 
-words! {
     /// What the device is to let through beside what is addressed to the guest,
     /// or not to (specification 5.1.6.5.1).
     RxMode {
@@ -100,9 +96,7 @@ words! {
         /// No broadcast frame.
         NoBroadcast = "nobcast",
     }
-}
 
-words! {
     /// Receive offloads that can be turned off and on (specification
     /// 5.1.6.5.6).
     GuestOffload {
@@ -113,9 +107,7 @@ words! {
         /// TCP over IPv6 in large pieces.
         Tso6 = "guest_tso6",
     }
-}
 
-words! {
     /// How much the guest prints.
     #[derive(Default)]
     LogLevel {
@@ -133,9 +125,7 @@ words! {
         /// Every packet.
         Trace = "trace",
     }
-}
 
-words! {
     /// A measurement that the guest makes alone, instead of serving.
     #[derive(Default)]
     Bench {
@@ -157,9 +147,7 @@ words! {
         /// is built with the feature `peer`.
         Peer = "peer",
     }
-}
 
-words! {
     /// A deliberate fault (or another driver over our transport), so that a
     /// test can see how the guest reports it.
     #[derive(Default)]
@@ -218,9 +206,7 @@ words! {
         /// Our network driver over `virtio-drivers`' transports.
         Adapter = "adapter",
     }
-}
 
-words! {
     /// When the self-test is made.
     #[derive(Default)]
     SelfTestAt {
