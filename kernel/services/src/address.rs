@@ -9,7 +9,7 @@ use smoltcp::iface::{Interface, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address, Ipv4Cidr};
+use smoltcp::wire::{HardwareAddress, IpCidr, Ipv4Address, Ipv4Cidr};
 
 use crate::arp;
 use crate::dhcp::{self, is_host};
@@ -172,9 +172,7 @@ impl Ipv4 {
     /// ends, the address stays.
     pub(crate) fn link_came_up(&mut self, now: Instant) {
         self.announces = true;
-        let Some(dhcp) = &mut self.dhcp else {
-            return;
-        };
+        let Some(dhcp) = &mut self.dhcp else { return };
         let socket = dhcp.set.get_mut::<dhcpv4::Socket>(dhcp.socket);
         socket.reset();
         set_retry(socket, DISCOVER_EAGERLY);
@@ -244,12 +242,7 @@ impl Ipv4 {
     /// An address that is none clears what there is.
     fn set_ipv4(&mut self, interface: &mut Interface, state: Ipv4State) {
         self.clear_ipv4(interface);
-        let Ipv4State {
-            source,
-            address: Some(address),
-            gateway,
-        } = state
-        else {
+        let Some(address) = state.address else {
             return;
         };
         if !is_host(address.address()) || address.prefix_len() > 32 {
@@ -266,8 +259,14 @@ impl Ipv4 {
             gateway: None,
             ..state
         };
-        log::log!(self.level, "IPv4 address {address} ({})", source.word());
-        let Some(gateway) = gateway else { return };
+        log::log!(
+            self.level,
+            "IPv4 address {address} ({})",
+            state.source.word()
+        );
+        let Some(gateway) = state.gateway else {
+            return;
+        };
         if !is_host(gateway) {
             log::warn!("gateway {gateway} is not a host; not taken");
             return;
@@ -298,6 +297,11 @@ impl Ipv4 {
     pub(crate) fn report(&self, interface: &Interface) -> status::Network {
         let mut report = status::Network {
             ipv4_source: self.state.source.word().to_string(),
+            gateway: self
+                .state
+                .gateway
+                .map(|it| it.to_string())
+                .unwrap_or_default(),
             ..status::Network::default()
         };
         for address in interface.ip_addrs() {
@@ -305,11 +309,6 @@ impl Ipv4 {
                 IpCidr::Ipv4(address) => report.ipv4.push(address.to_string()),
                 IpCidr::Ipv6(address) => report.ipv6.push(address.to_string()),
             }
-        }
-        if let Some(route) = interface.routes().get_default_ipv4_route()
-            && let IpAddress::Ipv4(router) = route.via_router
-        {
-            report.gateway = router.to_string();
         }
         report
     }

@@ -8,20 +8,18 @@ use smoltcp::iface::Interface;
 use smoltcp::phy::{ChecksumCapabilities, Device};
 use smoltcp::time::Instant;
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, HardwareAddress, Icmpv6Packet,
-    Icmpv6Repr, IpAddress, IpCidr, IpProtocol, Ipv4Address, Ipv6Address, Ipv6Packet, Ipv6Repr,
-    NdiscNeighborFlags, NdiscRepr, RawHardwareAddress,
+    EthernetAddress, HardwareAddress, Icmpv6Packet, Icmpv6Repr, IpAddress, IpCidr, Ipv4Address,
+    Ipv6Address, NdiscNeighborFlags, NdiscRepr, RawHardwareAddress,
 };
 
 use crate::arp;
+use crate::packet::ICMPV6;
 use crate::stand_in::Rare;
 
 pub(crate) const ALL_NODES: Ipv6Address = Ipv6Address::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_SYSTEMS: Ipv4Address = Ipv4Address::new(224, 0, 0, 1);
 /// RFC 4861, 4.1 to 4.4: the hop limit that shows that a packet is from this link.
 pub(crate) const HOP_LIMIT: u8 = 255;
-/// Bytes in a frame before a message of ICMPv6.
-const HEADERS_V6: usize = 14 + 40;
 
 /// Sends one frame for each address of the interface. Returns whether all of
 /// them found room.
@@ -155,32 +153,28 @@ pub(crate) fn to_group(mac: EthernetAddress, group: Ipv6Address) -> [EthernetAdd
 /// source and destination of the packet.
 pub(crate) fn send_icmpv6(
     token: Rare<'_>,
-    [to, from]: [EthernetAddress; 2],
-    [source, destination]: [Ipv6Address; 2],
+    macs: [EthernetAddress; 2],
+    ends: [Ipv6Address; 2],
     icmp: &Icmpv6Repr<'_>,
 ) {
-    let mut bytes = vec![0; HEADERS_V6 + icmp.buffer_len()];
-    let mut frame = EthernetFrame::new_unchecked(&mut bytes);
-    EthernetRepr {
-        src_addr: from,
-        dst_addr: to,
-        ethertype: EthernetProtocol::Ipv6,
-    }
-    .emit(&mut frame);
-    let ip = Ipv6Repr {
-        src_addr: source,
-        dst_addr: destination,
-        next_header: IpProtocol::Icmpv6,
-        payload_len: icmp.buffer_len(),
-        hop_limit: HOP_LIMIT,
-    };
-    let mut packet = Ipv6Packet::new_unchecked(frame.payload_mut());
-    ip.emit(&mut packet);
-    icmp.emit(
-        &ip.src_addr,
-        &ip.dst_addr,
-        &mut Icmpv6Packet::new_unchecked(packet.payload_mut()),
-        &ChecksumCapabilities::default(),
-    );
-    token.0.send(&bytes);
+    let checksums = ChecksumCapabilities::default();
+    let mut bytes = vec![0; icmp.buffer_len()];
+    let mut message = Icmpv6Packet::new_unchecked(&mut bytes);
+    icmp.emit(&ends[0], &ends[1], &mut message, &checksums);
+    send_ipv6(token, macs, ends, [ICMPV6, HOP_LIMIT], &bytes);
+}
+
+/// Sends an IPv6 packet, of which `kind` is the next header and the hop limit.
+pub(crate) fn send_ipv6(
+    token: Rare<'_>,
+    [to, from]: [EthernetAddress; 2],
+    [source, destination]: [Ipv6Address; 2],
+    kind: [u8; 2],
+    payload: &[u8],
+) {
+    let [high, low] = (payload.len() as u16).to_be_bytes();
+    let head = [0x86, 0xdd, 0x60, 0, 0, 0, high, low];
+    let (source, destination) = (source.octets(), destination.octets());
+    let parts: [&[u8]; 7] = [&to.0, &from.0, &head, &kind, &source, &destination, payload];
+    token.0.send(&parts.concat());
 }

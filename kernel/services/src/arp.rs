@@ -94,10 +94,8 @@ impl Conflicts {
     /// two of them must not shout at each other.
     #[cold]
     pub(crate) fn notice(&mut self, arp: &Arp, now: Instant) -> bool {
-        if self
-            .defended_at
-            .is_some_and(|at| now < at + DEFEND_INTERVAL)
-        {
+        let defended_at = self.defended_at;
+        if defended_at.is_some_and(|at| now < at + DEFEND_INTERVAL) {
             return false;
         }
         self.defended_at = Some(now);

@@ -89,11 +89,8 @@ impl Host {
 
     pub(crate) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
         let reports = self.listener.poll_at().filter(|_| self.ipv6.speaks);
-        let addresses = earlier(
-            self.ipv4.poll_at(now, &mut self.interface),
-            self.ipv6.poll_at(),
-        );
-        earlier(addresses, reports)
+        let ipv4 = self.ipv4.poll_at(now, &mut self.interface);
+        earlier(earlier(ipv4, self.ipv6.poll_at()), reports)
     }
 
     /// Takes in a message of ARP, and answers.
@@ -105,9 +102,7 @@ impl Host {
         neighbors: &mut Neighbors,
         token: Rare<'_>,
     ) {
-        let Some(arp) = Arp::parse(frame) else {
-            return;
-        };
+        let Some(arp) = Arp::parse(frame) else { return };
         let mac = neighbors.mac;
         if arp.mac == mac {
             // Our own, which somebody has sent back.
@@ -124,12 +119,9 @@ impl Host {
             arp.answer(mac, token);
         }
         // smoltcp's DHCP client renews its lease at a server whose address it knows.
-        let none = &mut SocketSet::new(vec![]);
-        self.interface.poll_ingress_single(
-            now,
-            &mut OneFrame::new(frame, Rare(&mut Nowhere)),
-            none,
-        );
+        let (mut nowhere, none) = (Nowhere, &mut SocketSet::new(vec![]));
+        let mut device = OneFrame::new(frame, Rare(&mut nowhere));
+        self.interface.poll_ingress_single(now, &mut device, none);
     }
 
     /// Takes in what else speaks of the link, and answers.
@@ -184,10 +176,8 @@ impl Host {
             Kind::Advertisement { .. } => true,
         };
         if is_about_us && is_claim {
-            let interface = &mut *self.interface;
-            let is_lost = self
-                .ipv6
-                .notice_duplicate(interface, message.target, message.from);
+            let (ipv6, interface) = (&mut self.ipv6, &mut *self.interface);
+            let is_lost = ipv6.notice_duplicate(interface, message.target, message.from);
             return if is_lost { Effect::Moved } else { Effect::None };
         }
         neighbors.learn_from_discovery(message, packet.destination, now);

@@ -172,12 +172,9 @@ impl Ingress {
             return Outcome::Others;
         }
         if let Content::Udp(datagram) = &packet.content {
-            let outgoing = &mut self.outgoing;
+            let (datagrams, outgoing) = (&mut self.datagrams, &mut self.outgoing);
             let interface = &mut *self.interface;
-            return match self
-                .datagrams
-                .receive(interface, packet, datagram, outgoing, token)
-            {
+            return match datagrams.receive(interface, packet, datagram, outgoing, token) {
                 Ok(false) => Outcome::Done,
                 Ok(true) => Outcome::Fragments,
                 Err(token) => self.receive_other(packet, token),
@@ -303,7 +300,7 @@ impl Ingress {
     /// The addresses and routes of the link have changed: all others must know.
     #[cold]
     pub(crate) fn set_addresses(&mut self) {
-        let link = &self.host.interface;
+        let link = &mut self.host.interface;
         self.interface.update_ip_addrs(|addresses| {
             addresses.clear();
             // Both have room for as many.
@@ -312,17 +309,9 @@ impl Ingress {
         });
         // Where they lead to is the affair of `neighbors`; smoltcp asks whether
         // there is one.
-        self.interface.routes_mut().update(|routes| {
-            routes.clear();
-            let gateways = [
-                link.routes().get_default_ipv4_route(),
-                link.routes().get_default_ipv6_route(),
-            ];
-            for gateway in gateways.into_iter().flatten() {
-                let copied = routes.push(gateway);
-                debug_assert!(copied.is_ok());
-            }
-        });
+        let routes = self.interface.routes_mut();
+        link.routes_mut()
+            .update(|known| routes.update(|copy| copy.clone_from(known)));
         self.outgoing.neighbors.set_routes(link);
         self.host.listener.announce(self.outgoing.now);
         self.host_at = Some(self.outgoing.now);

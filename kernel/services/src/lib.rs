@@ -17,31 +17,12 @@
 //!
 //! ```
 //! use kickpath_abi::{config::Config, status::Status};
-//! use kickpath_services::{NetworkDevice, Stack};
-//! use smoltcp::phy::{Device, DeviceCapabilities, Loopback, Medium};
+//! use kickpath_services::Stack;
+//! use smoltcp::phy::{Loopback, Medium};
 //! use smoltcp::time::Instant;
 //!
-//! /// A network device, and what is known about it.
-//! struct Nic(Loopback);
-//!
-//! impl Device for Nic {
-//!     type RxToken<'a> = <Loopback as Device>::RxToken<'a>;
-//!     type TxToken<'a> = <Loopback as Device>::TxToken<'a>;
-//!     fn receive(&mut self, now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
-//!         self.0.receive(now)
-//!     }
-//!     fn transmit(&mut self, now: Instant) -> Option<Self::TxToken<'_>> {
-//!         self.0.transmit(now)
-//!     }
-//!     fn capabilities(&self) -> DeviceCapabilities {
-//!         self.0.capabilities()
-//!     }
-//! }
-//!
-//! // It verifies no checksums.
-//! impl NetworkDevice for Nic {}
-//!
-//! let mut nic = Nic(Loopback::new(Medium::Ethernet));
+//! // Any device for which there is a `NetworkDevice`.
+//! let mut nic = Loopback::new(Medium::Ethernet);
 //! let config = Config::parse("ip=192.0.2.7/24", |error| panic!("{error}"));
 //! let mac = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 //! let mut now = Instant::ZERO;

@@ -10,8 +10,8 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, Ipv6Address};
 
 use crate::announce::{self, ipv6_addresses};
-use crate::checksum::{ETHERNET, IPV6_HEADER, Sum};
-use crate::packet::{ICMPV6, Packet};
+use crate::checksum::Sum;
+use crate::packet::{HOP_BY_HOP, ICMPV6, Packet};
 use crate::stand_in::Rare;
 
 const REPORT_V1: u8 = 131;
@@ -142,11 +142,9 @@ fn send(
     group: Ipv6Address,
     mut message: Vec<u8>,
 ) -> bool {
-    let (HardwareAddress::Ethernet(mac), Some(source), Some(to)) = (
-        interface.hardware_addr(),
-        ipv6_addresses(interface).next(),
-        announce::ethernet_of_group(group.into()),
-    ) else {
+    let (HardwareAddress::Ethernet(mac), Some(source)) =
+        (interface.hardware_addr(), ipv6_addresses(interface).next())
+    else {
         return true;
     };
     let Some(token) = device.transmit(now) else {
@@ -157,18 +155,8 @@ fn send(
     if let Some(field) = message.get_mut(2..4) {
         field.copy_from_slice(&sum.checksum());
     }
-    let length = (ALERT.len() + message.len()) as u16;
-    let [high, low] = length.to_be_bytes();
-    let parts: [&[u8]; 6] = [
-        &to,
-        mac.as_bytes(),
-        &[0x86, 0xdd, 0x60, 0, 0, 0, high, low, 0, 1],
-        &ends,
-        &ALERT,
-        &message,
-    ];
-    let frame = parts.concat();
-    debug_assert_eq!(frame.len(), ETHERNET + IPV6_HEADER + usize::from(length));
-    token.0.send(&frame);
+    let payload = [&ALERT, &message[..]].concat();
+    let macs = announce::to_group(mac, group);
+    announce::send_ipv6(token, macs, [source, group], [HOP_BY_HOP, 1], &payload);
     true
 }

@@ -247,15 +247,13 @@ impl Pool {
         else {
             return;
         };
+        let queued = connection.socket().send_queue();
         let ahead = message.sequence.wrapping_sub(connection.acknowledged) as usize;
-        if ahead >= connection.socket().send_queue()
-            || connection
-                .path_mtu
-                .is_some_and(|known| known <= message.mtu)
-        {
+        let path_mtu = &mut connection.path_mtu;
+        if path_mtu.is_some_and(|known| known <= message.mtu) || ahead >= queued {
             return;
         }
-        connection.path_mtu = Some(message.mtu);
+        *path_mtu = Some(message.mtu);
         if self.paths.len() >= MAX_PATHS {
             self.paths.retain(|_, path| path.1 > now);
         }

@@ -100,23 +100,18 @@ impl Reassembly {
     /// (RFC 5722 demands it of IPv6, Linux does it for both).
     pub(crate) fn take_in(&mut self, frame: &[u8], now: Instant) -> Option<Vec<u8>> {
         let (ethernet, packet) = frame.split_first_chunk::<ETHERNET>()?;
-        let Fragment {
-            key,
-            header,
-            protocol,
-            offset,
-            is_last,
-            payload,
-        } = match packet.first()? >> 4 {
+        let fragment = match packet.first()? >> 4 {
             4 => Fragment::parse_ipv4(packet)?,
             _ => Fragment::parse_ipv6(packet)?,
         };
+        let (header, payload) = (fragment.header, fragment.payload);
+        let (offset, is_last) = (fragment.offset, fragment.is_last);
         let end = offset + payload.len();
         if payload.is_empty() || end > MAX_LENGTH || (!is_last && payload.len() % UNIT != 0) {
             return None;
         }
         let headers = ETHERNET + header.len();
-        let index = self.place(ethernet, header, key, now);
+        let index = self.place(ethernet, header, fragment.key, now);
         let partial = self.packets.get_mut(index)?;
         let units = offset / UNIT..end.div_ceil(UNIT);
         let is_there = |unit: usize| partial.there[unit / 64] >> (unit % 64) & 1 != 0;
@@ -143,16 +138,13 @@ impl Reassembly {
             partial.total = Some(end);
         }
         if offset == 0 && header.len() == IPV6_HEADER {
-            partial.frame[ETHERNET + 6] = protocol;
+            partial.frame[ETHERNET + 6] = fragment.protocol;
         }
         if partial.total != Some(partial.received) {
             return None;
         }
-        let Partial {
-            mut frame,
-            received,
-            ..
-        } = self.packets.remove(index);
+        let received = partial.received;
+        let mut frame = self.packets.remove(index).frame;
         let packet = frame.get_mut(ETHERNET..)?;
         if header.len() == IPV6_HEADER {
             packet[4..6].copy_from_slice(&(received as u16).to_be_bytes());

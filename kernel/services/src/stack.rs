@@ -12,6 +12,7 @@ use smoltcp::time::{Duration, Instant};
 
 use crate::address::Ipv4State;
 use crate::announce;
+use crate::host::Host;
 use crate::http::Report;
 use crate::ingress::{Ingress, Outcome};
 use crate::link::{Link, NetworkDevice};
@@ -260,11 +261,8 @@ impl Stack {
     /// and unsolicited neighbour advertisements. Returns whether all found
     /// room in the device; if not, the whole is to be repeated.
     pub fn announce<D: Device>(&self, now: Instant, device: &mut D) -> bool {
-        announce::announce(
-            now,
-            &self.ingress.host.interface,
-            &mut Rare(&mut Through(device, now)),
-        )
+        let interface = &self.ingress.host.interface;
+        announce::announce(now, interface, &mut Rare(&mut Through(device, now)))
     }
 
     /// Sends lines of the log, as far as there is room, each a datagram;
@@ -277,16 +275,13 @@ impl Stack {
         netconsole: &mut Netconsole,
         next_line: impl FnMut(&mut [u8]) -> Option<usize>,
     ) -> Option<netconsole::Template> {
-        self.ingress.outgoing.now = now;
-        if !netconsole.send(
-            &self.ingress.host.interface,
-            &mut self.ingress.outgoing,
-            &mut Rare(&mut Through(device, now)),
-            next_line,
-        ) {
+        let Ingress { host, outgoing, .. } = &mut self.ingress;
+        outgoing.now = now;
+        let device = &mut Rare(&mut Through(device, now));
+        if !netconsole.send(&host.interface, outgoing, device, next_line) {
             self.deadline = earlier(self.deadline, Some(now + LOG_RETRY));
         }
-        netconsole.template(&self.ingress.host.interface, &mut self.ingress.outgoing)
+        netconsole.template(&host.interface, outgoing)
     }
 
     /// The IP configuration.
@@ -323,14 +318,12 @@ impl Stack {
             let Some(neighbor) = asked.or_else(|| neighbors.next_question()) else {
                 break;
             };
-            let is_optimistic = |address| self.ingress.host.ipv6.is_optimistic(address);
-            announce::ask(
-                now,
-                &self.ingress.host.interface,
-                &mut Rare(&mut Through(device, now)),
-                neighbor.ip(),
-                is_optimistic,
-            );
+            let Host {
+                interface, ipv6, ..
+            } = &self.ingress.host;
+            let is_optimistic = |address| ipv6.is_optimistic(address);
+            let outlet = &mut Rare(&mut Through(device, now));
+            announce::ask(now, interface, outlet, neighbor.ip(), is_optimistic);
             busy = true;
         }
         busy
@@ -340,11 +333,8 @@ impl Stack {
     fn serve_others<D: Device>(&mut self, now: Instant, device: &mut D) -> bool {
         self.ingress.interface.poll_maintenance(now);
         if self.ingress.host_at.is_some_and(|at| at <= now) {
-            if self
-                .ingress
-                .host
-                .poll(now, &mut Rare(&mut Through(device, now)))
-            {
+            let host = &mut self.ingress.host;
+            if host.poll(now, &mut Rare(&mut Through(device, now))) {
                 self.ingress.set_addresses();
             }
             self.ingress.host_at = self.ingress.host.poll_at(now);
@@ -357,10 +347,8 @@ impl Stack {
         let interface = &mut *self.ingress.interface;
         let outgoing = &mut self.ingress.outgoing;
         let mut link = Link { device, outgoing };
-        busy |= self
-            .ingress
-            .tcp
-            .serve(now, interface, &mut link, &mut self.report);
+        let tcp = &mut self.ingress.tcp;
+        busy |= tcp.serve(now, interface, &mut link, &mut self.report);
         self.report.forget();
         busy |= self.report.is_wanted;
         let retry = now + DEVICE_RETRY;

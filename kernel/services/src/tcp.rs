@@ -36,9 +36,8 @@ impl Service {
     pub(crate) const ALL: [Self; 4] = [Self::Echo, Self::Discard, Self::Chargen, Self::Http];
 
     pub(crate) fn at(port: u16) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|service| service.limits().port == port)
+        let mut all = Self::ALL.into_iter();
+        all.find(|service| service.limits().port == port)
     }
 
     pub(crate) fn limits(self) -> Limits {

@@ -142,16 +142,12 @@ fn checksum_of_fragments(port: u16, payload: &[u8], to: &udp::UdpMetadata) -> Op
     else {
         return None;
     };
-    let mut addresses = [0; 8];
-    addresses[..4].copy_from_slice(&source.octets());
-    addresses[4..].copy_from_slice(&destination.octets());
+    let addresses = [source.octets(), destination.octets()].concat();
     let length = UDP_HEADER_LEN + payload.len();
-    let mut header = [0; UDP_HEADER_LEN];
-    header[..2].copy_from_slice(&port.to_be_bytes());
-    header[2..4].copy_from_slice(&to.endpoint.port.to_be_bytes());
-    header[4..6].copy_from_slice(&(length as u16).to_be_bytes());
+    // But for the checksum, which is 0 meanwhile.
+    let header = [port, to.endpoint.port, length as u16].map(u16::to_be_bytes);
     let sum = Sum::pseudo_header(Sum::of(&addresses), IpProtocol::Udp.into(), length)
-        .plus(Sum::of(&header))
+        .plus(Sum::of(header.as_flattened()))
         .plus(Sum::of(payload));
     Some(sum.udp_checksum())
 }

@@ -115,7 +115,7 @@ fn a_lease_is_renewed() {
     let mut asked = vec![];
     for _ in 0..1000 {
         // The server's address is known, so that renewing by unicast works.
-        world.inject(arp_request(SERVER, LEASED));
+        world.inject(server_asks());
         turn(&mut world, 1000);
         asked.extend(serve_dhcp(&mut world, SERVER, SERVER, 300));
     }
@@ -125,8 +125,8 @@ fn a_lease_is_renewed() {
     assert!(asked.len() > 5, "{asked:?}");
 }
 
-fn arp_request(from: Ipv4Address, to: Ipv4Address) -> Vec<u8> {
-    arp(1, HOST_MAC, from.octets(), to.octets())
+fn server_asks() -> Vec<u8> {
+    arp(1, HOST_MAC, SERVER.octets(), LEASED.octets())
 }
 
 #[test]
@@ -256,8 +256,7 @@ fn an_advertised_prefix_that_cannot_be_is_not_taken() {
 
 #[test]
 fn pings_come_back() {
-    let mut world = World::new();
-    world.assert_echo();
+    let mut world = World::greeted();
     let socket = world.udp();
     world.udp_ask(socket, (GUEST_V6, 7), b"resolve");
     for size in [0, 56, 1000] {
@@ -265,10 +264,8 @@ fn pings_come_back() {
         let ends: [[std::net::IpAddr; 2]; 2] =
             [[HOST4.into(), GUEST4.into()], [HOST6.into(), GUEST6.into()]];
         for ([from, to], (kind, at)) in ends.into_iter().zip([(0, 34), (129, 54)]) {
-            let answer = world
-                .answers_to(ping(HOST_MAC, from, to, 2, &data))
-                .pop()
-                .unwrap();
+            let answers = world.answers_to(ping(HOST_MAC, from, to, 2, &data));
+            let answer = answers.last().unwrap();
             assert_eq!(answer[at], kind);
             assert_eq!(answer[at + 4..at + 8], [0, 1, 0, 2]);
             assert_eq!(answer[at + 8..], data);
@@ -402,7 +399,7 @@ fn a_lease_of_32_bits_has_its_gateway_outside() {
     let question = world.guest.outbox.borrow_mut().pop_front().unwrap();
     assert_eq!(question[12..14], [8, 6]);
     assert_eq!(question[38..42], SERVER.octets());
-    world.inject(arp_request(SERVER, LEASED));
+    world.inject(server_asks());
     turn(&mut world, 1);
     let answers = world.sent();
     let is_there = answers.iter().any(|frame| frame[20..22] == [0, 2]);

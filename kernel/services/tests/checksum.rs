@@ -40,8 +40,7 @@ fn answers(world: &mut World) -> usize {
 
 #[test]
 fn whole_packets() {
-    let mut world = World::new();
-    world.assert_echo();
+    let mut world = World::greeted();
     let frame = echo_request(b"a payload");
     world.inject(&*frame);
     assert_eq!(answers(&mut world), 1);
@@ -55,8 +54,7 @@ fn whole_packets() {
 
 #[test]
 fn fragmented_packets() {
-    let mut world = World::new();
-    world.assert_echo();
+    let mut world = World::greeted();
     let payload: Vec<u8> = (0..4000u32).map(|i| (i * 31) as u8).collect();
     let frame = echo_request(&payload);
     let mut identification = 0;
@@ -150,8 +148,7 @@ fn what_the_guest_sends() {
 
 #[test]
 fn the_first_fragment_carries_the_checksum_of_all() {
-    let mut world = World::new();
-    world.assert_echo();
+    let mut world = World::greeted();
     for length in [1473, 2000, 4001] {
         let payload: Vec<u8> = (0..length).map(|i| (i * 31) as u8).collect();
         for fragment in fragments(&echo_request(&payload), length as u16) {

@@ -85,30 +85,24 @@ fn fix_ipv4(frame: &mut [u8]) {
 
 /// Corrects every checksum that can be found, so that what is wrong elsewhere is
 /// looked at.
-fn fix(frame: &mut [u8]) {
-    if frame.len() < 34 {
-        return;
-    }
+fn fix(frame: &mut [u8]) -> Option<()> {
+    frame.get(..34)?;
     let (source, destination, protocol, range): (IpAddress, IpAddress, _, Range<usize>);
     match [frame[12], frame[13]] {
         [8, 0] => {
             fix_ipv4(frame);
-            let Ok(packet) = Ipv4Packet::new_checked(&frame[14..]) else {
-                return;
-            };
+            let packet = Ipv4Packet::new_checked(&frame[14..]).ok()?;
             (source, destination) = (packet.src_addr().into(), packet.dst_addr().into());
             protocol = packet.next_header();
             range = packet.header_len().into()..packet.total_len().into();
         }
         [0x86, 0xdd] => {
-            let Ok(packet) = Ipv6Packet::new_checked(&frame[14..]) else {
-                return;
-            };
+            let packet = Ipv6Packet::new_checked(&frame[14..]).ok()?;
             (source, destination) = (packet.src_addr().into(), packet.dst_addr().into());
             protocol = packet.next_header();
             range = packet.header_len()..packet.total_len();
         }
-        _ => return,
+        _ => return None,
     }
     let payload = &mut frame[14..][range];
     match protocol {
@@ -128,12 +122,12 @@ fn fix(frame: &mut [u8]) {
         }
         _ => {}
     }
+    Some(())
 }
 
 #[test]
 fn random_frames() {
-    let mut world = World::new();
-    world.assert_echo();
+    let mut world = World::greeted();
     let mut random = Rng::with_seed(0x5eed);
     for n in 0..20_000 {
         let length = random.usize(..1515);
@@ -156,8 +150,7 @@ fn random_frames() {
 
 #[test]
 fn every_truncation() {
-    let mut world = World::new();
-    world.assert_echo();
+    let mut world = World::greeted();
     for frame in frames() {
         for length in 0..=frame.len() {
             world.inject(&frame[..length]);
@@ -175,11 +168,8 @@ fn every_truncation() {
 fn well_formed_frames_with_bytes_changed() {
     let frames = frames();
     for seed in 1..=20 {
-        let mut world = World::with(if seed % 2 == 0 {
-            "ip=dhcp"
-        } else {
-            "ip=10.0.2.15/24"
-        });
+        let config = ["ip=dhcp", "ip=10.0.2.15/24"][seed as usize % 2];
+        let mut world = World::with(config);
         world.run(4100);
         world.assert_echo();
         let mut random = Rng::with_seed(seed);
@@ -230,8 +220,7 @@ fn tcp_answer(frames: &[Vec<u8>], port: u16) -> Option<(u32, u32)> {
 /// Connections whose segments are near what is expected, but seldom it.
 #[test]
 fn tcp_segments_out_of_order() {
-    let mut world = World::new();
-    world.assert_echo();
+    let mut world = World::greeted();
     let mut random = Rng::with_seed(77);
     // From what is expected; mostly just that.
     let near = [
@@ -300,8 +289,7 @@ fn tcp_segments_out_of_order() {
 #[test]
 fn more_than_the_window() {
     for service in [7, 9, 19, 80] {
-        let mut world = World::new();
-        world.assert_echo();
+        let mut world = World::greeted();
         let segment = |sequence: u32, acknowledge: Option<u32>, data: &[u8]| {
             let ip = packet(HOST_MAC, HOST4, GUEST4);
             let builder = ip.tcp(1000, service, sequence, 1000);

@@ -139,8 +139,7 @@ fn an_echo_allocates_nothing() {
 
 #[test]
 fn connections_that_are_over_take_no_memory() {
-    let mut world = World::new();
-    world.assert_echo();
+    let mut world = World::greeted();
     let mut come_and_go = || {
         for port in 10_000..20_000 {
             let syn = packet(HOST_MAC, HOST4, GUEST4).tcp(port, 80, 1, 1000).syn();

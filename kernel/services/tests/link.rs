@@ -314,8 +314,7 @@ fn ping_from(source: [u8; 4]) -> Vec<u8> {
 
 #[test]
 fn a_frame_with_a_priority_and_no_vlan_is_taken() {
-    let mut world = World::new();
-    world.assert_echo();
+    let mut world = World::greeted();
     for (tag, answers) in [(0xa000_u16, 1), (0, 1), (0xa005, 0)] {
         let plain = ping_from(HOST4);
         let tag = tag.to_be_bytes();
@@ -331,8 +330,7 @@ fn a_frame_with_a_priority_and_no_vlan_is_taken() {
 
 #[test]
 fn packets_from_nowhere_are_dropped_and_counted() {
-    let mut world = World::new();
-    world.assert_echo();
+    let mut world = World::greeted();
     let impossible = [
         [127, 0, 0, 1],
         [255, 255, 255, 255],

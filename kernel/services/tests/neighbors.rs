@@ -40,13 +40,8 @@ struct Sent {
 }
 
 fn sent(world: &mut World) -> Sent {
-    world.turn_guest();
-    sent_by(&world.guest)
-}
-
-fn sent_by(port: &Port) -> Sent {
     let mut sent = Sent::default();
-    for frame in port.outbox.borrow_mut().drain(..) {
+    for frame in world.sent() {
         if frame[12..14] == [8, 6] {
             sent.asked.push(frame[38..42].try_into().unwrap());
             continue;
@@ -82,8 +77,7 @@ fn a_stranger_is_answered_when_its_address_is_known() {
     let mut world = quiet();
     let sender = [10, 0, 2, 77];
     for sequence in 0..3 {
-        world.inject(ping(sender, sequence));
-        world.inject(datagram(sender));
+        world.inject_all([ping(sender, sequence), datagram(sender)]);
     }
     let asked = Sent {
         asked: vec![sender],
@@ -164,7 +158,7 @@ fn ipv6_strangers_are_answered_too() {
 fn what_comes_before_the_mail_about_its_sender_is_answered_after_it() {
     let mut world = quiet();
     world.stack.share_frames();
-    let (mut port, mut stack) = second(&world);
+    let mut other = second(&world);
     let sender = [10, 0, 2, 77];
     // The first stack hears the question, and answers.
     world.inject(arp(REQUEST, sender));
@@ -172,22 +166,19 @@ fn what_comes_before_the_mail_about_its_sender_is_answered_after_it() {
     let mail: Vec<_> = world.stack.take_shared().collect();
     assert_eq!(mail.len(), 1);
     // The second one does not know of it yet.
-    let frames = [ping(sender, 1), datagram(sender), ping(sender, 2)];
-    port.inbox.borrow_mut().extend(frames);
-    while stack.poll(world.now, &mut port) {}
-    let before = sent_by(&port);
+    other.inject_all([ping(sender, 1), datagram(sender), ping(sender, 2)]);
+    let before = sent(&mut other);
     assert_eq!((before.replies, before.datagrams), (vec![], vec![]));
     // Nobody answers its own question: the mail alone must do.
     for frame in &mail {
-        stack.receive_shared(world.now, frame);
+        other.stack.receive_shared(world.now, frame);
     }
-    assert!(stack.poll_at().is_some_and(|at| at <= world.now));
-    while stack.poll(world.now, &mut port) {}
-    let after = sent_by(&port);
+    assert!(other.stack.poll_at().is_some_and(|at| at <= world.now));
+    let after = sent(&mut other);
     assert_eq!(after.replies, [(sender, 1), (sender, 2)]);
     assert_eq!(after.datagrams, [sender]);
     // All have heard it: it is not passed on again.
-    assert_eq!(stack.take_shared().count(), 0);
+    assert_eq!(other.stack.take_shared().count(), 0);
 }
 
 #[test]
@@ -214,13 +205,21 @@ fn forged_senders_are_bounded_and_disturb_nobody() {
     world.inject(arp(REQUEST, known));
     let mut asked = 0;
     for n in 0..2000u16 {
-        world.inject(ping([10, 0, 2, 100 + (n % 100) as u8], n));
-        world.inject(ping(known, n));
+        // Hosts that do not answer, and some off the network.
+        let forged = [10, 0, 2 + (n % 5) as u8, 100 + (n % 100) as u8];
+        let chargen = common::datagram(mac_of(forged), forged, GUEST4, [1000, 19], b"hello");
+        world.inject_all([ping(forged, n), datagram(forged), chargen]);
+        world.inject_all([ping(known, n), datagram(known)]);
         let sent = sent(&mut world);
         assert_eq!(sent.replies, [(known, n)]);
+        assert_eq!(sent.datagrams, [known]);
         asked += sent.asked.len();
     }
     assert!(asked <= 18, "{asked} questions at once");
+    // Somebody new is heard as well.
+    let newcomer = [10, 0, 2, 9];
+    world.inject_all([arp(REQUEST, newcomer), datagram(newcomer)]);
+    assert_eq!(sent(&mut world).datagrams, [newcomer]);
 }
 
 #[test]

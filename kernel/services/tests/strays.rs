@@ -28,17 +28,16 @@ fn a_connection_survives_that_its_segments_come_to_another_stack() {
     let mut world = World::new();
     world.stack.share_frames();
     let socket = world.connect((GUEST, 7));
-    let (mut port, mut other) = second(&world);
-    let frames = segments(&mut world, socket, b"where are you?");
-    port.inbox.borrow_mut().extend(frames);
-    while other.poll(world.now, &mut port) {}
+    let mut other = second(&world);
+    other.inject_all(segments(&mut world, socket, b"where are you?"));
     // It is not its own to answer.
-    assert!(port.outbox.borrow().is_empty());
-    let strays: Vec<_> = other.take_strays().collect();
+    assert!(other.sent().is_empty());
+    let strays: Vec<_> = other.stack.take_strays().collect();
     assert_eq!(strays.len(), 1);
     for frame in strays {
-        assert!(!other.receive_stray(world.now, &frame, false, &mut port));
-        assert!(port.outbox.borrow().is_empty());
+        let guest = &mut other.guest;
+        assert!(!other.stack.receive_stray(world.now, &frame, false, guest));
+        assert!(guest.outbox.borrow().is_empty());
         let (stack, guest) = (&mut world.stack, &mut world.guest);
         assert!(stack.receive_stray(world.now, &frame, true, guest));
     }
@@ -51,19 +50,17 @@ fn what_no_stack_has_is_reset_by_the_last_one() {
     world.stack.share_frames();
     let socket = world.connect((GUEST, 7));
     // Two stacks that never heard of the connection, but of the host.
-    let (mut port, mut first) = second(&world);
-    let (mut last_port, mut last) = second(&world);
+    let (mut first, mut last) = (second(&world), second(&world));
     for frame in world.stack.take_shared() {
-        last.receive_shared(world.now, &frame);
+        last.stack.receive_shared(world.now, &frame);
     }
-    let frames = segments(&mut world, socket, b"who are you?");
-    port.inbox.borrow_mut().extend(frames);
-    while first.poll(world.now, &mut port) {}
-    for frame in first.take_strays() {
-        assert!(!last.receive_stray(world.now, &frame, true, &mut last_port));
+    first.inject_all(segments(&mut world, socket, b"who are you?"));
+    assert!(first.sent().is_empty());
+    for frame in first.stack.take_strays() {
+        let guest = &mut last.guest;
+        assert!(!last.stack.receive_stray(world.now, &frame, true, guest));
     }
-    assert!(port.outbox.borrow().is_empty());
-    let answers = last_port.outbox.borrow();
+    let answers = last.guest.outbox.borrow();
     assert_eq!(answers.len(), 1);
     assert!(is_reset(&answers[0]));
 }
@@ -73,15 +70,11 @@ fn a_stack_alone_answers_at_once() {
     let mut world = World::new();
     let socket = world.connect((GUEST, 7));
     let segments = segments(&mut world, socket, b"who are you?");
-    let mut alone = World::new();
-    alone.assert_echo();
+    let mut alone = World::greeted();
     alone.host.inbox.borrow_mut().clear();
-    for frame in segments {
-        alone.inject(frame);
-    }
-    alone.turn_guest();
+    alone.inject_all(segments);
+    let answers = alone.sent();
     assert_eq!(alone.stack.take_strays().count(), 0);
-    let answers = alone.host.inbox.borrow();
     assert_eq!(answers.len(), 1);
     assert!(is_reset(&answers[0]));
 }
@@ -92,19 +85,19 @@ fn others_than_segments_to_this_host_are_no_strays() {
     world.stack.share_frames();
     let socket = world.connect((GUEST, 7));
     let segment = segments(&mut world, socket, b"who are you?").remove(0);
-    let (mut port, mut other) = second(&world);
+    let mut other = second(&world);
     // To another host, and cut short.
     let mut elsewhere = segment.clone();
     elsewhere[33] = 99;
     for frame in [elsewhere, segment[..40].to_vec()] {
-        assert!(other.receive_stray(world.now, &frame, false, &mut port));
-        port.inbox.borrow_mut().push_back(frame);
+        let guest = &mut other.guest;
+        assert!(other.stack.receive_stray(world.now, &frame, false, guest));
+        other.inject(frame);
     }
-    while other.poll(world.now, &mut port) {}
-    assert_eq!(other.take_strays().count(), 0);
+    other.turn_guest();
+    assert_eq!(other.stack.take_strays().count(), 0);
     // No more than there is room for.
-    let frames = std::iter::repeat_n(segment, 100);
-    port.inbox.borrow_mut().extend(frames);
-    while other.poll(world.now, &mut port) {}
-    assert_eq!(other.take_strays().count(), 16);
+    other.inject_all(std::iter::repeat_n(segment, 100));
+    other.turn_guest();
+    assert_eq!(other.stack.take_strays().count(), 16);
 }

@@ -211,7 +211,7 @@ fn a_thousand_connections_at_once() {
     world.stack.set_heap(96 << 20);
     let mut clients = vec![];
     for n in 0..1000 {
-        let socket = world.small_tcp((GUEST, [7, 80][n % 2]));
+        let socket = world.tcp_with((GUEST, [7, 80][n % 2]), 2048);
         clients.push(socket);
         if n % 50 == 0 {
             world.run(3);
@@ -242,9 +242,9 @@ fn slow_requests_give_way() {
     let mut start = world.now;
     for fetch in 0..30 {
         while slow.len() < 12 {
-            slow.push(world.small_tcp((GUEST, 80)));
+            slow.push(world.tcp_with((GUEST, 80), 2048));
         }
-        let honest = world.small_tcp((GUEST, 80));
+        let honest = world.tcp_with((GUEST, 80), 2048);
         let mut asked = false;
         world.wait(10, |w| {
             if w.now - start > Duration::from_millis(400) {
@@ -273,7 +273,7 @@ fn a_flood_of_syns_costs_others_little() {
     let mut world = World::new();
     let mut number = 0_u16;
     for _ in 0..20 {
-        let honest = world.small_tcp((GUEST, 80));
+        let honest = world.tcp_with((GUEST, 80), 2048);
         let start = world.now;
         world.wait(5, |w| {
             for _ in 0..10 {
@@ -314,9 +314,7 @@ fn a_fin_that_comes_again_is_acknowledged_until_time_wait_is_over() {
     };
     for _ in 0..3 {
         let answer = again(&mut world);
-        let number = |frame: &[u8], at: usize| {
-            u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]])
-        };
+        let number = |f: &[u8], at: usize| u32::from_be_bytes(*f[at..].first_chunk().unwrap());
         assert_eq!(answer[FLAGS], 0x10);
         assert_eq!(number(&answer, 38), number(&fin, 42));
         assert_eq!(number(&answer, 42), number(&fin, 38).wrapping_add(1));

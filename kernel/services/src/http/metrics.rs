@@ -128,12 +128,8 @@ pub(super) fn write(status: &Status) -> String {
     write_by_direction(&mut text, TRAFFIC, &[(&status.counters, directions)]);
     write_each(&mut text, COUNTERS, report, |_| vec![]);
     let outages = Seconds(status.outages.total_us);
-    write_one(
-        &mut text,
-        "outage_seconds_total",
-        "Time without service until it was.",
-        outages,
-    );
+    let help = "Time without service until it was.";
+    write_one(&mut text, "outage_seconds_total", help, outages);
     if !status.pairs.is_empty() {
         write_pairs(&mut text, &status.pairs);
         write_each(&mut text, OF_CPUS, &status.cpus, |cpu| {
@@ -144,10 +140,8 @@ pub(super) fn write(status: &Status) -> String {
     write_one(&mut text, "uptime_seconds", "Time since boot.", uptime);
     write_each(&mut text, SIZES, report, |_| vec![]);
     write_each(&mut text, OF_QUEUES, &status.queues, |queue| {
-        vec![
-            ("queue", queue.name.clone()),
-            ("index", queue.index.to_string()),
-        ]
+        let index = ("index", queue.index.to_string());
+        vec![("queue", queue.name.clone()), index]
     });
     write_stages(&mut text, status);
     text.finish()

@@ -82,10 +82,9 @@ impl NetworkDevice for Port {}
 
 impl Port {
     pub fn new(inbox: &Frames, outbox: &Frames, room: usize) -> Self {
-        let (inbox, outbox) = (inbox.clone(), outbox.clone());
         Self {
-            inbox,
-            outbox,
+            inbox: inbox.clone(),
+            outbox: outbox.clone(),
             room,
         }
     }
@@ -170,24 +169,14 @@ pub fn icmpv6(
     [from, to]: [[u8; 6]; 2],
     icmp: &Icmpv6Repr<'_>,
 ) -> Vec<u8> {
-    let ip = Ipv6Repr {
-        src_addr: source,
-        dst_addr: destination,
-        next_header: IpProtocol::Icmpv6,
-        payload_len: icmp.buffer_len(),
-        hop_limit,
-    };
-    let mut bytes = vec![0; 40 + icmp.buffer_len()];
-    let mut packet = Ipv6Packet::new_unchecked(&mut bytes[..]);
-    ip.emit(&mut packet);
-    let mut message = Icmpv6Packet::new_unchecked(packet.payload_mut());
-    icmp.emit(
-        &source,
-        &destination,
-        &mut message,
-        &ChecksumCapabilities::default(),
-    );
-    [&to[..], &from, &[0x86, 0xdd], &bytes].concat()
+    let checksums = ChecksumCapabilities::default();
+    let mut bytes = vec![0; icmp.buffer_len()];
+    let mut message = Icmpv6Packet::new_unchecked(&mut bytes[..]);
+    icmp.emit(&source, &destination, &mut message, &checksums);
+    let [high, low] = (bytes.len() as u16).to_be_bytes();
+    let head = [0x86, 0xdd, 0x60, 0, 0, 0, high, low, 58, hop_limit];
+    let ends = [source.octets(), destination.octets()].concat();
+    [&to[..], &from, &head, &ends, &bytes].concat()
 }
 
 /// A report with something in every field.
@@ -205,21 +194,19 @@ pub fn status() -> Status {
         rung: "msix".into(),
         outcome: "taken".into(),
     }];
-    status.queues = ["receive", "transmit"]
-        .into_iter()
-        .zip(0..)
-        .map(|(name, index)| Queue {
-            name: name.into(),
-            index,
-            size: 256,
-            avail_idx: 65535,
-            used_idx: 3,
-            last_used_idx: 2,
-            free: 9,
-            kicks: 5,
-            kicks_suppressed: 6,
-        })
-        .collect();
+    let queues = ["receive", "transmit"].into_iter().zip(0..);
+    let queues = queues.map(|(name, index)| Queue {
+        name: name.into(),
+        index,
+        size: 256,
+        avail_idx: 65535,
+        used_idx: 3,
+        last_used_idx: 2,
+        free: 9,
+        kicks: 5,
+        kicks_suppressed: 6,
+    });
+    status.queues = queues.collect();
     status.counters.rx_packets = 42;
     for number in 0..2 {
         let mut pair = Pair {
@@ -259,6 +246,13 @@ impl World {
         Self::with("ip=10.0.2.15/24 gateway=10.0.2.2")
     }
 
+    /// One that the host has spoken with.
+    pub fn greeted() -> Self {
+        let mut world = Self::new();
+        world.assert_echo();
+        world
+    }
+
     pub fn with(config: &str) -> Self {
         let (to_guest, to_host) = (Frames::default(), Frames::default());
         let guest = Port::new(&to_guest, &to_host, 256);
@@ -268,6 +262,10 @@ impl World {
     /// Sends a frame to the guest.
     pub fn inject(&mut self, frame: impl Into<Vec<u8>>) {
         self.guest.inbox.borrow_mut().push_back(frame.into());
+    }
+
+    pub fn inject_all(&mut self, frames: impl IntoIterator<Item = Vec<u8>>) {
+        self.guest.inbox.borrow_mut().extend(frames);
     }
 
     /// What the guest says to that, and what else it has sent since the last call.
@@ -304,7 +302,7 @@ impl<G: NetworkDevice> World<G> {
             host,
             interface,
             sockets: SocketSet::new(vec![]),
-            port: 49152,
+            port: 0xc000,
         }
     }
 
@@ -396,12 +394,9 @@ impl<G: NetworkDevice> World<G> {
         self.sockets.remove(socket);
     }
 
+    /// The next of the ports from 0xc000 on.
     pub fn next_port(&mut self) -> u16 {
-        self.port = if self.port == 65535 {
-            49152
-        } else {
-            self.port + 1
-        };
+        self.port = self.port.wrapping_add(1) | 0xc000;
         self.port
     }
 
@@ -410,18 +405,12 @@ impl<G: NetworkDevice> World<G> {
         self.tcp_with(to, 65535)
     }
 
-    /// As [`Self::tcp`], with small buffers.
-    pub fn small_tcp(&mut self, to: impl Into<IpEndpoint>) -> SocketHandle {
-        self.tcp_with(to, 2048)
-    }
-
-    fn tcp_with(&mut self, to: impl Into<IpEndpoint>, bytes: usize) -> SocketHandle {
+    /// As [`Self::tcp`], with buffers of so many bytes.
+    pub fn tcp_with(&mut self, to: impl Into<IpEndpoint>, bytes: usize) -> SocketHandle {
         let buffer = || tcp::SocketBuffer::new(vec![0; bytes]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
-        let local = self.next_port();
-        socket
-            .connect(self.interface.context(), to.into(), local)
-            .unwrap();
+        let (local, context) = (self.next_port(), self.interface.context());
+        socket.connect(context, to.into(), local).unwrap();
         self.sockets.add(socket)
     }
 
@@ -464,30 +453,18 @@ impl<G: NetworkDevice> World<G> {
     /// Takes what has been received.
     pub fn take(&mut self, socket: SocketHandle) -> Vec<u8> {
         let socket = self.tcp_socket(socket);
-        let mut data = vec![];
-        while socket.can_recv() {
-            socket
-                .recv(|piece| {
-                    data.extend_from_slice(piece);
-                    (piece.len(), ())
-                })
-                .unwrap();
-        }
+        let mut data = vec![0; socket.recv_queue()];
+        // Fails only where there is nothing any more.
+        let length = socket.recv_slice(&mut data).unwrap_or(0);
+        assert_eq!(length, data.len());
         data
     }
 
-    /// Connects, sends, reads until the guest closes or `seconds` are over.
+    /// Connects, sends, reads until the guest closes.
     pub fn converse(&mut self, port: u16, data: &[u8], seconds: u64) -> Vec<u8> {
         let socket = self.connect((GUEST, port));
         self.send(socket, data);
-        let mut answer = vec![];
-        for _ in 0..seconds * 1000 {
-            answer.extend(self.take(socket));
-            if !self.tcp_socket(socket).may_recv() {
-                break;
-            }
-            self.step();
-        }
+        let answer = self.read_to_end(socket, seconds);
         self.tcp_socket(socket).close();
         self.run(5);
         self.sockets.remove(socket);
@@ -505,11 +482,11 @@ pub fn assert_chargen(text: &[u8]) {
 }
 
 /// A second stack of the guest's device, behind a queue of its own.
-pub fn second(world: &World) -> (Port, Stack) {
-    let mut port = Port::new(&Frames::default(), &Frames::default(), 256);
-    let mut stack = Stack::following(UdpWay::Sockets, GUEST_MAC, &mut port, world.now, 2);
-    stack.follow_ipv4(world.now, world.stack.ipv4());
-    while stack.poll(world.now, &mut port) {}
-    port.outbox.borrow_mut().clear();
-    (port, stack)
+pub fn second(world: &World) -> World {
+    let (mut other, now) = (World::new(), world.now);
+    other.now = now;
+    other.stack = Stack::following(UdpWay::Sockets, GUEST_MAC, &mut other.guest, now, 2);
+    other.stack.follow_ipv4(now, world.stack.ipv4());
+    other.sent();
+    other
 }

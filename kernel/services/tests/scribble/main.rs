@@ -106,12 +106,8 @@ impl Nic {
                 self.outbox.borrow_mut().push_back(frame);
             }
             let mut inbox = self.inbox.borrow_mut();
-            while inbox
-                .front()
-                .is_some_and(|frame| self.device.receive(frame))
-            {
-                inbox.pop_front();
-            }
+            let mut is_taken = |frame: &mut Vec<u8>| self.device.receive(frame);
+            while inbox.pop_front_if(&mut is_taken).is_some() {}
         }
         self.machine.deliver();
     }
@@ -249,10 +245,8 @@ fn scribbled(name: &str, offered: u32, offered_high: u32) {
         let writes = scribbler.stop();
         let what = format!("{name}, KICKPATH_SEED={seed}, round {round}, {target:?}");
         assert_service(&mut world, &what);
-        println!(
-            "{what}: {writes} writes, opened again {} times so far",
-            world.guest.opened_again
-        );
+        let opened_again = world.guest.opened_again;
+        println!("{what}: {writes} writes, opened again {opened_again} times so far");
     }
     let stats = world.guest.net.stats();
     // Something has come through.

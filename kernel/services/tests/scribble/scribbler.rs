@@ -40,11 +40,7 @@ impl Target {
 pub fn seed() -> u64 {
     match std::env::var("KICKPATH_SEED") {
         Ok(seed) => seed.parse().expect("KICKPATH_SEED is no number"),
-        Err(_) => {
-            let now = std::time::SystemTime::now();
-            let since = now.duration_since(std::time::UNIX_EPOCH).unwrap();
-            since.as_nanos() as u64
-        }
+        Err(_) => fastrand::u64(..),
     }
 }
 
