@@ -19,7 +19,7 @@ const VIRTIO_MMIO: &str = "virtio_mmio.device=";
 /// Reads the configuration and sets the log level. What is not understood is
 /// reported, and its default used. Returns also where it came from.
 pub fn load(platform: &Platform) -> (Config, &'static str) {
-    let words = words(platform.command_line.unwrap_or_default());
+    let words = words(platform.command_line.unwrap_or_default().text);
     let (text, source) = if !words.is_empty() {
         (words, "command line")
     } else {
@@ -58,9 +58,7 @@ fn words(command_line: &str) -> String {
 /// What the command line says about virtio-mmio devices, one
 /// `SIZE@ADDRESS:IRQ` each.
 pub fn virtio_mmio_devices(platform: &Platform) -> impl Iterator<Item = &'static str> {
-    platform
-        .command_line
-        .unwrap_or_default()
-        .split_ascii_whitespace()
-        .filter_map(|word| word.strip_prefix(VIRTIO_MMIO))
+    let words = platform.command_line.unwrap_or_default().text;
+    let words = words.split_ascii_whitespace();
+    words.filter_map(|word| word.strip_prefix(VIRTIO_MMIO))
 }

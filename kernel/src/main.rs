@@ -136,11 +136,9 @@ fn report(platform: &Platform, config: &Config, source: &str) {
         platform.memory_map.usable_bytes() >> 10,
         heap.size >> 10,
     );
-    if platform.memory_map.dropped != 0 {
-        log::warn!(
-            "the memory map is too long: {} regions are not used",
-            platform.memory_map.dropped
-        );
+    let dropped = platform.memory_map.dropped;
+    if dropped != 0 {
+        log::warn!("the memory map is too long: {dropped} regions are not used");
     }
     if let Some(Frequency { hz, source }) = time::frequency() {
         match source {
@@ -149,7 +147,7 @@ fn report(platform: &Platform, config: &Config, source: &str) {
         }
     }
     log::info!("timer: local APIC, {}", arch::timer_mode());
-    if platform.command_line_cut {
+    if platform.command_line.is_some_and(|line| line.cut) {
         log::warn!("the command line is too long, or not UTF-8: its end is lost");
     }
     log::info!("configuration ({source}): {config}");

@@ -59,18 +59,12 @@ fn entropy(wanted: Transport) -> Result<(), SelfTestError> {
     let mut driver =
         VirtIORng::<KernelHal, _>::new(open(DeviceType::EntropySource, wanted, ENTROPY_QUEUE)?)?;
     let (mut first, mut second) = ([0; 64], [0; 64]);
-    let lengths = (
-        driver.request_entropy(&mut first)?,
-        driver.request_entropy(&mut second)?,
-    );
-    if lengths.0 == 0 || lengths.1 == 0 || first == second {
+    let one = driver.request_entropy(&mut first)?;
+    let other = driver.request_entropy(&mut second)?;
+    if one == 0 || other == 0 || first == second {
         return Err(SelfTestError::WrongData("two draws of entropy were alike"));
     }
-    log::info!(
-        "kickpath: selftest entropy: {} and {} bytes",
-        lengths.0,
-        lengths.1
-    );
+    log::info!("kickpath: selftest entropy: {one} and {other} bytes");
     Ok(())
 }
 

@@ -69,11 +69,8 @@ impl Function {
         if self.vendor != VENDOR_VIRTIO || !DEVICES_VIRTIO.contains(&self.device) {
             return None;
         }
-        let id = match self.device.checked_sub(DEVICE_MODERN) {
-            Some(id) => id,
-            None => self.subsystem,
-        };
-        DeviceType::try_from(id).ok()
+        let id = self.device.checked_sub(DEVICE_MODERN);
+        DeviceType::try_from(id.unwrap_or(self.subsystem)).ok()
     }
 }
 
@@ -219,11 +216,9 @@ impl VirtioFunction {
 /// The usable virtio devices of a kind among `functions`, in their order. What
 /// is not usable is reported, and why.
 pub fn find_virtio(functions: &[Function], kind: DeviceType) -> Vec<VirtioFunction> {
-    functions
-        .iter()
-        .filter(|function| function.virtio_type() == Some(kind))
-        .filter_map(|function| probe(*function, functions))
-        .collect()
+    let is_wanted = |function: &&Function| function.virtio_type() == Some(kind);
+    let wanted = functions.iter().filter(is_wanted);
+    wanted.filter_map(|it| probe(*it, functions)).collect()
 }
 
 /// Whether firmware has given an address to a memory BAR of any of these.

@@ -48,9 +48,7 @@ pub fn run(test: SelfTest) {
             survived(test, byte);
         }
         SelfTest::StackOverflow => survived(test, recurse(1)),
-        SelfTest::WriteCode => {
-            write(test, layout::text().start);
-        }
+        SelfTest::WriteCode => write(test, layout::text().start),
         SelfTest::WriteCodeAlias => {
             let code = VirtAddr::new_truncate(layout::text().start);
             let Some(physical) = virtual_to_physical(code) else {

@@ -73,9 +73,7 @@ fn find() -> Vec<MmioDevice, MAX_VIRTIO_MMIO> {
     }
     if let (true, Some(tables)) = (devices.is_empty(), acpi::tables()) {
         for device in tables.virtio_mmio() {
-            // A length that does not fit is too long in any case.
-            let size = usize::try_from(device.size).unwrap_or(usize::MAX);
-            add(&mut devices, device.address, size, device.input);
+            add(&mut devices, device.address, device.size, device.input);
         }
     }
     devices

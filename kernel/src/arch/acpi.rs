@@ -106,7 +106,7 @@ pub struct VirtioMmio {
     /// Physical address of its registers.
     pub address: u64,
     /// Length of its registers in bytes.
-    pub size: u64,
+    pub size: usize,
     pub input: Input,
 }
 
@@ -477,7 +477,7 @@ fn resources(template: &[u8]) -> Option<VirtioMmio> {
     let flags = *interrupt.get(3)?;
     Some(VirtioMmio {
         address: u64::from(u32_at(memory, 4)?),
-        size: u64::from(u32_at(memory, 8)?),
+        size: u32_at(memory, 8)? as usize,
         input: Input {
             gsi: Gsi(u32_at(interrupt, 5)?),
             trigger: match flags & 1 << 1 {

@@ -112,14 +112,12 @@ pub fn isa_line(line: u8) -> Input {
 }
 
 fn with_input<R>(gsi: Gsi, action: impl FnOnce(&mut IoApic, u32) -> R) -> Option<R> {
-    IO_APICS
-        .lock()
-        .iter_mut()
-        .find_map(|io_apic| {
-            let input = gsi.0.checked_sub(io_apic.first)?;
-            (input < io_apic.inputs).then_some((io_apic, input))
-        })
-        .map(|(io_apic, input)| action(io_apic, input))
+    let mut io_apics = IO_APICS.lock();
+    let (io_apic, input) = io_apics.iter_mut().find_map(|io_apic| {
+        let input = gsi.0.checked_sub(io_apic.first)?;
+        (input < io_apic.inputs).then_some((io_apic, input))
+    })?;
+    Some(action(io_apic, input))
 }
 
 /// Sends `input` to the CPU with APIC id `destination` as `vector`.

@@ -61,11 +61,9 @@ pub fn start_others(tables: &Tables) -> usize {
     BOOT_CR4.call_once(Cr4::read);
     let mut cpus = Vec::from([boot]);
     // The stacks are mapped first: the trampoline's tables copy the root's.
-    let prepared: Vec<_> = others
-        .into_iter()
-        .zip(1..)
-        .map(|(id, slot)| (id, prepare(slot, id)))
-        .collect();
+    let prepared = others.into_iter().zip(1..);
+    let prepared = prepared.map(|(id, slot)| (id, prepare(slot, id)));
+    let prepared: Vec<_> = prepared.collect();
     let Some(trampoline) = Trampoline::place(&crate::platform().memory_map, begin) else {
         log::warn!("no free memory below 640 KiB: the other CPUs are not used");
         return 1;

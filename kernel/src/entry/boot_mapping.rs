@@ -40,10 +40,11 @@ impl BootMapping {
 }
 
 /// A copy of the command line.
-#[derive(Clone, Copy, Default)]
-pub(super) struct CommandLine {
-    pub(super) text: &'static str,
-    pub(super) cut: bool,
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CommandLine {
+    pub text: &'static str,
+    /// Its end was lost: it was too long, or not UTF-8.
+    pub cut: bool,
 }
 
 impl CommandLine {

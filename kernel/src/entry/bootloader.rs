@@ -49,16 +49,13 @@ fn start(boot_info: &'static mut BootInfo) -> ! {
         };
         memory_map.push(region.start..region.end, kind);
     }
+    // Always present, because `CONFIG` asks for it.
+    let offset = boot_info.physical_memory_offset.into_option();
     crate::start(Platform {
         protocol,
         memory_map,
         command_line: None,
-        command_line_cut: false,
         rsdp: boot_info.rsdp_addr.into_option(),
-        // Always present, because `CONFIG` asks for it.
-        physical_memory_offset: boot_info
-            .physical_memory_offset
-            .into_option()
-            .unwrap_or_default(),
+        physical_memory_offset: offset.unwrap_or_default(),
     })
 }

@@ -176,8 +176,7 @@ pub(super) extern "C" fn start(tsc: u64, parameters: u32) -> ! {
     crate::start(Platform {
         protocol: Protocol::Linux,
         memory_map,
-        command_line: Some(command_line.text),
-        command_line_cut: command_line.cut,
+        command_line: Some(command_line),
         rsdp: Some(long(ACPI_RSDP)).filter(|&address| address != 0),
         physical_memory_offset: 0,
     })

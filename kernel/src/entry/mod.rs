@@ -10,6 +10,7 @@ mod stub;
 use core::fmt;
 use core::ops::Range;
 
+use boot_mapping::CommandLine;
 use heapless::Vec;
 
 /// Largest number of memory regions that are kept; OVMF reports around 100.
@@ -96,11 +97,9 @@ impl MemoryMap {
     }
 
     pub fn usable_bytes(&self) -> u64 {
-        self.regions
-            .iter()
-            .filter(|region| region.kind == RegionKind::Usable)
-            .map(|region| region.range.end - region.range.start)
-            .sum()
+        let usable = |region: &&Region| region.kind == RegionKind::Usable;
+        let regions = self.regions.iter().filter(usable);
+        regions.map(|it| it.range.end - it.range.start).sum()
     }
 }
 
@@ -111,10 +110,7 @@ pub struct Platform {
     pub memory_map: MemoryMap,
     /// The command line; `None` from a loader that has none, in which case the
     /// configuration comes from QEMU's fw_cfg device (`crate::config`).
-    pub command_line: Option<&'static str>,
-    /// Whether the end of the command line was lost: it was too long, or not
-    /// UTF-8.
-    pub command_line_cut: bool,
+    pub command_line: Option<CommandLine>,
     /// Physical address of ACPI's root pointer, where the loader knew one.
     pub rsdp: Option<u64>,
     /// Virtual minus physical address of memory in the *loader's* page tables.

@@ -55,8 +55,7 @@ pub(super) extern "C" fn start(tsc: u64, start_info: u32) -> ! {
     crate::start(Platform {
         protocol: Protocol::Pvh,
         memory_map,
-        command_line: Some(command_line.text),
-        command_line_cut: command_line.cut,
+        command_line: Some(command_line),
         rsdp,
         physical_memory_offset: 0,
     })

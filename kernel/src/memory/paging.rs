@@ -156,13 +156,10 @@ fn map_image(
 /// The end of what is mapped as memory below 4 GiB: the end of the last region
 /// there that holds something.
 pub fn mapped_low(map: &MemoryMap) -> u64 {
-    let end = map
-        .regions()
-        .iter()
-        .filter(|region| is_memory(region) && region.range.end <= FOUR_GIB)
-        .map(|region| region.range.end)
-        .max()
-        .unwrap_or_default();
+    let is_low = |region: &&Region| is_memory(region) && region.range.end <= FOUR_GIB;
+    let ends = map.regions().iter().filter(is_low);
+    let end = ends.map(|region| region.range.end).max();
+    let end = end.unwrap_or_default();
     // SeaBIOS keeps ACPI's tables in a reserved region at the end of memory.
     let tables = map.regions().iter().find(|region| {
         region.range.start == end && region.range.end - region.range.start <= MAX_FIRMWARE_TABLES
@@ -177,12 +174,9 @@ fn is_memory(region: &Region) -> bool {
 /// What to map as memory: below 4 GiB all from 0 to [`mapped_low`], so that
 /// firmware tables are there too; above, the memory itself.
 fn memory_extents(map: &MemoryMap) -> impl Iterator<Item = Range<u64>> + '_ {
-    let high = map
-        .regions()
-        .iter()
-        .filter(|region| is_memory(region) && region.range.end > FOUR_GIB)
-        .map(|region| region.range.clone());
-    core::iter::once(0..mapped_low(map)).chain(high)
+    let is_high = |region: &&Region| is_memory(region) && region.range.end > FOUR_GIB;
+    let high = map.regions().iter().filter(is_high);
+    core::iter::once(0..mapped_low(map)).chain(high.map(|region| region.range.clone()))
 }
 
 /// Maps memory at [`MEMORY_BASE`] in the largest pages that hold nothing else,
@@ -197,28 +191,23 @@ fn map_memory(
     let has_1gib_pages = cpu::has_1gib_pages();
     while address < end {
         let whole_gib = address.is_multiple_of(Size1GiB::SIZE) && end - address >= Size1GiB::SIZE;
-        let mapped = if whole_gib {
-            map_large::<Size1GiB>(tables, address, free).and_then(|()| {
-                if has_1gib_pages {
-                    Ok(())
-                } else {
-                    // Many times faster than page by page.
-                    split_gib(tables, address, free)
-                }
-            })
+        let (mapped, size) = if whole_gib {
+            let mut mapped = map_large::<Size1GiB>(tables, address, free);
+            if mapped.is_ok() && !has_1gib_pages {
+                // Many times faster than page by page.
+                mapped = split_gib(tables, address, free);
+            }
+            (mapped, Size1GiB::SIZE)
         } else {
-            map_large::<Size2MiB>(tables, address, free)
+            let mapped = map_large::<Size2MiB>(tables, address, free);
+            (mapped, Size2MiB::SIZE)
         };
         match mapped {
             // Two regions may share the large page at their border.
             Ok(()) | Err(MapError::Conflict(_)) => {}
             Err(error) => return Err(error),
         }
-        address += if whole_gib {
-            Size1GiB::SIZE
-        } else {
-            Size2MiB::SIZE
-        };
+        address += size;
     }
     Ok(())
 }

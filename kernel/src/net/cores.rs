@@ -34,7 +34,6 @@ use virtio_net::net::Stats;
 
 use super::device::Nic;
 use super::interrupts;
-use super::report::{NicRest, Pair};
 use crate::arch::{self, percpu, smp, time};
 use crate::memory::heap;
 use team::{Assignment, Core, Team};
@@ -190,8 +189,8 @@ impl Cores {
     }
 
     /// Tells what the first core has counted, and makes the report complete.
-    pub fn complete(&self, status: &mut Status, first: Option<&Pair>, nic: &NicRest<'_>) {
-        self.publish(first, nic);
+    pub fn complete(&self, status: &mut Status, nic: &Nic) {
+        self.publish(nic);
         self.team.complete(status);
     }
 
@@ -207,17 +206,17 @@ impl Cores {
     }
 
     /// Tells what the first core has counted.
-    pub fn publish(&self, first: Option<&Pair>, nic: &NicRest<'_>) {
+    pub fn publish(&self, nic: &Nic) {
         let Some(core) = self.team.cores.first() else {
             return;
         };
         let mut report = core.report.lock();
-        report.device = nic.stats(first);
+        report.device = nic.stats();
         report.pair = self.past;
-        if let Some(first) = first {
+        if let Some(first) = nic.first_pair() {
             report.pair.add(&first.stats());
         }
         report.pair.interrupts = interrupts::STATE.interrupts();
-        report.queues = nic.snapshots(first).take(3).collect();
+        report.queues = nic.snapshots().take(3).collect();
     }
 }

@@ -145,13 +145,10 @@ impl Extras {
         self.reopenings.done += 1;
         self.reopenings.left -= 1;
         if self.reopenings.left == 0 {
-            let after = in_use();
+            let (done, (pages, heap), after) = (self.reopenings.done, before, in_use());
             log::info!(
-                "kickpath: reopened {} times; before: {} DMA pages, {} bytes of heap; \
+                "kickpath: reopened {done} times; before: {pages} DMA pages, {heap} bytes of heap; \
                  after: {} DMA pages, {} bytes of heap",
-                self.reopenings.done,
-                before.0,
-                before.1,
                 after.0,
                 after.1
             );

@@ -184,8 +184,7 @@ impl Part for First {
     #[inline]
     fn publish(&self) {
         if let Some(cores) = &self.host.cores {
-            let (first, rest) = self.host.nic.parts();
-            cores.publish(first, &rest);
+            cores.publish(self.host.nic);
         }
     }
 
@@ -242,21 +241,17 @@ impl First {
 
     #[cold]
     fn read_mail(&mut self, time: Instant, stack: &mut Stack) {
-        while let Some(mail) = self.host.cores.as_ref().and_then(Cores::next_mail) {
+        while let Some(cores) = &mut self.host.cores
+            && let Some(mail) = cores.next_mail()
+        {
             match mail {
                 Mail::Frame(frame) => stack.receive_shared(time, &frame),
                 Mail::Stray(stray) => {
-                    let mut device = NetDevice::first(self.host.nic, self.vlan);
-                    if let Some(cores) = &self.host.cores {
-                        cores.team.look_up(0, stray, stack, &mut device);
-                    }
+                    let team = cores.team;
+                    team.look_up(0, stray, stack, &mut self.device());
                 }
                 Mail::Broken(error) => self.host.reopen(&error.into()),
-                Mail::Ipv4(state) => {
-                    if let Some(cores) = &mut self.host.cores {
-                        cores.one_knows(state);
-                    }
-                }
+                Mail::Ipv4(state) => cores.one_knows(state),
             }
         }
     }

@@ -144,10 +144,10 @@ impl Host {
 
     /// The report without what the other cores know.
     fn own_status(&self) -> Status {
-        let (first, rest) = self.nic.parts();
-        let mut status = report::status(&self.fixed, first, &rest);
-        status.outages = self.outages;
-        status
+        Status {
+            outages: self.outages,
+            ..report::status(&self.fixed, self.nic)
+        }
     }
 
     /// The report as of now, without the network stack's part.
@@ -155,8 +155,7 @@ impl Host {
     pub fn status(&self) -> Status {
         let mut status = self.own_status();
         if let Some(cores) = &self.cores {
-            let (first, rest) = self.nic.parts();
-            cores.complete(&mut status, first, &rest);
+            cores.complete(&mut status, self.nic);
         }
         status
     }
@@ -272,14 +271,10 @@ impl Host {
         self.reopen_at = time::now() + REOPEN_INTERVAL_US;
         self.said = match self.open() {
             Ok(()) => {
-                let Outages {
-                    last_us,
-                    frames_lost,
-                    ..
-                } = self.outages;
                 log::info!(
-                    "the device was reset and opened again after {last_us} us; \
-                     {frames_lost} frames lost so far"
+                    "the device was reset and opened again after {} us; {} frames lost so far",
+                    self.outages.last_us,
+                    self.outages.frames_lost
                 );
                 None
             }

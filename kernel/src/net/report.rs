@@ -4,18 +4,17 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::fmt::Write as _;
 
 use kickpath_abi::config::{self, Mac};
 use kickpath_abi::status::{self, Attempt, Counters, Cpu, Device, Interrupts, Queue, Status};
 use virtio_net::net::rss::Rss;
-use virtio_net::net::{Duplex, Features, QueuePair, QueueRole, QueueSnapshot, Rest, Stats};
+use virtio_net::net::{Duplex, Features, QueuePair, QueueRole, QueueSnapshot, Stats};
 use virtio_net::transport::BusName;
 use virtio_net::vectors::Rung;
 
+use super::device::Nic;
 use crate::arch::{self, time};
 use crate::memory::{KernelHal, heap};
-use crate::virtio::KernelTransport;
 
 fn duplex_word(duplex: Duplex) -> &'static str {
     match duplex {
@@ -46,23 +45,26 @@ pub fn rung_word(rung: Rung) -> &'static str {
 
 /// A queue pair of this kernel's device.
 pub type Pair = QueuePair<KernelHal>;
-/// The device without its first pair.
-pub type NicRest<'d> = Rest<'d, KernelHal, KernelTransport>;
 
 /// The report as of now, without the network stack's part; `fixed` has what did not
 /// change since the device was found.
-pub fn status(fixed: &Status, first: Option<&Pair>, nic: &NicRest<'_>) -> Status {
-    let mut transmit = nic
-        .snapshots(first)
-        .filter(|queue| queue.role == QueueRole::Transmit);
+pub fn status(fixed: &Status, nic: &Nic) -> Status {
+    let mut queues = nic.snapshots();
+    let transmit = queues.find(|queue| queue.role == QueueRole::Transmit);
+    let doorbell = transmit.map(|queue| queue.doorbell.to_string());
+    let attempts = nic.attempts().iter().map(|attempt| Attempt {
+        rung: rung_word(attempt.rung).to_string(),
+        outcome: match attempt.result {
+            Ok(()) => "taken".to_string(),
+            Err(error) => error.to_string(),
+        },
+    });
     let info = nic.info();
     let fixed = fixed.clone();
     Status {
         device: Device {
             location: BusName(nic.transport()).to_string(),
-            doorbell: transmit
-                .next()
-                .map_or_else(String::new, |queue| queue.doorbell.to_string()),
+            doorbell: doorbell.unwrap_or_default(),
             mac: Mac(info.mac).to_string(),
             mtu: u32::from(info.mtu),
             link_up: info.link_up,
@@ -74,23 +76,10 @@ pub fn status(fixed: &Status, first: Option<&Pair>, nic: &NicRest<'_>) -> Status
         },
         interrupts: Interrupts {
             rung: nic.rung().map_or("", rung_word).to_string(),
-            attempts: nic
-                .attempts()
-                .iter()
-                .map(|attempt| Attempt {
-                    rung: rung_word(attempt.rung).to_string(),
-                    outcome: match attempt.result {
-                        Ok(()) => "taken".to_string(),
-                        Err(error) => error.to_string(),
-                    },
-                })
-                .collect(),
+            attempts: attempts.collect(),
         },
-        queues: nic
-            .snapshots(first)
-            .map(|snapshot| queue(&snapshot))
-            .collect(),
-        counters: counters(&nic.stats(first)),
+        queues: nic.snapshots().map(|snapshot| queue(&snapshot)).collect(),
+        counters: counters(&nic.stats()),
         rss: nic.rss().map(rss),
         cpu: cpu(),
         ..fixed
@@ -98,14 +87,10 @@ pub fn status(fixed: &Status, first: Option<&Pair>, nic: &NicRest<'_>) -> Status
 }
 
 fn rss(rss: &Rss) -> status::Rss {
-    let mut key = String::new();
-    for byte in rss.key() {
-        // Writing to a string does not fail.
-        let _ = write!(key, "{byte:02x}");
-    }
+    let digits = rss.key().iter().map(|byte| format!("{byte:02x}"));
     status::Rss {
         hash_types: rss.types().names().map(String::from).collect(),
-        key,
+        key: digits.collect(),
         table: rss.table().to_vec(),
     }
 }

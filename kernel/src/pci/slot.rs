@@ -54,10 +54,8 @@ impl Slot {
     pub fn of(function: &Function) -> Option<Self> {
         // What is on the first bus is part of the machine.
         let bus = Some(function.location.bus).filter(|bus| *bus != 0)?;
-        let port = super::scan()
-            .into_iter()
-            .find(|port| port.secondary_bus == Some(bus))?
-            .location;
+        let mut ports = super::scan().into_iter();
+        let port = ports.find(|port| port.secondary_bus == Some(bus))?.location;
         let capability = capabilities(&root(), port).find(|capability| {
             capability.id == EXPRESS && capability.private_header & SLOT_IMPLEMENTED != 0
         })?;
