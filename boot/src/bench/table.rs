@@ -234,15 +234,15 @@ pub(super) fn tap<W: Write>(story: &mut Story<W>, rows: &[Row]) -> io::Result<()
     let Some(first) = rows.first() else {
         return story.line("  skipped: a tap needs root");
     };
-    let head = format!("  {:46}", "instructions (kicks)");
+    let head = format!("  {:52}", "instructions (kicks)");
     let columns: Vec<&[Row]> = rows.chunk_by(|a, b| a.transport == b.transport).collect();
     let heads = columns.iter().filter_map(|rows| rows.first());
-    story.line(&heads.fold(head, |line, row| line + &format!("{:>16}", row.transport)))?;
+    story.line(&heads.fold(head, |line, row| line + &format!("{:>15}", row.transport)))?;
     let mine = rows
         .iter()
         .take_while(|row| row.transport == first.transport);
     for (index, row) in mine.enumerate() {
-        let mut line = format!("  {:46}", row.what.name());
+        let mut line = format!("  {:52}", row.what.name());
         for column in &columns {
             let each = column.get(index).map(|row| row.per_unit);
             let cell = each.map_or_else(String::new, |each| {
@@ -252,7 +252,7 @@ pub(super) fn tap<W: Write>(story: &mut Story<W>, rows: &[Row]) -> io::Result<()
                     number(each.kicks)
                 )
             });
-            line += &format!("{cell:>16}");
+            line += &format!("{cell:>15}");
         }
         story.line(&line)?;
     }

@@ -4,9 +4,10 @@
 //!     cargo run -p kickpath-tests --bin documents -- --keep
 //!     cargo run -p kickpath-tests --bin documents -- --vmms [NAME]
 //!
-//! The second leaves the recorded runs (`docs/recorded`) as they are: it is enough after a change
-//! of a page or a sentence. The third records only the VMMs that are here anew, or that one (KVM,
-//! and root for a tap); the runs of those that are not stay.
+//! The first wants root: what a packet costs at a tap is recorded too. The second leaves the recorded
+//! runs (`docs/recorded`) as they are: it is enough after a change of a page or a sentence. The third
+//! records only the VMMs that are here anew, or that one (KVM, and root for a tap); the runs of those
+//! that are not stay.
 
 use std::process::Command;
 

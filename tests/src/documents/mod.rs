@@ -41,9 +41,11 @@ const TRACES: [(&str, &str); 6] = [
 ];
 
 /// The commands whose output is recorded.
-const OUTPUTS: [(&str, &str); 2] = [
+const OUTPUTS: [(&str, &str); 4] = [
     ("run", "run --accel tcg"),
     ("compare", "compare --accel tcg"),
+    ("bench", "bench"),
+    ("packed", "bench --transport modern --layout packed"),
 ];
 
 /// The runs that the documents and pictures are of.

@@ -112,6 +112,12 @@ fn block(name: &str, runs: &Runs) -> Result<String> {
         "Linux" => linux(runs.of("linux")?),
         "compare" => ways(runs.output("compare")?),
         "output" => sections(runs.output("run")?, &["Device", "Traffic"]),
+        "cable" => sections(
+            runs.output("bench")?,
+            &["Driver alone", "UDP from", "UDP echo", "A tracepoint"],
+        ),
+        "packed" => sections(runs.output("packed")?, &["Driver alone"]),
+        "tap" => sections(runs.output("bench")?, &["At a tap"]),
         _ => anyhow::bail!("no such block"),
     };
     anyhow::ensure!(!lines.is_empty(), "the run has nothing of it");
@@ -292,7 +298,7 @@ fn ways(text: &str) -> Vec<String> {
 fn sections(text: &str, titles: &[&str]) -> Vec<String> {
     let mut lines = Vec::new();
     for title in titles {
-        let section = text.lines().skip_while(|line| line != title);
+        let section = text.lines().skip_while(|line| !line.starts_with(title));
         let section = section.take_while(|line| !line.is_empty());
         if !lines.is_empty() {
             lines.push(String::new());
