@@ -125,8 +125,15 @@ fn affordable_queue_size(memory: u64, pairs: u16) -> u16 {
     1 << most.min(15)
 }
 
+/// Features not to accept: what the configuration says, and segments for the device to cut
+/// where so little memory has no room for their 8 buffers of 64 KiB.
 fn refused_features(config: &Config) -> Features {
-    config
+    const ENOUGH: u64 = 2 << 20;
+    let no_room = match heap::stats().size {
+        ENOUGH.. => Features::empty(),
+        _ => Features::HOST_TSO4 | Features::HOST_TSO6,
+    };
+    let named = config
         .features_off
         .split(',')
         .filter(|name| !name.is_empty())
@@ -137,7 +144,8 @@ fn refused_features(config: &Config) -> Features {
             }
             feature
         })
-        .collect()
+        .collect::<Features>();
+    named | no_room
 }
 
 /// The rung from which the ladder is climbed down.
