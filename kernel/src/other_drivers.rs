@@ -72,8 +72,7 @@ fn block(wanted: Transport) -> Result<(), SelfTestError> {
     let mut driver = VirtIOBlk::<KernelHal, _>::new(open(DeviceType::Block, wanted, BLOCK_QUEUE)?)?;
     let mut original = [0; SECTOR_SIZE];
     driver.read_blocks(SECTOR, &mut original)?;
-    let mut written = original;
-    written.iter_mut().for_each(|byte| *byte = !*byte);
+    let written = original.map(|byte| !byte);
     driver.write_blocks(SECTOR, &written)?;
     let mut read = [0; SECTOR_SIZE];
     driver.read_blocks(SECTOR, &mut read)?;

@@ -181,13 +181,8 @@ impl VirtioFunction {
     pub fn modern_interface(&self) -> Result<Structures, TransportError> {
         // SAFETY: the kernel runs at privilege 0.
         let ports = unsafe { PortAccess::native() };
-        Structures::find(
-            &root(),
-            &PciAccess,
-            self.function.location,
-            &self.bars,
-            ports,
-        )
+        let location = self.function.location;
+        Structures::find(&root(), &PciAccess, location, &self.bars, ports)
     }
 
     /// Where the function's INTx pin leads, by the interrupt line register; how it
@@ -241,10 +236,8 @@ fn probe(function: Function, all: &[Function]) -> Option<VirtioFunction> {
     // every change makes the hypervisor lay out its address space anew. The
     // transport that takes the device turns it on again.
     let (_, command) = root.get_status_command(function.location);
-    root.set_command(
-        function.location,
-        command - Command::IO_SPACE - Command::MEMORY_SPACE,
-    );
+    let off = command - Command::IO_SPACE - Command::MEMORY_SPACE;
+    root.set_command(function.location, off);
     let mut bars = structures::bars(&mut root, function.location);
     assign::assign(&mut root, function.location, &mut bars, || is_placed(all));
     for (index, bar) in bars.iter_mut().enumerate() {

@@ -98,10 +98,8 @@ fn the_report_is_the_devices_with_our_addresses() {
 fn the_metrics_are_valid() {
     let mut world = World::new();
     let answer = get(&mut world, "/metrics");
-    assert_eq!(
-        answer.fields["content-type"],
-        "text/plain; version=0.0.4; charset=utf-8"
-    );
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    assert_eq!(answer.fields["content-type"], kind);
     let text = String::from_utf8(answer.content).unwrap();
     assert!(text.ends_with('\n'));
     let name = |name: &str| {

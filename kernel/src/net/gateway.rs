@@ -58,12 +58,10 @@ impl Gateway {
             target_hardware_addr: EthernetAddress([0; 6]),
             target_protocol_addr: self.address,
         };
-        framed(
-            self.mac,
-            EthernetAddress::BROADCAST,
-            EthernetProtocol::Arp,
-            |payload| arp.emit(&mut ArpPacket::new_unchecked(payload)),
-        )
+        let (mac, to) = (self.mac, EthernetAddress::BROADCAST);
+        framed(mac, to, EthernetProtocol::Arp, |payload| {
+            arp.emit(&mut ArpPacket::new_unchecked(payload));
+        })
     }
 
     /// The hardware address, if this frame is the gateway's answer.

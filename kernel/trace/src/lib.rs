@@ -558,11 +558,9 @@ mod tests {
         tracepoint!(Event::Notify, 9);
         assert_eq!(RING.lost(), 5);
         let events: Vec<_> = RING.records().map(|r| r.site().event).take(4).collect();
-        assert_eq!(
-            events,
-            [Event::Idle, Event::Poll, Event::Idle, Event::Add],
-            "what repeats is left out"
-        );
+        // What repeats is left out.
+        let expected = [Event::Idle, Event::Poll, Event::Idle, Event::Add];
+        assert_eq!(events, expected);
         let mut last = 0;
         for (index, record) in RING.records().skip(3).enumerate() {
             assert_eq!((record.a, record.b), (index as u64, !(index as u64)));

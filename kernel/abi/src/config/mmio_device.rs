@@ -68,20 +68,15 @@ mod tests {
 
     #[test]
     fn the_words_of_a_command_line_are_read() {
-        let device = |size, address, interrupt| {
-            Ok(DeviceWord {
-                address,
-                size,
-                interrupt,
-            })
-        };
         for (word, expected) in [
-            ("512@0xfeb00e00:12", device(512, 0xfeb0_0e00, 12)),
-            ("0x200@0xd0000000:5:1", device(512, 0xd000_0000, 5)),
-            ("4K@4096:0", device(4096, 4096, 0)),
-            ("1M@0x0:0x10", device(1 << 20, 0, 16)),
+            ("512@0xfeb00e00:12", (512, 0xfeb0_0e00, 12)),
+            ("0x200@0xd0000000:5:1", (512, 0xd000_0000, 5)),
+            ("4K@4096:0", (4096, 4096, 0)),
+            ("1M@0x0:0x10", (1 << 20, 0, 16)),
         ] {
-            assert_eq!(word.parse(), expected, "{word}");
+            let read = word.parse::<DeviceWord>();
+            let read = read.map(|it| (it.size, it.address, it.interrupt));
+            assert_eq!(read, Ok(expected), "{word}");
         }
         let bad = " 512 512@ 512@0xfeb00e00 512@0xfeb00e00: @0xfeb00e00:5 K@0x1000:5 512@feb00e00:5 \
                    512@0x:5 512@0x+1:5 -1@0x1000:5 512@0x1000:x 512@1:2:y 512@1:2:3:4 \

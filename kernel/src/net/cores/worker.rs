@@ -67,18 +67,13 @@ pub(super) fn serve(team: &'static Team, core: &'static Core, number: usize) -> 
 impl Worker {
     /// Gives the pair back, and says why if it broke.
     fn give_back(self) {
-        let Self {
-            core, assignment, ..
-        } = self;
         {
-            let mut report = core.report.lock();
-            *core.returned.lock() = Some(assignment.pair);
+            let mut report = self.core.report.lock();
+            *self.core.returned.lock() = Some(self.assignment.pair);
             report.queues.clear();
             let interrupts = report.device.interrupts;
-            report.device = Stats {
-                interrupts,
-                ..Stats::default()
-            };
+            report.device = Stats::default();
+            report.device.interrupts = interrupts;
         }
         if let Some(error) = self.broken
             && let Some(first) = self.team.cores.first()
