@@ -2,13 +2,13 @@
 //! right. `kickpath lab run N` shows what they do, `kickpath lab check N` whether
 //! they still do it. The numbers are those of the experiments.
 
-/// 1. Whether the doorbell is rung for new buffers. `wanted`: the device asked to be
+/// Experiment 1: whether the doorbell is rung for new buffers. `wanted`: the device asked to be
 /// told of them.
 pub(super) fn rings(_wanted: bool) -> bool {
     false
 }
 
-/// 2. The number that is written into the notification register. `queue`: the number
+/// Experiment 2: the number that is written into the notification register. `queue`: the number
 /// of the queue that has new buffers.
 pub(super) fn number_to_write(queue: u16) -> u16 {
     queue & !1
@@ -25,7 +25,7 @@ pub(crate) enum Step {
     Kick,
 }
 
-/// 3. The order of the steps.
+/// Experiment 3: the order of the steps.
 pub(crate) const STEPS: [Step; 3] = [Step::PublishIndex, Step::Kick, Step::WriteEntry];
 
 /// What a driver does before it decides about a kick.
@@ -37,44 +37,44 @@ pub(super) enum Access {
     ReadEvent,
 }
 
-/// 4. The order in which the two take effect. A CPU without a barrier may change it.
+/// Experiment 4: the order in which the two take effect. A CPU without a barrier may change it.
 pub(super) const ORDER: [Access; 2] = [Access::ReadEvent, Access::StoreIndex];
 
-/// 5. Whether the device wants to be told, at `event`, that the available index moved
+/// Experiment 5: whether the device wants to be told, at `event`, that the available index moved
 /// from `old` to `new`. All three are 16 bits wide: 0 follows 65535.
 pub(super) fn need_event(event: u16, new: u16, old: u16) -> bool {
     old <= event && event < new
 }
 
-/// 6. Whether the doorbell is rung. `wanted`: `avail_event` lies in what was added.
+/// Experiment 6: whether the doorbell is rung. `wanted`: `avail_event` lies in what was added.
 pub(super) fn obeys(_wanted: bool) -> bool {
     true
 }
 
-/// 7. Whether to poll again instead of going to sleep, once interrupts are enabled.
+/// Experiment 7: whether to poll again instead of going to sleep, once interrupts are enabled.
 /// `used`: the device has used something by now.
 pub(super) fn polls_again(_used: bool) -> bool {
     false
 }
 
-/// 8. Whether used buffers are taken back. `used`: there are some.
+/// Experiment 8: whether used buffers are taken back. `used`: there are some.
 pub(super) fn takes_back(_used: bool) -> bool {
     false
 }
 
-/// 9. Bytes that the descriptor of a frame has, of a header of `header` and a frame of
+/// Experiment 9: bytes that the descriptor of a frame has, of a header of `header` and a frame of
 /// `frame` bytes.
 pub(super) fn descriptor_length(_header: u32, frame: u32) -> u32 {
     frame
 }
 
-/// 10. Where a buffer begins for the device, in bytes before the frame. `header`: so
+/// Experiment 10: where a buffer begins for the device, in bytes before the frame. `header`: so
 /// long is `struct virtio_net_hdr`, which lies there.
 pub(super) fn header_before_frame(_header: u32) -> u32 {
     0
 }
 
-/// 11. Whether the id of a used entry is believed. `outstanding`: it is one that the
+/// Experiment 11: whether the id of a used entry is believed. `outstanding`: it is one that the
 /// device has.
 pub(super) fn believes(_outstanding: bool) -> bool {
     true
