@@ -357,7 +357,7 @@ pub fn bench<W: Write>(
         table::peer(story, peer)?;
     }
     sink(Progress::Step("Measuring datagrams from a socket"));
-    let udp_tx = udp_tx(prepared.clone())?;
+    let udp_tx = udp_tx(&prepared, Prepared::connect_peer)?;
     if let Some(story) = &mut story {
         table::udp_tx(story, &udp_tx)?;
     }
@@ -406,8 +406,12 @@ pub fn bench<W: Write>(
     })
 }
 
-fn udp_tx(prepared: Prepared) -> Result<Vec<UdpTx>, SessionError> {
-    let (line, guest) = alone(prepared, Bench::Udp, without_ioeventfd, |_| Ok(()))?;
+/// Datagrams from a socket, with a far end of this kind.
+pub(crate) fn udp_tx<F>(
+    prepared: &Prepared,
+    connect: impl Fn(&mut Prepared) -> Result<F, SessionError>,
+) -> Result<Vec<UdpTx>, SessionError> {
+    let (line, guest) = by_guest(prepared.clone(), Bench::Udp, connect)?;
     udp_sums(&line).map_err(|error| wrong(&guest, &error))
 }
 

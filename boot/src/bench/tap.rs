@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::load::{Loaded, Measured};
 use super::profile::{Counts, Profile};
-use super::{PerPacket, Sums, driver_tx, prepare};
+use super::{PerPacket, Sums, driver_tx, prepare, udp_tx};
 use crate::command::Sink;
 use crate::qemu::Kind;
 use crate::session::{Layout, Prepared, SessionError, Settings};
@@ -49,6 +49,11 @@ pub enum What {
     Driver {
         /// What is done with each.
         work: &'static str,
+    },
+    /// Datagrams from a socket, the network stack included.
+    Datagram {
+        /// Content bytes of each.
+        size: usize,
     },
     /// UDP echoes of 64 bytes.
     Echo {
@@ -101,6 +106,7 @@ impl What {
         let offloads = |on: &bool| if *on { "with" } else { "without" };
         match self {
             Self::Driver { work } => format!("driver alone, a frame {work}"),
+            Self::Datagram { size } => format!("datagram of {size} bytes from a socket"),
             Self::Echo {
                 way,
                 outstanding,
@@ -167,14 +173,23 @@ pub fn measure(
         };
         let prepared = prepare(&machine(UdpWay::Sockets), false, sink)?;
         let (driver, _) = driver_tx(&prepared, Prepared::connect_tap)?;
-        for (work, per_unit) in driver.ways() {
+        let mut alone = |what, sums, per_unit| {
             rows.push(Row {
                 transport: transport.word(),
-                what: What::Driver { work },
-                sums: driver.sums,
+                what,
+                sums,
                 per_unit,
                 profile: None,
             });
+        };
+        for (work, per_unit) in driver.ways() {
+            alone(What::Driver { work }, driver.sums, per_unit);
+        }
+        for datagrams in udp_tx(&prepared, Prepared::connect_tap)? {
+            let what = What::Datagram {
+                size: datagrams.size,
+            };
+            alone(what, datagrams.sums, datagrams.per_packet);
         }
         for way in [UdpWay::Sockets, UdpWay::InPlace] {
             let guest = Loaded::start(&machine(way), SENDERS, profile, sink)?;

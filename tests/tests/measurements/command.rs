@@ -157,23 +157,19 @@ fn ours_is_below_the_peers(report: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Instructions a packet by the README: the driver alone, datagrams of 64 and of
-/// 1400 bytes, the echo.
+/// Instructions a packet by the README, in what `bench` has printed of the cable: the driver
+/// alone, datagrams of 64 and of 1400 bytes, the echo.
 fn told_in_readme() -> Result<Vec<f64>> {
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
-    let mut told = Vec::new();
-    for row in [
-        "| the driver alone ",
-        "| 64 / 1400 bytes ",
-        "| UDP echo of 64 ",
-    ] {
-        let cells = page.lines().find_map(|line| line.strip_prefix(row));
-        let cells = cells.with_context(|| format!("the README has no row '{row}'"))?;
-        let figures = cells.split('|').nth(1).unwrap_or_default();
-        for figure in figures.split('/') {
-            let figure = figure.trim().replace(',', "");
-            told.push(figure.parse().context(figure)?);
-        }
-    }
-    Ok(told)
+    let block = page.split_once("<!-- recorded: cable -->");
+    let (_, block) = block.context("the README has no block 'cable'")?;
+    let (block, _) = block.split_once("<!-- end -->").unwrap_or((block, ""));
+    let rows = ["instructions ", "64 bytes ", "1,400 bytes "];
+    let figures = block.lines().filter_map(|line| {
+        let cells = rows.iter().find_map(|row| line.trim().strip_prefix(row));
+        cells?.split_whitespace().next()
+    });
+    figures
+        .map(|figure| figure.replace(',', "").parse().context(figure.to_owned()))
+        .collect()
 }
