@@ -47,8 +47,11 @@ pub fn command(arguments: &[&str]) -> Result<Command> {
     command
         .args(arguments)
         .env("NO_COLOR", "1")
-        .env("KICKPATH_KERNEL", kernel)
         .stdin(Stdio::null());
+    // A trace of Linux is of no guest of ours.
+    if arguments.first() != Some(&"trace") || !arguments.contains(&"linux") {
+        command.env("KICKPATH_KERNEL", kernel);
+    }
     Ok(command)
 }
 
