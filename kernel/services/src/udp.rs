@@ -142,11 +142,12 @@ fn checksum_of_fragments(port: u16, payload: &[u8], to: &udp::UdpMetadata) -> Op
     else {
         return None;
     };
-    let addresses = [source.octets(), destination.octets()].concat();
+    let addresses = [source.octets(), destination.octets()];
     let length = UDP_HEADER_LEN + payload.len();
     // But for the checksum, which is 0 meanwhile.
     let header = [port, to.endpoint.port, length as u16].map(u16::to_be_bytes);
-    let sum = Sum::pseudo_header(Sum::of(&addresses), IpProtocol::Udp.into(), length)
+    let addresses = Sum::of(addresses.as_flattened());
+    let sum = Sum::pseudo_header(addresses, IpProtocol::Udp.into(), length)
         .plus(Sum::of(header.as_flattened()))
         .plus(Sum::of(payload));
     Some(sum.udp_checksum())
