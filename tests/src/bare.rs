@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use kickpath::install::{self, Requirement};
-use kickpath::qemu::Net;
+use kickpath::qemu::{self, Net};
 use kickpath::toolchain::{self, BuildOptions, ToolchainError};
 use kickpath::wire::peer::{Flood, Peer, PeerOptions};
 use kickpath::wire::{Dgram, FarEnd, Plan, Recorder};
@@ -112,11 +112,11 @@ impl Bare {
         require(&[cpu.qemu]).map_err(|error| Skip(reason(&*error.into_boxed_dyn_error())))?;
         let kernel = cpu.build()?;
         let wire = Dgram::new(Recorder::new(None)?)?;
-        let Net::Dgram { qemu, host } = wire.net() else {
+        let Net::Dgram { qemu: near, host } = wire.net() else {
             return Err(anyhow!("the cable is another"));
         };
         let mut netdev = OsString::from("dgram,id=net,local.type=unix,local.path=");
-        netdev.push(qemu);
+        netdev.push(near);
         netdev.push(",remote.type=unix,remote.path=");
         netdev.push(host);
         let plan = Plan::new(Ipv4Config::Static(Ipv4Cidr {
@@ -129,6 +129,7 @@ impl Bare {
             .args(cpu.machine)
             .args(["-nodefaults", "-no-user-config", "-no-reboot"])
             .args(["-display", "none", "-serial", "stdio", "-m", "128M"])
+            .args(["-smp", &qemu::tcg_cpus(1)])
             .arg("-kernel")
             .arg(kernel)
             .args(["-append", words])

@@ -83,7 +83,11 @@ impl Machine {
             line.option("-icount", format!("shift={shift}"));
         }
         line.option("-m", format!("{}M", self.memory.as_mebibytes()));
-        line.option("-smp", self.cpus.to_string());
+        let cpus = match self.accel {
+            Accel::Tcg => tcg_cpus(self.cpus),
+            Accel::Kvm { .. } => self.cpus.to_string(),
+        };
+        line.option("-smp", cpus);
         line.option("-serial", "stdio");
         line.option(
             "-device",
@@ -198,6 +202,17 @@ impl Machine {
     /// Program and arguments, quoted for a POSIX shell, one option a line.
     pub fn command_line(&self) -> String {
         shell_line(&self.program, &self.arguments())
+    }
+}
+
+/// The value of `-smp` for TCG. For a machine that cannot have a second CPU it leaves out what
+/// orders the guest's accesses: barriers (QEMU before 8.1), and that of `lock`ed operations. But
+/// the device, a thread of QEMU's, runs beside the one CPU, too, and a kick that it has just
+/// asked for may be left out for ever. With `-icount` nothing helps.
+pub fn tcg_cpus(cpus: u8) -> String {
+    match cpus {
+        1 => "1,maxcpus=2".to_owned(),
+        _ => cpus.to_string(),
     }
 }
 
@@ -383,7 +398,7 @@ mod tests {
   -machine pc \
   -accel tcg \
   -m 128M \
-  -smp 1 \
+  -smp 1,maxcpus=2 \
   -serial stdio \
   -device isa-debug-exit,iobase=0xf4,iosize=1 \
   -kernel kernel \

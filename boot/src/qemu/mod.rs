@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use kickpath_abi::config::{Config, Ipv4Cidr};
 
-pub use command::{quote, shell_line};
+pub use command::{quote, shell_line, tcg_cpus};
 pub use firmware::{DiskImage, Firmware, FirmwareError};
 pub use values::{Kind, Memory, MemoryError, Vmm};
 

@@ -1,9 +1,14 @@
 //! The driver on other CPUs than x86: it compiles there without a warning, and the
-//! example kernels serve over every transport, with interrupts and by polling.
+//! example kernels serve over every transport, with interrupts and by polling. And on
+//! every CPU its barriers are executed.
 
-use anyhow::{Result, ensure};
-use kickpath_tests::Suite;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use kickpath::qemu::Accel;
 use kickpath_tests::bare::{self, Bare, Cpu};
+use kickpath_tests::{Lab, Spec, Suite};
 
 /// Without an operating system, and the last one without atomics of 64 bits.
 const TARGETS: [&str; 4] = [
@@ -54,7 +59,20 @@ pub fn add(suite: &mut Suite) {
             compiles(target)
         });
     }
+    suite.test("any_cpu::barriers_are_executed_on_x86_64", || {
+        are_executed(|options| {
+            let spec = Spec::pc().accel(Accel::Tcg).extra(options);
+            Lab::launch(spec)?.wait_until_up()
+        })
+    });
     for cpu in Cpu::ALL {
+        let name = format!("any_cpu::barriers_are_executed_on_{}", cpu.name);
+        suite.test(&name, move || {
+            are_executed(|options| {
+                let mut kernel = Bare::launch(cpu, "virtio-net-device", options, "")?;
+                kernel.wait_for("INFO  up").map(drop)
+            })
+        });
         for (way, bus, device, more) in WAYS {
             for (rung, words, shown) in [("intx", "", "INTx"), ("poll", "poll", "polling")] {
                 let name = format!("any_cpu::{}_over_{way}_with_{rung}", cpu.name);
@@ -72,6 +90,29 @@ pub fn add(suite: &mut Suite) {
             }
         }
     }
+}
+
+/// Whether TCG makes an operation of its own of the guest's barriers, or of the `lock`ed
+/// addition that is one. `boot` has a guest with these further options of QEMU open its device.
+fn are_executed(boot: impl FnOnce(&[&str]) -> Result<()>) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let log = directory.path().join("log");
+    boot(&["-d", "op", "-D", path(&log)?])?;
+    let log = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+    let barriers = log.lines().filter(|line| {
+        let line = line.trim_start();
+        line.starts_with("mb ") || line.contains("atomic_add_fetchl")
+    });
+    ensure!(
+        barriers.count() > 0,
+        "{} bytes without a barrier",
+        log.len()
+    );
+    Ok(())
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is not text")
 }
 
 fn compiles(target: &str) -> Result<()> {
