@@ -2,8 +2,9 @@
 //! each in QEMU with a host at the far end of its cable.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::{BufRead, BufReader, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -13,6 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use command_fds::{CommandFdExt, FdMapping};
+use kickpath::guest::qmp::{self, Message, Monitored};
 use kickpath::install::{self, Requirement};
 use kickpath::qemu::{self, Net};
 use kickpath::toolchain::{self, BuildOptions, ToolchainError};
@@ -21,7 +24,9 @@ use kickpath::wire::{Dgram, FarEnd, Plan, Recorder};
 use kickpath_abi::config::{Ipv4Cidr, Ipv4Config};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
+use crate::memory::{queue_status, read_physical};
 use crate::setup::{policy, require, show};
 use crate::suite::Skip;
 
@@ -91,11 +96,15 @@ fn reason(error: &dyn std::error::Error) -> String {
     lines.join(" ")
 }
 
+/// QEMU's monitor in this process.
+const MONITOR: i32 = 3;
+
 /// A running kernel and the host at the far end of its cable.
 pub struct Bare {
     /// The host.
     pub peer: Peer,
     qemu: Child,
+    monitor: UnixStream,
     lines: Receiver<String>,
     /// What it has printed.
     seen: Vec<String>,
@@ -124,6 +133,7 @@ impl Bare {
             prefix: 24,
         }))?;
         let peer = Peer::new(wire, plan, PeerOptions::of(&plan))?;
+        let (monitor, theirs) = UnixStream::pair()?;
         let mut command = Command::new(format!("qemu-system-{}", cpu.name));
         command
             .args(cpu.machine)
@@ -134,18 +144,26 @@ impl Bare {
             .arg(kernel)
             .args(["-append", words])
             .args(more)
+            .args(["-chardev", &format!("socket,id=qmp,fd={MONITOR}")])
+            .args(["-qmp", "chardev:qmp"])
             .arg("-netdev")
             .arg(netdev)
             .args(["-device", &format!("{device},netdev=net")])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit());
+            .stderr(Stdio::inherit())
+            .fd_mappings(vec![FdMapping {
+                parent_fd: theirs.into(),
+                child_fd: MONITOR,
+            }])?;
         // SAFETY: one system call, which neither allocates nor takes a lock.
         unsafe {
             // It ends with this thread, which is the test's, if that is killed.
             command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?));
         }
         let mut qemu = command.spawn().context("QEMU does not start")?;
+        // With it goes our copy of QEMU's end.
+        drop(command);
         let output = qemu.stdout.take().context("QEMU has no output")?;
         let (sender, lines) = mpsc::channel();
         // Ends with QEMU.
@@ -155,12 +173,16 @@ impl Bare {
                 .map_while(Result::ok)
                 .all(|line| sender.send(line).is_ok())
         });
-        Ok(Self {
+        let kernel = Self {
             peer,
             qemu,
+            monitor,
             lines,
             seen: Vec::new(),
-        })
+        };
+        kernel.monitor.set_read_timeout(Some(BOOT))?;
+        kernel.qmp("qmp_capabilities", Value::Null)?;
+        Ok(kernel)
     }
 
     /// Waits until the kernel prints a line with this in it, or has; returns that
@@ -188,7 +210,7 @@ impl Bare {
     }
 
     /// Everything that it has printed.
-    fn said(&mut self) -> String {
+    pub fn said(&mut self) -> String {
         self.seen.extend(self.lines.try_iter());
         self.seen.join("\n")
     }
@@ -197,19 +219,50 @@ impl Bare {
     /// content compared.
     ///
     /// # Errors
-    /// An answer is missing or wrong; with what the kernel said.
+    /// An answer is missing or wrong; with what the kernel said, and where both sides
+    /// are in the queues.
     pub fn check(&mut self) -> Result<()> {
         self.serves().map_err(|error| {
-            let said = self.said();
-            error.context(said)
+            let queues = [0, 1].map(|queue| match self.queue(queue) {
+                Ok(state) => state,
+                Err(error) => format!("queue {queue}: {error:#}"),
+            });
+            error.context(format!("{}\n{}", self.said(), queues.join("\n")))
         })
     }
 
+    /// How far driver and device are in a split queue, and where each wants to be told.
+    fn queue(&self, queue: u16) -> Result<String> {
+        let status = queue_status(self, queue)?;
+        let size = u64::from(status.vring_num);
+        let word = |address| match read_physical(self, address, 2)?[..] {
+            [low, high] => Ok(u16::from_le_bytes([low, high])),
+            _ => Err(anyhow!("not 2 bytes at {address:#x}")),
+        };
+        Ok(format!(
+            "queue {queue}: driver's index {}, device to be told at {}; device has taken {}, \
+             its index {}, driver to be told at {}",
+            word(status.vring_avail + 2)?,
+            word(status.vring_used + 4 + 8 * size)?,
+            status.last_avail_idx,
+            word(status.vring_used + 2)?,
+            word(status.vring_avail + 4 + 2 * size)?,
+        ))
+    }
+
+    /// Has it answer so many pings of this size.
+    ///
+    /// # Errors
+    /// One is lost, or damaged.
+    pub fn ping(&self, count: u32, size: usize) -> Result<()> {
+        let report = self.peer.ping(ADDRESS.into(), count, size, ANSWER)?;
+        ensure!(report.lost() == 0 && report.corrupted == 0, "{report:?}");
+        Ok(())
+    }
+
     fn serves(&self) -> Result<()> {
-        let address = IpAddr::V4(ADDRESS);
         for size in [0, 56, 1472] {
-            let report = self.peer.ping(address, 5, size, ANSWER)?;
-            ensure!(report.lost() == 0 && report.corrupted == 0, "{report:?}");
+            self.ping(5, size)?;
         }
         for (count, size) in [(20_000, 64), (1_000, 1472)] {
             let flood = Flood {
@@ -226,9 +279,24 @@ impl Bare {
             );
         }
         for bytes in [1, 1 << 20] {
-            self.peer.tcp_echo(address, bytes, BOOT)?;
+            self.peer.tcp_echo(ADDRESS.into(), bytes, BOOT)?;
         }
         Ok(())
+    }
+}
+
+impl Monitored for Bare {
+    fn qmp(&self, name: &str, arguments: Value) -> Result<Value> {
+        let mut monitor = &self.monitor;
+        monitor.write_all(qmp::command(0, name, arguments).as_bytes())?;
+        // A byte at a time, so that nothing is left between two commands.
+        let mut lines = BufReader::with_capacity(1, monitor).lines();
+        loop {
+            let line = lines.next().context("QEMU's monitor is closed")??;
+            if let Message::Reply(_, reply) = Message::parse(&line)? {
+                return Ok(reply?);
+            }
+        }
     }
 }
 

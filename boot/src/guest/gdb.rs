@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
-use super::Guest;
+use super::qmp::Monitored;
 
 /// How long QEMU may take for one answer, and a guest until it comes to a breakpoint.
 const BOUND: Duration = Duration::from_secs(30);
@@ -25,7 +25,7 @@ impl Debugger {
     ///
     /// # Errors
     /// QEMU refuses, or the socket cannot be made or reached.
-    pub fn attach(guest: &Guest, socket: &Path) -> Result<Self> {
+    pub fn attach(guest: &impl Monitored, socket: &Path) -> Result<Self> {
         let server = format!("gdbserver unix:{},server=on,wait=off", socket.display());
         guest.qmp("human-monitor-command", json!({ "command-line": server }))?;
         let deadline = Instant::now() + BOUND;

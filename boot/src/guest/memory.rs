@@ -4,8 +4,8 @@
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use super::Guest;
 use super::gdb::Debugger;
+use super::qmp::Monitored;
 
 /// What QEMU knows of a queue (`x-query-virtio-queue-status`); the addresses
 /// are the guest's physical ones.
@@ -29,7 +29,7 @@ pub struct QueueStatus {
 ///
 /// # Errors
 /// There is no such device or queue, or the answer is not understood.
-pub fn queue_status(guest: &Guest, queue: u16) -> Result<QueueStatus> {
+pub fn queue_status(guest: &impl Monitored, queue: u16) -> Result<QueueStatus> {
     let devices = guest.qmp("x-query-virtio", json!({}))?;
     let path = devices
         .as_array()
@@ -58,7 +58,7 @@ pub fn queue_status(guest: &Guest, queue: u16) -> Result<QueueStatus> {
 ///
 /// # Errors
 /// QEMU does not do as asked.
-pub fn read(guest: &Guest, address: u64, length: usize) -> Result<Vec<u8>> {
+pub fn read(guest: &impl Monitored, address: u64, length: usize) -> Result<Vec<u8>> {
     save(guest, "memsave", address, length)
 }
 
@@ -66,11 +66,11 @@ pub fn read(guest: &Guest, address: u64, length: usize) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_physical(guest: &Guest, address: u64, length: usize) -> Result<Vec<u8>> {
+pub fn read_physical(guest: &impl Monitored, address: u64, length: usize) -> Result<Vec<u8>> {
     save(guest, "pmemsave", address, length)
 }
 
-fn save(guest: &Guest, command: &str, address: u64, length: usize) -> Result<Vec<u8>> {
+fn save(guest: &impl Monitored, command: &str, address: u64, length: usize) -> Result<Vec<u8>> {
     let file = tempfile::NamedTempFile::new()?;
     let arguments = json!({
         // QEMU takes a signed number.
@@ -86,7 +86,7 @@ fn save(guest: &Guest, command: &str, address: u64, length: usize) -> Result<Vec
 ///
 /// # Errors
 /// QEMU's GDB server does not do as asked.
-pub fn write(guest: &Guest, address: u64, bytes: &[u8]) -> Result<()> {
+pub fn write(guest: &impl Monitored, address: u64, bytes: &[u8]) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let mut debugger = Debugger::attach(guest, &directory.path().join("gdb"))?;
     debugger.command("Qqemu.PhyMemMode:1")?;
@@ -111,7 +111,7 @@ const EVENTS_DISABLED: u16 = 1;
 ///
 /// # Errors
 /// QEMU does not do as asked.
-pub fn lie_of_use(guest: &Guest, queue: u16, is_packed: bool) -> Result<()> {
+pub fn lie_of_use(guest: &impl Monitored, queue: u16, is_packed: bool) -> Result<()> {
     let queue = queue_status(guest, queue)?;
     if !is_packed {
         let lie = queue.used_idx.wrapping_add(queue.vring_num + 1);
@@ -132,7 +132,7 @@ pub fn lie_of_use(guest: &Guest, queue: u16, is_packed: bool) -> Result<()> {
 ///
 /// # Errors
 /// As [`lie_of_use`].
-pub fn hide_kicks(guest: &Guest, queue: u16, is_packed: bool) -> Result<()> {
+pub fn hide_kicks(guest: &impl Monitored, queue: u16, is_packed: bool) -> Result<()> {
     let queue = queue_status(guest, queue)?;
     if is_packed {
         // QEMU's name for the device's event suppression structure; its flags are behind the
@@ -150,7 +150,7 @@ pub fn hide_kicks(guest: &Guest, queue: u16, is_packed: bool) -> Result<()> {
 ///
 /// # Errors
 /// As [`lie_of_use`].
-pub fn offer_nothing(guest: &Guest, queue: u16) -> Result<()> {
+pub fn offer_nothing(guest: &impl Monitored, queue: u16) -> Result<()> {
     let queue = queue_status(guest, queue)?;
     // Slot and descriptor are the same in the driver's receive and transmit rings.
     let slot = u64::from(queue.last_avail_idx % queue.vring_num);

@@ -357,6 +357,12 @@ impl Guest {
     }
 }
 
+impl qmp::Monitored for Guest {
+    fn qmp(&self, name: &str, arguments: Value) -> anyhow::Result<Value> {
+        Ok(self.qmp(name, arguments)?)
+    }
+}
+
 impl State {
     /// The VMM's end, once everything that it printed and answered has been read.
     fn ended(&self, vmm: Vmm) -> Option<Exit> {

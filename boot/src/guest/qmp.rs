@@ -4,6 +4,15 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+/// A guest with a monitor.
+pub trait Monitored {
+    /// Runs a command of QEMU's monitor.
+    ///
+    /// # Errors
+    /// QEMU refuses the command or does not answer.
+    fn qmp(&self, name: &str, arguments: Value) -> anyhow::Result<Value>;
+}
+
 /// What QEMU says on its monitor.
 #[derive(Debug, PartialEq)]
 pub enum Message {

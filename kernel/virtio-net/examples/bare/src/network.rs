@@ -9,6 +9,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv4Address};
 use spin::Mutex;
 use virtio_net::interrupt::{InterruptState, IsrRegister};
+use virtio_net::net::watchdog::LOOK_US;
 use virtio_net::net::{NetError, Options, VirtioNet};
 use virtio_net::smoltcp::{Phy, SERVED};
 use virtio_net::transport::{BusName, MsiMessage};
@@ -23,8 +24,6 @@ const GATEWAY: Ipv4Address = Ipv4Address::new(10, 0, 2, 2);
 const ECHO: u16 = 7;
 /// Connections at a time.
 const CONNECTIONS: usize = 4;
-/// Longest sleep in microseconds.
-const SLEEP: u64 = 1_000_000;
 
 /// What the handlers tell the driver.
 static INTERRUPTS: InterruptState = InterruptState::new();
@@ -97,7 +96,16 @@ pub fn serve<M: Machine>(found: Found, polls: bool) -> ! {
     info!("up");
 
     let mut told = false;
+    let (mut look_at, mut asleep_since) = (0, None);
     loop {
+        let (time, slept) = (M::micros(), asleep_since.take());
+        // What gets lost between the two sides is found once a second.
+        if time >= look_at {
+            look_at = time + LOOK_US;
+            for pair in nic.pairs() {
+                pair.watch(slept, INTERRUPTS.interrupts());
+            }
+        }
         if let Err(error) = nic.poll() {
             info!("the device broke down: {error}");
             nic.stop(&mut line);
@@ -116,10 +124,11 @@ pub fn serve<M: Machine>(found: Found, polls: bool) -> ! {
         // Interrupts are asked for only when nothing is left to do.
         if nic.rung() != Some(Rung::Polling) && !busy && !nic.enable_interrupts() {
             let delay = interface.poll_delay(now(), &sockets);
-            let delay = delay.map_or(SLEEP, |delay| delay.total_micros().min(SLEEP));
-            if delay > 0 {
-                M::sleep(M::micros() + delay);
-            }
+            let until = delay.map_or(look_at, |delay| {
+                look_at.min(M::micros() + delay.total_micros())
+            });
+            asleep_since = Some(INTERRUPTS.interrupts());
+            M::sleep(until);
         }
     }
 }
