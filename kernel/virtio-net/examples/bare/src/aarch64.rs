@@ -6,6 +6,8 @@
 //!     -kernel target/aarch64-unknown-none-softfloat/release/aarch64 \
 //!     -device virtio-net-device,netdev=n     # or virtio-net-pci; -append poll
 //! ```
+//!
+//! With `-smp 1,maxcpus=2` QEMU before 8.1 executes the driver's barriers, too.
 #![no_std]
 #![no_main]
 

@@ -7,6 +7,8 @@
 //!     -kernel target/riscv64imac-unknown-none-elf/release/riscv64 \
 //!     -device virtio-net-device,netdev=n     # or virtio-net-pci; -append poll
 //! ```
+//!
+//! With `-smp 1,maxcpus=2` QEMU before 8.1 executes the driver's barriers, too.
 #![no_std]
 #![no_main]
 
