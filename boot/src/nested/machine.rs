@@ -18,6 +18,7 @@ use crate::command::{Progress, Sink};
 use crate::interrupt;
 use crate::linux::Linux;
 use crate::linux::initramfs::{self, Entry};
+use crate::qemu::tcg_cpus;
 use crate::scratch::Scratch;
 use crate::session::SessionError;
 
@@ -121,7 +122,8 @@ impl Between {
             .args(["-accel", "tcg,thread=multi,tb-size=512"])
             .args(["-M", "q35", "-cpu", "EPYC,+svm,+npt"])
             // Of two CPUs every third boot hung.
-            .args(["-smp", "1", "-m", &MEMORY.to_string(), "-display", "none"])
+            .args(["-smp", &tcg_cpus(1), "-display", "none"])
+            .args(["-m", &MEMORY.to_string()])
             .arg("-serial")
             .arg(format!("file:{}", value(&self.file("console"))))
             .arg("-kernel")
