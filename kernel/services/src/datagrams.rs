@@ -5,7 +5,7 @@ use smoltcp::iface::Interface;
 use smoltcp::phy::TxToken;
 
 use crate::checksum::ETHERNET;
-use crate::datagram::{self, Chargen, Discard, Echo};
+use crate::datagram::{Chargen, DatagramService, Discard, Echo, is_answerer};
 use crate::in_place;
 use crate::link::Outgoing;
 use crate::packet::{Datagram, Packet};
@@ -34,60 +34,52 @@ impl Datagrams {
         }
     }
 
-    /// Hands a datagram to its service, and answers. Returns whether fragments of the
-    /// answer may be left to be sent; gives the token back if there is no such service.
+    /// Hands a datagram of the neighbour in a place to its service, and answers. Returns
+    /// whether fragments of the answer may be left to be sent; gives the token back if
+    /// there is no such service.
     #[inline(always)]
     pub(crate) fn receive<T: TxToken>(
         &mut self,
         interface: &mut Interface,
         packet: &Packet<'_>,
         datagram: &Datagram<'_>,
+        place: usize,
         outgoing: &mut Outgoing,
         token: T,
     ) -> Result<bool, T> {
-        let mut token = token;
-        if self.in_place {
-            if datagram::is_answerer(datagram.from)
-                || !outgoing.neighbors.is_ours(packet.destination)
-            {
-                return Err(token);
-            }
-            let max_frame = self.max_frame;
-            let answered = match datagram.to {
-                ECHO_PORT => {
-                    let service = &mut self.echo.service;
-                    in_place::answer(service, packet, datagram, max_frame, outgoing, token)
-                }
-                DISCARD_PORT => return Ok(false),
-                CHARGEN_PORT => {
-                    let service = &mut self.chargen.service;
-                    in_place::answer(service, packet, datagram, max_frame, outgoing, token)
-                }
-                _ => return Err(token),
-            };
-            token = match answered {
-                Ok(()) => return Ok(false),
-                Err(token) => token,
-            };
+        if !matches!(datagram.to, ECHO_PORT | DISCARD_PORT | CHARGEN_PORT) {
+            return Err(token);
         }
-        self.receive_by_socket(interface, packet, datagram.to, outgoing, token)
-    }
-
-    /// Hands a datagram to the sockets of its service.
-    #[inline]
-    fn receive_by_socket<T: TxToken>(
-        &mut self,
-        interface: &mut Interface,
-        packet: &Packet<'_>,
-        port: u16,
-        outgoing: &mut Outgoing,
-        token: T,
-    ) -> Result<bool, T> {
-        Ok(match port {
-            ECHO_PORT => self.echo.ingest(interface, packet, outgoing, token),
-            DISCARD_PORT => self.discard.ingest(interface, packet, outgoing, token),
-            CHARGEN_PORT => self.chargen.ingest(interface, packet, outgoing, token),
-            _ => return Err(token),
+        // RFC 1122, 3.2.1.3: a broadcast or multicast address is no source.
+        if is_answerer(datagram.from) || !outgoing.neighbors.is_ours(packet.destination) {
+            return Ok(false);
+        }
+        let in_place = self.in_place.then_some((place, self.max_frame));
+        let (service, asked) = (datagram.to, (packet, datagram, in_place));
+        Ok(match service {
+            ECHO_PORT => serve(&mut self.echo, interface, asked, outgoing, token),
+            DISCARD_PORT => serve(&mut self.discard, interface, asked, outgoing, token),
+            _ => serve(&mut self.chargen, interface, asked, outgoing, token),
         })
     }
+}
+
+/// Answers a datagram to an address of ours: in place where that is said with what it
+/// takes, if possible, else by the service's sockets.
+#[inline(always)]
+fn serve<S: DatagramService, T: TxToken>(
+    sockets: &mut Sockets<S>,
+    interface: &mut Interface,
+    (packet, datagram, in_place): (&Packet<'_>, &Datagram<'_>, Option<(usize, usize)>),
+    outgoing: &mut Outgoing,
+    mut token: T,
+) -> bool {
+    if let Some(to) = in_place {
+        let service = &mut sockets.service;
+        token = match in_place::answer(service, packet, datagram, to, outgoing, token) {
+            Ok(()) => return false,
+            Err(token) => token,
+        };
+    }
+    sockets.ingest(interface, packet.frame, outgoing, token)
 }

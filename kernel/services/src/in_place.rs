@@ -17,22 +17,23 @@ use crate::packet::{Datagram, Packet, UDP_HEADER};
 /// Of the packets that are sent (smoltcp's default).
 pub(crate) const HOP_LIMIT: u8 = 64;
 
-/// The ends of a datagram that is sent: addresses as they are in the packet,
-/// IPv4's in the first 8 bytes.
-pub(crate) struct Ends {
-    pub(crate) header: [u8; ETHERNET],
-    /// Ours, then the other's.
-    pub(crate) addresses: Addresses,
+/// The ends of a datagram that is sent.
+pub(crate) struct Ends<'a> {
+    pub(crate) header: &'a [u8; ETHERNET],
+    pub(crate) addresses: Addresses<'a>,
     pub(crate) from: u16,
     pub(crate) to: u16,
 }
 
-pub(crate) enum Addresses {
-    V4([u8; 8]),
-    V6([u8; 32]),
+/// Ours and the other's, as they are in a packet.
+pub(crate) enum Addresses<'a> {
+    /// As one word.
+    V4(u64),
+    /// As they are in one that came: the other's is the first.
+    V6(&'a [u8; 32]),
 }
 
-impl Ends {
+impl Ends<'_> {
     /// Bytes in a frame before the payload.
     #[inline(always)]
     pub(crate) fn headers(&self) -> usize {
@@ -56,7 +57,7 @@ impl Ends {
         let Some((ethernet, packet)) = frame.split_first_chunk_mut::<ETHERNET>() else {
             return;
         };
-        *ethernet = self.header;
+        *ethernet = *self.header;
         let (addresses, datagram) = match &self.addresses {
             Addresses::V4(addresses) => {
                 let length = packet.len();
@@ -68,12 +69,13 @@ impl Ends {
                 *header = [
                     0x45, 0, high, low, 0, 0, 0x40, 0, HOP_LIMIT, UDP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
                 ];
-                header[12..].copy_from_slice(addresses);
+                let addresses = addresses.to_ne_bytes();
+                header[12..].copy_from_slice(&addresses);
                 if fill_ipv4 {
                     let checksum = Sum::of_header(header).checksum();
                     header[10..12].copy_from_slice(&checksum);
                 }
-                (Sum::of_header(addresses), datagram)
+                (Sum::of_header(&addresses), datagram)
             }
             Addresses::V6(addresses) => {
                 let Some((header, datagram)) = packet.split_first_chunk_mut::<IPV6_HEADER>() else {
@@ -81,7 +83,8 @@ impl Ends {
                 };
                 let [high, low] = (datagram.len() as u16).to_be_bytes();
                 header[..8].copy_from_slice(&[0x60, 0, 0, 0, high, low, UDP, HOP_LIMIT]);
-                header[8..].copy_from_slice(addresses);
+                header[8..24].copy_from_slice(&addresses[16..]);
+                header[24..].copy_from_slice(&addresses[..16]);
                 (Sum::of_header(addresses), datagram)
             }
         };
@@ -95,24 +98,29 @@ impl Ends {
         *header = [a, b, c, d, e, f, 0, 0];
         payload(rest);
         if fill_udp {
-            let checksum = Sum::pseudo_header(addresses, UDP, length)
-                .plus(Sum::of(datagram))
-                .udp_checksum();
-            if let Some(field) = datagram.get_mut(6..8) {
-                field.copy_from_slice(&checksum);
-            }
+            fill_in(Sum::pseudo_header(addresses, UDP, length), datagram);
         }
     }
 }
 
-/// Answers a datagram to an address of ours whose sender is known; gives the
-/// token back if this way cannot.
+/// Fills in the checksum of a datagram with this pseudo-header. Apart: what writes the
+/// headers is then short enough to be put where they are known.
+#[inline(never)]
+fn fill_in(pseudo_header: Sum, datagram: &mut [u8]) {
+    let checksum = pseudo_header.plus(Sum::of(datagram)).udp_checksum();
+    if let Some(field) = datagram.get_mut(6..8) {
+        field.copy_from_slice(&checksum);
+    }
+}
+
+/// Answers a datagram to an address of ours by the neighbour in a place, in a frame as
+/// long as may be; gives the token back if this way cannot.
 #[inline(always)]
 pub(crate) fn answer<S: DatagramService, T: TxToken>(
     service: &mut S,
     packet: &Packet<'_>,
     datagram: &Datagram<'_>,
-    max_frame: usize,
+    (place, max_frame): (usize, usize),
     outgoing: &mut Outgoing,
     token: T,
 ) -> Result<(), T> {
@@ -120,14 +128,15 @@ pub(crate) fn answer<S: DatagramService, T: TxToken>(
         return Ok(());
     };
     let now = outgoing.now;
+    let fill = (outgoing.fill.ipv4, outgoing.fill.udp);
     let (Some(header), Some(addresses)) = (
-        outgoing.neighbors.header_to(packet.source, now),
+        outgoing.neighbors.header_at(place, now),
         addresses_of_answer(packet),
     ) else {
         return Err(token);
     };
     let ends = Ends {
-        header: *header,
+        header,
         addresses,
         from: datagram.to,
         to: datagram.from,
@@ -136,27 +145,22 @@ pub(crate) fn answer<S: DatagramService, T: TxToken>(
     if frame > max_frame {
         return Err(token);
     }
-    let fill = (outgoing.fill.ipv4, outgoing.fill.udp);
+    let request = datagram.payload;
     token.consume(frame, |frame| {
-        ends.write(frame, fill, |answer| {
-            service.answer(datagram.payload, answer)
-        });
+        ends.write(frame, fill, |answer| service.answer(request, answer));
     });
     Ok(())
 }
 
-/// The addresses of a packet, changed about.
+/// The addresses of the answer to a packet.
 #[inline(always)]
-fn addresses_of_answer(packet: &Packet<'_>) -> Option<Addresses> {
+fn addresses_of_answer<'f>(packet: &Packet<'f>) -> Option<Addresses<'f>> {
     let ip = packet.frame.get(ETHERNET..)?;
     Some(if packet.is_ipv4 {
-        let [.., a, b, c, d, e, f, g, h] = *ip.first_chunk::<IPV4_HEADER>()?;
-        Addresses::V4([e, f, g, h, a, b, c, d])
+        let addresses = ip.first_chunk::<IPV4_HEADER>()?.last_chunk()?;
+        // Changed about.
+        Addresses::V4(u64::from_ne_bytes(*addresses).rotate_left(32))
     } else {
-        let header = ip.first_chunk::<IPV6_HEADER>()?;
-        let mut addresses = [0; 32];
-        addresses[..16].copy_from_slice(&header[24..]);
-        addresses[16..].copy_from_slice(&header[8..24]);
-        Addresses::V6(addresses)
+        Addresses::V6(ip.first_chunk::<IPV6_HEADER>()?.last_chunk()?)
     })
 }

@@ -122,8 +122,8 @@ impl Ingress {
     #[inline(always)]
     pub(crate) fn ingest<T: TxToken>(&mut self, frame: &[u8], verify: bool, token: T) -> Outcome {
         match Parsed::parse(frame, verify) {
-            Parsed::Ip(packet) => self.receive_packet(&packet, token),
-            Parsed::Arp => self.receive_of_link(frame, None, token),
+            Parsed::Ip(packet) => self.receive_packet(packet, token),
+            Parsed::Arp => self.receive_of_link(frame, token),
             Parsed::Unknown => self.receive_tagged(frame, verify, token),
             Parsed::Corrupt => Outcome::Done,
         }
@@ -142,22 +142,23 @@ impl Ingress {
             return Outcome::Done;
         }
         let frame = [addresses, rest].concat();
-        match Parsed::parse(&frame, verify) {
+        match Parsed::parse_again(&frame) {
             // Another tag is none of a priority only.
             Parsed::Corrupt | Parsed::Unknown => Outcome::Done,
             Parsed::Ip(_) | Parsed::Arp => self.ingest_again(&frame, verify, token),
         }
     }
 
+    /// The packet is taken apart, and put together again for those who take the whole:
+    /// so a datagram's need not be in memory.
     #[inline(always)]
-    fn receive_packet<T: TxToken>(&mut self, packet: &Packet<'_>, token: T) -> Outcome {
-        if !self.outgoing.neighbors.is_addressed(packet.frame) {
+    fn receive_packet<T: TxToken>(&mut self, packet: Packet<'_>, token: T) -> Outcome {
+        let frame = packet.frame;
+        if !self.outgoing.neighbors.is_addressed(frame) {
             return Outcome::Done;
         }
-        if packet.content == Content::Fragment {
-            return self.receive_fragment(packet, token);
-        }
         let is_for_link = match packet.content {
+            Content::Fragment => return self.receive_fragment(frame, token),
             Content::Neighbor(_) | Content::RouterAdvertisement(_) | Content::ListenerQuery(_) => {
                 true
             }
@@ -165,43 +166,41 @@ impl Ingress {
             _ => false,
         };
         if is_for_link {
-            return self.receive_of_link(packet.frame, Some(packet), token);
+            return self.receive_of_link(frame, token);
         }
-        if !self.outgoing.neighbors.recognize(packet, self.outgoing.now) {
-            self.wait(packet);
+        let neighbors = &mut self.outgoing.neighbors;
+        let Some(place) = neighbors.recognize(frame, packet.source, self.outgoing.now) else {
+            self.wait(frame);
             return Outcome::Others;
-        }
+        };
+        let mut token = token;
         if let Content::Udp(datagram) = &packet.content {
             let (datagrams, outgoing) = (&mut self.datagrams, &mut self.outgoing);
             let interface = &mut *self.interface;
-            return match datagrams.receive(interface, packet, datagram, outgoing, token) {
-                Ok(false) => Outcome::Done,
-                Ok(true) => Outcome::Fragments,
-                Err(token) => self.receive_other(packet, token),
+            token = match datagrams.receive(interface, &packet, datagram, place, outgoing, token) {
+                Ok(false) => return Outcome::Done,
+                Ok(true) => return Outcome::Fragments,
+                Err(token) => token,
             };
         }
-        if self.for_others.on && self.is_stray(packet) {
+        let packet = Packet { frame, ..packet };
+        if self.for_others.on && self.is_stray(&packet) {
             self.for_others.keep_stray(packet.frame);
             return Outcome::Others;
         }
-        self.receive_other(packet, token)
+        self.receive_other(&packet, token)
     }
 
     /// Takes in what speaks of the link: a packet, or a message of ARP.
     #[cold]
     #[inline(never)]
-    fn receive_of_link<T: TxToken>(
-        &mut self,
-        frame: &[u8],
-        packet: Option<&Packet<'_>>,
-        token: T,
-    ) -> Outcome {
+    fn receive_of_link<T: TxToken>(&mut self, frame: &[u8], token: T) -> Outcome {
         self.for_others.keep(frame);
         let token = Rare(&mut Some(token));
-        match packet {
-            None => self.receive_arp(frame, token),
-            Some(packet) if !self.receive_for_link(packet, token) => return Outcome::Done,
-            Some(_) => (),
+        match Parsed::parse_again(frame) {
+            Parsed::Arp => self.receive_arp(frame, token),
+            Parsed::Ip(packet) if self.receive_for_link(&packet, token) => (),
+            _ => return Outcome::Done,
         }
         Outcome::Others
     }
@@ -231,9 +230,12 @@ impl Ingress {
     /// Keeps a packet whose sender cannot be answered yet, if it is for us and
     /// any way leads to him.
     #[cold]
-    fn wait(&mut self, packet: &Packet<'_>) {
-        if self.for_others.on && self.is_stray(packet) {
-            self.for_others.keep_stray(packet.frame);
+    fn wait(&mut self, frame: &[u8]) {
+        let Parsed::Ip(packet) = Parsed::parse_again(frame) else {
+            return;
+        };
+        if self.for_others.on && self.is_stray(&packet) {
+            self.for_others.keep_stray(frame);
             return;
         }
         let neighbors = &self.outgoing.neighbors;
@@ -243,7 +245,7 @@ impl Ingress {
         }
         let is_for_us = neighbors.is_ours(packet.destination);
         if is_for_us && let Some(next_hop) = neighbors.next_hop(packet.source) {
-            self.waiting.keep(packet.frame, next_hop, self.outgoing.now);
+            self.waiting.keep(frame, next_hop, self.outgoing.now);
         }
     }
 
@@ -270,10 +272,14 @@ impl Ingress {
 
     /// Takes in a fragment, and the packet that it completes.
     #[cold]
-    fn receive_fragment<T: TxToken>(&mut self, packet: &Packet<'_>, token: T) -> Outcome {
-        let is_ours = self.outgoing.neighbors.is_ours(packet.destination);
-        let whole = is_ours.then(|| self.reassembly.take_in(packet.frame, self.outgoing.now));
-        let Some(whole) = whole.flatten() else {
+    fn receive_fragment<T: TxToken>(&mut self, frame: &[u8], token: T) -> Outcome {
+        let whole = match Parsed::parse_again(frame) {
+            Parsed::Ip(packet) if self.outgoing.neighbors.is_ours(packet.destination) => {
+                self.reassembly.take_in(frame, self.outgoing.now)
+            }
+            _ => None,
+        };
+        let Some(whole) = whole else {
             return Outcome::Done;
         };
         // No device has seen the whole of it.

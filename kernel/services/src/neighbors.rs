@@ -16,7 +16,7 @@ use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 use crate::arp::Arp;
 use crate::checksum::ETHERNET;
 use crate::discovery::{Kind, Message};
-use crate::packet::{Address, Packet};
+use crate::packet::Address;
 
 const WAYS: usize = 4;
 const FIRST_BUCKETS: usize = 64;
@@ -94,9 +94,12 @@ impl Neighbors {
     #[inline]
     pub(crate) fn is_addressed(&self, frame: &[u8]) -> bool {
         const GROUP: u8 = 1;
-        frame
-            .first_chunk::<6>()
-            .is_some_and(|destination| *destination == self.mac || destination[0] & GROUP != 0)
+        let [a, b, c, d, e, f] = self.mac;
+        // As words, of which the lower two bytes, as they are in memory, do not count.
+        let ours = u64::from_be_bytes([a, b, c, d, e, f, 0, 0]);
+        frame.first_chunk::<8>().is_some_and(|destination| {
+            (u64::from_be_bytes(*destination) ^ ours) >> 16 == 0 || destination[0] & GROUP != 0
+        })
     }
 
     /// The Ethernet header of a packet to `address` that goes to `mac`.
@@ -180,27 +183,34 @@ impl Neighbors {
         }
     }
 
-    /// Whether the answer to a packet has a way; if so, that is remembered for
-    /// [`Self::header_to`]. Who sent it is heard.
+    /// The place of him to whom the answer to a packet from `source` goes, for
+    /// [`Self::header_at`], if it has a way. Who sent its frame is heard.
     #[inline]
-    pub(crate) fn recognize(&mut self, packet: &Packet<'_>, now: Instant) -> bool {
-        let Some(place) = self.place_to(packet.source) else {
-            return false;
-        };
-        let Some(neighbor) = self.places.get_mut(place) else {
-            return false;
-        };
-        if packet.frame.get(6..12) == Some(&neighbor.header[..6]) {
+    pub(crate) fn recognize(
+        &mut self,
+        frame: &[u8],
+        source: Address,
+        now: Instant,
+    ) -> Option<usize> {
+        let place = self.place_to(source)?;
+        let neighbor = self.places.get_mut(place)?;
+        if frame.get(6..12) == Some(&neighbor.header[..6]) {
             neighbor.heard = now.total_micros();
             neighbor.asked = 0;
         }
-        true
+        Some(place)
     }
 
     /// The Ethernet header of frames to a host.
     #[inline]
     pub(crate) fn header_to(&mut self, host: Address, now: Instant) -> Option<&[u8; ETHERNET]> {
         let place = self.place_to(host)?;
+        self.header_at(place, now)
+    }
+
+    /// The same, by the host's place.
+    #[inline]
+    pub(crate) fn header_at(&mut self, place: usize, now: Instant) -> Option<&[u8; ETHERNET]> {
         let neighbor = self.places.get(place)?;
         if now.total_micros() > neighbor.heard + REACHABLE.total_micros() as i64 {
             self.probe(place, now)?;

@@ -123,13 +123,13 @@ impl Template {
         self.header[..6] != EthernetAddress::BROADCAST.0
     }
 
-    fn ends(&self) -> Ends {
+    fn ends(&self) -> Ends<'_> {
         let mut addresses = [0; 8];
         addresses[..4].copy_from_slice(&self.source.octets());
         addresses[4..].copy_from_slice(&self.target.octets());
         Ends {
-            header: self.header,
-            addresses: Addresses::V4(addresses),
+            header: &self.header,
+            addresses: Addresses::V4(u64::from_ne_bytes(addresses)),
             from: LOCAL_PORT,
             to: self.port,
         }

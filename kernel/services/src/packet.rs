@@ -165,6 +165,14 @@ impl<'f> Parsed<'f> {
             _ => Self::Unknown,
         }
     }
+
+    /// As [`Self::parse`], for the frames of which there are few, and whose checksum was
+    /// verified if there is one.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn parse_again(frame: &'f [u8]) -> Self {
+        Self::parse(frame, false)
+    }
 }
 
 #[inline(always)]

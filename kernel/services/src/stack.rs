@@ -111,7 +111,7 @@ impl Stack {
     #[cold]
     pub fn receive_shared(&mut self, now: Instant, frame: &[u8]) {
         self.ingress.outgoing.now = now;
-        match Parsed::parse(frame, false) {
+        match Parsed::parse_again(frame) {
             Parsed::Arp => self.ingress.receive_arp(frame, Rare(&mut Nowhere)),
             Parsed::Ip(packet) => {
                 self.ingress.receive_for_link(&packet, Rare(&mut Nowhere));
@@ -141,7 +141,7 @@ impl Stack {
         device: &mut D,
     ) -> bool {
         self.ingress.outgoing.now = now;
-        let Parsed::Ip(packet) = Parsed::parse(frame, false) else {
+        let Parsed::Ip(packet) = Parsed::parse_again(frame) else {
             return true;
         };
         let is_known = !self.ingress.is_stray(&packet);
@@ -149,7 +149,8 @@ impl Stack {
         if (is_known || is_last)
             && let Some(token) = device.transmit(now)
         {
-            if self.ingress.outgoing.neighbors.recognize(&packet, now) {
+            let neighbors = &mut self.ingress.outgoing.neighbors;
+            if neighbors.recognize(frame, packet.source, now).is_some() {
                 self.ingress.receive_other(&packet, token);
             } else if let Some(next_hop) = self.ingress.outgoing.neighbors.next_hop(packet.source) {
                 self.ingress.waiting.keep(frame, next_hop, now);

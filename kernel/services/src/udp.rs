@@ -15,9 +15,8 @@ use smoltcp::socket::udp;
 use smoltcp::wire::{IPV4_HEADER_LEN, IpAddress, IpProtocol, UDP_HEADER_LEN};
 
 use crate::checksum::{ETHERNET, Sum};
-use crate::datagram::{DatagramService, is_answerer};
+use crate::datagram::DatagramService;
 use crate::link::{Outgoing, Token};
-use crate::packet::Packet;
 use crate::stand_in::{Nowhere, OneFrame};
 
 /// The largest datagram that comes in fragments.
@@ -71,18 +70,18 @@ impl<S: DatagramService> Sockets<S> {
         }
     }
 
-    /// Hands an IP packet to the socket, and answers. Returns whether fragments
-    /// of the answer are left to be sent.
-    #[inline]
+    /// Hands the IP packet in a frame to the socket, and answers. Returns whether
+    /// fragments of the answer are left to be sent.
+    #[inline(never)]
     pub(crate) fn ingest<T: TxToken>(
         &mut self,
         interface: &mut Interface,
-        packet: &Packet<'_>,
+        frame: &[u8],
         outgoing: &mut Outgoing,
         token: T,
     ) -> bool {
         let now = outgoing.now;
-        let bytes = packet.frame.get(ETHERNET..).unwrap_or_default();
+        let bytes = frame.get(ETHERNET..).unwrap_or_default();
         let (set, handle) = &mut self.receive;
         interface.poll_ingress_single(now, &mut OneFrame::new(bytes, Nowhere), set);
         // smoltcp may have found it too short or in contradiction to itself, or
@@ -96,10 +95,6 @@ impl<S: DatagramService> Sockets<S> {
             request.len() as u64,
             u64::from(from.endpoint.port)
         );
-        // RFC 1122, 3.2.1.3: a broadcast or multicast address is no source.
-        if is_answerer(from.endpoint.port) || !outgoing.neighbors.is_ours(packet.destination) {
-            return false;
-        }
         let Some(length) = self.service.length(request) else {
             return false;
         };

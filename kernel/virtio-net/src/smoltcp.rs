@@ -41,7 +41,6 @@ use crate::net::tx::{LargeTxSlot, TxQueue, TxSlot};
 use crate::net::{DeviceInfo, Features, QueuePair, VirtioNet};
 use crate::trace::{NO_QUEUE, tracepoint};
 use crate::transport::ConfigOps;
-use offload::Found;
 
 /// What may be negotiated because [`Phy`] serves it.
 pub const SERVED: Features = Features::OPT_IN;
@@ -226,48 +225,20 @@ impl<H: Hal, N: Notify> phy::TxToken for TxToken<'_, H, N> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
         tracepoint!(Event::TxTokenConsume, NO_QUEUE, length as u64);
         let Self { tx, segment_size } = self;
-        let cuts_ipv6 = tx.segments.may_grow();
-        let mut room = if length > tx.capacity() {
-            // It may be of a connection whose segments grow.
-            segments::flush(tx);
-            let fits = tx.large_capacity().is_some_and(|most| length <= most);
-            fits.then(|| tx.reserve_large()).flatten().map(Room::Large)
-        } else {
-            tx.reserve().map(Room::Slot)
+        let slot = (length <= tx.capacity()).then(|| tx.reserve()).flatten();
+        let mut room = match slot {
+            Some(slot) => Room::Slot(slot),
+            None => Room::other(tx, length),
         };
-        let mut nowhere = Vec::new();
         // One call for all of them: with several the compiler hands over by
         // memory what `f` needs, for every packet.
         let result = f(match &mut room {
-            Some(Room::Slot(slot)) => slot.frame_mut(length),
-            Some(Room::Large(slot)) => slot.frame_mut(length),
-            None => discarded(&mut nowhere, length),
+            Room::Slot(slot) => slot.frame_mut(length),
+            other => other.other_frame(length),
         });
         match room {
-            Some(Room::Slot(mut slot)) => {
-                if !slot.queue().fills_checksums() {
-                    slot.start_xmit(length);
-                    return result;
-                }
-                let frame = slot.frame_mut(length);
-                let found = offload::find(frame);
-                if cuts_ipv6
-                    && segment_size.is_none()
-                    && let Some(ip) = found.as_ref().and_then(Found::ipv6_of_tcp)
-                    && let Some(segment) = Segment::behind(frame, ip)
-                {
-                    segments::take_in(slot, length, &segment);
-                    return result;
-                }
-                let offload = found.and_then(|it| it.prepare(frame, segment_size));
-                segments::keep_room(slot.xmit(length, offload));
-            }
-            Some(Room::Large(mut slot)) => {
-                let frame = slot.frame_mut(length);
-                let offload = offload::find(frame).and_then(|it| it.prepare(frame, segment_size));
-                slot.start_xmit_offloaded(length, offload);
-            }
-            None => (),
+            Room::Slot(slot) => send(slot, length, segment_size),
+            other => other.send_other(length, segment_size),
         }
         result
     }
@@ -278,17 +249,67 @@ impl<H: Hal, N: Notify> phy::TxToken for TxToken<'_, H, N> {
     }
 }
 
-/// Where a frame is built.
+/// Where a frame is built. What is not of every packet's way, or long, is apart, and so
+/// compiled once for all who write one.
 enum Room<'a, H: Hal, N> {
     Slot(TxSlot<'a, H, N>),
     Large(LargeTxSlot<'a, H, N>),
+    /// A token exists only where there was room, so this is reached only when the queue
+    /// broke in between, or for a frame that no buffer holds.
+    Nowhere(Vec<u8>),
 }
 
-/// Memory for a frame that goes nowhere. A token exists only where there was
-/// room, so this is reached only when the queue broke in between, or for a frame
-/// that no buffer holds.
-#[cold]
-fn discarded(nowhere: &mut Vec<u8>, length: usize) -> &mut [u8] {
-    nowhere.resize(length, 0);
-    nowhere
+impl<'a, H: Hal, N: Notify> Room<'a, H, N> {
+    #[inline(never)]
+    fn other(tx: &'a mut TxQueue<H, N>, length: usize) -> Self {
+        // It may be of a connection whose segments grow.
+        segments::flush(tx);
+        let fits = tx.large_capacity().is_some_and(|most| length <= most);
+        let large = fits.then(|| tx.reserve_large()).flatten();
+        large.map_or_else(|| Self::Nowhere(alloc::vec![0; length]), Self::Large)
+    }
+
+    #[inline(never)]
+    fn other_frame(&mut self, length: usize) -> &mut [u8] {
+        match self {
+            Self::Slot(slot) => slot.frame_mut(length),
+            Self::Large(slot) => slot.frame_mut(length),
+            Self::Nowhere(bytes) => bytes,
+        }
+    }
+
+    #[inline(never)]
+    fn send_other(self, length: usize, segment_size: Option<NonZeroU16>) {
+        if let Self::Large(mut slot) = self {
+            let offload = offload::prepare(slot.frame_mut(length), segment_size);
+            slot.start_xmit_offloaded(length, offload);
+        }
+    }
+}
+
+/// Sends the frame of `length` bytes in a slot, or has it grow.
+#[inline(never)]
+fn send<H: Hal, N: Notify>(
+    mut slot: TxSlot<'_, H, N>,
+    length: usize,
+    segment_size: Option<NonZeroU16>,
+) {
+    if !slot.queue().fills_checksums() {
+        return slot.start_xmit(length);
+    }
+    let cuts_ipv6 = slot.queue().segments.may_grow();
+    let frame = slot.frame_mut(length);
+    let mut offload = None;
+    if let Some(found) = offload::find(frame) {
+        if !found.is_ipv4
+            && found.is_tcp
+            && cuts_ipv6
+            && segment_size.is_none()
+            && let Some(segment) = Segment::behind(frame, found.start)
+        {
+            return segments::take_in(slot, length, &segment);
+        }
+        offload = found.prepare(frame, segment_size);
+    }
+    segments::keep_room(slot.xmit(length, offload));
 }

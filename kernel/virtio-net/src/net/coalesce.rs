@@ -59,9 +59,10 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// The one in this frame, whose IPv6 header begins at `ip`.
+    /// The one in this frame, whose TCP header begins at `tcp`, behind one of IPv6.
     #[inline]
-    pub(crate) fn behind(frame: &[u8], ip: usize) -> Option<Self> {
+    pub(crate) fn behind(frame: &[u8], tcp: u16) -> Option<Self> {
+        let ip = usize::from(tcp).checked_sub(IPV6_HEADER)?;
         let packet = frame.get(ip..)?;
         let data_offset = usize::from(packet.get(IPV6_HEADER + DATA_OFFSET)? >> 4) * 4;
         let header = ip + IPV6_HEADER + data_offset;

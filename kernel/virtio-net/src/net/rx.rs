@@ -16,7 +16,7 @@ use core::ptr::NonNull;
 
 use crate::trace::tracepoint;
 use virtio_drivers::{BufferDirection, Hal};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use super::buffers::{FrameBuffers, Layout, largest_received};
 use super::error::NetError;
@@ -150,6 +150,11 @@ impl Received {
     }
 }
 
+/// Where the checksum ends that is asked for, in bytes from the start of the frame.
+fn checksum_end(header: &Header) -> u32 {
+    u32::from(header.csum_start.get()) + u32::from(header.csum_offset.get()) + 2
+}
+
 /// What the device may say of a frame.
 struct Agreed {
     /// `VIRTIO_NET_F_GUEST_CSUM`.
@@ -178,20 +183,22 @@ impl Agreed {
     /// bytes with this header, else 0; `None` when the header cannot be.
     #[inline(always)]
     fn vouches(&self, header: &Header, length: u32) -> Option<u32> {
-        self.vouches_plainly(header).or_else(|| {
+        self.vouches_plainly(header, length).or_else(|| {
             let is_valid = self.is_checksum_valid(header, length)?;
             Some(if is_valid { F_DATA_VALID.into() } else { 0 })
         })
     }
 
-    /// The same where nothing is asked; `None` where something is.
+    /// The same where nothing is asked, or no more than a checksum, as by every sender on
+    /// the same machine; `None` where something else is.
     #[inline(always)]
-    fn vouches_plainly(&self, header: &Header) -> Option<u32> {
-        let &[flags, gso_type, ..] = header.as_bytes() else {
-            return None;
-        };
-        let asked = u32::from(u16::from_le_bytes([flags, gso_type]));
-        (asked & !u32::from(F_DATA_VALID) == 0).then_some(asked & self.trusted)
+    fn vouches_plainly(&self, header: &Header, length: u32) -> Option<u32> {
+        let asked = u32::from(u16::from_le_bytes([header.flags, header.gso_type]));
+        if asked & !u32::from(F_DATA_VALID) == 0 {
+            return Some(asked & self.trusted);
+        }
+        let is_right = asked == u32::from(F_NEEDS_CSUM) && self.guest_csum;
+        (is_right && checksum_end(header) <= length).then_some(self.trusted)
     }
 
     /// The same where more may be asked (Linux `virtio_net_hdr_to_skb`).
@@ -210,11 +217,8 @@ impl Agreed {
         {
             return wrong;
         }
-        if header.flags & F_NEEDS_CSUM != 0 {
-            let end = u32::from(header.csum_start.get()) + u32::from(header.csum_offset.get()) + 2;
-            if end > length {
-                return wrong;
-            }
+        if header.flags & F_NEEDS_CSUM != 0 && checksum_end(header) > length {
+            return wrong;
         }
         // Of a frame that needs its checksum, that one and all before it are
         // right (specification 5.1.6.4).
@@ -468,7 +472,8 @@ impl<H: Hal, N: Notify> RxQueue<H, N> {
         let is_plain = written > self.buffers.header_length()
             && !self.hashes.are_looked_at
             && (!self.mergeable || header.num_buffers == 1);
-        is_plain.then(|| self.agreed.vouches_plainly(&header.header))?
+        let length = written.wrapping_sub(self.buffers.header_length());
+        is_plain.then(|| self.agreed.vouches_plainly(&header.header, length))?
     }
 
     #[inline(always)]

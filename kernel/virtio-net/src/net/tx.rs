@@ -566,10 +566,7 @@ impl<'q, H: Hal, N: Notify> TxSlot<'q, H, N> {
         length: usize,
         first: impl FnOnce(&mut TxQueue<H, N>),
     ) -> Result<Self, &'q mut TxQueue<H, N>> {
-        let Self {
-            queue,
-            slot: written,
-        } = self;
+        let (queue, written) = (self.queue, self.slot);
         first(queue);
         let Some(slot) = queue.queue.ring().next_slot() else {
             return Err(queue);
@@ -656,11 +653,7 @@ impl<H: Hal, N: Notify> LargeTxSlot<'_, H, N> {
 
     /// As [`TxSlot::start_xmit_offloaded`], up to [`TxQueue::large_capacity`].
     pub fn start_xmit_offloaded(self, length: usize, offload: Option<Offload>) {
-        let Self {
-            queue: tx,
-            slot,
-            number,
-        } = self;
+        let (tx, slot, number) = (self.queue, self.slot, self.number);
         if let Some(large) = &mut tx.large {
             large.take(number);
             // SAFETY: it has just been taken.

@@ -87,6 +87,12 @@ impl<R: QueueRing, N: Notify> Virtqueue<R, N> {
     #[doc(alias = "virtqueue_kick")]
     #[inline]
     pub fn kick(&mut self) -> bool {
+        self.ring.has_unpublished() && self.kick_added()
+    }
+
+    /// As [`Self::kick`], when something was added.
+    #[inline(never)]
+    fn kick_added(&mut self) -> bool {
         let wanted = self.kick_prepare();
         #[cfg(feature = "faults")]
         let wanted = crate::faults::rings(self.ring.queue(), wanted);

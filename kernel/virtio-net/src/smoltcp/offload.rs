@@ -7,53 +7,29 @@ use crate::net::coalesce::IPV6_HEADER;
 use crate::net::offload::Offload;
 
 const ETHERNET: usize = 14;
-const VLAN_TAG: usize = 4;
-/// Protocol number of TCP.
+/// Protocol numbers.
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// EtherType of IPv4.
-const IPV4: [u8; 2] = [0x08, 0x00];
-/// EtherType of IPv6.
-const IPV6: [u8; 2] = [0x86, 0xdd];
-
-/// Which protocols a frame carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Transport {
-    Tcp,
-    Udp,
-}
-
-impl Transport {
-    /// Where the checksum is in the header, in bytes.
-    const fn checksum_offset(self) -> u16 {
-        match self {
-            Self::Tcp => 16,
-            Self::Udp => 6,
-        }
-    }
-}
+/// EtherTypes, as they are in memory.
+const IPV4: u16 = 0x0800_u16.to_be();
+const IPV6: u16 = 0x86dd_u16.to_be();
+const VLAN: u16 = 0x8100_u16.to_be();
+const SERVICE_VLAN: u16 = 0x88a8_u16.to_be();
 
 /// A UDP datagram or TCP segment in a frame, whole.
 pub(super) struct Found {
-    transport: Transport,
-    is_ipv4: bool,
+    pub(super) is_ipv4: bool,
+    pub(super) is_tcp: bool,
     /// Where its header begins, in bytes from the start of the frame.
-    start: u16,
-    /// Where both addresses are, likewise.
-    addresses: usize,
+    pub(super) start: u16,
+    /// Where its checksum is in that.
+    checksum: u16,
+    /// The sum over addresses and protocol; see [`sum`].
+    sum: u64,
 }
 
 impl Found {
-    /// Where the IPv6 header begins, in bytes from the start of the frame, if it is a
-    /// TCP segment behind one.
-    #[inline]
-    pub(super) fn ipv6_of_tcp(&self) -> Option<usize> {
-        let is_tcp = !self.is_ipv4 && self.transport == Transport::Tcp;
-        let ip = usize::from(self.start).checked_sub(IPV6_HEADER);
-        ip.filter(|_| is_tcp)
-    }
-
     /// Puts the checksum of the pseudo-header where that of the UDP datagram or TCP
     /// segment goes, in the frame in which this was found (Linux
     /// `__tcp_v4_send_check`), and says what the device is to do: with a
@@ -65,95 +41,100 @@ impl Found {
         frame: &mut [u8],
         segment_size: Option<NonZeroU16>,
     ) -> Option<Offload> {
-        let addresses = frame.get(self.addresses..)?;
-        let addresses = if self.is_ipv4 {
-            sum(addresses.first_chunk::<8>()?)
-        } else {
-            sum(addresses.first_chunk::<32>()?)
+        let length = frame.len().checked_sub(self.start.into())?;
+        let field = usize::from(self.start) + usize::from(self.checksum);
+        let field = frame.get_mut(field..)?.first_chunk_mut::<2>()?;
+        // RFC 9293, 3.1; RFC 8200, 8.1. A frame is shorter than 2^32 bytes.
+        *field = fold(self.sum + u64::from((length as u32).to_be()));
+        let offload = Offload::checksum(self.start, self.checksum);
+        let Some(size) = segment_size.filter(|_| self.is_tcp) else {
+            return Some(offload);
         };
-        let (_, segment) = frame.split_at_mut_checked(self.start.into())?;
-        let (protocol, header_length) = match self.transport {
-            Transport::Tcp => (TCP, usize::from(segment.get(12)? >> 4) * 4),
-            Transport::Udp => (UDP, 8),
-        };
-        let length = segment.len();
-        let payload = length.checked_sub(header_length)?;
-        let offset = self.transport.checksum_offset();
-        let field = segment.get_mut(offset.into()..)?.first_chunk_mut::<2>()?;
-        // RFC 9293, 3.1; RFC 8200, 8.1.
-        *field = fold(addresses + u64::from(protocol) + length as u64).to_be_bytes();
-        let offload = Offload::checksum(self.start, offset);
-        Some(match segment_size {
-            Some(size) if payload > size.get().into() && self.transport == Transport::Tcp => {
-                // A TCP header has at most 60 bytes.
-                offload.segmented(self.is_ipv4, self.start + header_length as u16, size)
-            }
-            _ => offload,
-        })
+        // At most 60 bytes.
+        let header = u16::from(frame.get(usize::from(self.start) + 12)? >> 4) * 4;
+        let is_longer = length > usize::from(header) + usize::from(size.get());
+        let segmented = || offload.segmented(self.is_ipv4, self.start + header, size);
+        Some(if is_longer { segmented() } else { offload })
     }
 }
 
-/// Where a frame's packet begins, behind VLAN tags, in bytes from the start;
-/// and its EtherType.
-#[inline]
-fn network_header(frame: &[u8]) -> Option<(usize, [u8; 2])> {
-    let mut start = ETHERNET;
-    let mut ethertype = *frame.get(start - 2..)?.first_chunk::<2>()?;
-    while let [0x81, 0x00] | [0x88, 0xa8] = ethertype {
-        start += VLAN_TAG;
-        ethertype = *frame.get(start - 2..)?.first_chunk::<2>()?;
-    }
-    Some((start, ethertype))
+pub(super) fn prepare(frame: &mut [u8], segment_size: Option<NonZeroU16>) -> Option<Offload> {
+    find(frame)?.prepare(frame, segment_size)
 }
 
 /// Finds the UDP or TCP header of a frame, which begins with its Ethernet header,
 /// may have VLAN tags, and ends with its IP packet. `None` when there is neither a
 /// whole datagram nor a whole segment in it: in a fragment, or behind an IPv6
 /// extension header.
-#[inline]
+#[inline(always)]
 pub(super) fn find(frame: &[u8]) -> Option<Found> {
-    let (start, ethertype) = network_header(frame)?;
-    let packet = frame.get(start..)?;
+    let (ethernet, packet) = frame.split_first_chunk::<ETHERNET>()?;
+    match u16::from_ne_bytes([ethernet[12], ethernet[13]]) {
+        VLAN | SERVICE_VLAN => find_behind_tags(packet),
+        ethertype => find_behind(packet, ETHERNET, ethertype),
+    }
+}
+
+/// As [`find`], in what begins in a VLAN tag.
+#[cold]
+fn find_behind_tags(mut packet: &[u8]) -> Option<Found> {
+    let mut start = ETHERNET;
+    loop {
+        let ([.., a, b], rest) = packet.split_first_chunk::<4>()?;
+        (packet, start) = (rest, start + 4);
+        match u16::from_ne_bytes([*a, *b]) {
+            VLAN | SERVICE_VLAN => (),
+            ethertype => return find_behind(packet, start, ethertype),
+        }
+    }
+}
+
+/// As [`find`], in the packet that begins so many bytes from the start of its frame.
+#[inline(always)]
+fn find_behind(packet: &[u8], start: usize, ethertype: u16) -> Option<Found> {
     let (is_ipv4, header_length, protocol, addresses) = match ethertype {
         IPV4 => {
             let header = packet.first_chunk::<20>()?;
             // "More fragments" or an offset.
-            if (header[6] & 0x3f) | header[7] != 0 {
+            if u16::from_ne_bytes([header[6], header[7]]) & 0x3fff_u16.to_be() != 0 {
                 return None;
             }
             let length = usize::from(header[0] & 0xf) * 4;
-            (true, length, header[9], start + 12)
+            (true, length, header[9], sum(header.last_chunk::<8>()?))
         }
         IPV6 => {
             let header = packet.first_chunk::<IPV6_HEADER>()?;
-            (false, IPV6_HEADER, header[6], start + 8)
+            let addresses = sum(header.last_chunk::<32>()?);
+            (false, IPV6_HEADER, header[6], addresses)
         }
         _ => return None,
     };
-    let transport = match protocol {
-        TCP => Transport::Tcp,
-        UDP => Transport::Udp,
+    let checksum = match protocol {
+        TCP => 16,
+        UDP => 6,
         _ => return None,
     };
     Some(Found {
-        transport,
         is_ipv4,
+        is_tcp: protocol == TCP,
         start: u16::try_from(start + header_length).ok()?,
-        addresses,
+        checksum,
+        sum: addresses + u64::from(u32::from(protocol).to_be()),
     })
 }
 
-/// The sum of words in network byte order, to be folded; what is left over at the
-/// end does not count.
-fn sum(bytes: &[u8]) -> u64 {
+/// The sum of words in the byte order of memory, to be folded (RFC 1071, 2 B).
+#[inline(always)]
+fn sum<const N: usize>(bytes: &[u8; N]) -> u64 {
     let words = bytes.as_chunks().0.iter();
-    words.map(|word| u64::from(u32::from_be_bytes(*word))).sum()
+    words.map(|word| u64::from(u32::from_ne_bytes(*word))).sum()
 }
 
-/// Brings the carries back in at the bottom (RFC 1071).
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
+/// Brings the carries back in at the bottom: the upper half of the sum of a word and
+/// itself with its halves swapped has both, and the carry out of the lower one.
+#[inline(always)]
+fn fold(sum: u64) -> [u8; 2] {
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    let sum = (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16;
+    sum.to_ne_bytes()
 }

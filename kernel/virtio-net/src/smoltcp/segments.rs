@@ -64,27 +64,17 @@ impl Segments {
             self.frames.push(SuperFrame { growing, buffer });
             return slot.into_queue();
         }
-        let frame = slot.frame_mut(length);
-        let offload = offload::find(frame).and_then(|found| found.prepare(frame, None));
+        let offload = offload::prepare(slot.frame_mut(length), None);
         slot.xmit(length, offload)
     }
 
-    fn send_all<H: Hal, N: Notify>(&mut self, tx: &mut TxQueue<H, N>) {
-        while !self.frames.is_empty() {
-            self.send_one(0, tx);
-        }
-    }
-
     fn send_one<H: Hal, N: Notify>(&mut self, index: usize, tx: &mut TxQueue<H, N>) {
-        let SuperFrame {
-            growing,
-            mut buffer,
-        } = self.frames.remove(index);
+        let frame = self.frames.remove(index);
+        let (growing, mut buffer) = (frame.growing, frame.buffer);
         let length = growing.length;
         let frame = tx.large_frame(&mut buffer, length);
         growing.finish(frame);
-        let size = NonZeroU16::new(growing.size);
-        let offload = offload::find(frame).and_then(|found| found.prepare(frame, size));
+        let offload = offload::prepare(frame, NonZeroU16::new(growing.size));
         tx.coalesced += u64::from(offload.is_some_and(|offload| offload.is_segmented()));
         tx.start_xmit_large(buffer, length, offload);
     }
@@ -92,6 +82,7 @@ impl Segments {
 
 /// Takes in the frame of `length` bytes in a slot, which has this segment: it goes on
 /// what grows, begins to grow, or is sent. Segments of a connection stay in order.
+#[inline(never)]
 pub(super) fn take_in<H: Hal, N: Notify>(
     mut slot: TxSlot<'_, H, N>,
     length: usize,
@@ -116,8 +107,15 @@ pub(super) fn keep_room<H: Hal, N: Notify>(tx: &mut TxQueue<H, N>) {
 #[inline]
 pub(super) fn flush<H: Hal, N: Notify>(tx: &mut TxQueue<H, N>) {
     if !tx.segments.frames.is_empty() {
-        let mut segments = mem::take(&mut tx.segments);
-        segments.send_all(tx);
-        tx.segments = segments;
+        send_all(tx);
     }
+}
+
+#[inline(never)]
+fn send_all<H: Hal, N: Notify>(tx: &mut TxQueue<H, N>) {
+    let mut segments = mem::take(&mut tx.segments);
+    while !segments.frames.is_empty() {
+        segments.send_one(0, tx);
+    }
+    tx.segments = segments;
 }
